@@ -1,0 +1,28 @@
+"""General-purpose audio representations by masked spectrogram modelling (MSM-MAE, PMLR 166, 2022)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from melmask.encoder import POOLINGS, AudioEncoder, Embedding, Reconstruction, load
+    from melmask.errors import MelmaskError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "POOLINGS": "melmask.encoder",
+    "AudioEncoder": "melmask.encoder",
+    "Embedding": "melmask.encoder",
+    "MelmaskError": "melmask.errors",
+    "Reconstruction": "melmask.encoder",
+    "load": "melmask.encoder",
+}
+
+__all__ = ["POOLINGS", "AudioEncoder", "Embedding", "MelmaskError", "Reconstruction", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that `melmask --help` does not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'melmask' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

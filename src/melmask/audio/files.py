@@ -1,0 +1,139 @@
+"""Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from melmask.errors import AudioFileError, InputError
+
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc".split()
+)
+"""What the bundled libsndfile reads; other files in a scanned folder are passed over."""
+
+_BLOCK_FRAMES = 1 << 20
+_RESAMPLER_QUALITY = "HQ"
+
+
+def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
+    """A whole file as mono, (samples,) float32, full scale = 1.0, at `sample_rate_hz`.
+
+    Channels are averaged; resampling is soxr HQ.
+
+    Raises:
+        AudioFileError: if it is missing, not sound, broken off, empty, or holds NaN or infinite samples.
+    """
+    blocks = list(read_audio_blocks(path, sample_rate_hz))
+    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
+    """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty."""
+    produced = 0
+    try:
+        with soundfile.SoundFile(path) as file:
+            mono = _mono_blocks(path, file)
+            for block in _resampled(mono, file.samplerate, sample_rate_hz):
+                produced += len(block)
+                yield block
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if not produced:
+        raise AudioFileError(f"{path} holds no samples; leave it out or replace it")
+
+
+def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    read = 0
+    while True:
+        block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        read += len(block)
+        if not np.isfinite(block).all():
+            raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
+        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+    # Streams of unknown length announce a huge number; a broken-off flac or wav announces more than it holds.
+    announced = file.frames
+    if read < announced < 1 << 62:
+        raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; restore or leave out the file")
+
+
+def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
+    if from_hz == to_hz:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality=_RESAMPLER_QUALITY)
+    for block in blocks:
+        resampled = stream.resample_chunk(block)
+        if len(resampled):
+            yield resampled
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    if len(rest):
+        yield rest
+
+
+def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """(samples,) or (clips, samples) float32 from one rate to another, soxr HQ."""
+    if from_hz == to_hz:
+        return waveform
+    resampled = soxr.resample(waveform.T, from_hz, to_hz, quality=_RESAMPLER_QUALITY)
+    return np.ascontiguousarray(resampled.T, dtype=np.float32)
+
+
+def _unreadable(path: Path, error: Exception) -> AudioFileError:
+    if not path.exists():
+        return AudioFileError(f"{path} does not exist; check the path")
+    if path.is_file() and not path.stat().st_size:
+        return AudioFileError(f"{path} is empty (0 bytes); leave it out or replace it")
+    reason = str(error).rstrip(".").rsplit(": ", 1)[-1]
+    known = "wav, flac, ogg, opus, mp3, aiff and the like"
+    return AudioFileError(f"{path} cannot be read as sound ({reason}); expected {known}")
+
+
+def find_audio(sources: Iterable[Path]) -> list[Path]:
+    """Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
+
+    A folder gives the files with a known sound suffix, sorted; a manifest those in its `path` column (relative
+    paths start at the manifest's folder).
+
+    Raises:
+        InputError: for a source that does not exist or gives no file.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        if source.is_dir():
+            paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            if not paths:
+                raise InputError(f"{source} holds no sound files; expected {_suffix_text()} somewhere below it")
+        elif not source.exists():
+            raise InputError(f"{source} does not exist; give files, folders or CSV manifests")
+        elif source.suffix.lower() in (".csv", ".tsv"):
+            paths = read_manifest(source)
+        else:
+            paths = [source]
+        found.update(dict.fromkeys(paths))
+    return list(found)
+
+
+def read_manifest(path: Path) -> list[Path]:
+    """The `path` column of a CSV (or tab-separated .tsv) file; other columns are ignored."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            if "path" not in (rows.fieldnames or ()):
+                columns = ", ".join(rows.fieldnames or ()) or "none"
+                raise InputError(f"{path} has no column 'path' (its columns: {columns}); add one")
+            paths = [path.parent / row["path"] for row in rows if row["path"]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV text file ({error}); expected a header line with 'path'") from error
+    if not paths:
+        raise InputError(f"{path} lists no files; expected rows below its header")
+    return paths
+
+
+def _suffix_text() -> str:
+    return "*.wav, *.flac, *.ogg, *.opus, *.mp3 or the like"

@@ -1,0 +1,19 @@
+"""The axis words of this package and the tensor shapes made of them.
+
+batch    crops or clips computed together      samples  of a waveform
+mels     mel bands, 0 the lowest               frames   of a log-mel, one a hop
+patches  tokens of a unit, frequency-major     visible  patches the encoder sees in training
+values   numbers in a patch (mel, frame)       dim      width of a token
+
+Masks: in all code `masked` is Bool and True means hidden.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Waveform = Float[Tensor, "batch samples"]
+LogMel = Float[Tensor, "batch mels frames"]
+Patches = Float[Tensor, "batch patches values"]
+Tokens = Float[Tensor, "batch tokens dim"]
+Masked = Bool[Tensor, "batch patches"]
+TokenIds = Int[Tensor, "batch ids"]

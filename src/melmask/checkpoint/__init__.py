@@ -1,0 +1,1 @@
+"""Models on disk: melmask's own folders and others' files."""

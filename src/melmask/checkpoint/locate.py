@@ -1,0 +1,33 @@
+"""From what a user names - a run, a checkpoint folder, another project's file - to a model."""
+
+from pathlib import Path
+
+from melmask.checkpoint.convert import read_foreign
+from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint
+from melmask.errors import CheckpointError
+from melmask.models.mae import MaskedAutoencoder
+
+
+def load_any(source: Path) -> tuple[MaskedAutoencoder, ModelCard, Path]:
+    """The model, its card, and the file or folder it was read from.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or of an unknown kind.
+    """
+    if source.is_file():
+        if source.name in (CONFIG, WEIGHTS):
+            return *load_checkpoint(source.parent), source.parent
+        return *read_foreign(source), source
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist; give a run, a checkpoint folder or a .pth file")
+    steps = sorted((source / "checkpoints").glob("step-*"))
+    folder = steps[-1] if steps else source
+    if not steps and (source / "run.json").exists():
+        raise CheckpointError(
+            f"{source} is a run without a checkpoint yet; let melmask pretrain go on until it saves one"
+        )
+    if not (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{source} holds no checkpoint; expected a run of melmask pretrain, or {CONFIG} and {WEIGHTS}"
+        )
+    return *load_checkpoint(folder), folder

@@ -1,0 +1,247 @@
+"""Every knob of melmask on one page: frozen dataclasses, checked when built, JSON in and out, no torch.
+
+`PretrainConfig` has two kinds of sections. `model, masking, data, optimizer` decide the result; `run, hardware`
+must not change it (beyond rounding). A checkpoint's `config.json` holds `FrontEndConfig`, `Statistics` and
+`ModelConfig`: all that inference needs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from melmask.errors import ConfigError
+
+LOG_EPSILON = 1.1920929e-07
+"""Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndConfig:
+    """Waveform to log-mel. Defaults: MSM-MAE (PMLR 166, section 4.1), 16 kHz."""
+
+    sample_rate_hz: int = 16000
+    """Rate the audio is resampled to."""
+    n_fft: int = 400
+    """FFT length in samples."""
+    win_samples: int = 400
+    """Hann window length in samples, centred in the FFT; 400 is 25 ms at 16 kHz."""
+    hop_samples: int = 160
+    """Samples between frames; 160 is 10 ms at 16 kHz."""
+    mels: int = 80
+    """Number of mel bands."""
+    min_hz: float = 50.0
+    """Lower edge of the first band."""
+    max_hz: float = 8000.0
+    """Upper edge of the last band, at most half the sample rate."""
+
+    def __post_init__(self):
+        _check(
+            self.sample_rate_hz > 0,
+            f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate",
+        )
+        _check(self.hop_samples > 0, f"front_end.hop_samples is {self.hop_samples}; give at least 1")
+        _check(self.n_fft > 1 and self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
+        _check(
+            1 < self.win_samples <= self.n_fft,
+            f"front_end.win_samples is {self.win_samples}; give 2 to n_fft = {self.n_fft}",
+        )
+        _check(self.mels > 0, f"front_end.mels is {self.mels}; give at least 1")
+        _check(
+            0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2,
+            f"front_end.min_hz and max_hz are {self.min_hz} and {self.max_hz}; give 0 <= min < max <= half the "
+            f"sample rate, {self.sample_rate_hz / 2}",
+        )
+
+    @property
+    def hop_ms(self) -> float:
+        """Time between frames, in ms."""
+        return 1000 * self.hop_samples / self.sample_rate_hz
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Mean and standard deviation of a corpus' log-mel values: one scalar each. Default: AudioSet's."""
+
+    mean: float = -7.1
+    """Mean of ln(power + eps)."""
+    std: float = 4.2
+    """Standard deviation of the same."""
+
+    def __post_init__(self):
+        _check(self.std > 0, f"statistics.std is {self.std}; a standard deviation is above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network. Defaults: the paper's ViT-B at 80x208 with 16x16 patches."""
+
+    mels: int = 80
+    """Mel bands of the input."""
+    frames: int = 208
+    """Frames of a unit: the crop length in training, the longest piece encoded at once afterwards."""
+    patch_mels: int = 16
+    """Patch height in mel bands; divides `mels`."""
+    patch_frames: int = 16
+    """Patch width in frames; divides `frames`."""
+    width: int = 768
+    """Encoder width; divisible by 4 (positions) and by `heads`."""
+    depth: int = 12
+    """Encoder blocks."""
+    heads: int = 12
+    """Encoder attention heads."""
+    cls_token: bool = True
+    """Whether a learned CLS token goes before the patches."""
+    decoder_width: int = 384
+    """Decoder width; 0 with `decoder_depth` 0 for an encoder without decoder."""
+    decoder_depth: int = 4
+    """Decoder blocks."""
+    decoder_heads: int = 6
+    """Decoder attention heads."""
+    decoder_positions: Literal["line", "grid"] = "line"
+    """1-D sinusoid over the flattened tokens (the paper) or the 2-D table (its successor)."""
+
+    def __post_init__(self):
+        for size, patch in (("mels", "patch_mels"), ("frames", "patch_frames")):
+            whole, part = getattr(self, size), getattr(self, patch)
+            _check(
+                0 < part <= whole and whole % part == 0,
+                f"model.{patch} is {part}; give a divisor of model.{size} = {whole}",
+            )
+        for name in ("width", "decoder_width"):
+            value, heads = getattr(self, name), self.heads if name == "width" else self.decoder_heads
+            if name == "decoder_width" and not self.has_decoder:
+                continue
+            _check(
+                value > 0 and value % 4 == 0 and heads > 0 and value % heads == 0,
+                f"model.{name} is {value}; give a multiple of 4 and of its {heads} heads",
+            )
+        _check(self.depth > 0, f"model.depth is {self.depth}; give at least 1")
+        _check(self.decoder_depth >= 0, f"model.decoder_depth is {self.decoder_depth}; give 0 or more")
+        _check(
+            self.decoder_positions in ("line", "grid"),
+            f"model.decoder_positions is {self.decoder_positions!r}; give 'line' or 'grid'",
+        )
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model can reconstruct."""
+        return self.decoder_width > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """What is hidden, and what the hidden patches are compared with."""
+
+    ratio: float = 0.75
+    """Share of patches hidden; visible = int(patches * (1 - ratio))."""
+    normalize_target: bool = False
+    """Compare with each patch's own zero-mean, unit-variance values (off in the paper)."""
+
+    def __post_init__(self):
+        _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How crops are drawn from the store."""
+
+    batch_size: int = 256
+    """Crops a step, over all processes."""
+    sampling: Literal["time", "clip"] = "time"
+    """One epoch holds one crop for each crop length of audio ('time') or one crop a clip ('clip', the paper)."""
+
+    def __post_init__(self):
+        _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; give at least 1")
+        _check(self.sampling in ("time", "clip"), f"data.sampling is {self.sampling!r}; give 'time' or 'clip'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and half-cosine decay to zero, per step (PMLR 166, appendix A)."""
+
+    learning_rate: float = 3e-4
+    """Peak rate for the whole batch: no scaling rule is applied to it."""
+    beta1: float = 0.9
+    """AdamW first moment."""
+    beta2: float = 0.95
+    """AdamW second moment."""
+    weight_decay: float = 0.05
+    """Decoupled decay; none on biases, norms and tokens."""
+    steps: int = 10000
+    """Optimizer steps of the whole run."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up from zero."""
+    max_gradient_norm: float = 0.0
+    """Clip the gradient's norm to this; 0 for no clipping (the paper)."""
+
+    def __post_init__(self):
+        _check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; give a positive rate")
+        _check(self.steps > 0, f"optimizer.steps is {self.steps}; give at least 1")
+        _check(
+            0 <= self.warmup_steps <= self.steps,
+            f"optimizer.warmup_steps is {self.warmup_steps}; give 0 to steps = {self.steps}",
+        )
+        _check(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
+            f"optimizer.beta1 and beta2 are {self.beta1} and {self.beta2}; give values from 0 to below 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Bookkeeping: what is logged and kept, and when."""
+
+    seed: int = 0
+    """Decides weights, crops, masks and order."""
+    log_interval_steps: int = 20
+    """Steps between lines of metrics."""
+    snapshot_interval_s: float = 120.0
+    """Seconds of training a kill can lose."""
+    picture_interval_steps: int = 500
+    """Steps between pictures of reconstructions; 0 for none."""
+    max_minutes: float = 0.0
+    """Stop with a snapshot after this many minutes, to be resumed; 0 for no limit."""
+
+    def __post_init__(self):
+        _check(self.seed >= 0, f"run.seed is {self.seed}; give 0 or more")
+        _check(
+            self.log_interval_steps > 0,
+            f"run.log_interval_steps is {self.log_interval_steps}; give at least 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Where and how fast; the result stays the same but for rounding."""
+
+    device: str = "auto"
+    """'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; 'auto' is bf16 where the device computes it natively."""
+    threads: int = 0
+    """CPU threads of the arithmetic; 0 for all cores this process may use."""
+    readers: int = 2
+    """Threads that read batches ahead."""
+
+    def __post_init__(self):
+        _check(
+            self.precision in ("auto", "fp32", "bf16"),
+            f"hardware.precision is {self.precision!r}; give 'auto', 'fp32' or 'bf16'",
+        )
+        _check(self.readers > 0, f"hardware.readers is {self.readers}; give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One pre-training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)

@@ -1,0 +1,1 @@
+"""Stores of log-mels: writing, reading, drawing crops."""

@@ -1,0 +1,88 @@
+"""Batches of crops from a store, each a pure function of (store, configuration, step).
+
+1. position = step * batch size + row; epoch, k = divmod(position, crops an epoch).
+2. The epoch's order is a permutation from (seed, epoch); entry k of it names a clip.
+3. The crop's offset comes from a generator keyed by (seed, epoch, k): the same for any number of processes.
+4. A clip shorter than the crop is followed by crops of other clips, drawn by the same generator, until it is full:
+   no constant is ever shown to the model, and no computation is spent on padding.
+5. Batches (rows, frames, mels) float16 are read ahead by threads and come out in order.
+
+So the whole position of the data is one integer, the step.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from melmask.config import DataConfig
+from melmask.data.store import Store
+
+_BATCHES_AHEAD_PER_READER = 2
+_ORDER_STREAM, _CROP_STREAM = 2, 3
+
+
+class CropStream:
+    """Crops of `crop_frames` frames; this process takes rows `rank::processes` of each global batch."""
+
+    def __init__(
+        self, store: Store, config: DataConfig, crop_frames: int, seed: int, rank: int = 0, processes: int = 1
+    ):
+        assert config.batch_size % processes == 0
+        self._store = store
+        self._crop_frames = crop_frames
+        self._seed = seed
+        self._batch_size = config.batch_size
+        self._rows = range(rank, config.batch_size, processes)
+        crops = np.maximum(1, np.rint(store.frames / crop_frames).astype(np.int64))
+        self._clip_of = np.arange(len(store)) if config.sampling == "clip" else np.repeat(np.arange(len(store)), crops)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
+
+    @property
+    def crops_per_epoch(self) -> int:
+        """Crops after which every clip has been drawn (in proportion to its length, if sampled by time)."""
+        return len(self._clip_of)
+
+    def batch(self, step: int) -> np.ndarray:
+        """This process' crops of one step, (rows, crop_frames, mels) float16."""
+        out = np.empty((len(self._rows), self._crop_frames, self._store.front_end.mels), dtype="<f2")
+        for crop, row in zip(out, self._rows, strict=True):
+            self._fill(crop, *divmod(step * self._batch_size + row, self.crops_per_epoch))
+        return out
+
+    def batches(self, first_step: int, steps: int, readers: int) -> Iterator[np.ndarray]:
+        """Batches of `steps` steps from `first_step` on, read ahead."""
+        pool = ThreadPoolExecutor(readers)
+        ahead: deque[Future[np.ndarray]] = deque()
+        try:
+            for step in range(first_step, first_step + steps):
+                ahead.append(pool.submit(self.batch, step))
+                if len(ahead) > _BATCHES_AHEAD_PER_READER * readers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _fill(self, crop: np.ndarray, epoch: int, k: int) -> None:
+        rng = np.random.default_rng((_CROP_STREAM, self._seed, epoch, k))
+        clip = self._clip_of[self._permutation(epoch)[k]]
+        filled = 0
+        while True:
+            frames = int(self._store.frames[clip])
+            wanted = min(frames, self._crop_frames - filled)
+            first = int(rng.integers(frames - wanted + 1))
+            self._store.read_into(crop[filled : filled + wanted], clip, first)
+            filled += wanted
+            if filled == self._crop_frames:
+                return
+            clip = self._clip_of[rng.integers(self.crops_per_epoch)]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Replaced as a whole, so that threads reading neighbouring epochs never see half of one.
+        known, order = self._order
+        if known != epoch:
+            order = np.random.default_rng((_ORDER_STREAM, self._seed, epoch)).permutation(self.crops_per_epoch)
+            self._order = (epoch, order)
+        return order

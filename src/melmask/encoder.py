@@ -1,0 +1,345 @@
+"""The one inference path: sound in, embeddings out. A pure function of (audio, model).
+
+1. Waveform to log-mel, normalised with the checkpoint's statistics.
+2. Cut into units of the trained length; the last one is shortened to whole patches. What is missing of its last patch
+   is filled with 0, the corpus mean after normalisation, as the published successor does.
+3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
+4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's centre.
+5. The scene vector is the mean of the frame vectors weighted by the true audio in each step.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from melmask.audio.files import read_audio_blocks, resample
+from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
+from melmask.checkpoint.folder import ModelCard
+from melmask.checkpoint.locate import load_any
+from melmask.errors import ConfigError, InputError
+from melmask.geometry import step_durations_frames, step_times_ms, unit_lengths
+from melmask.hardware import pick_device
+from melmask.models.mae import MaskedAutoencoder
+
+POOLINGS = ("concat", "mean", "mean+max", "cls")
+"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), mean and
+maximum (2 * width), or the CLS token of the step's unit (width)."""
+
+_TOKENS_PER_BATCH = 16384
+_SEGMENT_FRAMES = 8192
+"""Long files pass through in pieces of about this length: 82 s at a 10-ms hop."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeddings of one clip, or of several of equal length.
+
+    scene: ([clips,] D) float32.  frames: ([clips,] steps, D) float32.  times_ms: (steps,) float64, the steps' centres.
+    """
+
+    scene: np.ndarray
+    frames: np.ndarray
+    times_ms: np.ndarray
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder makes of the visible patches.
+
+    loss: mean squared error over hidden patches, normalised log-mel.  prediction: (clips, patches, values) float32, every
+    patch, normalised log-mel; patches are numbered frequency-major, values ordered (mel in patch, frame in patch).
+    logmel: (clips, mels, frames), the prediction put together and brought back to natural-log units.
+    """
+
+    loss: float
+    prediction: np.ndarray
+    logmel: np.ndarray
+
+
+class AudioEncoder:
+    """A trained model ready for use; made by `melmask.load`.
+
+    Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from).
+    """
+
+    def __init__(self, model: MaskedAutoencoder, card: ModelCard, name: str = "", device: str = "auto"):
+        self.card = card
+        self.name = name
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The rate the model hears; other audio is resampled to it."""
+        return self.card.front_end.sample_rate_hz
+
+    def embedding_size(self, pooling: str = "concat") -> int:
+        """D of `embed` with this pooling."""
+        _check_pooling(pooling, self.card.model.cls_token)
+        factor = {"concat": self.model.encoder.grid.rows, "mean+max": 2}.get(pooling, 1)
+        return factor * self.card.model.width
+
+    def embed(
+        self,
+        audio: str | Path | np.ndarray | Tensor,
+        sample_rate_hz: int | None = None,
+        *,
+        layer: int | None = None,
+        pooling: str = "concat",
+    ) -> Embedding:
+        """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
+
+        Args:
+            audio: Any length from one sample to hours.
+            sample_rate_hz: Of an array; resampled to the model's. A file knows its own.
+            layer: Features after block 1 .. depth; by default the last block's, after the final norm.
+            pooling: One of `POOLINGS`.
+
+        Raises:
+            AudioFileError: the file cannot be read.
+            InputError: the array is empty, not finite, of another shape, or has no rate.
+            ConfigError: no such layer or pooling.
+        """
+        self.check_choice(layer, pooling)
+        if isinstance(audio, str | Path):
+            clips = [list(self.segments_of_file(Path(audio)))]
+            single = True
+        else:
+            waveform, single = self._waveform(audio, sample_rate_hz)
+            clips = [[logmel] for logmel in self._logmel(waveform)]
+        segments = [segment for clip in clips for segment in clip]
+        vectors = iter(self.embed_segments(segments, layer=layer, pooling=pooling))
+        scenes, frames = [], []
+        for clip in clips:
+            mean = SceneMean(self.card.model.patch_frames)
+            parts = [mean.add(next(vectors), segment.shape[1]) for segment in clip]
+            scenes.append(mean.result())
+            frames.append(np.concatenate(parts))
+        times_ms = self.times_ms(len(frames[0]))
+        if single:
+            return Embedding(scenes[0], frames[0], times_ms)
+        return Embedding(np.stack(scenes), np.stack(frames), times_ms)
+
+    def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
+        """Log-mel of (samples,) or (clips, samples): (clips, mels, frames) float32, natural log, not normalised."""
+        waveform, _ = self._waveform(audio, sample_rate_hz)
+        return self._logmel(waveform).cpu().numpy()
+
+    @torch.inference_mode()
+    def segments_of_file(self, path: Path) -> Iterator[Tensor]:
+        """The log-mel of a file in pieces (mels, frames) of whole units, the last one shorter; bounded memory.
+
+        Units are encoded independently, so embedding the pieces is the same as embedding the whole.
+
+        Raises:
+            AudioFileError: the file cannot be read.
+        """
+        unit = self.card.model.frames
+        length = max(1, _SEGMENT_FRAMES // unit) * unit
+        stream = LogMelStream(self.front_end)
+        pending: list[Tensor] = []
+        for block in read_audio_blocks(path, self.sample_rate_hz):
+            pending.append(stream.push(block)[0])
+            if sum(part.shape[1] for part in pending) > length:
+                *whole, rest = torch.cat(pending, dim=1).split(length, dim=1)
+                yield from whole
+                pending = [rest]
+        pending.append(stream.finish()[0])
+        yield from torch.cat(pending, dim=1).split(length, dim=1)
+
+    def times_ms(self, steps: int) -> np.ndarray:
+        """Centres of a clip's steps in ms from its start, (steps,) float64."""
+        patch_frames = self.card.model.patch_frames
+        return step_times_ms(np.arange(steps) * patch_frames, patch_frames, self.card.front_end)
+
+    @torch.inference_mode()
+    def embed_segments(
+        self, segments: Sequence[Tensor], *, layer: int | None = None, pooling: str = "concat"
+    ) -> list[np.ndarray]:
+        """Frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
+        config, statistics = self.card.model, self.card.statistics
+        units: list[tuple[int, int, Tensor]] = []
+        for clip, segment in enumerate(segments):
+            x = (segment.to(self.device) - statistics.mean) / statistics.std
+            lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
+            x = F.pad(x, (0, sum(lengths) - x.shape[1]))
+            units += [(clip, k, unit) for k, unit in enumerate(x.split(lengths, dim=1))]
+        pooled: dict[tuple[int, int], np.ndarray] = {}
+        for batch in _batches_of_equal_length(units, config.patch_mels * config.patch_frames):
+            tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), layer)
+            vectors = pool(tokens, self.model.encoder.grid.rows, config.cls_token, pooling).float().cpu().numpy()
+            pooled |= {(clip, k): vector for (clip, k, _), vector in zip(batch, vectors, strict=True)}
+        counts = np.bincount([clip for clip, _, _ in units], minlength=len(segments))
+        return [np.concatenate([pooled[clip, k] for k in range(n)]) for clip, n in enumerate(counts)]
+
+    @torch.inference_mode()
+    def reconstruct(self, logmel: np.ndarray | Tensor, *, masked: np.ndarray | Tensor) -> Reconstruction:
+        """Hide patches and let the decoder fill them in.
+
+        Args:
+            logmel: (clips, mels, frames) as `logmel` gives it, one unit long (the trained length) or shorter, whole
+                patches.
+            masked: (clips, patches) bool, True = hidden; at least one visible and one hidden patch a clip.
+
+        Raises:
+            InputError: shapes that do not fit, or nothing hidden or visible.
+            ConfigError: the model has no decoder.
+        """
+        x = torch.as_tensor(logmel, dtype=torch.float32, device=self.device)
+        hidden = torch.as_tensor(masked, device=self.device).bool()
+        self._check_reconstruct(x, hidden)
+        statistics = self.card.statistics
+        x = (x - statistics.mean) / statistics.std
+        normalized = self._target_is_normalized()
+        # Clips may have different numbers of visible patches: one at a time unless they agree.
+        together = bool((hidden.sum(1) == hidden[0].sum()).all())
+        groups = [slice(None)] if together else [slice(i, i + 1) for i in range(len(x))]
+        outputs = [self.model.reconstruct(x[g], hidden[g], normalized) for g in groups]
+        prediction = torch.cat([o.prediction for o in outputs])
+        weights = torch.tensor([float(hidden[g].sum()) for g in groups])
+        loss = float((torch.stack([o.loss.cpu() for o in outputs]) * weights).sum() / weights.sum())
+        rows, columns = self.model.encoder.grid.rows, x.shape[2] // self.card.model.patch_frames
+        shown = prediction
+        if normalized:
+            # Such a model predicts each patch up to its own level and contrast: take those from the truth.
+            truth = self.model.encoder.patches_of(x)
+            shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
+        picture = rearrange(shown, "b (f t) (p q) -> b (f p) (t q)", f=rows, t=columns, p=self.card.model.patch_mels)
+        restored = picture * statistics.std + statistics.mean
+        return Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
+
+    def _target_is_normalized(self) -> bool:
+        masking = self.card.training.get("config", {}).get("masking", {})
+        return bool(masking.get("normalize_target", False))
+
+    def check_choice(self, layer: int | None, pooling: str) -> None:
+        """Raise ConfigError unless this model has the layer and the pooling."""
+        depth = self.card.model.depth
+        if layer is not None and not 1 <= layer <= depth:
+            raise ConfigError(f"layer is {layer}; this model has layers 1 to {depth}")
+        _check_pooling(pooling, self.card.model.cls_token)
+
+    def _check_reconstruct(self, logmel: Tensor, masked: Tensor) -> None:
+        config = self.card.model
+        if not config.has_decoder:
+            raise ConfigError(f"{self.name or 'the model'} is encoder-only: it embeds but cannot reconstruct")
+        rows = self.model.encoder.grid.rows
+        fits = (
+            logmel.ndim == 3
+            and logmel.shape[1] == config.mels
+            and 0 < logmel.shape[2] <= config.frames
+            and logmel.shape[2] % config.patch_frames == 0
+        )
+        if not fits:
+            raise InputError(
+                f"the log-mel is {tuple(logmel.shape)}; expected (clips, {config.mels}, frames) with frames a multiple "
+                f"of {config.patch_frames} up to {config.frames}"
+            )
+        expected = (logmel.shape[0], rows * logmel.shape[2] // config.patch_frames)
+        if tuple(masked.shape) != expected:
+            raise InputError(f"the mask is {tuple(masked.shape)}; expected (clips, patches) = {expected}")
+        counts = masked.sum(1)
+        if int(counts.min()) < 1 or int(counts.max()) >= expected[1]:
+            raise InputError("the mask hides all or none of a clip's patches; leave some of either")
+
+    def _tokens(self, units: Tensor, layer: int | None) -> Tensor:
+        wanted = self.card.model.depth + 1 if layer is None else layer
+        for number, tokens in enumerate(self.model.encoder.encode_layers(units), 1):
+            if number == wanted:
+                return tokens
+        raise AssertionError(f"layer {wanted} was checked to exist")
+
+    @torch.inference_mode()
+    def _logmel(self, waveform: np.ndarray) -> Tensor:
+        return self.front_end(torch.from_numpy(waveform).to(self.device))
+
+    def _waveform(self, audio: Any, sample_rate_hz: int | None) -> tuple[np.ndarray, bool]:
+        """(clips, samples) float32 at the model's rate, and whether a single clip was given."""
+        array = np.asarray(audio.cpu() if isinstance(audio, Tensor) else audio)
+        if sample_rate_hz is None or not sample_rate_hz > 0:
+            raise InputError(f"sample_rate_hz is {sample_rate_hz}; give the rate of the array, as sample_rate_hz=16000")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise InputError(f"the array holds {array.dtype}; give floats in [-1, 1] (int16 samples divided by 32768)")
+        if array.ndim not in (1, 2) or not array.size:
+            raise InputError(f"the array is {array.shape}; give (samples,) or (clips, samples), at least one sample")
+        if not np.isfinite(array).all():
+            raise InputError("the array holds NaN or infinite samples; repair or leave out the audio")
+        waveform = np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
+        return resample(waveform, sample_rate_hz, self.sample_rate_hz), array.ndim == 1
+
+
+def load(source: str | Path, device: str = "auto") -> AudioEncoder:
+    """Load a model: a run, a checkpoint folder, or a .pth file of MSM-MAE or its successor.
+
+    Raises:
+        CheckpointError: missing, damaged, or of an unknown kind.
+    """
+    model, card, path = load_any(Path(source))
+    return AudioEncoder(model, card, str(path), device)
+
+
+def untrained(card: ModelCard, seed: int = 0, device: str = "auto") -> AudioEncoder:
+    """The same network with fresh random weights: the baseline that shows what training is worth."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MaskedAutoencoder(card.model)
+    return AudioEncoder(model, card, f"untrained (seed {seed})", device)
+
+
+def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
+    """Tokens (batch, [CLS +] patches, width) to one vector a time step, (batch, steps, D)."""
+    first = int(cls_token)
+    grid = rearrange(tokens[:, first:], "b (f t) d -> b t f d", f=rows)
+    if pooling == "mean":
+        return grid.mean(2)
+    if pooling == "mean+max":
+        return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
+    if pooling == "cls":
+        return tokens[:, :1].expand(-1, grid.shape[1], -1)
+    return rearrange(grid, "b t f d -> b t (f d)")
+
+
+def _check_pooling(pooling: str, cls_token: bool) -> None:
+    if pooling not in POOLINGS:
+        raise ConfigError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}")
+    if pooling == "cls" and not cls_token:
+        raise ConfigError("pooling is 'cls' but this model has no CLS token; use 'concat', 'mean' or 'mean+max'")
+
+
+class SceneMean:
+    """The mean of a clip's frame vectors, each weighted by the true audio in its step; fed piece by piece."""
+
+    def __init__(self, patch_frames: int):
+        self._patch_frames = patch_frames
+        self._sum: np.ndarray | float = 0.0
+        self._weight = 0.0
+
+    def add(self, frames: np.ndarray, logmel_frames: int) -> np.ndarray:
+        """Take in the vectors (steps, D) of a piece of `logmel_frames` frames; returns them."""
+        weights = step_durations_frames(logmel_frames, self._patch_frames)
+        self._sum = self._sum + weights @ frames.astype(np.float64)
+        self._weight += weights.sum()
+        return frames
+
+    def result(self) -> np.ndarray:
+        """The scene vector, (D,) float32."""
+        return np.asarray(self._sum / self._weight, dtype=np.float32)
+
+
+def _batches_of_equal_length(
+    units: Iterable[tuple[int, int, Tensor]], values: int
+) -> Iterable[list[tuple[int, int, Tensor]]]:
+    by_length: dict[int, list[tuple[int, int, Tensor]]] = {}
+    for item in units:
+        by_length.setdefault(item[2].shape[1], []).append(item)
+    for same in by_length.values():
+        size = max(1, _TOKENS_PER_BATCH * values // same[0][2].numel())
+        for start in range(0, len(same), size):
+            yield same[start : start + size]

@@ -1,0 +1,189 @@
+"""Label tables: the CSV file that says which clip has which label, and what must not leak between splits."""
+
+import csv
+import difflib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from melmask.errors import InputError
+
+REQUIRED_COLUMNS = ("path", "label")
+SPLIT_NAMES = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """One labelled task, a list entry per clip; an optional column is None where the file has none.
+
+    Attributes:
+        paths: where each clip lies; no path occurs twice.
+        labels: class name of each clip, never empty; at least two differ.
+        groups: what must not be on both sides of a split (a speaker, a source recording).
+        folds: name of the fold each clip is tested in.
+        splits: "train", "valid" or "test" for each clip.
+    """
+
+    paths: list[Path]
+    labels: list[str]
+    groups: list[str] | None = None
+    folds: list[str] | None = None
+    splits: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """The distinct labels in order: by value where all are whole numbers, else alphabetical."""
+        return sorted_names(self.labels)
+
+    @property
+    def label_indices(self) -> Int64[np.ndarray, " rows"]:
+        """Index into `class_names` of each clip's label."""
+        index_of = {name: index for index, name in enumerate(self.class_names)}
+        return np.array([index_of[label] for label in self.labels], dtype=np.int64)
+
+
+def sorted_names(names: list[str]) -> list[str]:
+    """Distinct names in order: by value where all are whole numbers ("2" before "10"), else alphabetical."""
+    distinct = set(names)
+    if all(name.isdecimal() for name in distinct):
+        return sorted(distinct, key=lambda name: (int(name), name))
+    return sorted(distinct)
+
+
+def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
+    """Reads a label table from a CSV file with a header line.
+
+    Columns `path` and `label` are needed; `group`, `fold` and `split` are optional, others are ignored. An
+    optional column without any value counts as absent. A `fold` column that holds nothing but split names
+    (train, valid, test) is no fold column: it serves as `split` where there is no other, and is else dropped.
+
+    Args:
+        path: the CSV file, UTF-8, columns separated by commas.
+        audio_root: folder that relative paths start from. Without it, the first of the CSV's folder and that
+            folder's parent under which the first relative path exists. Absolute paths are kept.
+
+    Returns:
+        The table, rows in the file's order; `val`, `validation` and `dev` are turned into `valid`.
+
+    Raises:
+        InputError: the file cannot be read as such a table, has a row without path or label, a path twice, an
+            optional column filled for some rows only, or fewer than two classes.
+    """
+    columns = _read_columns(path)
+    for name in REQUIRED_COLUMNS:
+        _check_filled(path, name, columns[name])
+    paths = _resolve(path, columns["path"], audio_root)
+    _check_unique(path, paths)
+    labels = columns["label"]
+    if len(set(labels)) < 2:
+        raise InputError(f"{path}: all {len(labels)} rows have label {labels[0]!r}; a probe needs two classes")
+    groups, folds, splits = (_optional(path, name, columns) for name in ("group", "fold", "split"))
+    if folds is not None and all(fold.lower() in SPLIT_NAMES for fold in folds):
+        folds, splits = None, splits or folds
+    return LabelTable(paths, labels, groups, folds, _normalise_splits(path, splits))
+
+
+def _read_columns(path: Path) -> dict[str, list[str]]:
+    """The file's values by column name (lower case), each without surrounding blanks."""
+    rows = _read_rows(path)
+    if not rows:
+        raise InputError(f"{path}: the file is empty; expected a header with `path` and `label`, then rows")
+    header = [name.strip().lower() for name in rows[0][1]]
+    for name in REQUIRED_COLUMNS:
+        if name not in header:
+            raise InputError(f"{path}: no column `{name}`; {_describe_header(name, header)}")
+    if len(rows) == 1:
+        raise InputError(f"{path}: a header but no rows; expected one row per clip")
+    for line, values in rows:
+        if len(values) != len(header):
+            raise InputError(
+                f"{path}, line {line}: {len(values)} values for {len(header)} columns; quote values that hold a comma"
+            )
+    return {name: [values[i].strip() for _, values in rows[1:]] for i, name in enumerate(header)}
+
+
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and values of every line that is not blank, the header among them."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [(reader.line_num, values) for values in reader if values]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a CSV table with `path` and `label`") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a CSV table") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV table in UTF-8 ({error}); save it as one") from None
+    if "\0" in text:
+        raise InputError(f"{path}: not a CSV table in UTF-8 (it holds NUL bytes); save it as one")
+    return rows
+
+
+def _describe_header(missing: str, header: list[str]) -> str:
+    """What columns there are, and which of them may be the missing one under another name."""
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+        return f"the header is {header[0]!r}: separate the columns with commas"
+    nearest = difflib.get_close_matches(missing, header, n=1)
+    hint = f"; nearest is `{nearest[0]}`, rename it" if nearest else f"; add or rename one to `{missing}`"
+    return "columns are " + ", ".join(header) + hint
+
+
+def _check_filled(path: Path, name: str, values: list[str]) -> None:
+    """Refuses a column that has a value for some rows only."""
+    empty = [row for row, value in enumerate(values, start=1) if not value]
+    if empty:
+        raise InputError(
+            f"{path}: `{name}` is empty in {len(empty)} of {len(values)} rows, first in row {empty[0]} "
+            "after the header; fill it or leave those rows out"
+        )
+
+
+def _optional(path: Path, name: str, columns: dict[str, list[str]]) -> list[str] | None:
+    """An optional column's values; None where the column is missing or has no value at all."""
+    values = columns.get(name, [])
+    if not any(values):
+        return None
+    _check_filled(path, name, values)
+    return values
+
+
+def _normalise_splits(path: Path, splits: list[str] | None) -> list[str] | None:
+    """Maps the accepted spellings to train, valid and test."""
+    if splits is None:
+        return None
+    unknown = sorted_names([split for split in splits if split.lower() not in SPLIT_NAMES])
+    if unknown:
+        raise InputError(f"{path}: split {unknown[0]!r} is not known; expected train, valid or test")
+    return [SPLIT_NAMES[split.lower()] for split in splits]
+
+
+def _resolve(path: Path, names: list[str], audio_root: Path | None) -> list[Path]:
+    """Joins relative names to the root they start from."""
+    first = next((name for name in names if not Path(name).is_absolute()), None)
+    if first is None:
+        return [Path(name) for name in names]
+    roots = [audio_root] if audio_root is not None else [path.parent, path.absolute().parent.parent]
+    for root in roots:
+        if (root / first).exists():
+            return [root / name for name in names]
+    looked = " or ".join(str(root) for root in roots)
+    raise InputError(f"{path}: {first!r} is not under {looked}; say which folder the paths start from")
+
+
+def _check_unique(path: Path, paths: list[Path]) -> None:
+    """Refuses a clip that is listed twice, which could put it on both sides of a split."""
+    seen: set[Path] = set()
+    for clip in paths:
+        if clip in seen:
+            raise InputError(f"{path}: {clip} is listed twice; keep one row per clip")
+        seen.add(clip)

@@ -1,0 +1,57 @@
+"""Writing so that a killed or full-disk run never leaves half a file under its final name."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from melmask.errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary neighbour of `path`; on success flush it to disk and rename it to `path`.
+
+    Raises:
+        OutputError: where the file cannot be written; whatever was at `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open(mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """The one-line report of a failed write."""
+    reason = error.strerror or str(error)
+    return OutputError(f"cannot write {path}: {reason}; choose a writable place with enough free space")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def ensure_folder(path: Path) -> Path:
+    """Make `path` a folder that can be written to, before hours are spent on what goes there."""
+    probe = path / f".{os.getpid()}.writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise output_error(path, error) from error
+    return path

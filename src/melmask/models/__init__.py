@@ -1,0 +1,1 @@
+"""The network: layers, positions, encoder, masking, masked autoencoder, sizes."""

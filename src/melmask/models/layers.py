@@ -1,0 +1,78 @@
+"""Transformer layers, leaf first: attention, MLP, block (ViT, arXiv 2010.11929, pre-norm)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from melmask.axes import Tokens
+
+NORM_EPSILON = 1e-6
+
+_PLAIN_ATTENTION_TOKENS = 192
+"""On CPU, plain attention trains faster than the fused kernel up to about this length (docs/log.md)."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (batch, heads, tokens, d): the fused kernel, or plain where that is faster."""
+    if query.device.type == "cpu" and query.shape[-2] <= _PLAIN_ATTENTION_TOKENS:
+        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return weights.softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; q and v have a bias, k has none (it would cancel in the softmax)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Every token looks at every token."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return self.proj(rearrange(attend(query, key, value), "b h n d -> b n (h d)"))
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Token by token."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.mlp = MLP(width, 4 * width)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """One residual layer."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def initialize(module: nn.Module) -> None:
+    """Xavier-uniform linears, zero biases (spec of the paper's code); norms keep torch's ones and zeros."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,29 @@
+"""Which patches are hidden. `masked` is Bool, True means hidden; ids are positions in the flattened grid."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+_MASK_STREAM = 1
+"""Keeps the masks' random numbers apart from the crops' (data/stream.py), which have the same seed."""
+
+
+def random_masks(seed: int, step: int, batch: int, patches: int, visible: int) -> Bool[Tensor, "batch patches"]:
+    """Hide all but `visible` patches of each crop, uniformly at random: a pure function of its arguments.
+
+    The masks of a whole global batch come from one stream, so that processes can each take their rows.
+    """
+    noise = np.random.default_rng((_MASK_STREAM, seed, step)).random((batch, patches), dtype=np.float32)
+    masked = np.ones((batch, patches), dtype=bool)
+    np.put_along_axis(masked, np.argpartition(noise, visible - 1, axis=1)[:, :visible], False, axis=1)
+    return torch.from_numpy(masked)
+
+
+def visible_and_hidden_ids(
+    masked: Bool[Tensor, "batch patches"], visible: int
+) -> tuple[Int[Tensor, "batch visible"], Int[Tensor, "batch hidden"]]:
+    """Split each row's patch ids, in ascending order; every row must leave `visible` patches unhidden."""
+    ids = masked.to(torch.uint8).argsort(dim=1, stable=True)
+    return ids[:, :visible], ids[:, visible:]

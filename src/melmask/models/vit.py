@@ -1,0 +1,86 @@
+"""The encoder: a Vision Transformer over the patches of a normalised log-mel."""
+
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from melmask.axes import LogMel, Patches, Tokens
+from melmask.config import ModelConfig
+from melmask.geometry import PatchGrid, grid_of
+from melmask.models.layers import NORM_EPSILON, Block, initialize
+from melmask.models.positions import grid_positions
+
+
+def patchify(logmel: LogMel, patch_mels: int, patch_frames: int) -> Patches:
+    """Cut into patches, frequency-major; a patch's values are ordered (mel in patch, frame in patch)."""
+    return rearrange(logmel, "b (f p) (t q) -> b (f t) (p q)", p=patch_mels, q=patch_frames)
+
+
+def unpatchify(patches: Patches, rows: int, patch_mels: int) -> LogMel:
+    """Inverse of `patchify`; `rows` is the number of patches over frequency."""
+    return rearrange(patches, "b (f t) (p q) -> b (f p) (t q)", f=rows, p=patch_mels)
+
+
+def gather_tokens(tokens: Tokens, ids: Int[Tensor, "batch ids"]) -> Float[Tensor, "batch ids dim"]:
+    """Row-wise tokens[ids]."""
+    return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+class ViT(nn.Module):
+    """Linear patch embedding, fixed 2-D positions, `depth` blocks, final norm."""
+
+    positions: Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.grid = grid_of(config)
+        self.patch_embed = nn.Linear(config.patch_mels * config.patch_frames, config.width)
+        self.cls_token = nn.Parameter(torch.zeros(config.width)) if config.cls_token else None
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        self.register_buffer("positions", grid_positions(config.width, self.grid, False), persistent=False)
+        initialize(self)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+
+    def patches_of(self, logmel: LogMel) -> Patches:
+        """Cut a normalised log-mel of whole patches, as wide as a unit or narrower."""
+        return patchify(logmel, self.config.patch_mels, self.config.patch_frames)
+
+    def positions_for(self, columns: int) -> Float[Tensor, "patches dim"]:
+        """Positions of a unit of `columns` patches in time: the first columns of the trained grid."""
+        table = rearrange(self.positions, "(f t) d -> f t d", f=self.grid.rows)[:, :columns]
+        return rearrange(table, "f t d -> (f t) d")
+
+    def encode_visible(self, patches: Patches, visible_ids: Int[Tensor, "batch ids"]) -> Tokens:
+        """Embed and encode only the patches in `visible_ids`: ([CLS +] visible) tokens, after the final norm."""
+        positions = self.positions_for(patches.shape[1] // self.grid.rows)
+        x = self.patch_embed(gather_tokens(patches, visible_ids)) + positions[visible_ids]
+        x = self._with_cls(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def encode_layers(self, logmel: LogMel) -> Iterator[Tokens]:
+        """Tokens ([CLS +] patches) after each block, nothing hidden, then after the final norm: depth + 1 items."""
+        patches = self.patches_of(logmel)
+        x = self.patch_embed(patches) + self.positions_for(patches.shape[1] // self.grid.rows)
+        x = self._with_cls(x)
+        for block in self.blocks:
+            x = block(x)
+            yield x
+        yield self.norm(x)
+
+    def _with_cls(self, x: Tokens) -> Tokens:
+        if self.cls_token is None:
+            return x
+        return torch.cat([repeat(self.cls_token, "d -> b 1 d", b=x.shape[0]), x], dim=1)
+
+
+def unit_grid(config: ModelConfig, frames: int) -> PatchGrid:
+    """The grid of a unit of `frames` frames, a multiple of the patch width."""
+    return PatchGrid(config.mels // config.patch_mels, frames // config.patch_frames)

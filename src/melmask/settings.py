@@ -1,0 +1,128 @@
+"""Configuration as text: strict dictionaries, dotted overrides (`optimizer.learning_rate=1e-3`), help.
+
+Unknown keys and wrong types are errors that name the key, the nearest known one, and the type expected.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from melmask.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+    """Build the dataclass `cls` from a (nested) mapping; missing keys take their defaults.
+
+    Raises:
+        ConfigError: for a key `cls` does not have or a value of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.') or cls.__name__} is {values!r}; expected a group of settings")
+    fields = _fields(cls)
+    built = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(_unknown(prefix + str(name), [prefix + known for known in fields]))
+        kind = fields[name]
+        if dataclasses.is_dataclass(kind):
+            built[name] = from_dict(kind, value, f"{prefix}{name}.")
+        else:
+            built[name] = _typed(prefix + name, kind, value)
+    return cls(**built)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested dictionary that `from_dict` reads back, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def with_overrides(config: C, overrides: Sequence[str]) -> C:
+    """A copy of `config` with `key.path=value` strings applied, each value parsed to its field's type."""
+    values = to_dict(config)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"{override!r} is not a setting; write section.name=value, as optimizer.steps=2000")
+        known = _leaves(type(config))
+        if path not in known:
+            raise ConfigError(_unknown(path, known))
+        *groups, name = path.split(".")
+        target = values
+        for group in groups:
+            target = target[group]
+        target[name] = _parsed(path, known[path], text)
+    return from_dict(type(config), values)
+
+
+def describe(config: Any) -> str:
+    """All settings of `config`, one `key = value  # meaning` line each."""
+    lines = []
+    for group, section in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config)):
+        notes = _field_docstrings(type(section))
+        for name, value in to_dict(section).items():
+            lines.append(f"{group}.{name} = {value}  # {notes.get(name, '')}")
+    return "\n".join(lines)
+
+
+def _fields(cls: Any) -> dict[str, Any]:
+    return {f.name: f.type for f in dataclasses.fields(cls)}
+
+
+def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for name, kind in _fields(cls).items():
+        nested = dataclasses.is_dataclass(kind)
+        leaves |= _leaves(kind, f"{prefix}{name}.") if nested else {prefix + name: kind}
+    return leaves
+
+
+def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    # A bare `learning_rate` is nearest to `optimizer.learning_rate`: compare the last parts too.
+    tails = {key.rsplit(".", 1)[-1]: key for key in known}
+    near = difflib.get_close_matches(path, list(known), 1, 0.6)
+    near = near or [tails[t] for t in difflib.get_close_matches(path.rsplit(".", 1)[-1], list(tails), 1, 0.6)]
+    hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
+    return f"unknown configuration key {path!r}; {hint}"
+
+
+def _parsed(path: str, kind: Any, text: str) -> Any:
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ConfigError(f"{path} is {text!r}; expected {_name(kind)}") from None
+    return _typed(path, kind, text)
+
+
+def _typed(path: str, kind: Any, value: Any) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if get_origin(kind) is Literal:
+        accepted = value in get_args(kind)
+    else:
+        accepted = type(value) is kind
+    if not accepted:
+        raise ConfigError(f"{path} is {value!r}; expected {_name(kind)}")
+    return value
+
+
+def _name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(value) for value in get_args(kind))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _field_docstrings(cls: Any) -> dict[str, str]:
+    body = ast.parse(inspect.getsource(cls)).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+    notes = {}
+    for statement, after in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+            notes[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    return notes

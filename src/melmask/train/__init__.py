@@ -1,0 +1,1 @@
+"""Pre-training: the loop, its optimizer, its resumable state, its metrics."""

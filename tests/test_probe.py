@@ -1,0 +1,200 @@
+import math
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from melmask.errors import InputError, MissingExtraError, OutputError
+from melmask.evaluate.probe import ProbeScore, knn_probe, linear_probe, logmel_statistics
+from melmask.evaluate.splits import Split
+from melmask.viz.confusion import save_confusion_picture
+
+PROBES = [linear_probe, knn_probe]
+
+
+def clusters(rows=300, classes=3, dims=20, spread=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    centres = rng.standard_normal((classes, dims))
+    features = centres[labels] + spread * rng.standard_normal((rows, dims))
+    return features.astype(np.float32), labels
+
+
+def folds(rows, count=3):
+    fold = np.arange(rows) % count
+    none = np.empty(0, dtype=np.int64)
+    return [Split(f"fold {k}", np.flatnonzero(fold != k), none, np.flatnonzero(fold == k)) for k in range(count)]
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_separable_classes_are_told_apart_without_error(probe):
+    features, labels = clusters()
+    score = probe(features, labels, folds(300))
+    assert score.accuracies == (1.0, 1.0, 1.0)
+    assert (score.mean, score.std, score.tested) == (1.0, 0.0, 300)
+    assert (score.predictions == labels).all()
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_shuffled_labels_give_chance(probe):
+    features, labels = clusters(rows=1200, classes=4)
+    shuffled = np.random.default_rng(1).permutation(labels)
+    score = probe(features, shuffled, folds(1200))
+    assert abs(score.mean - 0.25) < 4 * score.standard_error
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_huge_test_row_does_not_change_the_other_predictions(probe):
+    features, labels = clusters(spread=1.5)
+    (split, *_) = folds(300)
+    huge = features.copy()
+    huge[split.test[0]] *= 1e6
+    before, after = (probe(array, labels, [split]).predictions for array in (features, huge))
+    assert (before[split.test[1:]] == after[split.test[1:]]).all()
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_the_scale_of_a_feature_does_not_matter(probe):
+    features, labels = clusters(spread=1.5)
+    scales = (10.0 ** np.linspace(-3, 3, 20)).astype(np.float32)
+    plain, scaled = (probe(array, labels, folds(300)) for array in (features, features * scales + 5 * scales))
+    assert np.mean(plain.predictions == scaled.predictions) > 0.99
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_valid_rows_are_neither_trained_nor_tested_on(probe):
+    features, labels = clusters()
+    features[200:250] = np.float32(1e6)
+    split = Split("split", np.arange(200), np.arange(200, 250), np.arange(250, 300))
+    score = probe(features, labels, [split])
+    assert score.mean == 1.0
+    assert (score.predictions[:250] == -1).all() and (score.predictions[250:] >= 0).all()
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_constant_features_change_nothing(probe):
+    features, labels = clusters(spread=1.5)
+    constants = np.tile(np.float32([0.0, 0.1, -1e4]), (300, 1))
+    constants[::7, 2] = np.nextafter(np.float32(-1e4), np.float32(0))
+    with_constants = np.hstack([features, constants])
+    plain, padded = (probe(array, labels, folds(300)) for array in (features, with_constants))
+    assert (plain.predictions == padded.predictions).all()
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_repeats_exactly(probe):
+    features, labels = clusters(spread=1.5)
+    first, second = (probe(features, labels, folds(300)) for _ in range(2))
+    assert first.accuracies == second.accuracies
+    assert (first.predictions == second.predictions).all()
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_class_that_was_never_trained_is_counted_as_wrong(probe):
+    features, labels = clusters()
+    test = np.flatnonzero(labels == 2)
+    split = Split("split", np.flatnonzero(labels != 2), np.empty(0, dtype=np.int64), test)
+    assert probe(features, labels, [split]).mean == 0.0
+
+
+def test_the_linear_probe_is_at_the_optimum_of_the_regression():
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = clusters(rows=600, classes=5, dims=60, spread=3.0)
+    features[:, 1:] += 3 * features[:, :1]
+    (split, *_) = folds(600)
+    train, test = features[split.train].astype(np.float64), features[split.test].astype(np.float64)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    exact = LogisticRegression(tol=1e-9, max_iter=10_000).fit((train - mean) / std, labels[split.train])
+    predictions = linear_probe(features, labels, [split]).predictions[split.test]
+    assert np.mean(predictions == exact.predict((test - mean) / std)) >= 0.995
+
+
+def test_nearer_neighbours_outvote_more_numerous_ones():
+    angles = np.radians([0.0, 5.0, 80.0, 81.0, 82.0, 1.0])
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    # Copies that cancel out keep the training mean at 0, so that standardising keeps the angles.
+    train = np.vstack([features[:5], -features[:5]])
+    labels = np.array([0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 0])
+    rows = np.vstack([train, features[5:]])
+    split = Split("split", np.arange(10), np.empty(0, dtype=np.int64), np.array([10]))
+    assert knn_probe(rows, labels, [split], neighbors=5).mean == 1.0
+
+
+def test_more_neighbours_than_training_rows_all_vote():
+    features, labels = clusters(rows=30)
+    assert knn_probe(features, labels, folds(30), neighbors=1000).tested == 30
+
+
+def test_std_is_over_splits_and_absent_for_one():
+    features, labels = clusters(spread=1.5)
+    score = knn_probe(features, labels, folds(300))
+    assert score.std == pytest.approx(np.std(score.accuracies, ddof=1))
+    assert knn_probe(features, labels, folds(300)[:1]).std is None
+
+
+def test_the_interval_is_the_binomial_one():
+    score = ProbeScore((0.5,), 0.5, None, np.zeros(100, dtype=np.int64), 100)
+    assert score.standard_error == pytest.approx(0.05)
+    # Wilson's interval for 50 of 100, from tables.
+    assert score.interval_95 == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = score._replace(mean=1.0).interval_95
+    assert 0.95 < low < 1.0 and high == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_features_that_are_not_finite_are_refused(probe):
+    features, labels = clusters()
+    features[7, 3] = math.nan
+    with pytest.raises(InputError, match=r"1 of 300 rows .* first row 7"):
+        probe(features, labels, folds(300))
+
+
+def test_zero_neighbours_are_refused():
+    features, labels = clusters()
+    with pytest.raises(InputError, match="expected at least 1"):
+        knn_probe(features, labels, folds(300), neighbors=0)
+
+
+def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch):
+    features, labels = clusters()
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(MissingExtraError, match=r"melmask\[eval\]"):
+        linear_probe(features, labels, folds(300))
+
+
+def test_logmel_statistics_are_means_then_stds_over_time():
+    logmel = np.array([[1.0, 3.0], [5.0, 5.0]], dtype=np.float32)
+    assert logmel_statistics(logmel).tolist() == [2.0, 5.0, 1.0, 0.0]
+    with pytest.raises(InputError, match="no frames"):
+        logmel_statistics(logmel[:, :0])
+
+
+@pytest.mark.parametrize("classes", [2, 12, 50, 70])
+def test_a_confusion_picture_is_drawn_for_any_number_of_classes(tmp_path, classes):
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, classes, (2, 200))
+    predicted[:10] = -1
+    names = [f"class ${i}_{{" for i in range(classes)]
+    save_confusion_picture(tmp_path / "confusion.png", truth, predicted, names, "a $title")
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_confusion_picture_writes_each_share_of_the_true_class(tmp_path):
+    truth, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, -1])
+    path = tmp_path / "confusion.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        save_confusion_picture(path, truth, predicted, ["left", "right"], "sides")
+    words = path.read_text()
+    assert all(f">{text}<" in words for text in ("75", "25", "100", "left", "right", "5 tested, 80.0% right"))
+
+
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    truth = np.array([0, 1])
+    for name, message in (("none/confusion.png", "cannot be written"), ("confusion.xyz", "not a kind")):
+        with pytest.raises(OutputError, match=message):
+            save_confusion_picture(tmp_path / name, truth, truth, ["a", "b"], "title")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"melmask\[plot\]"):
+        save_confusion_picture(tmp_path / "confusion.png", truth, truth, ["a", "b"], "title")
