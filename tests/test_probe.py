@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from melmask.errors import InputError, MissingExtraError, OutputError
-from melmask.evaluate.probe import ProbeScore, knn_probe, linear_probe, logmel_statistics
+from melmask.evaluate.probe import ProbeScore, knn_probe, linear_probe
 from melmask.evaluate.splits import Split
 from melmask.viz.confusion import save_confusion_picture
 
@@ -162,13 +162,6 @@ def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(MissingExtraError, match=r"melmask\[eval\]"):
         linear_probe(features, labels, folds(300))
-
-
-def test_logmel_statistics_are_means_then_stds_over_time():
-    logmel = np.array([[1.0, 3.0], [5.0, 5.0]], dtype=np.float32)
-    assert logmel_statistics(logmel).tolist() == [2.0, 5.0, 1.0, 0.0]
-    with pytest.raises(InputError, match="no frames"):
-        logmel_statistics(logmel[:, :0])
 
 
 @pytest.mark.parametrize("classes", [2, 12, 50, 70])

@@ -29,8 +29,8 @@ from melmask.hardware import pick_device
 from melmask.models.mae import MaskedAutoencoder
 
 POOLINGS = ("concat", "mean", "mean+max", "cls")
-"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), mean and
-maximum (2 * width), or the CLS token of the step's unit (width)."""
+"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
+mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
 
 _TOKENS_PER_BATCH = 16384
 _SEGMENT_FRAMES = 8192
@@ -52,8 +52,8 @@ class Embedding:
 class Reconstruction(NamedTuple):
     """What the decoder makes of the visible patches.
 
-    loss: mean squared error over hidden patches, normalised log-mel.  prediction: (clips, patches, values) float32, every
-    patch, normalised log-mel; patches are numbered frequency-major, values ordered (mel in patch, frame in patch).
+    loss: mean squared error over hidden patches, normalised log-mel.  prediction: (clips, patches, values) float32,
+    every patch, normalised log-mel; patches are numbered frequency-major, values ordered (mel in patch, frame in it).
     logmel: (clips, mels, frames), the prediction put together and brought back to natural-log units.
     """
 
@@ -262,7 +262,10 @@ class AudioEncoder:
 
     def _waveform(self, audio: Any, sample_rate_hz: int | None) -> tuple[np.ndarray, bool]:
         """(clips, samples) float32 at the model's rate, and whether a single clip was given."""
-        array = np.asarray(audio.cpu() if isinstance(audio, Tensor) else audio)
+        if isinstance(audio, Tensor):
+            # NumPy has no bfloat16.
+            audio = audio.detach().cpu().float() if audio.is_floating_point() else audio.cpu()
+        array = np.asarray(audio)
         if sample_rate_hz is None or not sample_rate_hz > 0:
             raise InputError(f"sample_rate_hz is {sample_rate_hz}; give the rate of the array, as sample_rate_hz=16000")
         if not np.issubdtype(array.dtype, np.floating):
@@ -272,7 +275,12 @@ class AudioEncoder:
         if not np.isfinite(array).all():
             raise InputError("the array holds NaN or infinite samples; repair or leave out the audio")
         waveform = np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
-        return resample(waveform, sample_rate_hz, self.sample_rate_hz), array.ndim == 1
+        waveform = resample(waveform, sample_rate_hz, self.sample_rate_hz)
+        if not waveform.size:
+            raise InputError(
+                f"the array is {array.shape}: not one sample at {self.sample_rate_hz} Hz; give longer audio"
+            )
+        return waveform, array.ndim == 1
 
 
 def load(source: str | Path, device: str = "auto") -> AudioEncoder:

@@ -28,7 +28,7 @@ class FileEmbedding(NamedTuple):
     error: str | None
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Part of a file's log-mel; `last` closes the file; `error` stands for a file that broke."""
 
     path: Path
@@ -53,7 +53,7 @@ def embed_files(
     patch_frames = model.card.model.patch_frames
     hop_s = model.card.front_end.hop_ms / 1000
     mean, kept, frames_seen = SceneMean(patch_frames), [], 0
-    for pieces in _groups(_pieces(model, paths)):
+    for pieces in decoded_groups(model, paths):
         whole = [piece.logmel for piece in pieces if piece.logmel is not None]
         vectors = iter(model.embed_segments(whole, layer=layer, pooling=pooling) if whole else [])
         for piece in pieces:
@@ -72,10 +72,11 @@ def embed_files(
             mean, kept, frames_seen = SceneMean(patch_frames), [], 0
 
 
-def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    group: list[_Piece] = []
+def decoded_groups(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[list[Piece]]:
+    """The log-mels of `paths`, in order, in groups worth encoding together."""
+    group: list[Piece] = []
     frames = 0
-    for piece in pieces:
+    for piece in _pieces(model, paths):
         group.append(piece)
         frames += 0 if piece.logmel is None else piece.logmel.shape[1]
         if frames >= _FRAMES_TOGETHER:
@@ -85,7 +86,7 @@ def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
         yield group
 
 
-def _pieces(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[_Piece]:
+def _pieces(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[Piece]:
     """Pieces of all files in order, decoded ahead."""
     waiting: deque[Future[tuple[Iterator[Tensor], Tensor | None, str | None]]] = deque()
     pool = ThreadPoolExecutor(_DECODERS, initializer=torch.set_num_threads, initargs=(1,))
@@ -114,16 +115,16 @@ def _first_piece(model: AudioEncoder, path: Path) -> tuple[Iterator[Tensor], Ten
         return segments, None, str(error)
 
 
-def _rest(path: Path, segments: Iterator[Tensor], first: Tensor | None, error: str | None) -> Iterator[_Piece]:
+def _rest(path: Path, segments: Iterator[Tensor], first: Tensor | None, error: str | None) -> Iterator[Piece]:
     if first is None:
-        yield _Piece(path, None, True, error)
+        yield Piece(path, None, True, error)
         return
     current = first
     try:
         for following in segments:
-            yield _Piece(path, current, False)
+            yield Piece(path, current, False)
             current = following
     except AudioFileError as broken:
-        yield _Piece(path, None, True, str(broken))
+        yield Piece(path, None, True, str(broken))
         return
-    yield _Piece(path, current, True)
+    yield Piece(path, current, True)

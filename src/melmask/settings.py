@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -104,10 +105,7 @@ def _parsed(path: str, kind: Any, text: str) -> Any:
 def _typed(path: str, kind: Any, value: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    if get_origin(kind) is Literal:
-        accepted = value in get_args(kind)
-    else:
-        accepted = type(value) is kind
+    accepted = value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
     if not accepted:
         raise ConfigError(f"{path} is {value!r}; expected {_name(kind)}")
     return value
@@ -122,7 +120,7 @@ def _name(kind: Any) -> str:
 def _field_docstrings(cls: Any) -> dict[str, str]:
     body = ast.parse(inspect.getsource(cls)).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
     notes = {}
-    for statement, after in zip(body, body[1:], strict=False):
+    for statement, after in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
             notes[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
     return notes

@@ -1,6 +1,7 @@
 """Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import soxr
 
 from melmask.errors import AudioFileError, InputError
 
-AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc".split()
-)
+_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc"
+AUDIO_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 """What the bundled libsndfile reads; other files in a scanned folder are passed over."""
 
 _BLOCK_FRAMES = 1 << 20
 _RESAMPLER_QUALITY = "HQ"
+# How libsndfile notes a wav or aiff file whose header promises more bytes of sound than follow.
+_CUT_OFF_NOTE = re.compile(r"^ ?(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_STREAM_BYTES = 0x7FF00000
+"""Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
 
 
 def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
@@ -40,10 +44,11 @@ def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
             for block in _resampled(mono, file.samplerate, sample_rate_hz):
                 produced += len(block)
                 yield block
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        # TypeError: soundfile asks for a rate when the suffix says headerless (.raw).
         raise _unreadable(path, error) from error
     if not produced:
-        raise AudioFileError(f"{path} holds no samples; leave it out or replace it")
+        raise AudioFileError(f"{path} holds no samples at {sample_rate_hz} Hz; leave it out or replace it")
 
 
 def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
@@ -56,10 +61,19 @@ def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
         if not np.isfinite(block).all():
             raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-    # Streams of unknown length announce a huge number; a broken-off flac or wav announces more than it holds.
-    announced = file.frames
+    # Streams of unknown length announce a huge number; a broken-off file announces more than it holds.
+    announced = _announced_samples(file)
     if read < announced < 1 << 62:
         raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; restore or leave out the file")
+
+
+def _announced_samples(file: soundfile.SoundFile) -> int:
+    # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
+    note = _CUT_OFF_NOTE.search(file.extra_info)
+    if note is None:
+        return file.frames
+    promised, present = int(note[1]), int(note[2])
+    return round(file.frames * promised / present) if 0 < present < promised < _STREAM_BYTES else file.frames
 
 
 def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
@@ -116,7 +130,15 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
         else:
             paths = [source]
         found.update(dict.fromkeys(paths))
+    for path in found:
+        if str(path) != _writable_name(path):
+            raise InputError(f"{_writable_name(path)} has a name that is not UTF-8; rename the file")
     return list(found)
+
+
+def _writable_name(path: Path) -> str:
+    # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold.
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def read_manifest(path: Path) -> list[Path]:
@@ -128,7 +150,7 @@ def read_manifest(path: Path) -> list[Path]:
                 columns = ", ".join(rows.fieldnames or ()) or "none"
                 raise InputError(f"{path} has no column 'path' (its columns: {columns}); add one")
             paths = [path.parent / row["path"] for row in rows if row["path"]]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path} is not a CSV text file ({error}); expected a header line with 'path'") from error
     if not paths:
         raise InputError(f"{path} lists no files; expected rows below its header")

@@ -1,7 +1,7 @@
 """Others' checkpoints: the original MSM-MAE's and its successor's files, read and accounted for key by key.
 
-Nothing in the file is executed: torch.load with weights_only=True, which also allows the plain `argparse.Namespace` that
-the original trainers saved. Patch size, depth, widths and grid come from tensor shapes; heads are width / 64.
+Nothing in the file is executed: torch.load with weights_only=True, plus the plain `argparse.Namespace` that the
+original trainers saved. Patch size, depth, widths and grid come from tensor shapes; heads are width / 64.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -
 
 
 def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor] | None:
-    """melmask's name(s) for a published key; {} if it is known to be unneeded, None if it is unknown."""
+    """Melmask's name(s) for a published key; {} if it is known to be unneeded, None if it is unknown."""
     if key in ("pos_embed", "decoder_pos_embed", "norm_stats") or _UNNEEDED.match(key):
         return {}
     fixed = {

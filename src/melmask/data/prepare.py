@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,17 +54,18 @@ def prepare(
         StoreError: the store was begun with another front end.
         OutputError: the folder cannot be written to.
     """
-    paths = [os.path.abspath(path) for path in find_audio(sources)]  # noqa: PTH100 (resolve() would follow links)
+    # resolve() would follow links.
+    paths = dict.fromkeys(os.path.abspath(path) for path in find_audio(sources))  # noqa: PTH100
     ensure_folder(folder)
-    writer = StoreWriter(folder, front_end, shard_mb)
-    todo = [path for path in paths if path not in writer.done]
     workers = threads or len(os.sched_getaffinity(0))
-    for clip in track(_clips(todo, front_end, workers), len(todo), "prepare"):
-        if clip.error is None:
-            writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
-        else:
-            writer.add_failure(clip.path, clip.error)
-    facts = writer.finish()
+    with closing(StoreWriter(folder, front_end, shard_mb)) as writer:
+        todo = [path for path in paths if path not in writer.done]
+        for clip in track(_clips(todo, front_end, workers), len(todo), "prepare"):
+            if clip.error is None:
+                writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
+            else:
+                writer.add_failure(clip.path, clip.error)
+        facts = writer.finish()
     if not facts["files"]:
         raise InputError(
             f"none of the {facts['failed']} files could be read; the reasons are in {folder / 'failed.csv'}"

@@ -8,10 +8,11 @@
 A shard counts once its index is there, and an index is written only after its data is safely on disk.
 """
 
+import contextlib
 import csv
 import json
 import os
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FORMAT = "melmask-store"
 VERSION = 1
 _DTYPE = np.dtype("<f2")
 _OPEN_SHARDS = 256
+_NEEDED_FACTS = {"front_end", "statistics", "frames", "hours"}
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -43,6 +45,8 @@ _SCHEMA = pa.schema(
 class StoreWriter:
     """Appends clips to a store, shard by shard; what is in closed shards survives a kill.
 
+    Shards whose data is missing or cut off are dropped, so that their files are done again.
+
     Raises:
         StoreError: if the folder holds shards made with another front end.
         OutputError: when a shard cannot be written.
@@ -55,6 +59,7 @@ class StoreWriter:
         indexes = read_indexes(folder)
         for path, table in indexes:
             _check_front_end(path, table, front_end)
+        indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         self.done = {p for _, t in indexes for p, f in zip(*_columns(t, "path", "frames"), strict=True) if f}
         self._shard = 1 + max((int(path.stem.split("-")[1]) for path, _ in indexes), default=-1)
         self._begin_shard()
@@ -116,6 +121,12 @@ class StoreWriter:
         self._shard += 1
         self._begin_shard()
 
+    def close(self) -> None:
+        """Let go of a shard that an error has left unfinished."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
     def finish(self) -> dict[str, Any]:
         """Close the last shard, sum up, write store.json and failed.csv; returns store.json's content."""
         self.close_shard()
@@ -171,18 +182,25 @@ class Store:
         shards, firsts, frames = [], [], []
         for number, (path, table) in enumerate(indexes):
             first, length = (np.asarray(c, dtype=np.int64) for c in _columns(table, "first_frame", "frames"))
-            self._check_size(path, int(length.sum()))
+            size, expected = _data_bytes(path, table, self.front_end)
+            if size != expected:
+                raise StoreError(
+                    f"{path.with_suffix('.f16')} has {size} bytes, expected {expected}; prepare the store again"
+                )
             shards.append(np.full(int((length > 0).sum()), number, dtype=np.int32))
             firsts.append(first[length > 0])
             frames.append(length[length > 0])
         self._paths = [path.with_suffix(".f16") for path, _ in indexes]
+        present = sum(int(length.sum()) for length in frames)
+        if not present or present != facts["frames"]:
+            raise StoreError(
+                f"{folder} has shards of {present} frames, expected {facts['frames']} (shards lost, or more files "
+                "being added); prepare it again"
+            )
         self._shard_of, self._first_frame = np.concatenate(shards), np.concatenate(firsts)
         self.frames: np.ndarray = np.concatenate(frames)
-        if self.frames.sum() != facts["frames"]:
-            raise StoreError(
-                f"{folder} has lost shards ({self.frames.sum()} of {facts['frames']} frames); prepare it again"
-            )
-        self._files: OrderedDict[int, int] = OrderedDict()
+        # Kept open, least recently used closed first: a store may have more shards than a process may have files.
+        self._open = lru_cache(_OPEN_SHARDS)(_OpenShard)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -190,26 +208,20 @@ class Store:
     def read_into(self, out: np.ndarray, clip: int, first_frame: int) -> None:
         """Fill `out` (frames, mels) float16, C-contiguous, with the clip's frames from `first_frame` on."""
         start = (self._first_frame[clip] + first_frame) * out.shape[1] * _DTYPE.itemsize
-        read = os.preadv(self._descriptor(int(self._shard_of[clip])), [out], int(start))
-        if read != out.nbytes:
+        shard = self._open(self._paths[self._shard_of[clip]])
+        if os.preadv(shard.descriptor, [out], int(start)) != out.nbytes:
             raise StoreError(f"{self._paths[self._shard_of[clip]]} is cut off; prepare the store again")
 
-    def _descriptor(self, shard: int) -> int:
-        # Kept open, least recently used closed first: a store may have more shards than a process may have files.
-        if shard in self._files:
-            self._files.move_to_end(shard)
-        else:
-            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
-            if len(self._files) > _OPEN_SHARDS:
-                os.close(self._files.popitem(last=False)[1])
-        return self._files[shard]
 
-    def _check_size(self, index: Path, frames: int) -> None:
-        data = index.with_suffix(".f16")
-        expected = frames * self.front_end.mels * _DTYPE.itemsize
-        size = data.stat().st_size if data.exists() else 0
-        if size != expected:
-            raise StoreError(f"{data} has {size} bytes, expected {expected}; prepare the store again")
+class _OpenShard:
+    """Closed by whoever uses it last: a reader may still be at it when the cache lets go of it."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
@@ -233,6 +245,22 @@ def _facts(table: pa.Table) -> dict[str, Any]:
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
     return [table.column(name).to_pylist() for name in names]
+
+
+def _data_bytes(index: Path, table: pa.Table, front_end: FrontEndConfig) -> tuple[int, int]:
+    """Bytes of a shard's data: as they are, and as its index has them."""
+    data = index.with_suffix(".f16")
+    frames = sum(_columns(table, "frames")[0])
+    return data.stat().st_size if data.exists() else 0, frames * front_end.mels * _DTYPE.itemsize
+
+
+def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
+    """Whether a shard's data is all there; if not, the shard is deleted."""
+    size, expected = _data_bytes(index, table, front_end)
+    if size != expected:
+        index.unlink()
+        index.with_suffix(".f16").unlink(missing_ok=True)
+    return size == expected
 
 
 def _check_front_end(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
@@ -266,6 +294,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             raise StoreError(
                 f"{path} is {facts['format']} version {facts['version']}; this reads {FORMAT} to {VERSION}"
             )
+        missing = _NEEDED_FACTS - facts.keys()
+        if missing:
+            raise KeyError(*missing)
         return facts
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged; delete it and run melmask prepare again") from error

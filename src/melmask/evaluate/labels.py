@@ -3,8 +3,9 @@
 import csv
 import difflib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -50,6 +51,15 @@ class LabelTable:
         """Index into `class_names` of each clip's label."""
         index_of = {name: index for index, name in enumerate(self.class_names)}
         return np.array([index_of[label] for label in self.labels], dtype=np.int64)
+
+
+def keep_rows(table: LabelTable, keep: np.ndarray) -> LabelTable:
+    """The rows where `keep` (rows,) bool is true."""
+
+    def kept(column: list[Any] | None) -> list[Any] | None:
+        return None if column is None else [value for value, wanted in zip(column, keep, strict=True) if wanted]
+
+    return LabelTable(*(kept(getattr(table, field.name)) for field in fields(LabelTable)))  # pyright: ignore
 
 
 def sorted_names(names: list[str]) -> list[str]:

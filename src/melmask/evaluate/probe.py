@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Float, Int, Int64
 
 from melmask.errors import InputError, MissingExtraError
 from melmask.evaluate.splits import Split
@@ -148,24 +148,6 @@ def knn_probe(
         return votes.argmax(axis=1)
 
     return _score(features, labels, splits, classify)
-
-
-def logmel_statistics(logmel: Float[np.ndarray, "mels frames"]) -> Float32[np.ndarray, " twice_mels"]:
-    """The baseline feature that a learned one has to beat: each band's mean, then each band's std, over time.
-
-    Args:
-        logmel: log-mel energies, at least one frame.
-
-    Returns:
-        The means followed by the standard deviations (0 for a single frame), in the log-mel's units.
-
-    Raises:
-        InputError: there is no frame.
-    """
-    if logmel.shape[1] == 0:
-        raise InputError(f"a log-mel of {logmel.shape[0]} bands has no frames; expected at least one")
-    mean, std = (statistic(logmel, axis=1, dtype=np.float64) for statistic in (np.mean, np.std))
-    return np.concatenate([mean, std]).astype(np.float32)
 
 
 def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classify: Classify) -> ProbeScore:

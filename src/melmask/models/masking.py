@@ -5,7 +5,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-
 _MASK_STREAM = 1
 """Keeps the masks' random numbers apart from the crops' (data/stream.py), which have the same seed."""
 

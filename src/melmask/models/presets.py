@@ -8,17 +8,17 @@ from melmask.errors import ConfigError
 # Encoder sizes: ViT (arXiv 2010.11929) and DeiT (2012.12877). Decoders: the paper's for base, the image MAE's
 # (2111.06377) for large; for the two small ones, half the encoder's width or a little more, as in base.
 _SIZES: dict[str, dict[str, int]] = {
-    "tiny": dict(width=192, depth=12, heads=3, decoder_width=128, decoder_depth=2, decoder_heads=4),
-    "small": dict(width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=3),
-    "base": dict(width=768, depth=12, heads=12, decoder_width=384, decoder_depth=4, decoder_heads=6),
-    "large": dict(width=1024, depth=24, heads=16, decoder_width=512, decoder_depth=8, decoder_heads=16),
+    "tiny": {"width": 192, "depth": 12, "heads": 3, "decoder_width": 128, "decoder_depth": 2, "decoder_heads": 4},
+    "small": {"width": 384, "depth": 12, "heads": 6, "decoder_width": 192, "decoder_depth": 4, "decoder_heads": 3},
+    "base": {"width": 768, "depth": 12, "heads": 12, "decoder_width": 384, "decoder_depth": 4, "decoder_heads": 6},
+    "large": {"width": 1024, "depth": 24, "heads": 16, "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16},
 }
 
 PRESETS = tuple(_SIZES)
 
 
 def preset(name: str, **changes: int | bool | str) -> ModelConfig:
-    """A `ModelConfig` of a named size, with fields changed: preset("tiny", frames=512).
+    """The `ModelConfig` of a named size, with some fields changed, as in `preset("tiny", frames=512)`.
 
     Raises:
         ConfigError: for a name that is not in `PRESETS`.

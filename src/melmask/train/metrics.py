@@ -30,6 +30,7 @@ class MetricsLog:
 
     def __init__(self, run: Path, first_step: int):
         kept = [row for row in read_metrics(run) if row["step"] <= first_step]
+        self.last_loss: float = kept[-1]["loss"] if kept else float("nan")
         with atomic_write(run / METRICS, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = (run / METRICS).open("a")

@@ -50,11 +50,15 @@ def load_snapshot(run: Path, model: MaskedAutoencoder, optimizer: torch.optim.Op
         return 0, 0.0
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["step"], state["seconds"]
+        step, seconds, weights, moments = (state[key] for key in ("step", "seconds", "model", "optimizer"))
     except Exception as error:
         raise CheckpointError(f"{path} is damaged; delete it to start the run again from step 0") from error
+    try:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is of another model; resume with the settings in {run / RUN_FILE}") from error
+    return step, seconds
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -1,0 +1,236 @@
+"""The command `melmask`. Each command's work is imported when it runs, so that help is quick."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from melmask import __version__
+from melmask.config import FrontEndConfig
+from melmask.errors import MelmaskError
+from melmask.recipes import RECIPES, recipe
+from melmask.settings import describe, with_overrides
+
+EXIT_BAD_INPUT = 2
+EXIT_SIGNAL = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except MelmaskError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nmelmask: stopped; the same command goes on where it was\n")
+        return EXIT_SIGNAL + 2
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        return _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and space"
+        )
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Write the store of log-mels."""
+    from melmask.data.prepare import prepare
+
+    front_end = with_overrides(FrontEndConfig(), options.settings)
+    facts = prepare(options.sources, options.out, front_end, options.threads)
+    statistics = facts["statistics"]
+    print(
+        f"{options.out}: {facts['files']} files, {facts['hours']:.2f} h, log-mel mean {statistics['mean']:.3f} and "
+        f"std {statistics['std']:.3f}"
+    )
+    if facts["failed"]:
+        print(f"{facts['failed']} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+    return 0
+
+
+def pretrain(options: argparse.Namespace) -> int:
+    """Train, or go on training."""
+    from melmask.data.store import Store
+    from melmask.train.pretrain import pretrain
+    from melmask.train.resume import resolve_config
+    from melmask.viz.training import ReconstructionPictures
+
+    config = resolve_config(options.out, options.recipe, options.settings)
+    store = Store(options.store)
+    hooks = [ReconstructionPictures(store, config)] if config.run.picture_interval_steps else []
+    outcome = pretrain(store, options.out, config, hooks)
+    if outcome.step < outcome.steps:
+        command = shlex.join(["melmask", "pretrain", str(options.store), "--out", str(options.out)])
+        print(f"stopped at step {outcome.step} of {outcome.steps}, saved; go on with: {command}")
+        return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
+    print(
+        f"{options.out}: {outcome.steps} steps done; next: melmask embed FOLDER --model {options.out} --out X.parquet"
+    )
+    return 0
+
+
+def embed(options: argparse.Namespace) -> int:
+    """Write the embeddings of files and folders."""
+    from melmask.audio.files import find_audio
+    from melmask.encoder import load
+    from melmask.extract import embed_files
+    from melmask.progress import track
+    from melmask.tables import check_table_path, settings_of, write_embeddings
+
+    check_table_path(options.out)
+    model = load(options.model, options.device)
+    model.check_choice(options.layer, options.pooling)
+    paths = find_audio(options.sources)
+    choice = {"layer": options.layer, "pooling": options.pooling}
+    results = track(embed_files(model, paths, **choice, keep_frames=options.frames), len(paths), "embed")
+    failed = write_embeddings(options.out, results, settings_of(model, **choice), options.frames)
+    if len(failed) == len(paths):
+        options.out.unlink()
+        return _fail(f"none of the {len(paths)} files could be read; the first: {failed[0].error}")
+    print(f"{options.out}: {len(paths) - len(failed)} files, {model.embedding_size(options.pooling)} dimensions")
+    if failed:
+        print(f"{len(failed)} files could not be read; the reasons are in {options.out}.failed.csv")
+    return 0
+
+
+def probe(options: argparse.Namespace) -> int:
+    """Judge a model on labelled files."""
+    from melmask.encoder import load
+    from melmask.evaluate.report import probe_tasks, table_text
+
+    model = load(options.model, options.device)
+    report = probe_tasks(
+        model,
+        options.labels,
+        options.out,
+        scheme=options.scheme,
+        audio_root=options.audio_root,
+        layer=options.layer,
+        pooling=options.pooling,
+        seed=options.seed,
+    )
+    print(table_text(report))
+    for name, task in report["tasks"].items():
+        if task["unreadable"]:
+            print(f"{name}: {len(task['unreadable'])} files could not be read and were left out")
+        if task["leaking_groups"]:
+            print(f"{name}: {task['leaking_groups']} groups have clips on both sides of a split")
+    print(f"scores and confusion pictures: {options.out}")
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The main job, end to end, on synthesised sounds."""
+    from melmask.demo import run_demo
+
+    print(run_demo(options.out, options.settings))
+    return 0
+
+
+def settings(options: argparse.Namespace) -> int:
+    """Print every setting of a recipe."""
+    print(describe(with_overrides(recipe(options.recipe), options.settings)))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong call in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="melmask", description="Audio representations by masked spectrogram modelling.")
+    parser.add_argument("--version", action="version", version=f"melmask {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: object, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    _add_demo(command("demo", demo, "the whole job in minutes, on sounds made here"))
+    _add_prepare(command("prepare", prepare, "folders of sound to a store of log-mels"))
+    _add_pretrain(command("pretrain", pretrain, "train a masked autoencoder on a store; the same command resumes"))
+    _add_embed(command("embed", embed, "embeddings of files and folders"))
+    _add_probe(command("probe", probe, "k-NN and linear scores on labelled files, beside two baselines"))
+    _add_settings(command("settings", settings, "list every setting of a recipe, with its meaning"))
+    return parser
+
+
+def _add_demo(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, default=Path("melmask-demo"), help="folder for everything (%(default)s)")
+    _add_overrides(sub, "optimizer.steps=1200")
+
+
+def _add_prepare(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="folder, sound file, or CSV with a path column"
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    sub.add_argument("--threads", type=int, default=None, help="decoding threads (all cores)")
+    _add_set(sub, "sample_rate_hz=32000")
+
+
+def _add_pretrain(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("store", type=Path, metavar="STORE", help="a store made by melmask prepare")
+    sub.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)} (tiny, or the run's own when resuming)")
+    sub.add_argument(
+        "--out", type=Path, default=Path("runs/tiny"), metavar="RUN", help="folder of the run (%(default)s)"
+    )
+    _add_overrides(sub, "optimizer.learning_rate=5e-4")
+
+
+def _add_embed(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="X.parquet or X.npz")
+    sub.add_argument("--frames", action="store_true", help="keep the frame vectors too")
+    _add_model(sub)
+
+
+def _add_probe(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--labels", type=Path, nargs="+", required=True, metavar="CSV", help="columns path, label; group, fold, split"
+    )
+    sub.add_argument("--out", type=Path, default=Path("probe"), help="folder for scores and pictures (%(default)s)")
+    sub.add_argument("--scheme", default="auto", help="auto, fold, split, group or random: how rows are held out")
+    sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
+    sub.add_argument("--seed", type=int, default=0, help="of the untrained network and of made-up splits")
+    _add_model(sub)
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", nargs="?", default="tiny", help=f"{', '.join(RECIPES)} (%(default)s)")
+    _add_overrides(sub, "run.seed=1")
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", type=Path, required=True, help="a run, a checkpoint folder, or an MSM-MAE .pth file")
+    sub.add_argument("--layer", type=int, help="features after this block, 1 to depth (the last, with the final norm)")
+    sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
+
+
+def _add_overrides(sub: argparse.ArgumentParser, example: str) -> None:
+    sub.add_argument(
+        "settings", nargs="*", metavar="SECTION.KEY=VALUE", help=f"as {example}; melmask settings lists all"
+    )
+
+
+def _add_set(sub: argparse.ArgumentParser, example: str) -> None:
+    sub.add_argument(
+        "--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE", help=f"front-end settings, as {example}"
+    )
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"melmask: error: {message}\n")
+    return EXIT_BAD_INPUT

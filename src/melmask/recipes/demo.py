@@ -1,0 +1,14 @@
+"""Two minutes on two CPU cores, for the synthetic sounds of `melmask demo`."""
+
+from melmask.config import DataConfig, OptimizerConfig, PretrainConfig, RunConfig
+from melmask.models.presets import preset
+
+
+def config() -> PretrainConfig:
+    """A narrow, shallow network that learns the demo's patterns in a few hundred steps."""
+    return PretrainConfig(
+        model=preset("tiny", depth=4, decoder_width=96, decoder_heads=3),
+        data=DataConfig(batch_size=128),
+        optimizer=OptimizerConfig(learning_rate=1e-3, steps=600, warmup_steps=60),
+        run=RunConfig(log_interval_steps=50, snapshot_interval_s=30, picture_interval_steps=200),
+    )

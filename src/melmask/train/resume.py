@@ -1,0 +1,48 @@
+"""Which configuration a call of `melmask pretrain` means: a recipe's for a new run, its own for one that goes on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from melmask.config import PretrainConfig
+from melmask.errors import CheckpointError, ConfigError
+from melmask.recipes import recipe
+from melmask.settings import from_dict, to_dict, with_overrides
+from melmask.train.snapshot import RUN_FILE
+
+DEFAULT_RECIPE = "tiny"
+_MAY_CHANGE = ("run.", "hardware.")
+_MAY_NOT_CHANGE = ("run.seed",)
+
+
+def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str]) -> PretrainConfig:
+    """The run's saved configuration if it has begun, else the recipe's; with overrides.
+
+    Raises:
+        ConfigError: unknown recipe or key, or a setting that would change the result of a run that has begun.
+        CheckpointError: the run's file is damaged.
+    """
+    path = run / RUN_FILE
+    if not path.exists():
+        return with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides)
+    try:
+        saved = from_dict(PretrainConfig, json.loads(path.read_text())["pretrain"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged; use another --out") from error
+    wanted = with_overrides(recipe(recipe_name) if recipe_name else saved, overrides)
+    before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
+    for key, value in after.items():
+        fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
+        if fixed and value != before[key]:
+            raise ConfigError(
+                f"{run} was begun with {key} = {before[key]}, not {value}; use another --out for another run"
+            )
+    return wanted
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
