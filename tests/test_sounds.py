@@ -209,14 +209,14 @@ def test_a_run_that_is_interrupted_leaves_no_table(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(OutputError, match="give a writable folder"):
+    with pytest.raises(OutputError, match="choose a writable place"):
         write_sound_set(tmp_path / "taken", clips_per_class=4)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
 def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="give a writable folder"):
+    with pytest.raises(OutputError, match="choose a writable place"):
         write_sound_set(tmp_path, clips_per_class=4)
 
 

@@ -151,7 +151,7 @@ def test_paths_start_from_the_first_root_that_has_the_clip(tmp_path):
         ("path,label,split\na.wav,x,train\nb.wav,y,trial\n", "split 'trial' is not known"),
         ("path,label\na.wav,x\nb.wav,x\n", "all 2 rows have label 'x'"),
         ("path,label\na.wav,x\n./a.wav,y\n", "a.wav is listed twice"),
-        ("path,label\nmissing.wav,x\nb.wav,y\n", "'missing.wav' is not under"),
+        ("path,label\nmissing.wav,x\ngone.wav,y\n", "neither 'missing.wav' nor any other"),
         ("path,label\na.wav,x\0\nb.wav,y\n", "not a CSV table"),
     ],
 )

@@ -11,16 +11,19 @@ from melmask import __version__
 from melmask.config import FrontEndConfig
 from melmask.errors import MelmaskError
 from melmask.recipes import RECIPES, recipe
-from melmask.settings import describe, with_overrides
+from melmask.settings import describe, to_dict, with_overrides
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
+_LISTING = "melmask settings RECIPE lists them all"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
     try:
+        _take_settings(parser, options, rest)
         return options.run(options)
     except MelmaskError as error:
         return _fail(str(error))
@@ -166,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, default=Path("melmask-demo"), help="folder for everything (%(default)s)")
-    _add_overrides(sub, "optimizer.steps=1200")
+    _add_settings_help(sub, "optimizer.steps=1200", _LISTING)
 
 
 def _add_prepare(sub: argparse.ArgumentParser) -> None:
@@ -175,7 +178,7 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     sub.add_argument("--threads", type=int, default=None, help="decoding threads (all cores)")
-    _add_set(sub, "sample_rate_hz=32000")
+    _add_settings_help(sub, "sample_rate_hz=32000", f"known are {', '.join(to_dict(FrontEndConfig()))}")
 
 
 def _add_pretrain(sub: argparse.ArgumentParser) -> None:
@@ -184,7 +187,7 @@ def _add_pretrain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", type=Path, default=Path("runs/tiny"), metavar="RUN", help="folder of the run (%(default)s)"
     )
-    _add_overrides(sub, "optimizer.learning_rate=5e-4")
+    _add_settings_help(sub, "optimizer.learning_rate=5e-4", _LISTING)
 
 
 def _add_embed(sub: argparse.ArgumentParser) -> None:
@@ -209,7 +212,7 @@ def _add_probe(sub: argparse.ArgumentParser) -> None:
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("recipe", nargs="?", default="tiny", help=f"{', '.join(RECIPES)} (%(default)s)")
-    _add_overrides(sub, "run.seed=1")
+    _add_settings_help(sub, "run.seed=1", _LISTING)
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
@@ -219,16 +222,23 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
 
 
-def _add_overrides(sub: argparse.ArgumentParser, example: str) -> None:
-    sub.add_argument(
-        "settings", nargs="*", metavar="SECTION.KEY=VALUE", help=f"as {example}; melmask settings lists all"
-    )
+def _add_settings_help(sub: argparse.ArgumentParser, example: str, listing: str) -> None:
+    # Not an argument of argparse's, which does not find positional ones after options: see _take_settings.
+    sub.set_defaults(settings=[])
+    sub.usage = f"{sub.format_usage().removeprefix('usage: ').rstrip()} [KEY=VALUE ...]"
+    sub.epilog = f"KEY=VALUE, last: change settings, as {example}; {listing}"
 
 
-def _add_set(sub: argparse.ArgumentParser, example: str) -> None:
-    sub.add_argument(
-        "--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE", help=f"front-end settings, as {example}"
-    )
+def _take_settings(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Read what no option claims as settings: key=value, --key=value or --key value."""
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if "=" not in word and word.startswith("--") and words:
+            word = f"{word}={words.pop(0)}"
+        if "settings" not in options or "=" not in word:
+            parser.error(f"unrecognized argument {word!r}")
+        options.settings.append(word.lstrip("-"))
 
 
 def _fail(message: str) -> int:

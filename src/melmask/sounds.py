@@ -31,7 +31,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Float, Float32
 
-from melmask.errors import ConfigError, OutputError
+from melmask.errors import ConfigError
+from melmask.files import output_error
 
 CLIP_S = 3.0
 SAMPLE_RATE_HZ = 16000
@@ -375,5 +376,5 @@ def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
             soundfile.write(folder / path, clip, SAMPLE_RATE_HZ, subtype="PCM_16")
         _write_table(table, rows)
     except (OSError, soundfile.LibsndfileError) as error:
-        raise OutputError(f"the sounds cannot be written to {folder}: {error}; give a writable folder") from error
+        raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
     return table

@@ -209,7 +209,7 @@ class Store:
         """Fill `out` (frames, mels) float16, C-contiguous, with the clip's frames from `first_frame` on."""
         start = (self._first_frame[clip] + first_frame) * out.shape[1] * _DTYPE.itemsize
         shard = self._open(self._paths[self._shard_of[clip]])
-        if os.preadv(shard.descriptor, [out], int(start)) != out.nbytes:
+        if os.preadv(shard.descriptor, [out.data], int(start)) != out.nbytes:
             raise StoreError(f"{self._paths[self._shard_of[clip]]} is cut off; prepare the store again")
 
 

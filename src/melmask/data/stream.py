@@ -67,7 +67,7 @@ class CropStream:
 
     def _fill(self, crop: np.ndarray, epoch: int, k: int) -> None:
         rng = np.random.default_rng((_CROP_STREAM, self._seed, epoch, k))
-        clip = self._clip_of[self._permutation(epoch)[k]]
+        clip = int(self._clip_of[self._permutation(epoch)[k]])
         filled = 0
         while True:
             frames = int(self._store.frames[clip])
@@ -77,7 +77,7 @@ class CropStream:
             filled += wanted
             if filled == self._crop_frames:
                 return
-            clip = self._clip_of[rng.integers(self.crops_per_epoch)]
+            clip = int(self._clip_of[rng.integers(self.crops_per_epoch)])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Replaced as a whole, so that threads reading neighbouring epochs never see half of one.

@@ -179,15 +179,19 @@ def _normalise_splits(path: Path, splits: list[str] | None) -> list[str] | None:
 
 def _resolve(path: Path, names: list[str], audio_root: Path | None) -> list[Path]:
     """Joins relative names to the root they start from."""
-    first = next((name for name in names if not Path(name).is_absolute()), None)
-    if first is None:
+    relative = [name for name in names if not Path(name).is_absolute()]
+    if not relative:
         return [Path(name) for name in names]
     roots = [audio_root] if audio_root is not None else [path.parent, path.absolute().parent.parent]
     for root in roots:
-        if (root / first).exists():
+        # Any row will do: single missing files are reported where they are read.
+        if any((root / name).exists() for name in relative):
             return [root / name for name in names]
     looked = " or ".join(str(root) for root in roots)
-    raise InputError(f"{path}: {first!r} is not under {looked}; say which folder the paths start from")
+    raise InputError(
+        f"{path}: neither {relative[0]!r} nor any other file of it is below {looked}; say with --audio-root where "
+        "the paths start"
+    )
 
 
 def _check_unique(path: Path, paths: list[Path]) -> None:

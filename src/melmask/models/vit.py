@@ -75,7 +75,7 @@ class ViT(nn.Module):
             yield x
         yield self.norm(x)
 
-    def _with_cls(self, x: Tokens) -> Tokens:
+    def _with_cls(self, x: Tokens) -> Float[Tensor, "batch with_cls dim"]:
         if self.cls_token is None:
             return x
         return torch.cat([repeat(self.cls_token, "d -> b 1 d", b=x.shape[0]), x], dim=1)

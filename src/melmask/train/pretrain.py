@@ -4,10 +4,11 @@ Everything random is a pure function of (seed, step), so a run's state is its we
 resumed run equals an uninterrupted one.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,21 +65,20 @@ def pretrain(store: Store, run: Path, config: PretrainConfig, hooks: Sequence[Ho
     model = build_model(config).to(device)
     optimizer = build_optimizer(model, config.optimizer)
     card = build_card(store, config)
-    write_json(run / RUN_FILE, {"pretrain": to_dict(config), "store": str(store.folder)})
     step, seconds_before = load_snapshot(run, model, optimizer)
+    write_json(run / RUN_FILE, {"pretrain": to_dict(config), "store": str(store.folder)})
     steps, patches = config.optimizer.steps, model.encoder.grid.patches
     visible = model.encoder.grid.visible_patches(config.masking.ratio)
     stream = CropStream(store, config.data, config.model.frames, config.run.seed)
     mean, std = store.statistics.mean, store.statistics.std
-    log = MetricsLog(run, step)
-    loss_sum = torch.zeros((), device=device)
-    clock, loss = _Clock(step, seconds_before), float("nan")
+    clock, loss_sum = _Clock(step, seconds_before), torch.zeros((), device=device)
 
     def save() -> None:
         save_snapshot(run, step, clock.seconds(), model, optimizer, _with_training(card, step, loss, clock, config))
         clock.saved()
 
-    with _signals() as received:
+    with closing(MetricsLog(run, step)) as log, _signals() as received:
+        loss = log.last_loss
         for crops in stream.batches(step, steps - step, config.hardware.readers):
             masked = random_masks(config.run.seed, step, config.data.batch_size, patches, visible).to(device)
             logmel = torch.from_numpy(crops).to(device, non_blocking=True).float().transpose(1, 2)
@@ -96,27 +96,30 @@ def pretrain(store: Store, run: Path, config: PretrainConfig, hooks: Sequence[Ho
             loss_sum += output.loss.detach()
             step += 1
 
-            if step % config.run.log_interval_steps == 0 or step == steps:
-                # The one place where the device is waited for.
-                loss = float(loss_sum) / clock.steps_since_log(step)
-                loss_sum.zero_()
-                if not loss < float("inf"):
-                    raise TrainingError(_diverged(step, loss, rate, float(norm), run))
-                log.write(
-                    {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": float(norm)}
-                    | clock.rates(step, steps, config.data.batch_size),
-                    steps,
-                )
             out_of_time = 0 < config.run.max_minutes * 60 <= clock.seconds_here()
             last = step == steps or bool(received) or out_of_time
-            if last or clock.seconds_since_save() >= config.run.snapshot_interval_s:
+            logs = step == steps or step % config.run.log_interval_steps == 0
+            saves = last or clock.seconds_since_save() >= config.run.snapshot_interval_s
+            if logs or saves:
+                # The one place where the device is waited for; a broken model is never saved.
+                mean_loss = float(loss_sum) / clock.steps_since_log(step)
+                if not math.isfinite(mean_loss + float(norm)):
+                    raise TrainingError(_diverged(step, mean_loss, rate, float(norm), run))
+                if logs:
+                    loss = mean_loss
+                    loss_sum.zero_()
+                    log.write(
+                        {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": float(norm)}
+                        | clock.rates(step, steps, config.data.batch_size),
+                        steps,
+                    )
+            if saves:
                 save()
             if step == steps or (config.run.picture_interval_steps and step % config.run.picture_interval_steps == 0):
                 for hook in hooks:
                     hook(StepState(step, model, card, run))
             if last:
                 break
-    log.close()
     return Outcome(step, steps, loss, received[0] if received else 0)
 
 
@@ -139,7 +142,9 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
 
 
 def _with_training(card: ModelCard, step: int, loss: float, clock: "_Clock", config: PretrainConfig) -> ModelCard:
-    training: dict[str, Any] = {"step": step, "loss": loss, "minutes": round(clock.seconds() / 60, 2)}
+    # None before the first log interval is over: JSON has no NaN.
+    known = loss if math.isfinite(loss) else None
+    training: dict[str, Any] = {"step": step, "loss": known, "minutes": round(clock.seconds() / 60, 2)}
     return ModelCard(
         model=card.model,
         front_end=card.front_end,
