@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from melmask.encoder import POOLINGS, AudioEncoder, Embedding, Reconstruction, load
+    from melmask.encoder import AudioEncoder, Embedding, Reconstruction, load
     from melmask.errors import MelmaskError
+    from melmask.features import POOLINGS
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "POOLINGS": "melmask.encoder",
+    "POOLINGS": "melmask.features",
     "AudioEncoder": "melmask.encoder",
     "Embedding": "melmask.encoder",
     "MelmaskError": "melmask.errors",

@@ -87,15 +87,16 @@ def embed(options: argparse.Namespace) -> int:
 
     check_table_path(options.out)
     model = load(options.model, options.device)
-    model.check_choice(options.layer, options.pooling)
+    choice = {"layer": options.layer, "pooling": options.pooling, "hop_ms": options.hop_ms}
+    model.check_choice(**choice)
     paths = find_audio(options.sources)
-    choice = {"layer": options.layer, "pooling": options.pooling}
     results = track(embed_files(model, paths, **choice, keep_frames=options.frames), len(paths), "embed")
     failed = write_embeddings(options.out, results, settings_of(model, **choice), options.frames)
     if len(failed) == len(paths):
         options.out.unlink()
         return _fail(f"none of the {len(paths)} files could be read; the first: {failed[0].error}")
-    print(f"{options.out}: {len(paths) - len(failed)} files, {model.embedding_size(options.pooling)} dimensions")
+    size = model.embedding_size(options.pooling, options.layer)
+    print(f"{options.out}: {len(paths) - len(failed)} files, {size} dimensions")
     if failed:
         print(f"{len(failed)} files could not be read; the reasons are in {options.out}.failed.csv")
     return 0
@@ -196,6 +197,7 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--out", type=Path, required=True, help="X.parquet or X.npz")
     sub.add_argument("--frames", action="store_true", help="keep the frame vectors too")
+    sub.add_argument("--hop-ms", type=float, help="time between frame vectors, a divisor of a patch's (a patch's)")
     _add_model(sub)
 
 
@@ -217,7 +219,9 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", type=Path, required=True, help="a run, a checkpoint folder, or an MSM-MAE .pth file")
-    sub.add_argument("--layer", type=int, help="features after this block, 1 to depth (the last, with the final norm)")
+    sub.add_argument(
+        "--layer", type=int, nargs="+", help="features after these blocks, 1 to depth (the last, with the final norm)"
+    )
     sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
 

@@ -48,7 +48,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     _say("4/5 embed every clip")
     model = load(out / "run")
     paths = [labels.parent / row["path"] for row in _rows(labels)]
-    settings = settings_of(model, None, "concat")
+    settings = settings_of(model)
     write_embeddings(out / "embeddings.parquet", embed_files(model, paths), settings, keep_frames=False)
     _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", scheme="split")

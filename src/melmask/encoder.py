@@ -6,6 +6,8 @@
 3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
 4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's centre.
 5. The scene vector is the mean of the frame vectors weighted by the true audio in each step.
+
+`features.py` has what surrounds the encoder in steps 2, 4 and 5.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +26,10 @@ from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.errors import ConfigError, InputError
-from melmask.geometry import step_durations_frames, step_times_ms, unit_lengths
+from melmask.features import ClipVectors, Segmenter, StepGrid, check_pooling, pool, step_grid
+from melmask.geometry import unit_lengths
 from melmask.hardware import pick_device
 from melmask.models.mae import MaskedAutoencoder
-
-POOLINGS = ("concat", "mean", "mean+max", "cls")
-"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
-mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
 
 _TOKENS_PER_BATCH = 16384
 _SEGMENT_FRAMES = 8192
@@ -80,49 +79,63 @@ class AudioEncoder:
         """The rate the model hears; other audio is resampled to it."""
         return self.card.front_end.sample_rate_hz
 
-    def embedding_size(self, pooling: str = "concat") -> int:
-        """D of `embed` with this pooling."""
-        _check_pooling(pooling, self.card.model.cls_token)
+    def embedding_size(self, pooling: str = "concat", layer: int | Sequence[int] | None = None) -> int:
+        """D of `embed` with this pooling and these layers."""
+        check_pooling(pooling, self.card.model.cls_token)
         factor = {"concat": self.model.encoder.grid.rows, "mean+max": 2}.get(pooling, 1)
-        return factor * self.card.model.width
+        return factor * self.card.model.width * len(_layers(layer))
+
+    def step_grid(self, hop_ms: float | None = None) -> StepGrid:
+        """The grid of frame vectors, one each `hop_ms`; by default one a patch.
+
+        Raises:
+            ConfigError: the hop is no divisor of the patch's duration.
+        """
+        return step_grid(self.card.model.patch_frames, hop_ms, self.card.front_end)
 
     def embed(
         self,
         audio: str | Path | np.ndarray | Tensor,
         sample_rate_hz: int | None = None,
         *,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         pooling: str = "concat",
+        hop_ms: float | None = None,
     ) -> Embedding:
         """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
 
         Args:
             audio: Any length from one sample to hours.
             sample_rate_hz: Of an array; resampled to the model's. A file knows its own.
-            layer: Features after block 1 .. depth; by default the last block's, after the final norm.
+            layer: Features after block 1 .. depth; several are put side by side. By default the last block's, after
+                the final norm.
             pooling: One of `POOLINGS`.
+            hop_ms: Time between frame vectors, a divisor of the patch's duration; by default that. Shorter hops cost
+                a pass over the audio for each shift. The scene vector does not depend on it.
 
         Raises:
             AudioFileError: the file cannot be read.
             InputError: the array is empty, not finite, of another shape, or has no rate.
-            ConfigError: no such layer or pooling.
+            ConfigError: no such layer, pooling or hop.
         """
-        self.check_choice(layer, pooling)
+        self.check_choice(layer, pooling, hop_ms)
+        grid = self.step_grid(hop_ms)
         if isinstance(audio, str | Path):
-            clips = [list(self.segments_of_file(Path(audio)))]
+            clips = [list(self.segments_of_file(Path(audio), grid))]
             single = True
         else:
             waveform, single = self._waveform(audio, sample_rate_hz)
-            clips = [[logmel] for logmel in self._logmel(waveform)]
-        segments = [segment for clip in clips for segment in clip]
-        vectors = iter(self.embed_segments(segments, layer=layer, pooling=pooling))
+            clips = [list(self.segments_of([logmel], grid)) for logmel in self._logmel(waveform)]
+        pieces = [piece for clip in clips for _, piece in clip]
+        vectors = iter(self.embed_segments(pieces, layer=layer, pooling=pooling))
         scenes, frames = [], []
         for clip in clips:
-            mean = SceneMean(self.card.model.patch_frames)
-            parts = [mean.add(next(vectors), segment.shape[1]) for segment in clip]
-            scenes.append(mean.result())
-            frames.append(np.concatenate(parts))
-        times_ms = self.times_ms(len(frames[0]))
+            parts = ClipVectors(grid, keep_frames=True)
+            for phase, piece in clip:
+                parts.add(phase, next(vectors), piece.shape[1])
+            scenes.append(parts.scene())
+            frames.append(parts.steps())
+        times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
         if single:
             return Embedding(scenes[0], frames[0], times_ms)
         return Embedding(np.stack(scenes), np.stack(frames), times_ms)
@@ -132,36 +145,31 @@ class AudioEncoder:
         waveform, _ = self._waveform(audio, sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
-    @torch.inference_mode()
-    def segments_of_file(self, path: Path) -> Iterator[Tensor]:
-        """The log-mel of a file in pieces (mels, frames) of whole units, the last one shorter; bounded memory.
-
-        Units are encoded independently, so embedding the pieces is the same as embedding the whole.
+    def segments_of_file(self, path: Path, grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
+        """The log-mel of a file, read block by block, cut as by `segments_of`.
 
         Raises:
             AudioFileError: the file cannot be read.
         """
+        yield from self.segments_of(self._logmel_blocks(path), grid)
+
+    def segments_of(self, logmel_blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
+        """(phase, log-mel (mels, frames)) pieces of whole units, each phase's last one shorter; in bounded memory.
+
+        Units are encoded independently, so embedding the pieces is the same as embedding the whole.
+        """
         unit = self.card.model.frames
         length = max(1, _SEGMENT_FRAMES // unit) * unit
-        stream = LogMelStream(self.front_end)
-        pending: list[Tensor] = []
-        for block in read_audio_blocks(path, self.sample_rate_hz):
-            pending.append(stream.push(block)[0])
-            if sum(part.shape[1] for part in pending) > length:
-                *whole, rest = torch.cat(pending, dim=1).split(length, dim=1)
-                yield from whole
-                pending = [rest]
-        pending.append(stream.finish()[0])
-        yield from torch.cat(pending, dim=1).split(length, dim=1)
-
-    def times_ms(self, steps: int) -> np.ndarray:
-        """Centres of a clip's steps in ms from its start, (steps,) float64."""
-        patch_frames = self.card.model.patch_frames
-        return step_times_ms(np.arange(steps) * patch_frames, patch_frames, self.card.front_end)
+        cutters = {phase: Segmenter(phase, length, self.card.statistics.mean) for phase in grid.phases}
+        for block in logmel_blocks:
+            for phase, cutter in cutters.items():
+                yield from ((phase, piece) for piece in cutter.push(block))
+        for phase, cutter in cutters.items():
+            yield from ((phase, piece) for piece in cutter.finish())
 
     @torch.inference_mode()
     def embed_segments(
-        self, segments: Sequence[Tensor], *, layer: int | None = None, pooling: str = "concat"
+        self, segments: Sequence[Tensor], *, layer: int | Sequence[int] | None = None, pooling: str = "concat"
     ) -> list[np.ndarray]:
         """Frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
         config, statistics = self.card.model, self.card.statistics
@@ -173,8 +181,9 @@ class AudioEncoder:
             units += [(clip, k, unit) for k, unit in enumerate(x.split(lengths, dim=1))]
         pooled: dict[tuple[int, int], np.ndarray] = {}
         for batch in _batches_of_equal_length(units, config.patch_mels * config.patch_frames):
-            tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), layer)
-            vectors = pool(tokens, self.model.encoder.grid.rows, config.cls_token, pooling).float().cpu().numpy()
+            tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), _layers(layer))
+            pools = [pool(t, self.model.encoder.grid.rows, config.cls_token, pooling) for t in tokens]
+            vectors = torch.cat(pools, dim=-1).float().cpu().numpy()
             pooled |= {(clip, k): vector for (clip, k, _), vector in zip(batch, vectors, strict=True)}
         counts = np.bincount([clip for clip, _, _ in units], minlength=len(segments))
         return [np.concatenate([pooled[clip, k] for k in range(n)]) for clip, n in enumerate(counts)]
@@ -219,12 +228,14 @@ class AudioEncoder:
         masking = self.card.training.get("config", {}).get("masking", {})
         return bool(masking.get("normalize_target", False))
 
-    def check_choice(self, layer: int | None, pooling: str) -> None:
-        """Raise ConfigError unless this model has the layer and the pooling."""
+    def check_choice(self, layer: int | Sequence[int] | None, pooling: str, hop_ms: float | None = None) -> None:
+        """Raise ConfigError unless this model has the layers, the pooling and the hop."""
         depth = self.card.model.depth
-        if layer is not None and not 1 <= layer <= depth:
-            raise ConfigError(f"layer is {layer}; this model has layers 1 to {depth}")
-        _check_pooling(pooling, self.card.model.cls_token)
+        for number in _layers(layer):
+            if number is not None and not 1 <= number <= depth:
+                raise ConfigError(f"layer is {number}; this model has layers 1 to {depth}")
+        check_pooling(pooling, self.card.model.cls_token)
+        self.step_grid(hop_ms)
 
     def _check_reconstruct(self, logmel: Tensor, masked: Tensor) -> None:
         config = self.card.model
@@ -249,12 +260,23 @@ class AudioEncoder:
         if int(counts.min()) < 1 or int(counts.max()) >= expected[1]:
             raise InputError("the mask hides all or none of a clip's patches; leave some of either")
 
-    def _tokens(self, units: Tensor, layer: int | None) -> Tensor:
-        wanted = self.card.model.depth + 1 if layer is None else layer
+    def _tokens(self, units: Tensor, layers: Sequence[int | None]) -> list[Tensor]:
+        """Tokens after each of `layers`, None being the end, after the final norm."""
+        numbers = [self.card.model.depth + 1 if layer is None else layer for layer in layers]
+        found = {}
         for number, tokens in enumerate(self.model.encoder.encode_layers(units), 1):
-            if number == wanted:
-                return tokens
-        raise AssertionError(f"layer {wanted} was checked to exist")
+            if number in numbers:
+                found[number] = tokens
+            if number == max(numbers):
+                break
+        return [found[number] for number in numbers]
+
+    @torch.inference_mode()
+    def _logmel_blocks(self, path: Path) -> Iterator[Tensor]:
+        stream = LogMelStream(self.front_end)
+        for block in read_audio_blocks(path, self.sample_rate_hz):
+            yield stream.push(block)[0]
+        yield stream.finish()[0]
 
     @torch.inference_mode()
     def _logmel(self, waveform: np.ndarray) -> Tensor:
@@ -301,44 +323,8 @@ def untrained(card: ModelCard, seed: int = 0, device: str = "auto") -> AudioEnco
     return AudioEncoder(model, card, f"untrained (seed {seed})", device)
 
 
-def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
-    """Tokens (batch, [CLS +] patches, width) to one vector a time step, (batch, steps, D)."""
-    first = int(cls_token)
-    grid = rearrange(tokens[:, first:], "b (f t) d -> b t f d", f=rows)
-    if pooling == "mean":
-        return grid.mean(2)
-    if pooling == "mean+max":
-        return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
-    if pooling == "cls":
-        return tokens[:, :1].expand(-1, grid.shape[1], -1)
-    return rearrange(grid, "b t f d -> b t (f d)")
-
-
-def _check_pooling(pooling: str, cls_token: bool) -> None:
-    if pooling not in POOLINGS:
-        raise ConfigError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}")
-    if pooling == "cls" and not cls_token:
-        raise ConfigError("pooling is 'cls' but this model has no CLS token; use 'concat', 'mean' or 'mean+max'")
-
-
-class SceneMean:
-    """The mean of a clip's frame vectors, each weighted by the true audio in its step; fed piece by piece."""
-
-    def __init__(self, patch_frames: int):
-        self._patch_frames = patch_frames
-        self._sum: np.ndarray | float = 0.0
-        self._weight = 0.0
-
-    def add(self, frames: np.ndarray, logmel_frames: int) -> np.ndarray:
-        """Take in the vectors (steps, D) of a piece of `logmel_frames` frames; returns them."""
-        weights = step_durations_frames(logmel_frames, self._patch_frames)
-        self._sum = self._sum + weights @ frames.astype(np.float64)
-        self._weight += weights.sum()
-        return frames
-
-    def result(self) -> np.ndarray:
-        """The scene vector, (D,) float32."""
-        return np.asarray(self._sum / self._weight, dtype=np.float32)
+def _layers(layer: int | Sequence[int] | None) -> list[int | None]:
+    return [layer] if layer is None or isinstance(layer, int) else list(layer)
 
 
 def _batches_of_equal_length(

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from melmask.encoder import AudioEncoder, SceneMean
+from melmask.encoder import AudioEncoder
 from melmask.errors import AudioFileError
+from melmask.features import ClipVectors, StepGrid
 
 _DECODERS = 2
+_FILES_AHEAD = 32
 _FRAMES_TOGETHER = 60_000
 """Log-mel frames encoded at once: enough units of each length to fill batches, 20 MB."""
 
@@ -29,9 +31,10 @@ class FileEmbedding(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Part of a file's log-mel; `last` closes the file; `error` stands for a file that broke."""
+    """Part of a file's log-mel, of one phase of the step grid; `last` closes the file, `error` says why it broke."""
 
     path: Path
+    phase: int
     logmel: Tensor | None
     last: bool
     error: str | None = None
@@ -41,42 +44,41 @@ def embed_files(
     model: AudioEncoder,
     paths: Sequence[Path],
     *,
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     pooling: str = "concat",
+    hop_ms: float | None = None,
     keep_frames: bool = False,
 ) -> Iterator[FileEmbedding]:
     """Embed `paths`, one result each, in order; a file that cannot be read gives its error instead.
 
     Memory is bounded, also for files of many hours, unless `keep_frames` is set.
     """
-    model.check_choice(layer, pooling)
-    patch_frames = model.card.model.patch_frames
-    hop_s = model.card.front_end.hop_ms / 1000
-    mean, kept, frames_seen = SceneMean(patch_frames), [], 0
-    for pieces in decoded_groups(model, paths):
-        whole = [piece.logmel for piece in pieces if piece.logmel is not None]
-        vectors = iter(model.embed_segments(whole, layer=layer, pooling=pooling) if whole else [])
+    model.check_choice(layer, pooling, hop_ms)
+    grid = model.step_grid(hop_ms if keep_frames else None)
+    vectors = ClipVectors(grid, keep_frames)
+    for pieces in decoded_groups(model, paths, grid):
+        logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
+        encoded = iter(model.embed_segments(logmels, layer=layer, pooling=pooling))
         for piece in pieces:
             if piece.logmel is not None:
-                part = mean.add(next(vectors), piece.logmel.shape[1])
-                frames_seen += piece.logmel.shape[1]
-                if keep_frames:
-                    kept.append(part)
-            if not piece.last:
-                continue
-            if piece.error is not None:
-                yield FileEmbedding(piece.path, 0.0, None, None, piece.error)
-            else:
-                frames = np.concatenate(kept) if keep_frames else None
-                yield FileEmbedding(piece.path, (frames_seen - 1) * hop_s, mean.result(), frames, None)
-            mean, kept, frames_seen = SceneMean(patch_frames), [], 0
+                vectors.add(piece.phase, next(encoded), piece.logmel.shape[1])
+            if piece.last:
+                yield _result(model, piece, vectors, keep_frames)
+                vectors = ClipVectors(grid, keep_frames)
 
 
-def decoded_groups(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[list[Piece]]:
+def _result(model: AudioEncoder, piece: Piece, vectors: ClipVectors, keep_frames: bool) -> FileEmbedding:
+    if piece.error is not None:
+        return FileEmbedding(piece.path, 0.0, None, None, piece.error)
+    duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
+    return FileEmbedding(piece.path, duration_s, vectors.scene(), vectors.steps() if keep_frames else None, None)
+
+
+def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:
     """The log-mels of `paths`, in order, in groups worth encoding together."""
     group: list[Piece] = []
     frames = 0
-    for piece in _pieces(model, paths):
+    for piece in _pieces(model, paths, grid):
         group.append(piece)
         frames += 0 if piece.logmel is None else piece.logmel.shape[1]
         if frames >= _FRAMES_TOGETHER:
@@ -86,45 +88,49 @@ def decoded_groups(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[list[
         yield group
 
 
-def _pieces(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[Piece]:
+def _pieces(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[Piece]:
     """Pieces of all files in order, decoded ahead."""
-    waiting: deque[Future[tuple[Iterator[Tensor], Tensor | None, str | None]]] = deque()
+    waiting: deque[tuple[Path, Future[_Begun]]] = deque()
     pool = ThreadPoolExecutor(_DECODERS, initializer=torch.set_num_threads, initargs=(1,))
     threads_before = torch.get_num_threads()
     ahead = iter(paths)
     try:
-        names: deque[Path] = deque()
         while True:
-            while len(waiting) < 16 * _DECODERS and (path := next(ahead, None)) is not None:
-                waiting.append(pool.submit(_first_piece, model, path))
-                names.append(path)
+            while len(waiting) < _FILES_AHEAD and (path := next(ahead, None)) is not None:
+                waiting.append((path, pool.submit(_begin, model, path, grid)))
             if not waiting:
                 return
-            yield from _rest(names.popleft(), *waiting.popleft().result())
+            path, begun = waiting.popleft()
+            yield from _rest(path, *begun.result())
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads_before)
 
 
-def _first_piece(model: AudioEncoder, path: Path) -> tuple[Iterator[Tensor], Tensor | None, str | None]:
+_Begun = tuple[Iterator[tuple[int, Tensor]], tuple[int, Tensor] | None, str | None]
+
+
+def _begin(model: AudioEncoder, path: Path, grid: StepGrid) -> _Begun:
     # Only the first piece, which is the whole of most files, is made ahead: long files must not fill the memory.
-    segments = model.segments_of_file(path)
+    segments = model.segments_of_file(path, grid)
     try:
         return segments, next(segments), None
     except AudioFileError as error:
         return segments, None, str(error)
 
 
-def _rest(path: Path, segments: Iterator[Tensor], first: Tensor | None, error: str | None) -> Iterator[Piece]:
+def _rest(
+    path: Path, segments: Iterator[tuple[int, Tensor]], first: tuple[int, Tensor] | None, error: str | None
+) -> Iterator[Piece]:
     if first is None:
-        yield Piece(path, None, True, error)
+        yield Piece(path, 0, None, True, error)
         return
     current = first
     try:
         for following in segments:
-            yield Piece(path, current, False)
+            yield Piece(path, *current, False)
             current = following
     except AudioFileError as broken:
-        yield Piece(path, None, True, str(broken))
+        yield Piece(path, 0, None, True, str(broken))
         return
-    yield Piece(path, current, True)
+    yield Piece(path, *current, True)

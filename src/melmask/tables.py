@@ -7,7 +7,7 @@ D) with frame_offsets (files + 1,); the settings are a JSON string. Step k is ce
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,17 @@ def check_table_path(path: Path) -> None:
         raise OutputError(f"--out is {path}; expected a name ending in {' or '.join(SUFFIXES)}")
 
 
-def settings_of(model: AudioEncoder, layer: int | None, pooling: str) -> dict[str, Any]:
+def settings_of(
+    model: AudioEncoder, layer: Sequence[int] | None = None, pooling: str = "concat", hop_ms: float | None = None
+) -> dict[str, Any]:
     """What a reader of embeddings needs to know of how they were made."""
-    times_ms = model.times_ms(2)
+    times_ms = model.step_grid(hop_ms).times_ms(2, model.card.front_end)
     return {
         "melmask": __version__,
         "model": model.name,
         "layer": layer,
         "pooling": pooling,
-        "dimensions": model.embedding_size(pooling),
+        "dimensions": model.embedding_size(pooling, layer),
         "first_ms": float(times_ms[0]),
         "step_ms": float(times_ms[1] - times_ms[0]),
         "front_end": to_dict(model.card.front_end),

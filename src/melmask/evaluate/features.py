@@ -7,21 +7,27 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from melmask.encoder import AudioEncoder, SceneMean, untrained
+from melmask.encoder import AudioEncoder, untrained
 from melmask.extract import decoded_groups
+from melmask.features import ClipVectors, StepGrid
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
 
 class FileFeatures(NamedTuple):
-    """features: name -> (files, D) float32, rows of unreadable files NaN; errors: path -> reason."""
+    """features: name -> (readable files, D) float32, in the files' order; errors: path -> reason of the others."""
 
     features: dict[str, np.ndarray]
     errors: dict[Path, str]
 
 
 def probe_features(
-    model: AudioEncoder, paths: Sequence[Path], *, layer: int | None = None, pooling: str = "concat", seed: int = 0
+    model: AudioEncoder,
+    paths: Sequence[Path],
+    *,
+    layer: int | Sequence[int] | None = None,
+    pooling: str = "concat",
+    seed: int = 0,
 ) -> FileFeatures:
     """Scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
@@ -29,34 +35,35 @@ def probe_features(
     """
     model.check_choice(layer, pooling)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device)), PRETRAINED: model}
+    grid = model.step_grid()
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
-    sizes = {LOGMEL: 2 * model.card.model.mels} | dict.fromkeys(networks, model.embedding_size(pooling))
     errors: dict[Path, str] = {}
-    bands, means = BandStatistics(), _means(model, networks)
-    for pieces in decoded_groups(model, paths):
+    bands, clips = BandStatistics(), _clips(networks, grid)
+    for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
-        vectors = {
-            name: iter(network.embed_segments(logmels, layer=layer, pooling=pooling) if logmels else [])
+        encoded = {
+            name: iter(network.embed_segments(logmels, layer=layer, pooling=pooling))
             for name, network in networks.items()
         }
         for piece in pieces:
             if piece.logmel is not None:
                 bands.add(piece.logmel)
-                for name, mean in means.items():
-                    mean.add(next(vectors[name]), piece.logmel.shape[1])
-            if piece.last:
-                if piece.error is not None:
-                    errors[piece.path] = piece.error
-                whole = piece.error is None
-                rows[LOGMEL].append(bands.result() if whole else np.full(sizes[LOGMEL], np.nan, np.float32))
-                for name, mean in means.items():
-                    rows[name].append(mean.result() if whole else np.full(sizes[name], np.nan, np.float32))
-                bands, means = BandStatistics(), _means(model, networks)
-    return FileFeatures({name: np.stack(r) for name, r in rows.items()}, errors)
+                for name, clip in clips.items():
+                    clip.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
+            if not piece.last:
+                continue
+            if piece.error is None:
+                rows[LOGMEL].append(bands.result())
+                for name, clip in clips.items():
+                    rows[name].append(clip.scene())
+            else:
+                errors[piece.path] = piece.error
+            bands, clips = BandStatistics(), _clips(networks, grid)
+    return FileFeatures({name: np.array(vectors) for name, vectors in rows.items()}, errors)
 
 
-def _means(model: AudioEncoder, names: Sequence[str] | dict[str, AudioEncoder]) -> dict[str, SceneMean]:
-    return {name: SceneMean(model.card.model.patch_frames) for name in names}
+def _clips(networks: dict[str, AudioEncoder], grid: StepGrid) -> dict[str, ClipVectors]:
+    return {name: ClipVectors(grid, keep_frames=False) for name in networks}
 
 
 class BandStatistics:

@@ -26,7 +26,7 @@ def probe_tasks(
     *,
     scheme: str = "auto",
     audio_root: Path | None = None,
-    layer: int | None = None,
+    layer: Sequence[int] | None = None,
     pooling: str = "concat",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _probe_task(
     table: LabelTable,
     out: Path,
     scheme: str,
-    layer: int | None,
+    layer: Sequence[int] | None,
     pooling: str,
     seed: int,
 ) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _probe_task(
     for representation, rows in features.items():
         scores[representation] = {}
         for classifier, judge in CLASSIFIERS.items():
-            score = judge(rows[readable], labels, splits)
+            score = judge(rows, labels, splits)
             scores[representation][classifier] = _facts(score)
             if representation == PRETRAINED and classifier == "linear":
                 title = f"{name}: linear probe, accuracy {score.mean:.3f}"

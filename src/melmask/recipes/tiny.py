@@ -9,6 +9,6 @@ def config() -> PretrainConfig:
     return PretrainConfig(
         model=preset("tiny"),
         data=DataConfig(batch_size=256),
-        optimizer=OptimizerConfig(learning_rate=1e-3, steps=4000, warmup_steps=200),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=4500, warmup_steps=200),
         run=RunConfig(log_interval_steps=20, picture_interval_steps=500),
     )

@@ -14,7 +14,7 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.errors import CheckpointError
-from melmask.files import atomic_write
+from melmask.files import atomic_write, output_error
 from melmask.models.mae import MaskedAutoencoder
 
 _KEEP_CHECKPOINTS = 2
@@ -37,8 +37,13 @@ def save_snapshot(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    with atomic_write(run / SNAPSHOT) as file:
-        torch.save(state, file)
+    try:
+        with atomic_write(run / SNAPSHOT) as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # torch.save reports a full disk as an unexpected position in its archive.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error))
+        raise output_error(run / SNAPSHOT, cause) from error
     for old in checkpoints_of(run)[:-_KEEP_CHECKPOINTS]:
         shutil.rmtree(old, ignore_errors=True)
 

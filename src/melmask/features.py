@@ -1,0 +1,160 @@
+"""From the log-mel of a clip to its vectors, in pieces: cutting before the encoder, putting together after it.
+
+Steps lie on a grid of `hop_frames`. If that is the patch width, one pass over the clip gives them all. If it is a
+divisor of it, the clip is passed through once a *phase*, each shifted by one more hop, and the phases' steps are
+interleaved: dense frame vectors from a model with wide patches. The scene vector always comes from the unshifted phase.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from melmask.config import FrontEndConfig
+from melmask.errors import ConfigError
+from melmask.geometry import step_durations_frames, step_times_ms
+
+POOLINGS = ("concat", "mean", "mean+max", "cls")
+"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
+mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
+
+
+class StepGrid(NamedTuple):
+    """Steps of `patch_frames` frames, one each `hop_frames`, a divisor of it."""
+
+    patch_frames: int
+    hop_frames: int
+
+    @property
+    def first_frame(self) -> int:
+        """Where the first step starts: its centre is the first one of the grid that is not before the audio."""
+        return -((self.patch_frames - 1) // 2 // self.hop_frames) * self.hop_frames
+
+    @property
+    def phases(self) -> list[int]:
+        """First frame of each shifted pass; the unshifted one, 0, is among them."""
+        return [self.first_frame + k * self.hop_frames for k in range(self.patch_frames // self.hop_frames)]
+
+    def steps(self, frames: int) -> int:
+        """Steps of a clip of `frames` frames.
+
+        Undivided patches cover the clip, the last one partly; dense steps end with the last centre inside it.
+        """
+        if self.hop_frames == self.patch_frames:
+            return -(-frames // self.patch_frames)
+        last_start = frames - 1 - (self.patch_frames - 1) / 2
+        return max(1, int((last_start - self.first_frame) // self.hop_frames) + 1)
+
+    def times_ms(self, steps: int, config: FrontEndConfig) -> np.ndarray:
+        """Centres of the steps, (steps,) float64, in ms from the start of the audio."""
+        return step_times_ms(self.first_frame + np.arange(steps) * self.hop_frames, self.patch_frames, config)
+
+
+def step_grid(patch_frames: int, hop_ms: float | None, config: FrontEndConfig) -> StepGrid:
+    """The grid for a hop in ms; None for the patch width.
+
+    Raises:
+        ConfigError: the hop is no whole divisor of the patch.
+    """
+    if hop_ms is None:
+        return StepGrid(patch_frames, patch_frames)
+    hop_frames = round(hop_ms / config.hop_ms)
+    if abs(hop_frames * config.hop_ms - hop_ms) > 1e-6 or hop_frames < 1 or patch_frames % hop_frames:
+        known = [d * config.hop_ms for d in range(1, patch_frames + 1) if patch_frames % d == 0]
+        raise ConfigError(f"hop_ms is {hop_ms:g}; this model's steps allow {', '.join(f'{ms:g}' for ms in known)}")
+    return StepGrid(patch_frames, hop_frames)
+
+
+class Segmenter:
+    """Cuts one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames, the last shorter."""
+
+    def __init__(self, phase: int, length: int, fill: float):
+        self._length = length
+        self._drop = max(0, phase)
+        self._fill = fill
+        self._lead = max(0, -phase)
+        self._pending: list[Tensor] = []
+        self._frames = 0
+
+    def push(self, block: Tensor) -> list[Tensor]:
+        """Take in (mels, frames); returns the pieces that are complete."""
+        if self._lead:
+            block = torch.cat([block.new_full((block.shape[0], self._lead), self._fill), block], dim=1)
+            self._lead = 0
+        dropped = min(self._drop, block.shape[1])
+        self._drop -= dropped
+        self._pending.append(block[:, dropped:])
+        self._frames += block.shape[1] - dropped
+        if self._frames < self._length:
+            return []
+        pieces = torch.cat(self._pending, dim=1).split(self._length, dim=1)
+        whole = self._frames // self._length
+        self._frames -= whole * self._length
+        self._pending = list(pieces[whole:])
+        return list(pieces[:whole])
+
+    def finish(self) -> list[Tensor]:
+        """The last, shorter piece, if anything is left."""
+        return [torch.cat(self._pending, dim=1)] if self._frames else []
+
+
+class ClipVectors:
+    """Puts a clip's vectors together: the frame vectors of all phases, and their weighted mean."""
+
+    def __init__(self, grid: StepGrid, keep_frames: bool):
+        self._grid = grid
+        self._kept: dict[int, list[np.ndarray]] | None = {phase: [] for phase in grid.phases} if keep_frames else None
+        self._sum: np.ndarray | float = 0.0
+        self._frames = 0
+
+    def add(self, phase: int, vectors: np.ndarray, logmel_frames: int) -> None:
+        """Take in the vectors (steps, D) of one piece, `logmel_frames` frames long, of one phase."""
+        if phase == 0:
+            weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
+            self._sum = self._sum + weights @ vectors.astype(np.float64)
+            self._frames += logmel_frames
+        if self._kept is not None:
+            self._kept[phase].append(vectors)
+
+    @property
+    def frames_seen(self) -> int:
+        """Log-mel frames of the clip."""
+        return self._frames
+
+    def scene(self) -> np.ndarray:
+        """The mean of the unshifted phase's vectors, weighted by the true audio in each step; (D,) float32."""
+        return np.asarray(self._sum / self._frames, dtype=np.float32)
+
+    def steps(self) -> np.ndarray:
+        """The frame vectors of all phases in order of time, (steps, D) float32."""
+        assert self._kept is not None, "made without keep_frames"
+        phases = [np.concatenate(parts) for parts in self._kept.values() if parts]
+        stride = len(self._grid.phases)
+        out = np.empty((self._grid.steps(self._frames), phases[0].shape[1]), dtype=np.float32)
+        for k, part in enumerate(phases):
+            # A phase may reach one step further than the grid: its last centre lies after the clip's end.
+            out[k::stride] = part[: len(out[k::stride])]
+        return out
+
+
+def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
+    """Tokens (batch, [CLS +] patches, width) to one vector a time step, (batch, steps, D)."""
+    first = int(cls_token)
+    grid = rearrange(tokens[:, first:], "b (f t) d -> b t f d", f=rows)
+    if pooling == "mean":
+        return grid.mean(2)
+    if pooling == "mean+max":
+        return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
+    if pooling == "cls":
+        return tokens[:, :1].expand(-1, grid.shape[1], -1)
+    return rearrange(grid, "b t f d -> b t (f d)")
+
+
+def check_pooling(pooling: str, cls_token: bool) -> None:
+    """Raise ConfigError unless the pooling is known and the model has what it needs."""
+    if pooling not in POOLINGS:
+        raise ConfigError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}")
+    if pooling == "cls" and not cls_token:
+        raise ConfigError("pooling is 'cls' but this model has no CLS token; use 'concat', 'mean' or 'mean+max'")
