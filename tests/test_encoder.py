@@ -117,6 +117,14 @@ def test_audio_of_any_length_gives_a_step_for_each_begun_patch(encoder, sound, s
     assert np.isfinite(embedding.frames).all()
 
 
+def test_what_is_missing_of_the_last_patch_is_taken_for_the_mean_of_the_corpus(encoder, sound):
+    logmel = torch.from_numpy(encoder.logmel(sound(1, 0), RATE_HZ)[0])
+    filled = torch.nn.functional.pad(logmel, (0, 11), value=encoder.card.statistics.mean)
+    as_it_is, completed = encoder.embed_segments([logmel, filled])
+    assert logmel.shape[1] % PATCH_FRAMES == 5
+    assert_close(as_it_is, completed)
+
+
 def test_a_unit_that_divides_evenly_gets_no_unit_more(encoder, sound):
     assert len(encoder.embed(sound(3, 0)[:UNIT_SAMPLES], RATE_HZ).frames) == UNIT_FRAMES // PATCH_FRAMES
 

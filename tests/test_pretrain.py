@@ -16,11 +16,12 @@ from melmask.checkpoint.folder import read_card
 from melmask.config import FrontEndConfig, OptimizerConfig
 from melmask.data.store import Store, StoreWriter
 from melmask.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from melmask.models.mae import build_model
 from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
 from melmask.train.metrics import read_metrics
 from melmask.train.optimizer import build_optimizer, learning_rate
-from melmask.train.pretrain import Outcome, build_model, pretrain
+from melmask.train.pretrain import Outcome, pretrain
 from melmask.train.snapshot import checkpoints_of
 
 ONE_STEP = "run.max_minutes=1e-9"
@@ -94,10 +95,12 @@ def test_training_leaves_the_global_random_state_as_it_was(store, configure, tmp
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
 
 
-def test_hardware_settings_do_not_change_the_loss(whole_run, store, configure, tmp_path):
-    pretrain(store, tmp_path, configure("hardware.readers=3", "hardware.threads=2"))
+def test_hardware_settings_do_not_change_the_loss(store, configure, tmp_path):
+    short = ("optimizer.steps=2", "run.log_interval_steps=1")
+    pretrain(store, tmp_path / "one", configure(*short))
+    pretrain(store, tmp_path / "more", configure(*short, "hardware.readers=3", "hardware.threads=2"))
     torch.set_num_threads(1)
-    np.testing.assert_allclose(logged(tmp_path, "loss"), logged(whole_run, "loss"), rtol=1e-5)
+    np.testing.assert_allclose(logged(tmp_path / "more", "loss"), logged(tmp_path / "one", "loss"), rtol=1e-5)
 
 
 def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(whole_run, store, configure, tmp_path):
@@ -207,9 +210,10 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_r
 
 def test_values_that_are_no_numbers_end_the_run_and_keep_the_last_snapshot(store, configure, tmp_path):
     block = np.random.default_rng(0).normal(-7, 4, (64, 80))
+    good = store_of(tmp_path / "good", [block])
     bad = store_of(tmp_path / "bad", [np.where(block > 0, np.nan, block)])
     run = tmp_path / "run"
-    pretrain(store, run, configure(ONE_STEP))
+    pretrain(good, run, configure(ONE_STEP))
     weights = last_weights(run)
     # A snapshot is due after every step, but one of a broken model would be worse than none.
     with pytest.raises(TrainingError, match=r"the loss is nan at step 2 .*; the last good snapshot is in") as caught:
@@ -239,7 +243,7 @@ def test_a_checkpoint_holds_all_that_inference_needs_and_how_it_was_trained(whol
     assert card.training["step"] == 6
     assert card.training["loss"] == read_metrics(whole_run)[-1]["loss"]
     assert card.training["config"] == to_dict(configure())
-    assert set(last_weights(whole_run)) == set(build_model(configure()).state_dict())
+    assert set(last_weights(whole_run)) == set(build_model(configure().model).state_dict())
 
 
 def test_a_checkpoint_before_the_first_metrics_is_plain_json(store, configure, tmp_path):
@@ -251,7 +255,14 @@ def test_a_checkpoint_before_the_first_metrics_is_plain_json(store, configure, t
 
 def test_the_run_is_described_in_run_json(whole_run, store, configure):
     facts = json.loads((whole_run / "run.json").read_text())
-    assert facts == {"pretrain": to_dict(configure()), "store": str(store.folder)}
+    assert facts == {"pretrain": to_dict(configure()), "store": str(store.folder), "frames": store.frames.sum()}
+
+
+def test_another_store_is_refused_when_a_run_goes_on(store, configure, tmp_path):
+    other = store_of(tmp_path / "other", [np.random.default_rng(0).normal(-7, 4, (640, 80))])
+    pretrain(store, tmp_path / "run", configure(ONE_STEP))
+    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames, .* has 640; use another --out"):
+        pretrain(other, tmp_path / "run", configure())
 
 
 def test_hooks_see_the_model_at_their_interval_and_at_the_end(store, configure, tmp_path):
@@ -307,7 +318,7 @@ def test_the_learning_rate_needs_no_warm_up():
 
 
 def test_weight_decay_is_for_matrices_only(configure):
-    model = build_model(configure())
+    model = build_model(configure().model)
     decayed, free = build_optimizer(model, configure().optimizer).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -5,6 +5,7 @@ must not change it (beyond rounding). A checkpoint's `config.json` holds `FrontE
 `ModelConfig`: all that inference needs.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,7 +73,8 @@ class Statistics:
     """Standard deviation of the same."""
 
     def __post_init__(self):
-        _check(self.std > 0, f"statistics.std is {self.std}; a standard deviation is above 0")
+        _check(math.isfinite(self.mean), f"statistics.mean is {self.mean}; give a finite number")
+        _check(0 < self.std < math.inf, f"statistics.std is {self.std}; a standard deviation is above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +113,15 @@ class ModelConfig:
                 0 < part <= whole and whole % part == 0,
                 f"model.{patch} is {part}; give a divisor of model.{size} = {whole}",
             )
-        for name in ("width", "decoder_width"):
-            value, heads = getattr(self, name), self.heads if name == "width" else self.decoder_heads
-            if name == "decoder_width" and not self.has_decoder:
-                continue
+        for part in ("", "decoder_") if self.has_decoder else ("",):
+            width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
             _check(
-                value > 0 and value % 4 == 0 and heads > 0 and value % heads == 0,
-                f"model.{name} is {value}; give a multiple of 4 and of its {heads} heads",
+                width > 0 and width % 4 == 0 and heads > 0 and width % heads == 0,
+                f"model.{part}width and model.{part}heads are {width} and {heads}; give a width that is a multiple of "
+                "4 and of the heads",
             )
         _check(self.depth > 0, f"model.depth is {self.depth}; give at least 1")
+        _check(self.decoder_width >= 0, f"model.decoder_width is {self.decoder_width}; give 0 or more")
         _check(self.decoder_depth >= 0, f"model.decoder_depth is {self.decoder_depth}; give 0 or more")
         _check(
             self.decoder_positions in ("line", "grid"),
@@ -245,3 +247,11 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    def __post_init__(self):
+        _check(self.model.has_decoder, "model.decoder_width is 0; pre-training reconstructs, so give it a decoder")
+        _check(
+            (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),
+            f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
+            "input; give smaller patches, some to hide and some to see",
+        )

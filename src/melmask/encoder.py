@@ -29,7 +29,7 @@ from melmask.errors import ConfigError, InputError
 from melmask.features import ClipVectors, Segmenter, StepGrid, check_pooling, pool, step_grid
 from melmask.geometry import unit_lengths
 from melmask.hardware import pick_device
-from melmask.models.mae import MaskedAutoencoder
+from melmask.models.mae import MaskedAutoencoder, build_model
 
 _TOKENS_PER_BATCH = 16384
 _SEGMENT_FRAMES = 8192
@@ -317,10 +317,7 @@ def load(source: str | Path, device: str = "auto") -> AudioEncoder:
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto") -> AudioEncoder:
     """The same network with fresh random weights: the baseline that shows what training is worth."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MaskedAutoencoder(card.model)
-    return AudioEncoder(model, card, f"untrained (seed {seed})", device)
+    return AudioEncoder(build_model(card.model, seed), card, f"untrained (seed {seed})", device)
 
 
 def _layers(layer: int | Sequence[int] | None) -> list[int | None]:

@@ -16,7 +16,7 @@ from melmask.errors import ConfigError
 C = TypeVar("C")
 
 
-def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     """Build the dataclass `cls` from a (nested) mapping; missing keys take their defaults.
 
     Raises:
@@ -114,7 +114,9 @@ def _typed(path: str, kind: Any, value: Any) -> Any:
 def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in get_args(kind))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a group of facts"}[
+        kind
+    ]
 
 
 def _field_docstrings(cls: Any) -> dict[str, str]:

@@ -27,7 +27,14 @@ SETTINGS = {
         "min_hz": 0.0,
         "max_hz": 22050.0,
     },
-    "narrow": {"sample_rate_hz": 8000, "n_fft": 256, "win_samples": 201, "hop_samples": 100, "mels": 40, "max_hz": 3800.0},
+    "narrow": {
+        "sample_rate_hz": 8000,
+        "n_fft": 256,
+        "win_samples": 201,
+        "hop_samples": 100,
+        "mels": 40,
+        "max_hz": 3800.0,
+    },
 }
 """What differs from melmask's defaults, the paper's; the names are FrontEndConfig's."""
 

@@ -16,7 +16,7 @@ AUDIO_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 """What the bundled libsndfile reads; other files in a scanned folder are passed over."""
 
 _BLOCK_FRAMES = 1 << 20
-_RESAMPLER_QUALITY = "HQ"
+RESAMPLER_QUALITY = "HQ"
 # How libsndfile notes a wav or aiff file whose header promises more bytes of sound than follow.
 _CUT_OFF_NOTE = re.compile(r"^ ?(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _STREAM_BYTES = 0x7FF00000
@@ -80,7 +80,7 @@ def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterat
     if from_hz == to_hz:
         yield from blocks
         return
-    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality=_RESAMPLER_QUALITY)
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality=RESAMPLER_QUALITY)
     for block in blocks:
         resampled = stream.resample_chunk(block)
         if len(resampled):
@@ -94,7 +94,7 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """(samples,) or (clips, samples) float32 from one rate to another, soxr HQ."""
     if from_hz == to_hz:
         return waveform
-    resampled = soxr.resample(waveform.T, from_hz, to_hz, quality=_RESAMPLER_QUALITY)
+    resampled = soxr.resample(waveform.T, from_hz, to_hz, quality=RESAMPLER_QUALITY)
     return np.ascontiguousarray(resampled.T, dtype=np.float32)
 
 

@@ -47,6 +47,9 @@ def mel_filterbank(config: FrontEndConfig) -> np.ndarray:
 class LogMelSpectrogram(nn.Module):
     """Waveforms (batch, samples) in [-1, 1] to ln(mel power + eps), (batch, mels, 1 + samples // hop)."""
 
+    window: torch.Tensor
+    filters: torch.Tensor
+
     def __init__(self, config: FrontEndConfig):
         super().__init__()
         self.config = config
@@ -75,33 +78,33 @@ class LogMelStream:
     def __init__(self, front_end: LogMelSpectrogram):
         self._front_end = front_end
         self._half = front_end.config.n_fft // 2
-        self._pending = torch.zeros(1, 0)
+        self._pending = torch.zeros(1, 0, device=front_end.window.device)
+        self._next = 0  # where in the pending samples the next frame begins; beyond them if the hop is long
         self._started = False
 
     def push(self, block: np.ndarray) -> torch.Tensor:
         """Frames (1, mels, frames), maybe none, whose audio is complete after `block` (samples,)."""
-        self._pending = torch.cat([self._pending, torch.from_numpy(block)[None]], dim=1)
-        if not self._started:
-            if self._pending.shape[1] <= self._half:
-                return self._frames(0)
-            self._pending = torch.cat([self._pending[:, 1 : self._half + 1].flip(1), self._pending], dim=1)
-            self._started = True
-        config = self._front_end.config
-        return self._frames(max(0, 1 + (self._pending.shape[1] - config.n_fft) // config.hop_samples))
+        return self._push(torch.from_numpy(block)[None].to(self._pending.device))
 
     def finish(self) -> torch.Tensor:
         """The last frames, which need the mirrored end of the audio."""
         if not self._started:
             return self._front_end(self._pending)
-        mirrored = self._pending[:, -self._half - 1 : -1].flip(1)
-        return self.push(mirrored[0].numpy())
+        return self._push(self._pending[:, -self._half - 1 : -1].flip(1))
 
-    def _frames(self, count: int) -> torch.Tensor:
+    def _push(self, block: torch.Tensor) -> torch.Tensor:
         config = self._front_end.config
-        if not count:
-            return torch.zeros(1, config.mels, 0)
-        frames = self._front_end.of_padded(self._pending)
-        self._pending = self._pending[:, count * config.hop_samples :]
+        self._pending = torch.cat([self._pending, block], dim=1)
+        if not self._started and self._pending.shape[1] > self._half:
+            self._pending = torch.cat([self._pending[:, 1 : self._half + 1].flip(1), self._pending], dim=1)
+            self._started = True
+        if not self._started or self._pending.shape[1] < self._next + config.n_fft:
+            return self._pending.new_zeros(1, config.mels, 0)
+        frames = self._front_end.of_padded(self._pending[:, self._next :])
+        self._next += frames.shape[2] * config.hop_samples
+        # The mirrored end needs the last n_fft / 2 + 1 samples, whatever the hop.
+        spent = min(self._next, self._pending.shape[1] - self._half - 1)
+        self._pending, self._next = self._pending[:, spent:], self._next - spent
         return frames
 
 

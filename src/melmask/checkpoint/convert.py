@@ -5,7 +5,6 @@ original trainers saved. Patch size, depth, widths and grid come from tensor sha
 """
 
 import argparse
-import math
 import pickle
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from melmask.checkpoint.folder import ModelCard, load_weights
+from melmask.checkpoint.folder import ModelCard, model_with
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
 from melmask.geometry import PatchGrid
@@ -24,11 +23,21 @@ from melmask.models.positions import grid_positions, line_positions
 
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.", "module.")
 _WRAPPERS = ("model", "state_dict")
+_MELS = 80
 _DIMENSIONS_PER_HEAD = 64
 _TABLE_TOLERANCE = 1e-3
-# Parts of the successor that serve its own training objective or a task head, not the encoder.
+_BLOCK = (
+    r"blocks\.\d+\.(?:norm[12]\.(?:weight|bias)|attn\.(?:qkv\.weight|qkv\.bias|q_bias|v_bias|proj\.(?:weight|bias))"
+    r"|mlp\.fc[12]\.(?:weight|bias))"
+)
+_USED = re.compile(
+    rf"(decoder_)?({_BLOCK}|norm\.(?:weight|bias)|(?<=decoder_)(?:embed|pred)\.(?:weight|bias))"
+    r"|patch_embed\.proj\.(?:weight|bias)|cls_token|mask_token|pos_embed|decoder_pos_embed|norm_stats"
+)
+# Parts of the successor that serve its own training objective, a task head or another front end, not the encoder.
 _UNNEEDED = re.compile(
-    r"^(target_|momentum_|predictor|projector|head\.|head_norm|heads?\.|fc_norm|ema\.|loss_|logit_scale)"
+    r"(?:(?:module|ar|runtime)\.)*(?:target_|momentum_|predictor|projector|heads?\.|head_norm|fc_norm|ema\.|loss_"
+    r"|logit_scale|to_spec\.)"
 )
 
 
@@ -38,66 +47,123 @@ def read_foreign(path: Path) -> tuple[MaskedAutoencoder, ModelCard]:
     Raises:
         CheckpointError: not such a file, damaged, needing code to unpickle, or with keys that are not understood.
     """
-    state = _state_dict(path)
-    card, weights = convert(state, path)
-    model = MaskedAutoencoder(card.model)
-    load_weights(model, weights, path)
-    return model, card
+    card, weights = convert(_state_dict(path), path)
+    return model_with(card.model, weights, path), card
 
 
 def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Published tensors to (card, melmask tensors); every key is used, known to be unneeded, or an error."""
-    state = _without_prefix(state)
+    """Published tensors to (card, melmask tensors); every key is used, known to be unneeded, or an error.
+
+    A decoder that does not predict log-mel values (the successor's predicts features) is left out.
+
+    Raises:
+        CheckpointError: keys that are missing or unknown, or shapes that do not fit together.
+    """
+    state = _without_prefix(state, source)
     missing = [key for key in ("patch_embed.proj.weight", "pos_embed", "norm.weight") if key not in state]
     if missing:
         raise CheckpointError(
             f"{source} has no {', '.join(missing)}: not an MSM-MAE checkpoint; see melmask.load for known kinds"
         )
-    weights: dict[str, Tensor] = {}
-    unknown = []
-    for key, tensor in state.items():
-        renamed = _renamed(key, tensor)
-        if renamed is None:
-            unknown.append(key)
-        weights |= renamed or {}
-    if unknown:
-        listed = ", ".join(unknown[:6]) + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
-        raise CheckpointError(f"{source} has keys of an unknown kind: {listed}; it is not one of the known checkpoints")
-    card = _card(state, source)
+    _refuse_unknown([key for key in state if not _USED.fullmatch(key) and not _UNNEEDED.match(key)], source)
+    try:
+        state = {key: tensor for key, tensor in state.items() if _USED.fullmatch(key)}
+        state = _with_usable_decoder(state)
+        card = _card(state, source)
+        weights: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            weights |= _renamed(key, tensor)
+    except (ConfigError, LookupError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{source} has weights that do not fit together ({reason}); is the file whole?"
+        ) from error
     return card, weights
 
 
+def to_msm_mae(model: MaskedAutoencoder, card: ModelCard) -> dict[str, Tensor]:
+    """Our weights under the original MSM-MAE's keys, with its position tables and conv-shaped patch embedding.
+
+    `torch.save({"model": to_msm_mae(model, card)}, path)` is a file in the original's form. That form does not hold
+    the number of heads, the front end or the statistics: whoever reads it must be told, or have the original's
+    (heads of 64 dimensions, 80 mel bands at 16 kHz, -7.1 and 4.2).
+
+    Returns:
+        Float32 tensors on the CPU, sharing no memory with the model.
+    """
+    config = card.model
+    state = {}
+    for name, tensor in model.state_dict().items():
+        part, rest = name.split(".", 1)
+        if part == "decoder" and rest != "mask_token":
+            rest = f"decoder_{rest.replace('predict.', 'pred.')}"
+        state[rest.replace("patch_embed.", "patch_embed.proj.")] = tensor
+    kernel = state["patch_embed.proj.weight"]
+    state["patch_embed.proj.weight"] = kernel.reshape(-1, 1, config.patch_mels, config.patch_frames)
+    for key in ("cls_token", "mask_token"):
+        if key in state:
+            state[key] = state[key].reshape(1, 1, -1)
+    state["pos_embed"] = grid_positions(config.width, model.encoder.grid, config.cls_token)[None]
+    if model.decoder is not None:
+        state["decoder_pos_embed"] = model.decoder.positions[None]
+    return {key: tensor.detach().cpu().float().clone() for key, tensor in state.items()}
+
+
+def _refuse_unknown(keys: list[str], source: Path) -> None:
+    if keys:
+        listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+        raise CheckpointError(f"{source} has keys of an unknown kind: {listed}; it is not one of the known checkpoints")
+
+
+def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the decoder's keys if it predicts something else than log-mel values, or if only bits of it are left."""
+    leftovers = {"mask_token", "decoder_pos_embed"}
+    decoder = {key for key in state if key.startswith("decoder_") or key in leftovers}
+    _, _, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
+    predicts = state.get("decoder_pred.weight")
+    other = predicts is not None and predicts.shape[0] != patch_mels * patch_frames
+    if other or decoder <= leftovers:
+        return {key: tensor for key, tensor in state.items() if key not in decoder}
+    return state
+
+
 def _card(state: dict[str, Tensor], source: Path) -> ModelCard:
-    try:
-        config = _config(state, source)
-        mean, std = state.get("norm_stats", torch.tensor([-7.1, 4.2])).flatten().tolist()
-        front_end = FrontEndConfig(mels=config.mels)
-        kind = "msm-mae" if "blocks.0.attn.q_bias" in state else "msm-mae successor"
-        statistics = Statistics(mean=round(mean, 6), std=round(std, 6))
-        return ModelCard(model=config, front_end=front_end, statistics=statistics, training={"converted_from": kind})
-    except (ConfigError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{source} has shapes that do not fit together ({error}); is the file whole?") from error
+    config = _config(state, source)
+    mean, std = state.get("norm_stats", torch.tensor([-7.1, 4.2])).flatten().tolist()
+    kind = "msm-mae" if "blocks.0.attn.q_bias" in state else "msm-mae successor"
+    return ModelCard(
+        model=config,
+        front_end=FrontEndConfig(mels=config.mels),
+        statistics=Statistics(mean=round(mean, 6), std=round(std, 6)),
+        training={"converted_from": kind},
+    )
 
 
-def _config(state: dict[str, Tensor], source: Path, mels: int = 80) -> ModelConfig:
-    width, _, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
+def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
+    width, channels, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
+    if channels != 1 or _MELS % patch_mels:
+        raise ValueError(f"patches of {channels} channels and {patch_mels} of {_MELS} mel bands")
     cls_token = "cls_token" in state
-    patches = state["pos_embed"].shape[1] - int(cls_token)
-    rows = mels // patch_mels
-    config = ModelConfig(
-        mels=mels,
-        frames=patches // rows * patch_frames,
+    rows = _MELS // patch_mels
+    grid = PatchGrid(rows, (state["pos_embed"].shape[1] - int(cls_token)) // rows)
+    _check_table("pos_embed", state["pos_embed"], [grid_positions(width, grid, cls_token)], source)
+    return ModelConfig(
+        mels=_MELS,
+        frames=grid.columns * patch_frames,
         patch_mels=patch_mels,
         patch_frames=patch_frames,
         width=width,
         depth=_count(state, "blocks"),
-        heads=width // _DIMENSIONS_PER_HEAD,
+        heads=_heads(width),
         cls_token=cls_token,
-        **_decoder_fields(state, PatchGrid(rows, patches // rows), cls_token, source),
+        **_decoder_fields(state, grid, cls_token, source),
     )
-    expected = grid_positions(width, PatchGrid(rows, patches // rows), cls_token)
-    _check_table("pos_embed", state["pos_embed"], [expected], source)
-    return config
+
+
+def _heads(width: int) -> int:
+    if width % _DIMENSIONS_PER_HEAD:
+        raise ValueError(f"width {width} is not a multiple of {_DIMENSIONS_PER_HEAD}")
+    return width // _DIMENSIONS_PER_HEAD
 
 
 def _decoder_fields(state: dict[str, Tensor], grid: PatchGrid, cls_token: bool, source: Path) -> dict[str, Any]:
@@ -110,7 +176,7 @@ def _decoder_fields(state: dict[str, Tensor], grid: PatchGrid, cls_token: bool, 
         "decoder_width": width,
         "decoder_depth": _count(state, "decoder_blocks"),
         # ViT-L's decoder, 512 wide, has 16 heads; all others have 64 dimensions a head.
-        "decoder_heads": 16 if width == 512 else width // _DIMENSIONS_PER_HEAD,
+        "decoder_heads": 16 if width == 512 else _heads(width),
         "decoder_positions": ("line", "grid")[kind],
     }
 
@@ -123,45 +189,38 @@ def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -
     raise CheckpointError(f"{source}: {key} {tuple(stored.shape)} is not the table of its grid; melmask cannot use it")
 
 
-def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor] | None:
-    """Melmask's name(s) for a published key; {} if it is known to be unneeded, None if it is unknown."""
-    if key in ("pos_embed", "decoder_pos_embed", "norm_stats") or _UNNEEDED.match(key):
+def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Melmask's name(s) for a published key; {} for what the card holds."""
+    if key in ("pos_embed", "decoder_pos_embed", "norm_stats"):
         return {}
-    fixed = {
-        "patch_embed.proj.weight": ("encoder.patch_embed.weight", tensor.flatten(1)),
-        "patch_embed.proj.bias": ("encoder.patch_embed.bias", tensor),
-        "cls_token": ("encoder.cls_token", tensor.flatten()),
-        "mask_token": ("decoder.mask_token", tensor.flatten()),
-    }
-    if key in fixed:
-        return dict([fixed[key]])
-    match = re.match(
-        r"^(decoder_)?(blocks\.\d+\..+|norm\.(?:weight|bias)|embed\.(?:weight|bias)|pred\.(?:weight|bias))$",
-        key,
-    )
-    if not match:
-        return None
-    part = "decoder" if match[1] else "encoder"
-    name = match[2].replace("pred.", "predict.") if match[1] else match[2]
+    if key in ("cls_token", "mask_token"):
+        return {("encoder." if key == "cls_token" else "decoder.") + key: tensor.flatten()}
+    if key.startswith("patch_embed."):
+        return {f"encoder.{key.replace('.proj', '')}": tensor.flatten(1) if tensor.ndim > 1 else tensor}
+    part = "decoder" if key.startswith("decoder_") else "encoder"
+    name = f"{part}.{key.removeprefix('decoder_').replace('pred.', 'predict.')}"
     if name.endswith("attn.qkv.bias"):
         # The key's share of the bias cancels in the softmax.
         query, _, value = tensor.chunk(3)
-        stem = f"{part}.{name.removesuffix('qkv.bias')}"
+        stem = name.removesuffix("qkv.bias")
         return {f"{stem}q_bias": query, f"{stem}v_bias": value}
-    return {f"{part}.{name}": tensor}
+    return {name: tensor}
 
 
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if f"{prefix}patch_embed.proj.weight" in state:
             inside = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
             outside = {key: t for key, t in state.items() if not key.startswith(prefix)}
-            return inside | {key: t for key, t in outside.items() if key not in inside}
+            twice = sorted(inside.keys() & outside.keys())
+            if twice:
+                raise CheckpointError(f"{source} has {twice[0]} with and without {prefix!r}: two models in one file")
+            return inside | outside
     return state
 
 
 def _count(state: Iterable[str], blocks: str) -> int:
-    return 1 + max((int(key.split(".")[1]) for key in state if key.startswith(f"{blocks}.")), default=-1)
+    return len({key.split(".")[1] for key in state if key.startswith(f"{blocks}.")})
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -173,14 +232,14 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is no plain weights file (unpickling it would run code, or it is damaged); "
             "expected a torch.save of tensors"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise anything: IndexError, struct.error, AssertionError ...
         raise CheckpointError(f"{path} is cut off or not a torch file; copy it again") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}; expected a dictionary of tensors")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors or not math.isfinite(float(next(iter(tensors.values())).float().sum())):
-        raise CheckpointError(f"{path} holds no usable tensors; expected an MSM-MAE checkpoint")
-    return tensors
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__} and no weights; expected a dictionary of tensors"
+        )
+    _refuse_unknown([str(key) for key, value in content.items() if not isinstance(value, Tensor)], path)
+    return {str(key): tensor for key, tensor in content.items()}

@@ -17,7 +17,7 @@ from torch import nn
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
 from melmask.files import output_error, write_json
-from melmask.models.mae import MaskedAutoencoder
+from melmask.models.mae import MaskedAutoencoder, build_model
 from melmask.settings import from_dict, to_dict
 
 FORMAT = "melmask-model"
@@ -44,22 +44,32 @@ class ModelCard:
 def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write weights (float32) and card to `folder`, which appears whole or not at all.
 
+    A checkpoint already there is replaced at the end by two renames; a kill between the two leaves it as
+    `.<name>.old` beside the folder, and the next save takes care of it.
+
     Raises:
         OutputError: where it cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         weights = {name: tensor.float().contiguous().cpu() for name, tensor in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
-        if folder.exists():
-            shutil.rmtree(folder)
+        # safetensors makes its file readable by its owner alone.
+        shutil.copymode(partial / CONFIG, partial / WEIGHTS)
+        if folder.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.replace(old)
         partial.replace(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        for remains in (partial, old):
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[MaskedAutoencoder, ModelCard]:
@@ -76,20 +86,32 @@ def load_checkpoint(folder: Path) -> tuple[MaskedAutoencoder, ModelCard]:
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is cut off or damaged ({error}); copy it again") from error
-    model = MaskedAutoencoder(card.model)
-    load_weights(model, weights, path)
-    return model, card
+    return model_with(card.model, weights, path), card
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Put `weights` into `model`; names and shapes must match exactly."""
+def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> MaskedAutoencoder:
+    """The network that holds `weights`; names and shapes must match exactly, and all values be finite.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    model = build_model(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
-        listed = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        raise CheckpointError(f"{source} does not fit its configuration: {listed}; the two files are not of one model")
+        raise CheckpointError(
+            f"{source} does not fit its architecture in {_some_of(wrong)}; it is damaged or of another model"
+        )
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"{source} has values that are not finite in {_some_of(broken)}; use another checkpoint")
     model.load_state_dict(weights)
+    return model
+
+
+def _some_of(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -99,10 +121,10 @@ def read_card(folder: Path) -> ModelCard:
         facts: dict[str, Any] = json.loads(path.read_text())
         if facts.pop("format") != FORMAT:
             raise KeyError("format")
-        version = facts.pop("version")
+        version = int(facts.pop("version"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {CONFIG}; give a run, a checkpoint folder or a .pth file") from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a {FORMAT} file; give a folder that melmask has written") from error
     if version > VERSION:
         raise CheckpointError(

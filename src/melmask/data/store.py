@@ -61,6 +61,9 @@ class StoreWriter:
             _check_front_end(path, table, front_end)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         self.done = {p for _, t in indexes for p, f in zip(*_columns(t, "path", "frames"), strict=True) if f}
+        self._known_failures = {
+            (p, e) for _, t in indexes for p, e in zip(*_columns(t, "path", "error"), strict=True) if e
+        }
         self._shard = 1 + max((int(path.stem.split("-")[1]) for path, _ in indexes), default=-1)
         self._begin_shard()
 
@@ -90,7 +93,9 @@ class StoreWriter:
             self.close_shard()
 
     def add_failure(self, path: str, reason: str) -> None:
-        """Record a file that could not be read."""
+        """Record a file that could not be read, unless it failed in the same way before."""
+        if (path, reason) in self._known_failures:
+            return
         row = {"path": path, "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
         self._rows.append(row)
 

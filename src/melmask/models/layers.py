@@ -13,8 +13,13 @@ _PLAIN_ATTENTION_TOKENS = 192
 """On CPU, plain attention trains faster than the fused kernel up to about this length (docs/log.md)."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (batch, heads, tokens, d): the fused kernel, or plain where that is faster."""
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (batch, heads, tokens, d): the fused kernel, or plain where that is faster.
+
+    `seen` (batch, tokens) bool leaves out keys, as if those tokens were not there.
+    """
+    if seen is not None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
     if query.device.type == "cpu" and query.shape[-2] <= _PLAIN_ATTENTION_TOKENS:
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         return weights.softmax(-1) @ value
@@ -32,12 +37,12 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tokens) -> Tokens:
-        """Every token looks at every token."""
+    def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
+        """Every token looks at every token, or at those `seen` (batch, tokens) bool."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(rearrange(attend(query, key, value), "b h n d -> b n (h d)"))
+        return self.proj(rearrange(attend(query, key, value, seen), "b h n d -> b n (h d)"))
 
 
 class MLP(nn.Module):
@@ -63,9 +68,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.mlp = MLP(width, 4 * width)
 
-    def forward(self, x: Tokens) -> Tokens:
+    def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
         """One residual layer."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), seen)
         return x + self.mlp(self.norm2(x))
 
 

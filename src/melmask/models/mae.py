@@ -80,6 +80,14 @@ class Decoder(nn.Module):
         return torch.cat([self.positions[:first], full[:, : grid.columns].flatten(0, 1)])
 
 
+def build_model(config: ModelConfig, seed: int = 0) -> "MaskedAutoencoder":
+    """A new model whose weights depend on the seed alone."""
+    # torch's initialisers draw from the global generator: borrow it, and leave it as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MaskedAutoencoder(config)
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder and, unless the configuration has none, decoder."""
 

@@ -67,13 +67,16 @@ class ViT(nn.Module):
 
     def encode_layers(self, logmel: LogMel) -> Iterator[Tokens]:
         """Tokens ([CLS +] patches) after each block, nothing hidden, then after the final norm: depth + 1 items."""
-        patches = self.patches_of(logmel)
-        x = self.patch_embed(patches) + self.positions_for(patches.shape[1] // self.grid.rows)
-        x = self._with_cls(x)
+        x = self.embed_all(logmel)
         for block in self.blocks:
             x = block(x)
             yield x
         yield self.norm(x)
+
+    def embed_all(self, logmel: LogMel) -> Tokens:
+        """The encoder's input with nothing hidden: ([CLS +] patches) tokens."""
+        patches = self.patches_of(logmel)
+        return self._with_cls(self.patch_embed(patches) + self.positions_for(patches.shape[1] // self.grid.rows))
 
     def _with_cls(self, x: Tokens) -> Float[Tensor, "batch with_cls dim"]:
         if self.cls_token is None:

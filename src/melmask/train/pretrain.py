@@ -19,14 +19,15 @@ from melmask.config import PretrainConfig
 from melmask.data.store import Store
 from melmask.data.stream import CropStream
 from melmask.errors import ConfigError, TrainingError
-from melmask.files import ensure_folder, write_json
+from melmask.files import ensure_folder
 from melmask.hardware import pick_device, pick_precision, use_threads
-from melmask.models.mae import MaskedAutoencoder
+from melmask.models.mae import MaskedAutoencoder, build_model
 from melmask.models.masking import random_masks
 from melmask.settings import to_dict
 from melmask.train.metrics import MetricsLog
 from melmask.train.optimizer import build_optimizer, learning_rate
-from melmask.train.snapshot import RUN_FILE, load_snapshot, save_snapshot
+from melmask.train.resume import check_store, note_run
+from melmask.train.snapshot import load_snapshot, save_snapshot
 
 
 class StepState(NamedTuple):
@@ -55,18 +56,19 @@ def pretrain(store: Store, run: Path, config: PretrainConfig, hooks: Sequence[Ho
     """Train until `optimizer.steps`, a signal, or `run.max_minutes`; resumes from the run's snapshot if it has one.
 
     Raises:
-        ConfigError: the model does not fit the store's front end.
+        ConfigError: the model does not fit the store's front end, or the run was begun with another store.
         TrainingError: the loss is not finite any more; the last snapshot is kept.
     """
     device = pick_device(config.hardware.device)
     precision = pick_precision(config.hardware, device)
     use_threads(config.hardware.threads)
     ensure_folder(run)
-    model = build_model(config).to(device)
+    check_store(run, store)
+    model = build_model(config.model, config.run.seed).to(device)
     optimizer = build_optimizer(model, config.optimizer)
     card = build_card(store, config)
     step, seconds_before = load_snapshot(run, model, optimizer)
-    write_json(run / RUN_FILE, {"pretrain": to_dict(config), "store": str(store.folder)})
+    note_run(run, config, store)
     steps, patches = config.optimizer.steps, model.encoder.grid.patches
     visible = model.encoder.grid.visible_patches(config.masking.ratio)
     stream = CropStream(store, config.data, config.model.frames, config.run.seed)
@@ -121,14 +123,6 @@ def pretrain(store: Store, run: Path, config: PretrainConfig, hooks: Sequence[Ho
             if last:
                 break
     return Outcome(step, steps, loss, received[0] if received else 0)
-
-
-def build_model(config: PretrainConfig) -> MaskedAutoencoder:
-    """A new model whose weights depend on the seed alone."""
-    # torch's initialisers draw from the global generator: borrow it, and leave it as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        return MaskedAutoencoder(config.model)
 
 
 def build_card(store: Store, config: PretrainConfig) -> ModelCard:

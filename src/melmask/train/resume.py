@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from melmask.config import PretrainConfig
+from melmask.data.store import Store
 from melmask.errors import CheckpointError, ConfigError
+from melmask.files import write_json
 from melmask.recipes import recipe
 from melmask.settings import from_dict, to_dict, with_overrides
 from melmask.train.snapshot import RUN_FILE
@@ -39,6 +41,24 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str])
                 f"{run} was begun with {key} = {before[key]}, not {value}; use another --out for another run"
             )
     return wanted
+
+
+def note_run(run: Path, config: PretrainConfig, store: Store) -> None:
+    """Write the run's configuration and which store it is for."""
+    write_json(
+        run / RUN_FILE, {"pretrain": to_dict(config), "store": str(store.folder), "frames": int(store.frames.sum())}
+    )
+
+
+def check_store(run: Path, store: Store) -> None:
+    """Raise ConfigError if the run was begun with a store of other content: its crops would be others."""
+    path = run / RUN_FILE
+    begun_with = json.loads(path.read_text()).get("frames") if path.exists() else None
+    frames = int(store.frames.sum())
+    if begun_with not in (None, frames):
+        raise ConfigError(
+            f"{run} was begun with a store of {begun_with} frames, {store.folder} has {frames}; use another --out"
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,4 +39,4 @@ def save_figure(figure: "Figure", path: Path) -> None:
     with warnings.catch_warnings(), atomic_write(path) as file:
         # Letters that matplotlib's own font lacks become boxes; a warning for each would bury the rest.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, facecolor="white")
+        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.1, facecolor="white")

@@ -25,6 +25,7 @@ _COLUMNS = (
     ("what the model sees", "grey: hidden"),
     ("what it reconstructs", "framed: kept from the input"),
 )
+_TITLE_CHARACTERS = 64
 _HIDDEN = "#dde2e7"
 _MIN_RANGE_DB, _MAX_RANGE_DB = 30.0, 70.0
 _WIDTH_INCHES, _ROW_INCHES, _MARGIN_INCHES = 9.0, 1.55, 0.75
@@ -79,8 +80,9 @@ def reconstruction_figure(
     """A row a clip: the log-mel; its visible patches; and the model's prediction of the others.
 
     Of a clip longer than the model's unit the first unit is drawn; of a shorter one, its whole patches. The third
-    picture shows visible patches, outlined, as they came: a model is not trained to predict those. Values are dB
-    relative to a mel power of 1; a row has one colour scale, from the loudest value of its input to 70 dB below.
+    picture shows visible patches, framed, as they came: a model is not trained to predict those. Values are dB
+    relative to a mel power of 1; a row has one colour scale, from the loudest value of its input to at most 70 dB
+    below.
 
     The arguments and errors are those of `save_reconstruction_picture`, which writes the figure to a file.
     """
@@ -98,9 +100,17 @@ def reconstruction_figure(
 
 def _head_column(axes: "Axes", name: str, note: str) -> None:
     """What a column shows, above its first picture's own title."""
-    style = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
-    axes.annotate(name, (0.5, 1), (0, 34), color=INK, fontsize=10, **style)
-    axes.annotate(note, (0.5, 1), (0, 23), color=MUTED, fontsize=8, **style)
+    for text, points_above, points_high, color in ((name, 34, 10, INK), (note, 23, 8, MUTED)):
+        axes.annotate(
+            text,
+            (0.5, 1),
+            (0, points_above),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            color=color,
+            fontsize=points_high,
+        )
 
 
 def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_ratio: float, seed: int) -> list[_Row]:
@@ -147,7 +157,8 @@ def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: Fron
     frames = row.truth.shape[1]
     _draw_grid(seen, PatchGrid(*row.masked.shape), config, frames)
     _outline_visible(made, row.masked, config, frames)
-    heard.set_title(row.title, loc="left", pad=5, color=INK, fontsize=9, fontweight="bold", parse_math=False)
+    title = row.title if len(row.title) <= _TITLE_CHARACTERS else row.title[: _TITLE_CHARACTERS - 1] + "…"
+    heard.set_title(title, loc="left", pad=5, color=INK, fontsize=9, fontweight="bold", parse_math=False)
     made.set_title(f"loss {row.loss:.3f} on the hidden patches", loc="right", pad=5, color=MUTED, fontsize=8)
     heard.set_ylabel("frequency (Hz)", color=MUTED, fontsize=8)
     bar = figure.colorbar(image, ax=list(axes_of_row), aspect=14, pad=0.012, fraction=0.03)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DB_PER_NATURAL_LOG = float(10 / np.log(10))
 """Multiplies the natural logarithm of a power to give decibels."""
 COLORMAP = "magma"
-_MIN_TICK_GAP = 0.1
+_MIN_TICK_GAP = 0.085
 """Ticks closer than this share of the axis would print their labels over each other."""
 
 

@@ -19,8 +19,10 @@ class ReconstructionPictures:
     def __init__(self, store: Store, config: PretrainConfig):
         # The longest clips: a short one would show little. Their first unit.
         clips = np.argsort(-store.frames, kind="stable")
-        chosen = clips[np.linspace(0, len(clips) // 4, _CLIPS, dtype=int)]
+        chosen = np.unique(clips[np.linspace(0, len(clips) // 4, _CLIPS, dtype=int)])
         frames = int(min(config.model.frames, store.frames[chosen].min()))
+        # A clip of a single patch in time shows nothing: such a store gets no pictures.
+        self._worth_it = frames >= 2 * config.model.patch_frames
         crops = np.empty((len(chosen), frames, store.front_end.mels), dtype="<f2")
         for crop, clip in zip(crops, chosen, strict=True):
             store.read_into(crop, int(clip), 0)
@@ -30,6 +32,8 @@ class ReconstructionPictures:
 
     def __call__(self, state: StepState) -> None:
         """Write the picture of this step."""
+        if not self._worth_it:
+            return
         # A copy: the encoder freezes the model it is given.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")
         path = state.run / "pictures" / f"step-{state.step:07d}.png"

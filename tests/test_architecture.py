@@ -1,0 +1,243 @@
+"""What the tree promises (docs/design.md): one direction of imports, a short public surface, bounded sizes."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+import melmask
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "melmask"
+TREES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+
+# A part may import from the parts in earlier rows, and from itself.
+LAYERS = [
+    {"errors", "axes"},
+    {"config", "progress"},
+    {"settings", "geometry", "files", "hardware"},
+    {"audio", "models", "features", "sounds"},
+    {"recipes", "data", "checkpoint"},
+    {"train", "encoder"},
+    {"extract", "hear", "streaming", "export", "viz"},
+    {"tables", "evaluate"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
+NOT_EVEN_SO = {"data": {"models"}, "checkpoint": {"audio"}}
+
+# Third-party libraries that one part of the package hides from the others.
+HOMES = {
+    "matplotlib": {"viz"},
+    "sklearn": {"evaluate"},
+    "soxr": {"audio", "streaming"},
+    "safetensors": {"checkpoint"},
+    "tensorboard": {"train"},
+    "tqdm": {"progress"},
+    "pyarrow": {"data", "tables"},
+}
+
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 60
+LONGEST_LOOP = {"pretrain": 120}
+
+
+def module_name(path):
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): tree for path, tree in TREES.items()}
+
+
+def part_of(module):
+    """melmask.audio.files -> audio; melmask itself -> ''."""
+    return [*module.split("."), ""][1]
+
+
+def imports(tree, *, for_types=False) -> Iterator[str]:
+    """Dotted names that a module imports, anywhere in it; those for type checkers alone only if asked for."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in whole)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from imports(node) if for_types else ()
+        else:
+            yield from imports(node, for_types=for_types)
+
+
+def own_imports(module):
+    return {name for name in imports(MODULES[module]) if name in MODULES}
+
+
+def functions(tree) -> Iterator[ast.FunctionDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def public_definitions(tree) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Classes, functions and methods whose names, and whose class's name, have no leading underscore."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node)
+
+
+def everywhere(found):
+    """'file:line' of each node that `found` gives for a tree."""
+    return [f"{path.relative_to(ROOT)}:{node.lineno}" for path, tree in TREES.items() for node in found(tree)]
+
+
+def run_python(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "melmask"])
+def test_imports_point_one_way(module):
+    (level,) = [number for number, parts in enumerate(LAYERS) if part_of(module) in parts]
+    allowed = set().union(*LAYERS[:level]) - NOT_EVEN_SO.get(part_of(module), set()) | {part_of(module), ""}
+    assert {part_of(name) for name in own_imports(module)} <= allowed
+
+
+def test_there_are_no_import_cycles():
+    TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
+
+
+def test_the_layers_are_those_of_the_design_page():
+    rows = re.findall(r"^\| *\d+ *\| (.*) \|$", (ROOT / "docs" / "design.md").read_text(), re.MULTILINE)
+    documented = [set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row))) for row in rows]
+    assert documented == LAYERS[:-1]
+
+
+def test_the_design_page_lists_every_file():
+    listed = re.findall(r"^\| `([\w/]+\.py)` \|", (ROOT / "docs" / "design.md").read_text(), re.MULTILINE)
+    # A package's own file is listed where it holds something.
+    present = {
+        str(path.relative_to(SOURCE))
+        for path, tree in TREES.items()
+        if len(tree.body) > 1 or path.name != "__init__.py"
+    }
+    assert len(listed) == len(set(listed))
+    assert present - set(listed) <= {"recipes/__init__.py"}
+    assert set(listed) <= present
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_imported_in_its_home_only(library):
+    users = {
+        part_of(module)
+        for module, tree in MODULES.items()
+        if library in {name.split(".")[0] for name in imports(tree, for_types=True)}
+    }
+    assert users <= HOMES[library]
+
+
+def test_the_public_names_are_the_documented_ones():
+    assert melmask.__all__ == [
+        "POOLINGS",
+        "AudioEncoder",
+        "Embedding",
+        "MelmaskError",
+        "Reconstruction",
+        "__version__",
+        "load",
+    ]
+    for name in melmask.__all__:
+        assert getattr(melmask, name) is not None
+    with pytest.raises(AttributeError, match="module 'melmask' has no attribute 'embeddings'"):
+        melmask.embeddings  # noqa: B018
+
+
+@pytest.mark.parametrize("modules", ["melmask", "melmask.config", "melmask.settings", "melmask.cli"])
+def test_torch_is_not_imported_with(modules):
+    assert run_python(f"import sys, {modules}; print('torch' in sys.modules)") == "False\n"
+
+
+_HELP = """
+import contextlib, io, sys
+from melmask.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as page, contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print(len(page.getvalue()) > 100, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["embed", "--help"], ["settings"]])
+def test_help_does_not_wait_for_torch(arguments):
+    assert run_python(_HELP, *arguments) == "True False\n"
+
+
+def test_torch_is_the_only_library_of_its_family():
+    names = {distribution.name.lower() for distribution in distributions()}
+    family = {name for name in names if re.match(r"(torch|pytorch|lightning|timm|fairseq|transformers)", name)}
+    assert family == {"torch"}
+
+
+def test_only_the_command_line_prints():
+    def prints(tree):
+        return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
+
+    assert {place.split(":")[0] for place in everywhere(prints)} <= {"src/melmask/cli.py"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        (r"torch\.distributed", set()),
+        (r"os\.environ|os\.getenv", {"hear.py"}),
+        # Conversions between samples, frames and ms are made in one place.
+        (r"\.hop_samples", {"config.py", "geometry.py", "audio/logmel.py", "export.py"}),
+        (r"(?<![.\w])eval\(", set()),
+        (r"pickle\.loads?\(", set()),
+    ],
+)
+def test_some_things_are_done_in_their_place_only(pattern, allowed):
+    assert {str(path.relative_to(SOURCE)) for path in TREES if re.search(pattern, path.read_text())} <= allowed
+
+
+def test_no_file_is_long():
+    lengths = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in TREES}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_function_is_long():
+    def long(tree):
+        return [
+            node
+            for node in functions(tree)
+            if node.end_lineno - node.lineno + 1 > LONGEST_LOOP.get(node.name, LONGEST_FUNCTION)
+        ]
+
+    assert everywhere(long) == []
+
+
+def test_everything_public_has_a_docstring():
+    assert all(ast.get_docstring(tree) for tree in TREES.values())
+
+    def bare(tree):
+        return [node for node in public_definitions(tree) if not ast.get_docstring(node)]
+
+    assert everywhere(bare) == []
+
+
+def test_every_public_function_is_annotated():
+    def unannotated(tree):
+        for node in public_definitions(tree):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                missing = [a for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                if missing or node.returns is None:
+                    yield node
+
+    assert everywhere(unannotated) == []
