@@ -27,6 +27,7 @@ LAYERS = [
     {"train", "encoder"},
     {"extract", "hear", "streaming", "export", "viz"},
     {"tables", "evaluate"},
+    {"embed_job"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -185,7 +185,8 @@ def test_the_confusion_picture_writes_each_share_of_the_true_class(tmp_path):
 
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     truth = np.array([0, 1])
-    for name, message in (("none/confusion.png", "cannot be written"), ("confusion.xyz", "not a kind")):
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    for name, message in (("taken/confusion.png", "cannot write"), ("confusion.xyz", "not a kind")):
         with pytest.raises(OutputError, match=message):
             save_confusion_picture(tmp_path / name, truth, truth, ["a", "b"], "title")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

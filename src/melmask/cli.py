@@ -80,25 +80,54 @@ def pretrain(options: argparse.Namespace) -> int:
 def embed(options: argparse.Namespace) -> int:
     """Write the embeddings of files and folders."""
     from melmask.audio.files import find_audio
+    from melmask.embed_job import embed_table, shard_of
     from melmask.encoder import load
-    from melmask.extract import embed_files
-    from melmask.progress import track
-    from melmask.tables import check_table_path, settings_of, write_embeddings
+    from melmask.tables import check_table_path
 
     check_table_path(options.out)
+    paths, out = shard_of(find_audio(options.sources), options.out, options.shard)
     model = load(options.model, options.device)
-    choice = {"layer": options.layer, "pooling": options.pooling, "hop_ms": options.hop_ms}
-    model.check_choice(**choice)
-    paths = find_audio(options.sources)
-    results = track(embed_files(model, paths, **choice, keep_frames=options.frames), len(paths), "embed")
-    failed = write_embeddings(options.out, results, settings_of(model, **choice), options.frames)
-    if len(failed) == len(paths):
-        options.out.unlink()
-        return _fail(f"none of the {len(paths)} files could be read; the first: {failed[0].error}")
-    size = model.embedding_size(options.pooling, options.layer)
-    print(f"{options.out}: {len(paths) - len(failed)} files, {size} dimensions")
-    if failed:
-        print(f"{len(failed)} files could not be read; the reasons are in {options.out}.failed.csv")
+    report = embed_table(
+        model,
+        paths,
+        out,
+        layer=options.layer,
+        pooling=options.pooling,
+        hop_ms=options.hop_ms,
+        keep_frames=options.frames,
+    )
+    print(f"{out}: {report}")
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Others' checkpoints to ours, or ours to the original's."""
+    from melmask.checkpoint.convert import save_msm_mae
+    from melmask.checkpoint.folder import save_checkpoint
+    from melmask.checkpoint.locate import load_any
+
+    model, card, source = load_any(options.model)
+    if options.to == "msm-mae":
+        save_msm_mae(options.out, model, card)
+    else:
+        save_checkpoint(options.out, model, card)
+    m = card.model
+    print(
+        f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}, "
+        f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
+        f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
+    )
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """One ONNX file, front end inside."""
+    from melmask.encoder import load
+    from melmask.export import export_onnx
+
+    model = load(options.model, "cpu")
+    cosine = export_onnx(model, options.onnx, options.layer, options.pooling)
+    print(f"{options.onnx}: {options.onnx.stat().st_size >> 20} MB, least cosine to PyTorch {cosine:.6f}")
     return 0
 
 
@@ -164,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(command("pretrain", pretrain, "train a masked autoencoder on a store; the same command resumes"))
     _add_embed(command("embed", embed, "embeddings of files and folders"))
     _add_probe(command("probe", probe, "k-NN and linear scores on labelled files, beside two baselines"))
+    _add_convert(command("convert", convert, "others' checkpoints to melmask's, or melmask's to the original's"))
+    _add_export(command("export", export, "an ONNX file from waveform to embeddings"))
     _add_settings(command("settings", settings, "list every setting of a recipe, with its meaning"))
     return parser
 
@@ -196,6 +227,7 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
         "sources", type=Path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
     )
     sub.add_argument("--out", type=Path, required=True, help="X.parquet or X.npz")
+    sub.add_argument("--shard", metavar="I/N", help="take every N-th file from the I-th, 0 <= I < N, for array jobs")
     sub.add_argument("--frames", action="store_true", help="keep the frame vectors too")
     sub.add_argument("--hop-ms", type=float, help="time between frame vectors, a divisor of a patch's (a patch's)")
     _add_model(sub)
@@ -210,6 +242,19 @@ def _add_probe(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
     sub.add_argument("--seed", type=int, default=0, help="of the untrained network and of made-up splits")
     _add_model(sub)
+
+
+def _add_convert(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, metavar="MODEL", help="an MSM-MAE .pth file, a run or a checkpoint folder")
+    sub.add_argument("out", type=Path, metavar="OUT", help="the folder, or with --to msm-mae the file, to write")
+    sub.add_argument("--to", choices=("melmask", "msm-mae"), default="melmask", help="which form (%(default)s)")
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", type=Path, required=True, help="a run, a checkpoint folder, or an MSM-MAE .pth file")
+    sub.add_argument("--onnx", type=Path, required=True, metavar="X.onnx", help="the file to write")
+    sub.add_argument("--layer", type=int, help="features after this block (the last, with the final norm)")
+    sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:

@@ -12,12 +12,11 @@ from melmask.audio.files import read_audio
 from melmask.config import FrontEndConfig
 from melmask.data.prepare import prepare
 from melmask.data.store import Store
+from melmask.embed_job import embed_table
 from melmask.encoder import AudioEncoder, load
 from melmask.evaluate.report import probe_tasks, table_text
-from melmask.extract import embed_files
 from melmask.progress import duration_text
 from melmask.sounds import CLASSES, write_sound_set
-from melmask.tables import settings_of, write_embeddings
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 from melmask.viz.reconstruction import save_reconstruction_picture
@@ -48,8 +47,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     _say("4/5 embed every clip")
     model = load(out / "run")
     paths = [labels.parent / row["path"] for row in _rows(labels)]
-    settings = settings_of(model)
-    write_embeddings(out / "embeddings.parquet", embed_files(model, paths), settings, keep_frames=False)
+    embed_table(model, paths, out / "embeddings.parquet")
     _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", scheme="split")
     picture = out / "reconstructions.png"

@@ -10,6 +10,8 @@
 `features.py` has what surrounds the encoder in steps 2, 4 and 5.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from melmask.features import ClipVectors, Segmenter, StepGrid, check_pooling, po
 from melmask.geometry import unit_lengths
 from melmask.hardware import pick_device
 from melmask.models.mae import MaskedAutoencoder, build_model
+from melmask.settings import to_dict
 
 _TOKENS_PER_BATCH = 16384
 _SEGMENT_FRAMES = 8192
@@ -78,6 +81,14 @@ class AudioEncoder:
     def sample_rate_hz(self) -> int:
         """The rate the model hears; other audio is resampled to it."""
         return self.card.front_end.sample_rate_hz
+
+    def sha256(self) -> str:
+        """A digest of the weights and of what config.json says of the inference: the model's identity."""
+        digest = hashlib.sha256(json.dumps([to_dict(p) for p in (self.card.model, self.card.front_end)]).encode())
+        digest.update(json.dumps(to_dict(self.card.statistics)).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def embedding_size(self, pooling: str = "concat", layer: int | Sequence[int] | None = None) -> int:
         """D of `embed` with this pooling and these layers."""

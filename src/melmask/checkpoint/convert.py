@@ -17,6 +17,7 @@ from torch import Tensor
 from melmask.checkpoint.folder import ModelCard, model_with
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
+from melmask.files import atomic_write
 from melmask.geometry import PatchGrid
 from melmask.models.mae import MaskedAutoencoder
 from melmask.models.positions import grid_positions, line_positions
@@ -243,3 +244,13 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         )
     _refuse_unknown([str(key) for key, value in content.items() if not isinstance(value, Tensor)], path)
     return {str(key): tensor for key, tensor in content.items()}
+
+
+def save_msm_mae(path: Path, model: MaskedAutoencoder, card: ModelCard) -> None:
+    """Write `to_msm_mae` as a .pth file.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    with atomic_write(path) as file:
+        torch.save({"model": to_msm_mae(model, card)}, file)

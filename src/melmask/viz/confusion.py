@@ -1,13 +1,12 @@
 """A picture of which classes a probe takes for which."""
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from melmask.errors import MissingExtraError, OutputError
+from melmask.viz.figure import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 MAX_NAMED_CLASSES = 60
 MAX_NUMBERED_CLASSES = 20
 MAX_NAME_CHARACTERS = 24
-DOTS_PER_INCH = 150
 MIN_SIDE_INCHES = 2.4
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e8ecf0"
 
@@ -45,17 +43,12 @@ def save_confusion_picture(
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written, or matplotlib does not know its suffix.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot") from None
-
     count = len(class_names)
     shares = _row_shares(truth, predicted, count)
     cell_inches = _cell_inches(count)
     # Room around the cells: the bar on the right, title and names elsewhere; the layout shares it out.
     side_inches = max(MIN_SIDE_INCHES, cell_inches * count)
-    figure = Figure(figsize=(side_inches + 2.6, side_inches + 2.2), layout="constrained")
+    figure = new_figure(side_inches + 2.6, side_inches + 2.2)
     axes = figure.add_subplot()
     edge_points = 0.4 if count <= MAX_NAMED_CLASSES else 0.0
     image = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors=GRID, linewidth=edge_points)
@@ -65,7 +58,7 @@ def save_confusion_picture(
     if count <= MAX_NUMBERED_CLASSES:
         _number_cells(axes, shares)
     _draw_bar(figure, image)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _row_shares(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Float[np.ndarray, "classes classes"]:
@@ -140,16 +133,3 @@ def _draw_bar(figure: "Figure", image: "QuadMesh") -> None:
     bar.ax.tick_params(length=0)
     bar.set_label("of the true class", color=MUTED, fontsize=9)
     bar.outline.set_visible(False)
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    """Writes the picture, in the format its suffix names."""
-    try:
-        with warnings.catch_warnings():
-            # Letters that matplotlib's own font lacks become boxes; a warning for each would bury the rest.
-            warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-            figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.15, facecolor="white")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-    except ValueError as error:
-        raise OutputError(f"{path}: not a kind of picture ({error}); use .png, .svg or .pdf") from None

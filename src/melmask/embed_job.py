@@ -1,0 +1,90 @@
+"""`melmask embed`: many files to one table, resumable, in shares for array jobs."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from melmask.encoder import AudioEncoder
+from melmask.errors import ConfigError, InputError
+from melmask.extract import embed_files
+from melmask.progress import duration_text, track
+from melmask.tables import TableJob, rows_of, settings_of
+
+
+class JobReport(NamedTuple):
+    """What one call did: files in the table, failed ones, D, and the sound and time spent in this call."""
+
+    files: int
+    failed: int
+    dimensions: int
+    sound_s: float
+    wall_s: float
+
+    def __str__(self) -> str:
+        text = f"{self.files} files, {self.dimensions} dimensions"
+        if self.sound_s:
+            factor = self.sound_s / self.wall_s
+            text += (
+                f"; {duration_text(self.sound_s)} of sound in {duration_text(self.wall_s)}, {factor:.0f} x real time"
+            )
+        if self.failed:
+            text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
+        return text
+
+
+def embed_table(
+    model: AudioEncoder,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    layer: Sequence[int] | None = None,
+    pooling: str = "concat",
+    hop_ms: float | None = None,
+    keep_frames: bool = False,
+) -> JobReport:
+    """Write the embeddings of `paths` to `out` (.parquet or .npz); a killed job goes on after its last whole part.
+
+    Raises:
+        ConfigError: no such layer, pooling or hop.
+        InputError: no file could be read.
+        OutputError: the place cannot be written to, or holds parts of another job.
+    """
+    model.check_choice(layer, pooling, hop_ms)
+    settings = settings_of(model, paths, layer, pooling, hop_ms, keep_frames)
+    job = TableJob(out, paths, settings)
+    if job.complete:
+        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["dimensions"], 0.0, 0.0)
+    start_s, sound_s = time.monotonic(), 0.0
+    todo = job.todo()
+    remaining = job.paths_of(todo)
+    embedded = embed_files(model, remaining, layer=layer, pooling=pooling, hop_ms=hop_ms, keep_frames=keep_frames)
+
+    def counted():
+        nonlocal sound_s
+        for result in track(embedded, len(remaining), "embed"):
+            sound_s += result.duration_s
+            yield result
+
+    job.write(todo, counted())
+    failed = job.merge()
+    wall_s = time.monotonic() - start_s
+    return JobReport(len(paths) - len(failed), len(failed), settings["dimensions"], sound_s, wall_s)
+
+
+def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:
+    """The share of files and the table's name for --shard I/N: every N-th file, `X-I-of-N.parquet`.
+
+    Raises:
+        ConfigError: not of the form I/N with 0 <= I < N.
+        InputError: the share is empty.
+    """
+    if shard is None:
+        return paths, out
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard is {shard!r}; give I/N with 0 <= I < N, as 0/8 to 7/8")
+    share = paths[int(number) :: int(count)]
+    if not share:
+        raise InputError(f"--shard {shard} has no files: there are only {len(paths)}; use fewer shards")
+    return share, out.with_name(f"{out.stem}-{int(number):05d}-of-{int(count):05d}{out.suffix}")
