@@ -86,7 +86,7 @@ def embed(options: argparse.Namespace) -> int:
 
     check_table_path(options.out)
     paths, out = shard_of(find_audio(options.sources), options.out, options.shard)
-    model = load(options.model, options.device)
+    model = load(options.model, options.device, options.precision)
     report = embed_table(
         model,
         paths,
@@ -120,6 +120,16 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def push(options: argparse.Namespace) -> int:
+    """Put a model on the Hugging Face Hub."""
+    from melmask.checkpoint.hub import push
+    from melmask.checkpoint.locate import load_any
+
+    model, card, _ = load_any(options.model)
+    print(push(options.name, model, card, options.license))
+    return 0
+
+
 def export(options: argparse.Namespace) -> int:
     """One ONNX file, front end inside."""
     from melmask.encoder import load
@@ -136,7 +146,7 @@ def probe(options: argparse.Namespace) -> int:
     from melmask.encoder import load
     from melmask.evaluate.report import probe_tasks, table_text
 
-    model = load(options.model, options.device)
+    model = load(options.model, options.device, options.precision)
     report = probe_tasks(
         model,
         options.labels,
@@ -194,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_embed(command("embed", embed, "embeddings of files and folders"))
     _add_probe(command("probe", probe, "k-NN and linear scores on labelled files, beside two baselines"))
     _add_convert(command("convert", convert, "others' checkpoints to melmask's, or melmask's to the original's"))
+    _add_push(command("push", push, "put a model on the Hugging Face Hub"))
     _add_export(command("export", export, "an ONNX file from waveform to embeddings"))
     _add_settings(command("settings", settings, "list every setting of a recipe, with its meaning"))
     return parser
@@ -250,6 +261,12 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--to", choices=("melmask", "msm-mae"), default="melmask", help="which form (%(default)s)")
 
 
+def _add_push(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a run, a checkpoint folder, or an MSM-MAE .pth file")
+    sub.add_argument("name", metavar="hub:OWNER/NAME", help="the model's name there")
+    sub.add_argument("--license", default="other", help="of the weights, for the model card (%(default)s)")
+
+
 def _add_export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", type=Path, required=True, help="a run, a checkpoint folder, or an MSM-MAE .pth file")
     sub.add_argument("--onnx", type=Path, required=True, metavar="X.onnx", help="the file to write")
@@ -269,6 +286,7 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
+    sub.add_argument("--precision", default="fp32", help="fp32, fp32-fast or bf16 (%(default)s)")
 
 
 def _add_settings_help(sub: argparse.ArgumentParser, example: str, listing: str) -> None:

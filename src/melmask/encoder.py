@@ -30,7 +30,7 @@ from melmask.checkpoint.locate import load_any
 from melmask.errors import ConfigError, InputError
 from melmask.features import ClipVectors, Segmenter, StepGrid, check_pooling, pool, step_grid
 from melmask.geometry import unit_lengths
-from melmask.hardware import pick_device
+from melmask.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 from melmask.models.mae import MaskedAutoencoder, build_model
 from melmask.settings import to_dict
 
@@ -70,9 +70,19 @@ class AudioEncoder:
     Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from).
     """
 
-    def __init__(self, model: MaskedAutoencoder, card: ModelCard, name: str = "", device: str = "auto"):
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        card: ModelCard,
+        name: str = "",
+        device: str = "auto",
+        precision: str = "fp32",
+    ):
+        if precision not in INFERENCE_PRECISIONS:
+            raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
         self.card = card
         self.name = name
+        self.precision = precision
         self.device = pick_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
@@ -192,7 +202,8 @@ class AudioEncoder:
             units += [(clip, k, unit) for k, unit in enumerate(x.split(lengths, dim=1))]
         pooled: dict[tuple[int, int], np.ndarray] = {}
         for batch in _batches_of_equal_length(units, config.patch_mels * config.patch_frames):
-            tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), _layers(layer))
+            with inference_precision(self.precision, self.device):
+                tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), _layers(layer))
             pools = [pool(t, self.model.encoder.grid.rows, config.cls_token, pooling) for t in tokens]
             vectors = torch.cat(pools, dim=-1).float().cpu().numpy()
             pooled |= {(clip, k): vector for (clip, k, _), vector in zip(batch, vectors, strict=True)}
@@ -316,19 +327,25 @@ class AudioEncoder:
         return waveform, array.ndim == 1
 
 
-def load(source: str | Path, device: str = "auto") -> AudioEncoder:
-    """Load a model: a run, a checkpoint folder, or a .pth file of MSM-MAE or its successor.
+def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
+    """Load a model: a run, a checkpoint folder, a .pth file of MSM-MAE or its successor, or hub:owner/name.
+
+    Args:
+        source: Where it is.
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one.
+        precision: 'fp32'; 'fp32-fast' or 'bf16' trade accuracy for speed (`melmask.hardware.inference_precision`).
 
     Raises:
         CheckpointError: missing, damaged, or of an unknown kind.
+        ConfigError: no such device or precision.
     """
     model, card, path = load_any(Path(source))
-    return AudioEncoder(model, card, str(path), device)
+    return AudioEncoder(model, card, str(path), device, precision)
 
 
-def untrained(card: ModelCard, seed: int = 0, device: str = "auto") -> AudioEncoder:
+def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
     """The same network with fresh random weights: the baseline that shows what training is worth."""
-    return AudioEncoder(build_model(card.model, seed), card, f"untrained (seed {seed})", device)
+    return AudioEncoder(build_model(card.model, seed), card, f"untrained (seed {seed})", device, precision)
 
 
 def _layers(layer: int | Sequence[int] | None) -> list[int | None]:

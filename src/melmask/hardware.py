@@ -1,11 +1,15 @@
 """Which device computes, in which precision, with how many threads."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from melmask.config import HardwareConfig
 from melmask.errors import ConfigError
+
+INFERENCE_PRECISIONS = ("fp32", "fp32-fast", "bf16")
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,6 +33,25 @@ def pick_precision(config: HardwareConfig, device: torch.device) -> torch.dtype:
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_computes_bf16()
     wanted = "bf16" if config.precision == "auto" and native else config.precision
     return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+@contextmanager
+def inference_precision(name: str, device: torch.device) -> Iterator[None]:
+    """Compute what is inside in 'fp32', 'fp32-fast' or 'bf16'; the process' own settings are restored.
+
+    'fp32-fast' allows float32 matrix products in faster forms: on CPUs without AMX another library of equal accuracy
+    (docs/log.md), on others and on GPUs bfloat16 or TF32 products inside.
+    """
+    if name == "bf16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if name == "fp32-fast" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def cpu_computes_bf16() -> bool:

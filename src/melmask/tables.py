@@ -55,6 +55,7 @@ def settings_of(
         "model_sha256": model.sha256(),
         "layer": layer,
         "pooling": pooling,
+        "precision": model.precision,
         "dimensions": model.embedding_size(pooling, layer),
         "frames": keep_frames,
         "first_ms": float(times_ms[0]),

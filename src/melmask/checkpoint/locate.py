@@ -1,9 +1,10 @@
-"""From what a user names - a run, a checkpoint folder, another project's file - to a model."""
+"""From what a user names - a run, a checkpoint folder, another project's file, a Hub name - to a model."""
 
 from pathlib import Path
 
 from melmask.checkpoint.convert import read_foreign
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint
+from melmask.checkpoint.hub import PREFIX, download
 from melmask.errors import CheckpointError
 from melmask.models.mae import MaskedAutoencoder
 
@@ -14,6 +15,8 @@ def load_any(source: Path) -> tuple[MaskedAutoencoder, ModelCard, Path]:
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
+    if str(source).startswith(PREFIX):
+        return *load_checkpoint(download(str(source))), source
     if source.is_file():
         if source.name in (CONFIG, WEIGHTS):
             return *load_checkpoint(source.parent), source.parent

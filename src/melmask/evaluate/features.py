@@ -34,7 +34,7 @@ def probe_features(
     Every file is decoded once for all three.
     """
     model.check_choice(layer, pooling)
-    networks = {UNTRAINED: untrained(model.card, seed, str(model.device)), PRETRAINED: model}
+    networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     grid = model.step_grid()
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}

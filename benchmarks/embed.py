@@ -1,0 +1,122 @@
+"""How fast files become embeddings: melmask against the literal baseline, files in to Parquet out, one run.
+
+    python benchmarks/embed.py FOLDER_OR_CSV [--files 64] [--size base] [--rounds 3] [--out RESULT.json]
+
+The weights are random: speed does not depend on them. Rounds are interleaved, and ratios are of the best rounds.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from literal import literal_embed_file
+
+from melmask.audio.files import find_audio
+from melmask.checkpoint.folder import ModelCard
+from melmask.embed_job import embed_table
+from melmask.encoder import untrained
+from melmask.hardware import use_threads
+from melmask.models.presets import preset
+
+PRECISIONS = ("fp32", "fp32-fast", "bf16")
+
+
+def literal_job(encoder, paths, out):
+    """One file at a time to one table; returns the scene vectors."""
+    scenes = [literal_embed_file(encoder, encoder.front_end, path).mean(axis=0) for path in paths]
+    pq.write_table(pa.table({"path": [str(p) for p in paths], "scene": [s.tolist() for s in scenes]}), out)
+    return np.array(scenes)
+
+
+def melmask_job(encoder, paths, out):
+    """The command's own path; returns the scene vectors and the seconds of sound."""
+    report = embed_table(encoder, paths, out)
+    return np.array(pq.read_table(out)["scene"].to_pylist()), report.sound_s
+
+
+def matmul_peak(dtype) -> float:
+    """Best of several 2048-cube matrix products, in GFLOP/s."""
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    best_s = min(timed(lambda: a @ b)[1] for _ in range(12))
+    return 2 * 2048**3 / best_s / 1e9
+
+
+def timed(work):
+    """(result, seconds)."""
+    start_s = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start_s
+
+
+def forward_rate(card, precision) -> float:
+    """GFLOP/s of the encoder alone on a batch of full units, counted from its matrix products."""
+    encoder = untrained(card, device="cpu", precision=precision)
+    batch, config = 32, card.model
+    tokens = encoder.model.encoder.grid.patches + int(config.cls_token)
+    per_token = 2 * 12 * config.width**2 + 4 * tokens * config.width
+    flops = batch * tokens * config.depth * per_token
+    pieces = [torch.randn(config.mels, config.frames) for _ in range(batch)]
+    best_s = min(timed(lambda: encoder.embed_segments(pieces))[1] for _ in range(4))
+    return flops / best_s / 1e9
+
+
+def cosine(a, b) -> float:
+    """The least cosine between rows."""
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def main() -> None:
+    """Run, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sources", type=Path, nargs="+")
+    parser.add_argument("--files", type=int, default=64)
+    parser.add_argument("--size", default="base")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    use_threads(0)
+    paths = find_audio(options.sources)
+    paths = paths[:: max(1, len(paths) // options.files)][: options.files]
+    card = ModelCard(model=preset(options.size))
+    encoders = {name: untrained(card, device="cpu", precision=name) for name in PRECISIONS}
+    seconds = {name: [] for name in ("literal", *PRECISIONS)}
+    scenes = {}
+    with tempfile.TemporaryDirectory() as place:
+        for k in range(options.rounds):
+            work = Path(place) / f"literal{k}.parquet"
+            scenes["literal"], wall_s = timed(lambda w=work: literal_job(encoders["fp32"], paths, w))
+            seconds["literal"].append(wall_s)
+            for name, encoder in encoders.items():
+                work = Path(place) / f"{name}{k}.parquet"
+                (scenes[name], sound_s), wall_s = timed(lambda e=encoder, w=work: melmask_job(e, paths, w))
+                seconds[name].append(wall_s)
+    best = {name: min(all_s) for name, all_s in seconds.items()}
+    peak = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    result = {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "command": f"python benchmarks/embed.py ... --files {len(paths)} --size {options.size}",
+        "sound_s": round(sound_s, 1),
+        "wall_s": {name: [round(s, 2) for s in all_s] for name, all_s in seconds.items()},
+        "times_faster_than_literal": {name: round(best["literal"] / best[name], 2) for name in PRECISIONS},
+        "times_real_time": {name: round(sound_s / s, 1) for name, s in best.items()},
+        "least_cosine_to_fp32": {name: round(cosine(scenes["fp32"], scenes[name]), 6) for name in PRECISIONS},
+        "matmul_peak_gflops": {name: round(rate) for name, rate in peak.items()},
+        "encoder_gflops": {name: round(forward_rate(card, name)) for name in PRECISIONS},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

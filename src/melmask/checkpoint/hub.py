@@ -1,0 +1,93 @@
+"""Checkpoints on the Hugging Face Hub: config.json, model.safetensors and a README.md that is the model card.
+
+Names are written `hub:owner/name`, so that a mistyped path never turns into a download.
+"""
+
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, save_checkpoint
+from melmask.errors import CheckpointError, MissingExtraError, OutputError
+from melmask.models.mae import MaskedAutoencoder
+
+PREFIX = "hub:"
+
+
+def download(name: str) -> Path:
+    """Fetch `hub:owner/name` (or take it from the local cache); returns the checkpoint folder.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        CheckpointError: no such model, or it cannot be reached.
+    """
+    hub = _hub()
+    try:
+        return Path(hub.snapshot_download(name.removeprefix(PREFIX), allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:
+        # The library raises its own, its HTTP client's and the operating system's errors, all meaning this.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name} cannot be fetched ({reason}); check the name and the connection") from error
+
+
+def push(name: str, model: MaskedAutoencoder, card: ModelCard, license_name: str) -> str:
+    """Create or update `hub:owner/name`; returns its address.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        OutputError: the Hub refuses, or cannot be reached.
+    """
+    hub = _hub()
+    repository = name.removeprefix(PREFIX)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        save_checkpoint(folder, model, card)
+        (folder / "README.md").write_text(model_card(repository, card, license_name), encoding="utf-8")
+        try:
+            api = hub.HfApi()
+            api.create_repo(repository, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=str(folder)))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise OutputError(f"{name} cannot be pushed ({reason}); check the name and run `hf auth login`") from error
+
+
+def model_card(repository: str, card: ModelCard, license_name: str) -> str:
+    """README.md of a model: how to use it, what it hears, how it was made."""
+    model, front_end = card.model, card.front_end
+    training = {key: value for key, value in card.training.items() if key != "config"}
+    facts = "\n".join(f"- {key}: {value}" for key, value in training.items()) or "- not recorded"
+    return f"""---
+library_name: melmask
+license: {license_name}
+tags: [audio, feature-extraction, masked-autoencoder, msm-mae]
+---
+# {repository.rsplit("/", 1)[-1]}
+
+Audio embeddings by masked spectrogram modelling (MSM-MAE, PMLR 166, 2022), for melmask.
+
+```python
+import melmask
+
+e = melmask.load("{PREFIX}{repository}").embed("dog.wav")
+e.scene, e.frames, e.times_ms
+```
+
+- input: {front_end.sample_rate_hz} Hz mono (other rates are resampled), {front_end.mels} mel bands from
+  {front_end.min_hz:g} to {front_end.max_hz:g} Hz each {front_end.hop_ms:g} ms, normalised with mean
+  {card.statistics.mean:.4f} and standard deviation {card.statistics.std:.4f}
+- network: {model.width} wide, {model.depth} blocks, patches {model.patch_mels} x {model.patch_frames}, units of
+  {model.mels} x {model.frames}; {"with" if model.has_decoder else "without"} decoder
+
+## Training
+
+{facts}
+"""
+
+
+def _hub() -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "hub") from None
+    return huggingface_hub
