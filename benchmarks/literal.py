@@ -10,7 +10,6 @@ import soundfile
 import soxr
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.encoder import AudioEncoder
@@ -49,6 +48,6 @@ def literal_embed_file(encoder: AudioEncoder, front_end: LogMelSpectrogram, path
         for block in encoder.model.encoder.blocks:
             tokens = literal_block(block, tokens)
         tokens = encoder.model.encoder.norm(tokens)[:, int(config.cls_token) :]
-        units.append(rearrange(tokens, "b (f t) d -> b t (f d)", f=encoder.model.encoder.grid.rows))
+        units.append(tokens.unflatten(1, (encoder.model.encoder.grid.rows, -1)).transpose(1, 2).flatten(2))
     steps = -(-frames // config.patch_frames)
     return torch.cat(units, dim=1)[0, :steps].numpy()

@@ -28,6 +28,7 @@ LAYERS = [
     {"extract", "hear", "streaming", "export", "viz"},
     {"tables", "evaluate"},
     {"embed_job"},
+    {"embed_ray"},
     {"demo"},
     {"cli"},
     {"__main__"},

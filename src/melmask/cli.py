@@ -86,16 +86,21 @@ def embed(options: argparse.Namespace) -> int:
 
     check_table_path(options.out)
     paths, out = shard_of(find_audio(options.sources), options.out, options.shard)
-    model = load(options.model, options.device, options.precision)
-    report = embed_table(
-        model,
-        paths,
-        out,
-        layer=options.layer,
-        pooling=options.pooling,
-        hop_ms=options.hop_ms,
-        keep_frames=options.frames,
-    )
+    choice = {
+        "layer": options.layer,
+        "pooling": options.pooling,
+        "hop_ms": options.hop_ms,
+        "keep_frames": options.frames,
+    }
+    if options.engine == "ray":
+        from melmask.embed_ray import embed_table_on_ray
+
+        device = "cpu" if options.device == "auto" else options.device
+        place = {"workers": options.workers, "device": device, "precision": options.precision}
+        report = embed_table_on_ray(options.model, paths, out, **place, **choice)
+    else:
+        model = load(options.model, options.device, options.precision)
+        report = embed_table(model, paths, out, **choice)
     print(f"{out}: {report}")
     return 0
 
@@ -238,6 +243,8 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
         "sources", type=Path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
     )
     sub.add_argument("--out", type=Path, required=True, help="X.parquet or X.npz")
+    sub.add_argument("--engine", choices=("local", "ray"), default="local", help="where to compute (%(default)s)")
+    sub.add_argument("--workers", type=int, default=2, help="Ray workers (%(default)s)")
     sub.add_argument("--shard", metavar="I/N", help="take every N-th file from the I-th, 0 <= I < N, for array jobs")
     sub.add_argument("--frames", action="store_true", help="keep the frame vectors too")
     sub.add_argument("--hop-ms", type=float, help="time between frame vectors, a divisor of a patch's (a patch's)")

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks, resample
@@ -32,6 +31,7 @@ from melmask.features import ClipVectors, Segmenter, StepGrid, check_pooling, po
 from melmask.geometry import unit_lengths
 from melmask.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 from melmask.models.mae import MaskedAutoencoder, build_model
+from melmask.models.vit import unpatchify
 from melmask.settings import to_dict
 
 _TOKENS_PER_BATCH = 16384
@@ -236,13 +236,12 @@ class AudioEncoder:
         prediction = torch.cat([o.prediction for o in outputs])
         weights = torch.tensor([float(hidden[g].sum()) for g in groups])
         loss = float((torch.stack([o.loss.cpu() for o in outputs]) * weights).sum() / weights.sum())
-        rows, columns = self.model.encoder.grid.rows, x.shape[2] // self.card.model.patch_frames
         shown = prediction
         if normalized:
             # Such a model predicts each patch up to its own level and contrast: take those from the truth.
             truth = self.model.encoder.patches_of(x)
             shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
-        picture = rearrange(shown, "b (f t) (p q) -> b (f p) (t q)", f=rows, t=columns, p=self.card.model.patch_mels)
+        picture = unpatchify(shown, self.model.encoder.grid.rows, self.card.model.patch_mels)
         restored = picture * statistics.std + statistics.mean
         return Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
 

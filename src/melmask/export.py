@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from melmask import __version__
@@ -58,7 +57,7 @@ class ExportedEncoder(nn.Module):
         units = (frames + model.frames - 1) // model.frames
         steps = (frames + model.patch_frames - 1) // model.patch_frames
         x = F.pad(x, (0, units * model.frames - frames))
-        x = rearrange(x, "b m (u t) -> (b u) m t", t=model.frames)
+        x = x.unflatten(2, (units, model.frames)).transpose(1, 2).flatten(0, 1)
         columns = model.frames // model.patch_frames
         # Which columns of each unit hold sound: the others are as if they were not there.
         heard = torch.arange(columns)[None] + columns * torch.arange(units)[:, None] < steps
@@ -67,7 +66,7 @@ class ExportedEncoder(nn.Module):
             seen = torch.cat([seen.new_ones(units, 1), seen], dim=1)
         tokens = self._encode(x, seen.repeat(clips, 1))
         vectors = pool(tokens, self.vit.grid.rows, model.cls_token, self.pooling)
-        vectors = rearrange(vectors, "(b u) t d -> b (u t) d", b=clips)[:, :steps]
+        vectors = vectors.unflatten(0, (clips, units)).flatten(1, 2)[:, :steps]
         number = torch.arange(steps)
         weights = (frames - number * model.patch_frames).clamp(max=model.patch_frames).to(vectors.dtype)
         scene = (vectors * weights[None, :, None]).sum(1) / frames

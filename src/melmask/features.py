@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from melmask.config import FrontEndConfig
@@ -142,14 +141,14 @@ class ClipVectors:
 def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
     """Tokens (batch, [CLS +] patches, width) to one vector a time step, (batch, steps, D)."""
     first = int(cls_token)
-    grid = rearrange(tokens[:, first:], "b (f t) d -> b t f d", f=rows)
+    grid = tokens[:, first:].unflatten(1, (rows, -1)).transpose(1, 2)
     if pooling == "mean":
         return grid.mean(2)
     if pooling == "mean+max":
         return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
     if pooling == "cls":
         return tokens[:, :1].expand(-1, grid.shape[1], -1)
-    return rearrange(grid, "b t f d -> b t (f d)")
+    return grid.flatten(2)
 
 
 def check_pooling(pooling: str, cls_token: bool) -> None:

@@ -1,6 +1,6 @@
 """Features of labelled files for the probes: the model's, and those of two honest baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from melmask.encoder import AudioEncoder, untrained
 from melmask.extract import decoded_groups
 from melmask.features import ClipVectors, StepGrid
+from melmask.progress import track
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
@@ -28,16 +29,34 @@ def probe_features(
     layer: int | Sequence[int] | None = None,
     pooling: str = "concat",
     seed: int = 0,
+    title: str = "probe",
 ) -> FileFeatures:
     """Scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
-    Every file is decoded once for all three.
+    Every file is decoded once for all three; progress goes to standard error under `title`.
     """
     model.check_choice(layer, pooling)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
-    grid = model.step_grid()
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
+    for path, vectors, error in track(_vectors_of_files(model, networks, paths, layer, pooling), len(paths), title):
+        if error is None:
+            for name, vector in vectors.items():
+                rows[name].append(vector)
+        else:
+            errors[path] = error
+    return FileFeatures({name: np.array(vectors) for name, vectors in rows.items()}, errors)
+
+
+def _vectors_of_files(
+    model: AudioEncoder,
+    networks: dict[str, AudioEncoder],
+    paths: Sequence[Path],
+    layer: int | Sequence[int] | None,
+    pooling: str,
+) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
+    """(path, representation -> vector, error) of each file, in order."""
+    grid = model.step_grid()
     bands, clips = BandStatistics(), _clips(networks, grid)
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
@@ -53,13 +72,11 @@ def probe_features(
             if not piece.last:
                 continue
             if piece.error is None:
-                rows[LOGMEL].append(bands.result())
-                for name, clip in clips.items():
-                    rows[name].append(clip.scene())
+                scenes = {name: clip.scene() for name, clip in clips.items()}
+                yield piece.path, {LOGMEL: bands.result(), **scenes}, None
             else:
-                errors[piece.path] = piece.error
+                yield piece.path, {}, piece.error
             bands, clips = BandStatistics(), _clips(networks, grid)
-    return FileFeatures({name: np.array(vectors) for name, vectors in rows.items()}, errors)
 
 
 def _clips(networks: dict[str, AudioEncoder], grid: StepGrid) -> dict[str, ClipVectors]:

@@ -63,7 +63,9 @@ def _probe_task(
     seed: int,
 ) -> dict[str, Any]:
     make_splits(table, scheme, seed)  # an unusable table is refused before its files are embedded
-    features, errors = probe_features(model, table.paths, layer=layer, pooling=pooling, seed=seed)
+    features, errors = probe_features(
+        model, table.paths, layer=layer, pooling=pooling, seed=seed, title=f"embed {name}"
+    )
     readable = np.array([path not in errors for path in table.paths])
     if not readable.any():
         raise InputError(

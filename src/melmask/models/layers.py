@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from melmask.axes import Tokens
@@ -41,8 +40,9 @@ class Attention(nn.Module):
         """Every token looks at every token, or at those `seen` (batch, tokens) bool."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
-        query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(rearrange(attend(query, key, value, seen), "b h n d -> b n (h d)"))
+        # (batch, tokens, 3 * heads * d) to three of (batch, heads, tokens, d), and back.
+        query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(query, key, value, seen).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

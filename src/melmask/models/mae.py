@@ -7,7 +7,6 @@ places; compare the hidden patches. loss = mean over hidden patches of mean((pre
 from typing import NamedTuple
 
 import torch
-from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -62,7 +61,7 @@ class Decoder(nn.Module):
         """Values of the patches in `predicted_ids`; `encoded` has the CLS token first if the model has one."""
         first = int(self.config.cls_token)
         x = self.embed(encoded)
-        tokens = repeat(self.mask_token.to(x.dtype), "d -> b n d", b=x.shape[0], n=grid.patches)
+        tokens = self.mask_token.to(x.dtype).expand(x.shape[0], grid.patches, -1)
         tokens = tokens.scatter(1, visible_ids[:, :, None].expand(-1, -1, x.shape[2]), x[:, first:])
         x = torch.cat([x[:, :first], tokens], dim=1) + self._positions_for(grid)
         for block in self.blocks:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -16,12 +15,14 @@ from melmask.models.positions import grid_positions
 
 def patchify(logmel: LogMel, patch_mels: int, patch_frames: int) -> Patches:
     """Cut into patches, frequency-major; a patch's values are ordered (mel in patch, frame in patch)."""
-    return rearrange(logmel, "b (f p) (t q) -> b (f t) (p q)", p=patch_mels, q=patch_frames)
+    x = logmel.unflatten(2, (-1, patch_frames)).unflatten(1, (-1, patch_mels))
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def unpatchify(patches: Patches, rows: int, patch_mels: int) -> LogMel:
     """Inverse of `patchify`; `rows` is the number of patches over frequency."""
-    return rearrange(patches, "b (f t) (p q) -> b (f p) (t q)", f=rows, p=patch_mels)
+    x = patches.unflatten(2, (patch_mels, -1)).unflatten(1, (rows, -1))
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def gather_tokens(tokens: Tokens, ids: Int[Tensor, "batch ids"]) -> Float[Tensor, "batch ids dim"]:
@@ -53,8 +54,7 @@ class ViT(nn.Module):
 
     def positions_for(self, columns: int) -> Float[Tensor, "patches dim"]:
         """Positions of a unit of `columns` patches in time: the first columns of the trained grid."""
-        table = rearrange(self.positions, "(f t) d -> f t d", f=self.grid.rows)[:, :columns]
-        return rearrange(table, "f t d -> (f t) d")
+        return self.positions.unflatten(0, (self.grid.rows, -1))[:, :columns].flatten(0, 1)
 
     def encode_visible(self, patches: Patches, visible_ids: Int[Tensor, "batch ids"]) -> Tokens:
         """Embed and encode only the patches in `visible_ids`: ([CLS +] visible) tokens, after the final norm."""
@@ -81,7 +81,7 @@ class ViT(nn.Module):
     def _with_cls(self, x: Tokens) -> Float[Tensor, "batch with_cls dim"]:
         if self.cls_token is None:
             return x
-        return torch.cat([repeat(self.cls_token, "d -> b 1 d", b=x.shape[0]), x], dim=1)
+        return torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x], dim=1)
 
 
 def unit_grid(config: ModelConfig, frames: int) -> PatchGrid:

@@ -9,6 +9,6 @@ def config() -> PretrainConfig:
     return PretrainConfig(
         model=preset("tiny", depth=4, decoder_width=96, decoder_heads=3),
         data=DataConfig(batch_size=128),
-        optimizer=OptimizerConfig(learning_rate=1e-3, steps=600, warmup_steps=60),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=800, warmup_steps=60),
         run=RunConfig(log_interval_steps=50, snapshot_interval_s=30, picture_interval_steps=200),
     )

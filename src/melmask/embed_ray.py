@@ -1,0 +1,83 @@
+"""`melmask embed --engine ray`: the parts of one table on a Ray cluster, through Ray Data.
+
+Every worker loads the model once and writes whole parts to the table's folder, which all machines must see; a part
+that is there is not done again, so a stopped job resumes as on one machine.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from melmask.embed_job import JobReport
+from melmask.encoder import load
+from melmask.errors import MissingExtraError
+from melmask.extract import embed_files
+from melmask.tables import TableJob, rows_of, settings_of
+
+
+class PartWriter:
+    """A Ray worker: embeds one part a call."""
+
+    def __init__(self, source: str, device: str, precision: str, job: TableJob, choice: dict[str, Any]):
+        self._model = load(source, device, precision)
+        self._job, self._choice = job, choice
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write part `row["part"]`."""
+        sound_s = 0.0
+
+        def counted():
+            nonlocal sound_s
+            for result in embed_files(self._model, self._job.paths_of([row["part"]]), **self._choice):
+                sound_s += result.duration_s
+                yield result
+
+        self._job.write([row["part"]], counted())
+        return {"part": row["part"], "sound_s": sound_s}
+
+
+def embed_table_on_ray(
+    source: Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    workers: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+    **choice: Any,
+) -> JobReport:
+    """As `embed_table`, with `workers` Ray actors of one CPU each, or one GPU each if `device` is 'cuda'.
+
+    Connects to the cluster that RAY_ADDRESS names, else starts one on this machine.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        InputError, OutputError: as `embed_table`.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError("ray", "ray") from None
+    start_s = time.monotonic()
+    # Absolute names: workers have another working directory.
+    paths, out, source = [path.absolute() for path in paths], out.absolute(), source.absolute()
+    settings = settings_of(load(source, "cpu", precision), paths, **choice)
+    job = TableJob(out, paths, settings)
+    if job.complete:
+        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["dimensions"], 0.0, 0.0)
+    todo = job.todo()
+    sound_s = 0.0
+    if todo:
+        parts = ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
+        done = parts.map(
+            PartWriter,
+            fn_constructor_args=(str(source), device, precision, job, choice),
+            concurrency=workers,
+            num_cpus=1,
+            num_gpus=1 if device.startswith("cuda") else 0,
+        )
+        sound_s = sum(row["sound_s"] for row in done.take_all())
+    failed = job.merge()
+    wall_s = time.monotonic() - start_s
+    return JobReport(len(paths) - len(failed), len(failed), settings["dimensions"], sound_s, wall_s)
