@@ -51,7 +51,7 @@ def load_model(model_file_path: str = "") -> HearModel:
     hops_ms = [d * card.front_end.hop_ms for d in divisors]
     fitting = [hop for hop in hops_ms if hop <= _LONGEST_HOP_MS] or hops_ms[:1]
     hop_ms = _number("MELMASK_HOP_MS", fitting[-1])
-    layer = int(_number("MELMASK_LAYER", 0)) or None
+    layer = int(_number("MELMASK_LAYER", 0.0)) or None
     pooling = os.environ.get("MELMASK_POOLING", "concat")
     encoder.check_choice(layer, pooling, hop_ms)
     return HearModel(encoder, hop_ms, layer, pooling)

@@ -77,6 +77,7 @@ class TableJob:
     def __init__(self, path: Path, paths: Sequence[Path], settings: dict[str, Any]):
         check_table_path(path)
         self._path, self._paths, self._settings = path, paths, settings
+        self._files_per_part = FILES_PER_PART  # carried along where a job is sent to other processes
         self._folder = path.with_name(path.name + ".parts")
         self.complete = path.exists() and read_settings(path) == settings
         if self.complete:
@@ -91,12 +92,13 @@ class TableJob:
 
     def todo(self) -> list[int]:
         """Numbers of the parts that are not there yet."""
-        parts = range(-(-len(self._paths) // FILES_PER_PART))
+        parts = range(-(-len(self._paths) // self._files_per_part))
         return [part for part in parts if not self._part(part).exists()]
 
     def paths_of(self, parts: Sequence[int]) -> list[Path]:
         """The files of some parts, in order."""
-        return [path for k in parts for path in self._paths[k * FILES_PER_PART : (k + 1) * FILES_PER_PART]]
+        size = self._files_per_part
+        return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
 
     def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> None:
         """Write `parts`; `results` are those of `paths_of(parts)`, in order."""
@@ -116,7 +118,7 @@ class TableJob:
             InputError: no file could be read.
         """
         failed: list[tuple[str, str]] = []
-        parts = [self._part(k) for k in range(-(-len(self._paths) // FILES_PER_PART))]
+        parts = [self._part(k) for k in range(-(-len(self._paths) // self._files_per_part))]
         for part in parts:
             rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
             failed += [(row["path"], row["error"]) for row in rows if row["error"]]
