@@ -52,7 +52,7 @@ def settings_of(
     return {
         "melmask": __version__,
         "model": model.name,
-        "model_sha256": model.sha256(),
+        "model_sha256": model.sha256,
         "layer": layer,
         "pooling": pooling,
         "precision": model.precision,
