@@ -14,6 +14,9 @@ Each message is one line: what came, what was expected, what to do. The command 
 with status 2. `assert` is for melmask's own invariants.
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class MelmaskError(Exception):
     """Base of all errors a user can cause; the message is one line."""
@@ -52,3 +55,10 @@ class MissingExtraError(MelmaskError):
 
     def __init__(self, library: str, extra: str):
         super().__init__(f"{library} is not installed, and this needs it: pip install 'melmask[{extra}]'")
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> ConfigError:
+    """The error for a `name` that is not among `known`: it names the nearest, or all."""
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
+    return ConfigError(f"unknown {kind} {name!r}; {hint}")

@@ -1,9 +1,7 @@
 """Named sizes: (width, depth, heads) of encoder and decoder."""
 
-import difflib
-
 from melmask.config import ModelConfig
-from melmask.errors import ConfigError
+from melmask.errors import unknown_name
 
 # Encoder sizes: ViT (arXiv 2010.11929) and DeiT (2012.12877). Decoders: the paper's for base, the image MAE's
 # (2111.06377) for large; for the two small ones, half the encoder's width or a little more, as in base.
@@ -24,7 +22,5 @@ def preset(name: str, **changes: int | bool | str) -> ModelConfig:
         ConfigError: for a name that is not in `PRESETS`.
     """
     if name not in _SIZES:
-        near = difflib.get_close_matches(name, _SIZES, 1)
-        hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(_SIZES)}"
-        raise ConfigError(f"unknown model size {name!r}; {hint}")
+        raise unknown_name("model size", name, PRESETS)
     return ModelConfig(**{**_SIZES[name], **changes})  # pyright: ignore[reportArgumentType]
