@@ -117,7 +117,7 @@ def test_an_override_without_an_equals_sign_shows_how_to_write_one(text):
         ("optimizer.steps=1.5", "optimizer.steps is '1.5'; expected a whole number"),
         ("optimizer.learning_rate=fast", "optimizer.learning_rate is 'fast'; expected a number"),
         ("model.cls_token=perhaps", "model.cls_token is 'perhaps'; expected true or false"),
-        ("hardware.precision=fp16", "hardware.precision is 'fp16'; expected 'auto' or 'fp32' or 'bf16'"),
+        ("hardware.precision=fp8", "hardware.precision is 'fp8'; expected 'auto' or 'fp32' or 'bf16' or 'fp16'"),
     ],
 )
 def test_a_value_that_cannot_be_read_says_what_was_expected(override, expected):

@@ -63,6 +63,10 @@ class FrontEndConfig:
         return 1000 * self.hop_samples / self.sample_rate_hz
 
 
+FRONT_END_32_KHZ = FrontEndConfig(sample_rate_hz=32000, n_fft=800, win_samples=800, hop_samples=320, max_hz=16000.0)
+"""The successor's 32-kHz models."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Mean and standard deviation of a corpus' log-mel values: one scalar each. Default: AudioSet's."""
@@ -140,11 +144,15 @@ class MaskingConfig:
 
     ratio: float = 0.75
     """Share of patches hidden; visible = int(patches * (1 - ratio))."""
+    masks_per_crop: int = 1
+    """How many masks each crop of a batch is seen under (EAT, arXiv 2401.03497): the network's batch is so many times
+    larger than the data's."""
     normalize_target: bool = False
     """Compare with each patch's own zero-mean, unit-variance values (off in the paper)."""
 
     def __post_init__(self):
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
+        _check(self.masks_per_crop > 0, f"masking.masks_per_crop is {self.masks_per_crop}; give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,7 @@ class DataConfig:
     """How crops are drawn from the store."""
 
     batch_size: int = 256
-    """Crops a step, over all processes."""
+    """Crops a step, over all processes: the same for any number of them."""
     sampling: Literal["time", "clip"] = "time"
     """One epoch holds one crop for each crop length of audio ('time') or one crop a clip ('clip', the paper)."""
 
@@ -166,7 +174,10 @@ class OptimizerConfig:
     """AdamW with linear warm-up and half-cosine decay to zero, per step (PMLR 166, appendix A)."""
 
     learning_rate: float = 3e-4
-    """Peak rate for the whole batch: no scaling rule is applied to it."""
+    """Peak rate, for a batch of `learning_rate_batch` views (crops times masks)."""
+    learning_rate_batch: int = 0
+    """The peak grows in proportion to the views in a batch, from `learning_rate` at this many; 0: no such rule. The
+    paper has 1.5e-4 at 128, its successor 3e-4 at 256."""
     beta1: float = 0.9
     """AdamW first moment."""
     beta2: float = 0.95
@@ -177,8 +188,14 @@ class OptimizerConfig:
     """Optimizer steps of the whole run."""
     warmup_steps: int = 1000
     """Steps of linear warm-up from zero."""
+    epochs: float = 0.0
+    """Passes over the store, instead of `steps`: above 0, a new run computes `steps` and `warmup_steps` from it."""
+    warmup_epochs: float = 0.0
+    """The part of `epochs` that is warm-up."""
     max_gradient_norm: float = 0.0
     """Clip the gradient's norm to this; 0 for no clipping (the paper)."""
+    ema_decay: float = 0.0
+    """Checkpoints hold an exponential moving average of the weights, decaying by this each step; 0: the weights."""
 
     def __post_init__(self):
         _check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; give a positive rate")
@@ -190,6 +207,15 @@ class OptimizerConfig:
         _check(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
             f"optimizer.beta1 and beta2 are {self.beta1} and {self.beta2}; give values from 0 to below 1",
+        )
+        _check(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 to epochs = {self.epochs}",
+        )
+        _check(0 <= self.ema_decay < 1, f"optimizer.ema_decay is {self.ema_decay}; give a value from 0 to below 1")
+        _check(
+            self.learning_rate_batch >= 0,
+            f"optimizer.learning_rate_batch is {self.learning_rate_batch}; give 0 or more",
         )
 
 
@@ -204,7 +230,18 @@ class RunConfig:
     snapshot_interval_s: float = 120.0
     """Seconds of training a kill can lose."""
     picture_interval_steps: int = 500
-    """Steps between pictures of reconstructions; 0 for none."""
+    """Steps between pictures of reconstructions, feature rank and k-NN scores; 0 for none."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_every_steps: int = 0
+    """The first checkpoint after each multiple of so many steps stays for good; 0: none does."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """When the loss is not finite or a spike: end with its facts, or return to the snapshot and go on behind the
+    batches that led there."""
+    spike_factor: float = 0.0
+    """A loss above the median of the last intervals by this factor is a spike; 0: only what is not finite counts."""
+    max_rollbacks: int = 3
+    """Rollbacks in a row, without a new snapshot in between, before the run ends."""
     max_minutes: float = 0.0
     """Stop with a snapshot after this many minutes, to be resumed; 0 for no limit."""
 
@@ -214,6 +251,15 @@ class RunConfig:
             self.log_interval_steps > 0,
             f"run.log_interval_steps is {self.log_interval_steps}; give at least 1",
         )
+        _check(self.keep_checkpoints > 0, f"run.keep_checkpoints is {self.keep_checkpoints}; give at least 1")
+        _check(
+            self.on_divergence in ("stop", "rollback"),
+            f"run.on_divergence is {self.on_divergence!r}; give 'stop' or 'rollback'",
+        )
+        _check(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"run.spike_factor is {self.spike_factor}; give a factor above 1, or 0 for none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,19 +268,30 @@ class HardwareConfig:
 
     device: str = "auto"
     """'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward and backward pass; 'auto' is bf16 where the device computes it natively."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward and backward pass; 'auto' is bf16 where the device computes it natively. fp16 scales
+    the loss, and is for GPUs without bf16."""
     threads: int = 0
     """CPU threads of the arithmetic; 0 for all cores this process may use."""
     readers: int = 2
     """Threads that read batches ahead."""
+    micro_batch: int = 0
+    """Crops a process computes at once; gradients of several such parts are summed for a step. 0: its whole share."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third slower."""
+    compile: bool = False
+    """torch.compile the network: a minute at the start, on CPU with a C++ compiler."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """With several processes: each holds all of the model (DDP), or a share of it (FSDP2), for large ones."""
 
     def __post_init__(self):
         _check(
-            self.precision in ("auto", "fp32", "bf16"),
-            f"hardware.precision is {self.precision!r}; give 'auto', 'fp32' or 'bf16'",
+            self.precision in ("auto", "fp32", "bf16", "fp16"),
+            f"hardware.precision is {self.precision!r}; give 'auto', 'fp32', 'bf16' or 'fp16'",
         )
         _check(self.readers > 0, f"hardware.readers is {self.readers}; give at least 1")
+        _check(self.micro_batch >= 0, f"hardware.micro_batch is {self.micro_batch}; give 0 or more")
+        _check(self.sharding in ("none", "fsdp"), f"hardware.sharding is {self.sharding!r}; give 'none' or 'fsdp'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,3 +312,14 @@ class PretrainConfig:
             f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
             "input; give smaller patches, some to hide and some to see",
         )
+
+    @property
+    def views(self) -> int:
+        """Masked views a step: crops times masks."""
+        return self.data.batch_size * self.masking.masks_per_crop
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest rate of the schedule, scaling rule applied."""
+        batch = self.optimizer.learning_rate_batch
+        return self.optimizer.learning_rate * (self.views / batch if batch else 1)

@@ -1,8 +1,12 @@
 """Which device computes, in which precision, with how many threads."""
 
+import ctypes
+import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -10,6 +14,12 @@ from melmask.config import HardwareConfig
 from melmask.errors import ConfigError
 
 INFERENCE_PRECISIONS = ("fp32", "fp32-fast", "bf16")
+_CPU_PRODUCT_SIZE, _GPU_PRODUCT_SIZE = 2048, 8192
+_PRODUCTS = 6
+_FLOAT32_PRODUCT_ERROR = 1e-6
+"""Relative; float32 products have 4e-7, TF32 3e-4, bfloat16 3e-3."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_KEPT_BYTES = 2**31 - 1
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,29 +39,79 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(config: HardwareConfig, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32; 'auto' is bfloat16 only where the device has instructions for it."""
+    """The arithmetic of a run; 'auto' is bfloat16 only where the device has instructions for it.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
+    """
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_computes_bf16()
     wanted = "bf16" if config.precision == "auto" and native else config.precision
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
+    if wanted == "fp16" and device.type == "cpu":
+        raise ConfigError("hardware.precision is fp16, which CPUs do not compute; give 'auto', 'bf16' or 'fp32'")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(wanted, torch.float32)
 
 
 @contextmanager
 def inference_precision(name: str, device: torch.device) -> Iterator[None]:
     """Compute what is inside in 'fp32', 'fp32-fast' or 'bf16'; the process' own settings are restored.
 
-    'fp32-fast' allows float32 matrix products in faster forms: on CPUs without AMX another library of equal accuracy
-    (docs/log.md), on others and on GPUs bfloat16 or TF32 products inside.
+    'fp32' takes the quickest float32 products of full accuracy. 'fp32-fast' also allows products of bfloat16 or TF32
+    parts, where the CPU (AMX) or the GPU has them, and is the same as 'fp32' elsewhere.
     """
     if name == "bf16":
         with torch.autocast(device.type, torch.bfloat16):
             yield
         return
+    with _float32_products("medium" if name == "fp32-fast" else _exact_products(device)):
+        yield
+
+
+def exact_float32_products(device: torch.device) -> AbstractContextManager[None]:
+    """Take the quickest float32 products of full accuracy for what is inside."""
+    return _float32_products(_exact_products(device))
+
+
+def _exact_products(device: torch.device) -> str:
+    return "medium" if device.type == "cpu" and quick_products_are_exact() else "highest"
+
+
+@contextmanager
+def _float32_products(setting: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if name == "fp32-fast" else before)
+    torch.set_float32_matmul_precision(setting)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def quick_products_are_exact() -> bool:
+    """Whether the setting that allows reduced precision gives full float32 accuracy on this CPU all the same.
+
+    Without AMX it does nothing but choose oneDNN instead of MKL, which is 1.5 times as fast on some CPUs
+    (docs/log.md). Measured on a product, not guessed from the CPU's name.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    with _float32_products("medium"):
+        error = (a @ b).double() - exact
+    return bool(error.norm() < _FLOAT32_PRODUCT_ERROR * exact.norm())
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 2 GB for reuse, where it is glibc; elsewhere nothing happens.
+
+    By default it maps every block above 32 MB afresh, and the kernel zeroes it: a tenth of a step's time on CPU
+    (docs/log.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def cpu_computes_bf16() -> bool:
@@ -60,6 +120,38 @@ def cpu_computes_bf16() -> bool:
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
-def use_threads(threads: int) -> None:
-    """Compute with `threads` CPU threads; 0 for all cores this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+def available_cores() -> int:
+    """Cores this process may use."""
+    # Only Linux knows of a process' share of the cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(threads: int, sharing: int = 1) -> None:
+    """Compute with `threads` CPU threads; 0 for this process' part of the cores if `sharing` processes use them."""
+    torch.set_num_threads(threads or max(1, available_cores() // sharing))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the best of several large matrix products; float32 at full accuracy."""
+    size = _CPU_PRODUCT_SIZE if device.type == "cpu" else _GPU_PRODUCT_SIZE
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+    with exact_float32_products(device):
+        best_s = min(seconds_of(lambda: a @ b, 1, device) for _ in range(_PRODUCTS))
+    return 2 * size**3 / best_s
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def seconds_of(work: Callable[[], Any], times: int, device: torch.device) -> float:
+    """Mean time of calling `work`, the device waited for once, after the last call."""
+    wait_for(device)
+    start_s = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait_for(device)
+    return (time.perf_counter() - start_s) / times

@@ -22,6 +22,7 @@ from melmask.config import FrontEndConfig
 from melmask.data.store import StoreWriter
 from melmask.errors import AudioFileError, InputError
 from melmask.files import ensure_folder
+from melmask.hardware import available_cores
 from melmask.progress import track
 
 _WAITING_PER_THREAD = 4
@@ -57,7 +58,7 @@ def prepare(
     # resolve() would follow links.
     paths = dict.fromkeys(os.path.abspath(path) for path in find_audio(sources))  # noqa: PTH100
     ensure_folder(folder)
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or available_cores()
     with closing(StoreWriter(folder, front_end, shard_mb)) as writer:
         todo = [path for path in paths if path not in writer.done]
         for clip in track(_clips(todo, front_end, workers), len(todo), "prepare"):

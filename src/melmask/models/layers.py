@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from melmask.axes import Tokens
 
@@ -59,7 +60,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    With `checkpointing` set, only the input is kept for the backward pass, and the rest computed again there.
+    """
+
+    checkpointing = False
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -70,6 +76,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
         """One residual layer."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, seen, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(x, seen)
+
+    def _forward(self, x: Tokens, seen: Tensor | None) -> Tokens:
         x = x + self.attn(self.norm1(x), seen)
         return x + self.mlp(self.norm2(x))
 

@@ -96,6 +96,11 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = ViT(config)
         self.decoder = Decoder(config) if config.has_decoder else None
 
+    def blocks(self) -> list[Block]:
+        """The transformer blocks of encoder and decoder."""
+        modules = [self.encoder.blocks] if self.decoder is None else [self.encoder.blocks, self.decoder.blocks]
+        return [block for blocks in modules for block in blocks if isinstance(block, Block)]
+
     def forward(self, logmel: LogMel, masked: Masked, masking: MaskingConfig) -> MAEOutput:
         """Training: predict only what is hidden. Every row of `masked` leaves int(patches * (1 - ratio)) visible."""
         grid = unit_grid(self.config, logmel.shape[2])

@@ -9,28 +9,48 @@ from typing import Any
 from melmask.files import atomic_write
 from melmask.progress import duration_text
 
-METRICS = "metrics.jsonl"
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The run's metrics, a dictionary a log interval."""
+    """The run's metrics in order, a dictionary a step that has some; only rows of log intervals have a loss."""
     path = run / METRICS
     if not path.exists():
         return []
-    rows = []
+    rows: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         # A kill may cut the last line short.
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            rows.setdefault(row["step"], {}).update(row)
+    return list(rows.values())
 
 
-class MetricsLog:
+class Log:
+    """Where a run's numbers and events go: nowhere, in processes that are not the first."""
+
+    last_loss = float("nan")
+
+    def write(self, row: dict[str, Any], steps: int) -> None:
+        """Log one row; `row` has step, loss, learning_rate, crops_per_s and left_s among its keys."""
+
+    def note(self, step: int, numbers: dict[str, float]) -> None:
+        """Log numbers that are not there each interval, such as a k-NN score."""
+
+    def event(self, step: int, event: str, text: str) -> None:
+        """Note something that happened at `step`."""
+
+    def close(self) -> None:
+        """Flush everything."""
+
+
+class MetricsLog(Log):
     """Appends to metrics.jsonl and TensorBoard's event files; resuming drops what lies beyond `first_step`."""
 
     def __init__(self, run: Path, first_step: int):
+        self._run = run
         kept = [row for row in read_metrics(run) if row["step"] <= first_step]
-        self.last_loss: float = kept[-1]["loss"] if kept else float("nan")
+        self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
         with atomic_write(run / METRICS, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = (run / METRICS).open("a")
@@ -38,11 +58,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any], steps: int) -> None:
         """Log one row; `row` has step, loss, learning_rate, crops_per_s and left_s among its keys."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(f"train/{name}", value, row["step"])
+        self._append(row)
         text = (
             f"step {row['step']}/{steps}  loss {row['loss']:.4f}  rate {row['learning_rate']:.2e}  "
             f"{row['crops_per_s']:.0f} crops/s  {duration_text(row['left_s'])} left"
@@ -50,6 +66,28 @@ class MetricsLog:
         # On a terminal one line is written over and over.
         sys.stderr.write(f"\r{text:<78}" if sys.stderr.isatty() else text + "\n")
         sys.stderr.flush()
+
+    def note(self, step: int, numbers: dict[str, float]) -> None:
+        """Log numbers of their own, without a loss; `read_metrics` joins them to the step's row if it has one."""
+        if not numbers:
+            return
+        self._append({"step": step, **numbers})
+        named = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        sys.stderr.write(f"\n{named}\n" if sys.stderr.isatty() else f"step {step}: {named}\n")
+
+    def event(self, step: int, event: str, text: str) -> None:
+        """Note something that happened at `step` in events.jsonl; what went wrong is said on the terminal too."""
+        with (self._run / EVENTS).open("a") as file:
+            file.write(json.dumps({"step": step, "event": event, "text": text}) + "\n")
+        if event in ("rollback", "spike"):
+            sys.stderr.write(f"\nmelmask: step {step}: {text}\n")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(f"train/{name}", value, row["step"])
 
     def close(self) -> None:
         """Flush everything."""

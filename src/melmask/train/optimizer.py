@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from melmask.config import OptimizerConfig
+from melmask.config import OptimizerConfig, PretrainConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -19,9 +19,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
-def learning_rate(step: int, config: OptimizerConfig) -> float:
+def learning_rate(step: int, config: PretrainConfig) -> float:
     """Rate of step 0 .. steps - 1: linear from peak / warm-up to the peak, then half a cosine to zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    peak, warmup_steps, steps = config.peak_learning_rate, config.optimizer.warmup_steps, config.optimizer.steps
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

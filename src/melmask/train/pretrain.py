@@ -1,18 +1,19 @@
-"""The pre-training loop. One step: crops, masks, forward, backward, clip, AdamW.
+"""The pre-training loop. One step: crops, masks, forward, backward, clip, AdamW (`engine.py`).
 
-Everything random is a pure function of (seed, step), so a run's state is its weights, moments and step number, and a
-resumed run equals an uninterrupted one.
+Everything random is a pure function of (seed, batch number), so a run's state is its weights, moments and position, and
+a resumed run equals an uninterrupted one. Every process runs this loop; what one of them alone knows - signals, the
+time - they agree on where they log.
 """
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
@@ -20,14 +21,19 @@ from melmask.data.store import Store
 from melmask.data.stream import CropStream
 from melmask.errors import ConfigError, TrainingError
 from melmask.files import ensure_folder
-from melmask.hardware import pick_device, pick_precision, use_threads
-from melmask.models.mae import MaskedAutoencoder, build_model
+from melmask.geometry import grid_of
+from melmask.hardware import keep_freed_memory
+from melmask.models.mae import MaskedAutoencoder
 from melmask.models.masking import random_masks
 from melmask.settings import to_dict
-from melmask.train.metrics import MetricsLog
-from melmask.train.optimizer import build_optimizer, learning_rate
+from melmask.train.clock import Clock, memory_mb
+from melmask.train.engine import Engine
+from melmask.train.metrics import Log, MetricsLog
+from melmask.train.optimizer import learning_rate
+from melmask.train.processes import Processes, joined_processes
 from melmask.train.resume import check_store, note_run
-from melmask.train.snapshot import load_snapshot, save_snapshot
+from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot
+from melmask.train.watch import LossWatch
 
 
 class StepState(NamedTuple):
@@ -39,8 +45,16 @@ class StepState(NamedTuple):
     run: Path
 
 
-Hook = Callable[[StepState], None]
-"""Called after every step that is a multiple of `run.picture_interval_steps`, and after the last."""
+Hook = Callable[[StepState], dict[str, float] | None]
+"""Called by the first process after every step that is a multiple of `run.picture_interval_steps`, and after the last;
+may return numbers to log."""
+
+
+Page = Callable[[Path], object]
+"""Called by the first process with the run's folder, after numbers were logged but not more often than each half
+minute, and at the end: what it writes shows the run as it is."""
+
+_PAGE_INTERVAL_S = 30.0
 
 
 class Outcome(NamedTuple):
@@ -52,77 +66,179 @@ class Outcome(NamedTuple):
     stopped_by: int
 
 
-def pretrain(store: Store, run: Path, config: PretrainConfig, hooks: Sequence[Hook] = ()) -> Outcome:
+def pretrain(
+    store: Store,
+    run: Path,
+    config: PretrainConfig,
+    hooks: Sequence[Hook] = (),
+    page: Page | None = None,
+    initial_weights: dict[str, Tensor] | None = None,
+) -> Outcome:
     """Train until `optimizer.steps`, a signal, or `run.max_minutes`; resumes from the run's snapshot if it has one.
 
+    Args:
+        store: What to learn from.
+        run: Its folder; several processes must all see it.
+        config: Of a run that goes on: as it was begun (`melmask.train.resume`).
+        hooks: Look at the model as training goes on; only the first process' are used.
+        page: Shows the run as it goes.
+        initial_weights: By name, instead of random ones, for a run that begins.
+
     Raises:
-        ConfigError: the model does not fit the store's front end, or the run was begun with another store.
-        TrainingError: the loss is not finite any more; the last snapshot is kept.
+        ConfigError: the model does not fit the store's front end, the run was begun with another store, or the batch
+            cannot be shared by the processes.
+        TrainingError: the loss is not finite any more or has jumped; the last snapshot is kept.
     """
-    device = pick_device(config.hardware.device)
-    precision = pick_precision(config.hardware, device)
-    use_threads(config.hardware.threads)
-    ensure_folder(run)
-    check_store(run, store)
-    model = build_model(config.model, config.run.seed).to(device)
-    optimizer = build_optimizer(model, config.optimizer)
-    card = build_card(store, config)
-    step, seconds_before = load_snapshot(run, model, optimizer)
-    note_run(run, config, store)
-    steps, patches = config.optimizer.steps, model.encoder.grid.patches
-    visible = model.encoder.grid.visible_patches(config.masking.ratio)
-    stream = CropStream(store, config.data, config.model.frames, config.run.seed)
-    mean, std = store.statistics.mean, store.statistics.std
-    clock, loss_sum = _Clock(step, seconds_before), torch.zeros((), device=device)
+    keep_freed_memory()
+    with joined_processes(config.hardware) as processes:
+        _check_batch(config, processes.count)
+        ensure_folder(run)
+        check_store(run, store)
+        card = build_card(store, config)
+        engine = Engine(config, store.statistics, processes)
+        if initial_weights is not None:
+            engine.load_weights(initial_weights)
+        return _Loop(store, run, config, card, engine, processes).go(hooks, page)
 
-    def save() -> None:
-        save_snapshot(run, step, clock.seconds(), model, optimizer, _with_training(card, step, loss, clock, config))
-        clock.saved()
 
-    with closing(MetricsLog(run, step)) as log, _signals() as received:
-        loss = log.last_loss
-        for crops in stream.batches(step, steps - step, config.hardware.readers):
-            masked = random_masks(config.run.seed, step, config.data.batch_size, patches, visible).to(device)
-            logmel = torch.from_numpy(crops).to(device, non_blocking=True).float().transpose(1, 2)
-            rate = learning_rate(step, config.optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                output = model((logmel - mean) / std, masked, config.masking)
-            optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                model.parameters(), config.optimizer.max_gradient_norm or float("inf")
-            )
-            optimizer.step()
-            loss_sum += output.loss.detach()
-            step += 1
+class _Loop:
+    """One call of `pretrain`: the run's position, and what is done at it."""
 
-            out_of_time = 0 < config.run.max_minutes * 60 <= clock.seconds_here()
-            last = step == steps or bool(received) or out_of_time
-            logs = step == steps or step % config.run.log_interval_steps == 0
-            saves = last or clock.seconds_since_save() >= config.run.snapshot_interval_s
-            if logs or saves:
+    def __init__(
+        self, store: Store, run: Path, config: PretrainConfig, card: ModelCard, engine: Engine, processes: Processes
+    ):
+        self._store, self._run, self._config, self._card = store, run, config, card
+        self._engine, self._processes = engine, processes
+        self._step, self._skipped, seconds = load_snapshot(run, engine)
+        self._clock = Clock(self._step, seconds)
+        self._watch = LossWatch(config.run.spike_factor)
+        self._rollbacks, self._loss, self._stopped_by = 0, float("nan"), 0
+        self._page_s = 0.0
+
+    def go(self, hooks: Sequence[Hook], page: Page | None) -> Outcome:
+        """Train to the end, or until something stops it."""
+        steps, first = self._config.optimizer.steps, self._processes.first
+        if first:
+            note_run(self._run, self._config, self._store)
+        with closing(MetricsLog(self._run, self._step) if first else Log()) as log, _signals() as received:
+            self._loss = log.last_loss
+            log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
+            if self._config.run.on_divergence == "rollback" and not (self._run / SNAPSHOT).exists():
+                self._save()
+            ended = self._step >= steps
+            while not ended:
+                ended = self._train(log, hooks, page if first else None, received)
+            stopped = self._step < steps
+            log.event(self._step, "stop" if stopped else "done", f"signal {self._stopped_by}" if stopped else "")
+            if page is not None and first:
+                page(self._run)
+        return Outcome(self._step, steps, self._loss, self._stopped_by)
+
+    def _train(self, log: Log, hooks: Sequence[Hook], page: Page | None, received: list[int]) -> bool:
+        """Steps from here on; False if a rollback asks to be called again."""
+        config, processes, clock = self._config, self._processes, self._clock
+        steps = config.optimizer.steps
+        rows = processes.rank, processes.count
+        stream = CropStream(self._store, config.data, config.model.frames, config.run.seed, *rows)
+        loss_sum, worst_loss = torch.zeros(2, device=processes.device).unbind()
+        ahead = stream.batches(self._step + self._skipped, steps - self._step, config.hardware.readers)
+        with closing(ahead):
+            for crops in clock.waits(ahead):
+                rate = learning_rate(self._step, config)
+                loss, norm = self._engine.step(crops, self._masks(), rate)
+                loss_sum, worst_loss = loss_sum + loss, torch.maximum(worst_loss, loss)
+                self._step += 1
+
+                looks = self._every(config.run.picture_interval_steps)
+                logs = self._every(config.run.log_interval_steps)
+                last, saves = self._agree(logs, received)
+                if not (logs or saves or looks):
+                    continue
                 # The one place where the device is waited for; a broken model is never saved.
-                mean_loss = float(loss_sum) / clock.steps_since_log(step)
-                if not math.isfinite(mean_loss + float(norm)):
-                    raise TrainingError(_diverged(step, mean_loss, rate, float(norm), run))
+                mean_loss = float(processes.mean(loss_sum)) / clock.steps_since_log(self._step)
+                worst, gradient_norm = processes.maximum(float(worst_loss), float(norm))
+                fault = self._watch.fault(mean_loss, worst, gradient_norm)
+                if fault is not None:
+                    facts = f"{fault} (learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
+                    self._go_back(facts, log, page)
+                    return False
                 if logs:
-                    loss = mean_loss
-                    loss_sum.zero_()
-                    log.write(
-                        {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": float(norm)}
-                        | clock.rates(step, steps, config.data.batch_size),
-                        steps,
-                    )
-            if saves:
-                save()
-            if step == steps or (config.run.picture_interval_steps and step % config.run.picture_interval_steps == 0):
-                for hook in hooks:
-                    hook(StepState(step, model, card, run))
-            if last:
-                break
-    return Outcome(step, steps, loss, received[0] if received else 0)
+                    self._loss = mean_loss
+                    loss_sum, worst_loss = torch.zeros_like(loss_sum), torch.zeros_like(worst_loss)
+                    row = {"step": self._step, "loss": mean_loss, "learning_rate": rate, "gradient_norm": gradient_norm}
+                    row |= clock.rates(self._step, steps, config.data.batch_size)
+                    log.write(row | {"memory_mb": memory_mb(processes.device)}, steps)
+                    self._show(page)
+                if saves:
+                    self._save()
+                if looks:
+                    log.note(self._step, self._look(hooks))
+                if last:
+                    break
+        return True
+
+    def _masks(self) -> Tensor:
+        """The masks of this process' crops in this step, those of a crop one after another."""
+        config, processes = self._config, self._processes
+        grid = grid_of(config.model)
+        batch = self._step + self._skipped
+        visible = grid.visible_patches(config.masking.ratio)
+        masks = random_masks(config.run.seed, batch, config.views, grid.patches, visible)
+        own = masks.unflatten(0, (-1, config.masking.masks_per_crop))[processes.rank :: processes.count]
+        return own.flatten(0, 1)
+
+    def _every(self, interval_steps: int) -> bool:
+        """Whether it is the turn of something done each so many steps (0: never but at the end), and at the end."""
+        return self._step == self._config.optimizer.steps or (interval_steps > 0 and not self._step % interval_steps)
+
+    def _agree(self, logs: bool, received: list[int]) -> tuple[bool, bool]:
+        """Whether this call ends here, and whether to save; several processes decide it together, where they log."""
+        if self._processes.count > 1 and not logs:
+            return False, False
+        config, clock = self._config.run, self._clock
+        out_of_time = 0 < config.max_minutes * 60 <= clock.seconds_here()
+        due = clock.seconds_since_save() >= config.snapshot_interval_s
+        stopped_by, out_of_time, due = self._processes.maximum(*map(float, (sum(received[:1]), out_of_time, due)))
+        self._stopped_by = int(stopped_by)
+        last = self._step == self._config.optimizer.steps or bool(stopped_by or out_of_time)
+        return last, last or bool(due)
+
+    def _look(self, hooks: Sequence[Hook]) -> dict[str, float]:
+        """What the hooks of the first process say of the model; gathering it may need all of them."""
+        model = self._engine.inference_model()
+        if not self._processes.first:
+            return {}
+        numbers = [hook(StepState(self._step, model, self._card, self._run)) for hook in hooks]
+        return {name: value for found in numbers if found for name, value in found.items()}
+
+    def _show(self, page: Page | None) -> None:
+        if page is not None and self._clock.seconds_here() - self._page_s >= _PAGE_INTERVAL_S:
+            self._page_s = self._clock.seconds_here()
+            page(self._run)
+
+    def _save(self) -> None:
+        position = Position(self._step, self._skipped, self._clock.seconds())
+        card = _with_training(self._card, position, self._loss, self._config)
+        save_snapshot(self._run, position, self._engine, card, self._config.run, self._processes)
+        self._clock.saved()
+        self._rollbacks = 0
+
+    def _go_back(self, fault: str, log: Log, page: Page | None) -> None:
+        """To the last snapshot, to go on behind the batches since; or the end, if that is what is configured."""
+        config, at = self._config.run, self._step
+        log.event(at, "spike", fault)
+        if config.on_divergence == "stop" or self._rollbacks >= config.max_rollbacks:
+            if page is not None:
+                page(self._run)
+            raise TrainingError(
+                f"step {at}: {fault}; the last good snapshot is in {self._run}: start another run with a lower "
+                "optimizer.learning_rate or optimizer.max_gradient_norm=1, or go on with run.on_divergence=rollback"
+            )
+        position = load_snapshot(self._run, self._engine)
+        self._rollbacks += 1
+        self._step, self._skipped = position.step, at + self._skipped - position.step
+        self._clock.restarted(self._step)
+        log.event(self._step, "rollback", f"{fault}; back from step {at}, passing over {at - self._step} batches")
 
 
 def build_card(store: Store, config: PretrainConfig) -> ModelCard:
@@ -135,57 +251,26 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
     return ModelCard(model=config.model, front_end=store.front_end, statistics=store.statistics)
 
 
-def _with_training(card: ModelCard, step: int, loss: float, clock: "_Clock", config: PretrainConfig) -> ModelCard:
+def _check_batch(config: PretrainConfig, processes: int) -> None:
+    if config.data.batch_size % processes:
+        raise ConfigError(
+            f"data.batch_size is {config.data.batch_size}, which {processes} processes cannot share equally; give a "
+            f"multiple of {processes}"
+        )
+
+
+def _with_training(card: ModelCard, position: Position, loss: float, config: PretrainConfig) -> ModelCard:
     # None before the first log interval is over: JSON has no NaN.
     known = loss if math.isfinite(loss) else None
-    training: dict[str, Any] = {"step": step, "loss": known, "minutes": round(clock.seconds() / 60, 2)}
+    training: dict[str, Any] = {"step": position.step, "loss": known, "minutes": round(position.seconds / 60, 2)}
+    if config.optimizer.ema_decay:
+        training["weights"] = f"exponential moving average, decay {config.optimizer.ema_decay}"
     return ModelCard(
         model=card.model,
         front_end=card.front_end,
         statistics=card.statistics,
         training=training | {"config": to_dict(config)},
     )
-
-
-def _diverged(step: int, loss: float, rate: float, norm: float, run: Path) -> str:
-    return (
-        f"the loss is {loss} at step {step} (learning rate {rate:.2e}, gradient norm {norm:.2e}); the last good "
-        f"snapshot is in {run}: start another run with a lower optimizer.learning_rate or optimizer.max_gradient_norm=1"
-    )
-
-
-class _Clock:
-    """Training time, over all resumptions, and the rates made of it."""
-
-    def __init__(self, step: int, seconds_before: float):
-        self._start_s = self._saved_s = self._logged_s = time.monotonic()
-        self._before_s = seconds_before
-        self._logged_step = step
-
-    def seconds_here(self) -> float:
-        return time.monotonic() - self._start_s
-
-    def seconds(self) -> float:
-        return self._before_s + self.seconds_here()
-
-    def seconds_since_save(self) -> float:
-        return time.monotonic() - self._saved_s
-
-    def saved(self) -> None:
-        self._saved_s = time.monotonic()
-
-    def steps_since_log(self, step: int) -> int:
-        return step - self._logged_step
-
-    def rates(self, step: int, steps: int, batch_size: int) -> dict[str, float]:
-        now_s = time.monotonic()
-        step_s = (now_s - self._logged_s) / self.steps_since_log(step)
-        self._logged_s, self._logged_step = now_s, step
-        return {
-            "crops_per_s": batch_size / step_s,
-            "seconds": self.seconds(),
-            "left_s": (steps - step) * step_s,
-        }
 
 
 @contextmanager

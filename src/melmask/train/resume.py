@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from melmask.config import PretrainConfig
 from melmask.data.store import Store
+from melmask.data.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.files import write_json
 from melmask.recipes import recipe
@@ -18,8 +20,8 @@ _MAY_CHANGE = ("run.", "hardware.")
 _MAY_NOT_CHANGE = ("run.seed",)
 
 
-def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str]) -> PretrainConfig:
-    """The run's saved configuration if it has begun, else the recipe's; with overrides.
+def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str], store: Store) -> PretrainConfig:
+    """The run's saved configuration if it has begun, else the recipe's; with overrides, and steps for epochs.
 
     Raises:
         ConfigError: unknown recipe or key, or a setting that would change the result of a run that has begun.
@@ -27,12 +29,12 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str])
     """
     path = run / RUN_FILE
     if not path.exists():
-        return with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides)
+        return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), store)
     try:
         saved = from_dict(PretrainConfig, json.loads(path.read_text())["pretrain"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged; use another --out") from error
-    wanted = with_overrides(recipe(recipe_name) if recipe_name else saved, overrides)
+    wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), store)
     before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
     for key, value in after.items():
         fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
@@ -41,6 +43,19 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str])
                 f"{run} was begun with {key} = {before[key]}, not {value}; use another --out for another run"
             )
     return wanted
+
+
+def _with_steps(config: PretrainConfig, store: Store) -> PretrainConfig:
+    if not config.optimizer.epochs:
+        return config
+    crops = CropStream(store, config.data, config.model.frames, config.run.seed).crops_per_epoch
+    steps_per_epoch = crops / config.data.batch_size
+    optimizer = replace(
+        config.optimizer,
+        steps=max(1, round(config.optimizer.epochs * steps_per_epoch)),
+        warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
+    )
+    return replace(config, optimizer=optimizer)
 
 
 def note_run(run: Path, config: PretrainConfig, store: Store) -> None:

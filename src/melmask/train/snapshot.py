@@ -1,69 +1,92 @@
 """A run's folder and its state: what resumes it exactly, and the checkpoints that others load.
 
-run.json                the resolved configuration, the front end and statistics of the store
-snapshot.pt             weights, optimizer moments, step: all of the state (tensors and numbers only)
-checkpoints/step-*/     model.safetensors and config.json, the last `_KEEP_CHECKPOINTS` of them
-metrics.jsonl           one line a log interval
+run.json                the resolved configuration, and which store it is for
+snapshot.pt             weights, optimizer moments, position: all of the state (tensors and numbers only)
+checkpoints/step-*/     model.safetensors and config.json; RunConfig says which of them stay
+metrics.jsonl           one line a log interval; events.jsonl: starts, stops, rollbacks
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
+from melmask.config import RunConfig
 from melmask.errors import CheckpointError
 from melmask.files import atomic_write, output_error
-from melmask.models.mae import MaskedAutoencoder
+from melmask.train.engine import Engine
+from melmask.train.processes import Processes
 
-_KEEP_CHECKPOINTS = 2
 RUN_FILE, SNAPSHOT, CHECKPOINTS = "run.json", "snapshot.pt", "checkpoints"
 
 
+class Position(NamedTuple):
+    """How far a run is: optimizer steps done, batches passed over after rollbacks, seconds of training."""
+
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
 def save_snapshot(
-    run: Path,
-    step: int,
-    seconds: float,
-    model: MaskedAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    card: ModelCard,
+    run: Path, position: Position, engine: Engine, card: ModelCard, keep: RunConfig, processes: Processes
 ) -> None:
-    """Write the checkpoint, then the state to resume from; the previous ones stay until these are whole."""
-    save_checkpoint(run / CHECKPOINTS / f"step-{step:07d}", model, card)
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    try:
-        with atomic_write(run / SNAPSHOT) as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        # torch.save reports a full disk as an unexpected position in its archive.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error))
-        raise output_error(run / SNAPSHOT, cause) from error
-    for old in checkpoints_of(run)[:-_KEEP_CHECKPOINTS]:
-        shutil.rmtree(old, ignore_errors=True)
+    """Write the checkpoint, then the state to resume from; the previous ones stay until these are whole.
+
+    Every process must call; the first one writes.
+    """
+    model, state = engine.inference_model(), {**position._asdict(), **engine.state()}
+    if processes.first:
+        save_checkpoint(run / CHECKPOINTS / f"step-{position.step:07d}", model, card)
+        try:
+            with atomic_write(run / SNAPSHOT) as file:
+                torch.save(state, file)
+        except RuntimeError as error:
+            # torch.save reports a full disk as an unexpected position in its archive.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error))
+            raise output_error(run / SNAPSHOT, cause) from error
+        for old in superfluous(checkpoints_of(run), keep):
+            shutil.rmtree(old, ignore_errors=True)
+    processes.wait()
 
 
-def load_snapshot(run: Path, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Restore model and optimizer in place; returns the steps done and the seconds they took, (0, 0.0) if none."""
+def load_snapshot(run: Path, engine: Engine) -> Position:
+    """Restore the engine in place; returns the position, that of a new run if there is no snapshot.
+
+    Raises:
+        CheckpointError: the snapshot is damaged or of another network.
+    """
     path = run / SNAPSHOT
     if not path.exists():
-        return 0, 0.0
+        return Position()
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        step, seconds, weights, moments = (state[key] for key in ("step", "seconds", "model", "optimizer"))
+        position = Position(state["step"], state.get("skipped", 0), state["seconds"])
     except Exception as error:
         raise CheckpointError(f"{path} is damaged; delete it to start the run again from step 0") from error
     try:
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
-    except (RuntimeError, ValueError) as error:
+        engine.load_state(state)
+    except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is of another model; resume with the settings in {run / RUN_FILE}") from error
-    return step, seconds
+    return position
+
+
+def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
+    """Those of a run's checkpoints, oldest first, that the rules let go of."""
+    every, stay, last_period = keep.keep_every_steps, set(checkpoints[-keep.keep_checkpoints :]), -1
+    for checkpoint in checkpoints if every else ():
+        period = step_of(checkpoint) // every
+        if period > max(last_period, 0):
+            stay.add(checkpoint)
+        last_period = period
+    return [checkpoint for checkpoint in checkpoints if checkpoint not in stay]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps behind a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -1,0 +1,83 @@
+"""The processes of one run: this one alone, or those that torchrun has started (its environment variables say so)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from melmask.config import HardwareConfig
+from melmask.errors import ConfigError
+from melmask.hardware import pick_device, use_threads
+
+
+class Processes(NamedTuple):
+    """Which of how many processes this is, and where it computes."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def maximum(self, *values: float) -> list[float]:
+        """The greatest of each value over all processes; NaN if any is."""
+        if self.count == 1:
+            return list(values)
+        gathered = torch.tensor(values, dtype=torch.float64, device=self.device)
+        finite = gathered.nan_to_num(nan=float("inf"))
+        dist.all_reduce(finite, dist.ReduceOp.MAX)
+        return finite.tolist()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a scalar over all processes."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.count
+        return value
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that speaks, known before the others are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
+    """Join the other processes of the run, if there are any; sets the number of threads, a fair share of the cores.
+
+    Raises:
+        ConfigError: no such device, or fewer GPUs than processes on this machine.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    device = pick_device(config.device)
+    if count == 1:
+        use_threads(config.threads)
+        yield Processes(0, 1, device)
+        return
+    local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    use_threads(config.threads, sharing=local_count)
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"{local_count} processes on a machine with {torch.cuda.device_count()} GPUs; give torchrun "
+                f"--nproc-per-node={torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), count, device)
+    finally:
+        dist.destroy_process_group()

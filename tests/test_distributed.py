@@ -1,0 +1,123 @@
+"""Several processes train as one does: two of gloo on this CPU, started by torchrun, against one.
+
+Sums are taken in another order, so weights agree to rounding: 1e-5 after six steps of float32.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from melmask.settings import to_dict
+from melmask.train.metrics import read_metrics
+from melmask.train.pretrain import pretrain
+from melmask.train.snapshot import SNAPSHOT, checkpoints_of
+
+TOLERANCE = 1e-5
+
+_TRAIN = """
+import json, pathlib, sys
+from melmask.config import PretrainConfig
+from melmask.data.store import Store
+from melmask.settings import from_dict
+from melmask.train.pretrain import pretrain
+store, run = (pathlib.Path(name) for name in sys.argv[1:3])
+config = from_dict(PretrainConfig, json.loads(sys.argv[3]))
+outcome = pretrain(Store(store), run, config, [lambda state: {"seen": state.step}])
+print("ended at", outcome.step, "by", outcome.stopped_by)
+"""
+
+
+def torchrun(processes, store, run, config):
+    """A started torchrun of `pretrain`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--no-python"]
+    command += [sys.executable, "-c", _TRAIN, str(store.folder), str(run), json.dumps(to_dict(config))]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def finished(job):
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode == 0, output
+    return output
+
+
+def state_of(run):
+    return torch.load(run / SNAPSHOT, weights_only=True)
+
+
+def assert_same_state(ours, theirs, tolerance=TOLERANCE):
+    for name, tensor in theirs["model"].items():
+        torch.testing.assert_close(ours["model"][name], tensor, rtol=0, atol=tolerance)
+    if "averaged" in theirs:
+        for name, tensor in theirs["averaged"].items():
+            torch.testing.assert_close(ours["averaged"][name], tensor, rtol=0, atol=tolerance)
+    assert ours["optimizer"]["state"].keys() == theirs["optimizer"]["state"].keys()
+    for number, moments in theirs["optimizer"]["state"].items():
+        for name, value in moments.items():
+            torch.testing.assert_close(ours["optimizer"]["state"][number][name], value, rtol=0, atol=tolerance)
+
+
+SETTINGS = ("masking.masks_per_crop=2", "optimizer.ema_decay=0.5", "optimizer.max_gradient_norm=0.5")
+
+
+@pytest.fixture(scope="module")
+def alone(store, configure, tmp_path_factory):
+    """A run of one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    pretrain(store, run, configure(*SETTINGS))
+    return run
+
+
+FSDP = "hardware.sharding=fsdp"
+
+
+@pytest.mark.parametrize(
+    "hardware",
+    [(), ("hardware.micro_batch=3",), (FSDP,), (FSDP, "hardware.micro_batch=2")],
+    ids=["ddp", "ddp_in_parts", "fsdp", "fsdp_in_parts"],
+)
+def test_two_processes_equal_one(alone, store, configure, tmp_path, hardware):
+    output = finished(torchrun(2, store, tmp_path, configure(*SETTINGS, *hardware, "run.picture_interval_steps=6")))
+    assert output.count("ended at 6 by 0") == 2
+    assert_same_state(state_of(tmp_path), state_of(alone))
+    ours, theirs = read_metrics(tmp_path), read_metrics(alone)
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], abs=TOLERANCE)
+    assert ours[-1]["seen"] == 6, "hooks are called once, in the first process"
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000006"]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, store, configure, tmp_path):
+    finished(torchrun(2, store, tmp_path, configure(*SETTINGS, FSDP, "run.max_minutes=1e-9")))
+    assert state_of(tmp_path)["step"] == 2, "several processes stop where they log"
+    assert pretrain(store, tmp_path, configure(*SETTINGS, "run.max_minutes=1e-9")).step == 3
+    finished(torchrun(2, store, tmp_path, configure(*SETTINGS)))
+    assert_same_state(state_of(tmp_path), state_of(alone))
+
+
+def test_a_signal_stops_all_processes_with_one_snapshot(store, configure, tmp_path):
+    config = configure("optimizer.steps=100000", "run.snapshot_interval_s=1e9")
+    job = torchrun(2, store, tmp_path, config)
+    try:
+        deadline_s = time.monotonic() + 60
+        while not read_metrics(tmp_path) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=60)
+    finally:
+        job.kill()
+    state = state_of(tmp_path)
+    assert state["step"] % config.run.log_interval_steps == 0
+    assert [path.name for path in checkpoints_of(tmp_path)] == [f"step-{state['step']:07d}"]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(store, configure, tmp_path):
+    job = torchrun(2, store, tmp_path, configure("data.batch_size=7"))
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode != 0
+    assert "data.batch_size is 7, which 2 processes cannot share equally; give a multiple of 2" in output
