@@ -1,8 +1,9 @@
 """The literal baseline of the speed comparisons: inference and a training step exactly as the published code runs them.
 
-Written from the method's description, for comparison only. Unfused attention, all patches embedded before the visible
-ones are selected, every patch predicted, a zero-padded last unit, one file at a time: decode, then transform, then
-forward. Same weights and arithmetic as melmask's modules, so the outputs can be compared.
+Written from the method's description, for comparison only. Unfused attention; a zero-padded last unit, one file at a
+time: decode, then transform, then forward. In training all patches are embedded before the visible ones are selected
+and every patch is predicted; plain AdamW, float32 on CPU and fp16 with a scaled loss on a GPU. Same weights and
+arithmetic as melmask's modules, so the outputs can be compared.
 """
 
 import numpy as np
@@ -51,3 +52,73 @@ def literal_embed_file(encoder: AudioEncoder, front_end: LogMelSpectrogram, path
         units.append(tokens.unflatten(1, (encoder.model.encoder.grid.rows, -1)).transpose(1, 2).flatten(2))
     steps = -(-frames // config.patch_frames)
     return torch.cat(units, dim=1)[0, :steps].numpy()
+
+
+def literal_encode(encoder, logmel, noise, visible):
+    """Embed all patches of (batch, mels, frames), keep the `visible` of least noise; tokens, and where each belongs."""
+    config = encoder.config
+    patch = (config.patch_mels, config.patch_frames)
+    kernels = encoder.patch_embed.weight.reshape(config.width, 1, *patch)
+    x = F.conv2d(logmel[:, None], kernels, encoder.patch_embed.bias, stride=patch).flatten(2).transpose(1, 2)
+    x = x + encoder.positions
+    shuffled = torch.argsort(noise, dim=1)
+    restore = torch.argsort(shuffled, dim=1)
+    x = torch.gather(x, 1, shuffled[:, :visible, None].repeat(1, 1, config.width))
+    if config.cls_token:
+        x = torch.cat([encoder.cls_token.expand(len(x), 1, -1), x], dim=1)
+    for block in encoder.blocks:
+        x = literal_block(block, x)
+    return encoder.norm(x), restore
+
+
+def literal_decode(decoder, encoded, restore):
+    """Values of every patch: mask tokens are appended to the visible ones, then all are put where they belong."""
+    first, width = int(decoder.config.cls_token), decoder.config.decoder_width
+    x = decoder.embed(encoded)
+    batch, patches = restore.shape
+    mask_tokens = decoder.mask_token.repeat(batch, patches + first - x.shape[1], 1)
+    tokens = torch.cat([x[:, first:], mask_tokens], dim=1)
+    tokens = torch.gather(tokens, 1, restore[:, :, None].repeat(1, 1, width))
+    x = torch.cat([x[:, :first], tokens], dim=1) + decoder.positions
+    for block in decoder.blocks:
+        x = literal_block(block, x)
+    return decoder.predict(decoder.norm(x))[:, first:]
+
+
+def literal_loss(model, logmel, noise, visible):
+    """Masked reconstruction loss of normalised log-mels: every patch's error, of which the hidden ones are averaged."""
+    config = model.config
+    encoded, restore = literal_encode(model.encoder, logmel, noise, visible)
+    prediction = literal_decode(model.decoder, encoded, restore)
+    patches = logmel.unflatten(2, (-1, config.patch_frames)).unflatten(1, (-1, config.patch_mels))
+    target = patches.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+    hidden = (restore >= visible).float()
+    error = ((prediction - target) ** 2).mean(dim=-1)
+    return (error * hidden).sum() / hidden.sum()
+
+
+class LiteralStep:
+    """A training step on the host's normalised float32 crops (batch, mels, frames); call it to do one."""
+
+    def __init__(self, model, crops, visible, device, learning_rate=3e-4):
+        self.model, self.crops, self.visible, self.device = model.to(device), crops, visible, device
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        vectors = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), foreach=False)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+
+    def __call__(self):
+        """Forward, backward, gradient norm, AdamW; the loss."""
+        logmel = self.crops.to(self.device)
+        noise = torch.rand(len(logmel), self.model.encoder.grid.patches, device=self.device)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            loss = literal_loss(self.model, logmel, noise, self.visible)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        # One after another, of every parameter, though nothing is clipped.
+        self.gradient_norm = torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()

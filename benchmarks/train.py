@@ -1,0 +1,136 @@
+"""How fast pre-training goes: melmask's step beside the literal one, in interleaved rounds of one run.
+
+    python benchmarks/train.py [--size base] [--frames 208] [--batch 64] [--rounds 5] [--device cpu] [--out RESULT.json]
+
+On a GPU both 80x208 and 80x608 are measured, compiled and not. All steps start from the same weights and train on the
+same made-up crops: speed does not depend on them. Ratios and shares of the peak are of the best rounds; the peak is the
+best matrix product in the step's own precision. The operations are those that melmask's step needs, for the literal
+step too, though it does more.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+from literal import LiteralStep, literal_loss
+
+from melmask.bench import TrainingStep, device_name, steps_per_reading
+from melmask.config import DataConfig, HardwareConfig, MaskingConfig, PretrainConfig, Statistics
+from melmask.hardware import matmul_peak, pick_device, seconds_of, use_threads
+from melmask.models.flops import step_flops
+from melmask.models.mae import build_model
+from melmask.models.presets import preset
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def steps_of(model, options, device, batch):
+    """The steps to compare, by name: (call, its precision)."""
+
+    def ours(precision, compiled=False):
+        hardware = HardwareConfig(device=options.device, precision=precision, compile=compiled)
+        config = PretrainConfig(model=model, data=DataConfig(batch_size=batch), hardware=hardware)
+        step = TrainingStep(config)
+        return step, step.engine.precision
+
+    steps = {"fp32": ours("fp32"), "auto": ours("auto")}
+    if options.compile:
+        steps |= {"fp32 compiled": ours("fp32", compiled=True), "auto compiled": ours("auto", compiled=True)}
+    crops, masked = steps["fp32"][0].batch()
+    visible = int((~masked[0]).sum())
+    literal = LiteralStep(build_model(model), normalized(crops), visible, device)
+    return {"literal": (literal, torch.float16 if device.type == "cuda" else torch.float32)} | steps
+
+
+def normalized(crops) -> torch.Tensor:
+    """(crops, mels, frames) float32 of a batch as it is read."""
+    statistics = Statistics()
+    return (torch.from_numpy(crops).float().transpose(1, 2) - statistics.mean) / statistics.std
+
+
+@torch.no_grad()
+def loss_difference(ours, literal) -> float:
+    """Between the two losses of the same weights, crops and masks, in float32."""
+    crops, masked = ours.batch()
+    logmel, masked = normalized(crops).to(ours.device), masked.to(ours.device)
+    visible = int((~masked[0]).sum())
+    theirs = literal_loss(literal.model, logmel, masked.float(), visible)
+    return abs(float(theirs) - float(ours.engine.model(logmel, masked, MaskingConfig()).loss))
+
+
+def measure(model, batch, options, device) -> dict:
+    """All rounds of one input size and batch."""
+    steps = steps_of(model, options, device, batch)
+    difference = loss_difference(steps["fp32"][0], steps["literal"][0])
+    times = steps_per_reading(device)
+    kinds = {kind for _, kind in steps.values()}
+    peaks = {kind: matmul_peak(device, kind) for kind in kinds}
+    for step, _ in steps.values():
+        seconds_of(step, 2, device)  # what is slow the first time: kernels chosen, buffers made, compilation
+    all_s = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, (step, _) in steps.items():
+            all_s[name].append(seconds_of(step, times, device))
+    peaks = {kind: max(peak, matmul_peak(device, kind)) for kind, peak in peaks.items()}
+    flops = step_flops(model, 0.75, batch)
+    best_s = {name: min(rounds_s) for name, rounds_s in all_s.items()}
+    return {
+        "input": f"{model.mels}x{model.frames}",
+        "batch": batch,
+        "step_gflop": round(flops / 1e9, 3),
+        "loss_difference": difference,
+        "matmul_peak_gflops": {NAMES[kind]: round(peak / 1e9) for kind, peak in peaks.items()},
+        "steps": {
+            name: {
+                "precision": NAMES[kind],
+                "step_ms": [round(1000 * s, 2) for s in all_s[name]],
+                "crops_per_s": round(batch / best_s[name], 1),
+                "times_faster_than_literal": round(best_s["literal"] / best_s[name], 3),
+                "share_of_peak": round(flops / best_s[name] / peaks[kind], 4),
+            }
+            for name, (_, kind) in steps.items()
+        },
+    }
+
+
+def main() -> None:
+    """Run, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="base")
+    parser.add_argument("--frames", type=int, nargs="+", help="default: 208; on a GPU 208 and 608")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; default: all")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    use_threads(options.threads)
+    device = pick_device(options.device)
+    gpu = device.type == "cuda"
+    options.frames = options.frames or ([208, 608] if gpu else [208])
+    options.compile = gpu if options.compile is None else options.compile
+    cases = [
+        measure(preset(options.size, frames=frames), batch, options, device)
+        for frames in options.frames
+        for batch in options.batch
+    ]
+    result = {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "device": device_name(device),
+        "command": " ".join(["python benchmarks/train.py", *sys.argv[1:]]),
+        "cases": cases,
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Floating-point operations of the network, by arithmetic on its configuration alone; no torch.
+
+Counted are the matrix products, a multiplication and its addition as two: patch embedding, qkv, q k^T, weights v,
+projections, MLPs, the decoder's embedding and prediction. Norms, softmax and GELU are left out: they are what keeps a
+step from the speed of its products. So is a product that a fused kernel does again in the backward pass.
+"""
+
+from melmask.config import ModelConfig
+from melmask.geometry import grid_of
+
+
+def encoder_forward_flops(config: ModelConfig, patches: int) -> int:
+    """Of one crop of which `patches` patches are encoded: the visible ones in training, all of a unit in inference."""
+    tokens = patches + int(config.cls_token)
+    return _patch_embedding_flops(config, patches) + config.depth * _block_flops(config.width, tokens)
+
+
+def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
+    """Of one crop of which `visible` patches were encoded; the others are predicted."""
+    grid, cls = grid_of(config), int(config.cls_token)
+    embedding = 2 * (visible + cls) * config.width * config.decoder_width
+    blocks = config.decoder_depth * _block_flops(config.decoder_width, grid.patches + cls)
+    prediction = 2 * (grid.patches - visible) * config.decoder_width * config.patch_mels * config.patch_frames
+    return embedding + blocks + prediction
+
+
+def step_flops(config: ModelConfig, ratio: float, crops: int) -> int:
+    """Of one training step on `crops` masked crops: the backward pass has two products for each of the forward one.
+
+    The patch embedding has only one, because nothing asks for the gradient of its input.
+    """
+    visible = grid_of(config).visible_patches(ratio)
+    forward = encoder_forward_flops(config, visible) + decoder_forward_flops(config, visible)
+    return crops * (3 * forward - _patch_embedding_flops(config, visible))
+
+
+def _patch_embedding_flops(config: ModelConfig, patches: int) -> int:
+    return 2 * patches * config.patch_mels * config.patch_frames * config.width
+
+
+def _block_flops(width: int, tokens: int) -> int:
+    # Of a token: qkv 3, projection 1 and MLP 8 matrices of width ** 2; and two products with all tokens.
+    return 2 * tokens * (12 * width**2 + 2 * tokens * width)
