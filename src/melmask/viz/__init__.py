@@ -1,1 +1,1 @@
-"""Pictures for people: they need the `plot` extra and are never read back by melmask."""
+"""For people to look at, never read back by melmask: pictures, which need the `plot` extra, and a run's page."""

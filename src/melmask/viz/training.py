@@ -30,11 +30,12 @@ class ReconstructionPictures:
         self._titles = [f"clip {clip}" for clip in chosen]
         self._mask_ratio = config.masking.ratio
 
-    def __call__(self, state: StepState) -> None:
-        """Write the picture of this step."""
+    def __call__(self, state: StepState) -> dict[str, float]:
+        """Write the picture of this step; there are no numbers to log."""
         if not self._worth_it:
-            return
+            return {}
         # A copy: the encoder freezes the model it is given.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")
         path = state.run / "pictures" / f"step-{state.step:07d}.png"
         save_reconstruction_picture(path, encoder, self._logmels, self._titles, mask_ratio=self._mask_ratio)
+        return {}
