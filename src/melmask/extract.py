@@ -12,22 +12,28 @@ from torch import Tensor
 
 from melmask.encoder import AudioEncoder
 from melmask.errors import AudioFileError
-from melmask.features import ClipVectors, StepGrid
+from melmask.features import FRAMES_TOGETHER, ClipVectors, StepGrid, grouped
 
 _DECODERS = 2
 _FILES_AHEAD = 32
-_FRAMES_TOGETHER = 60_000
-"""Log-mel frames encoded at once: enough units of each length to fill batches, 20 MB."""
+_VALUES_PER_ROW = 1 << 22
+"""Frame vectors of a file come in rows of at most this many numbers: 16 MB, 3 minutes of the base model."""
 
 
 class FileEmbedding(NamedTuple):
-    """One file's result: scene (D,), frames (steps, D) if they were asked for, or the error."""
+    """One file's result: duration, scene (D,) and, if they were asked for, frames (steps, D); or the error.
+
+    The frames of a long file come in several rows, each with those from `first_step` on. Only the `last` row has the
+    duration and the scene; if it has an error instead, the file broke off and the rows before it are void.
+    """
 
     path: Path
     duration_s: float
     scene: np.ndarray | None
     frames: np.ndarray | None
     error: str | None
+    first_step: int = 0
+    last: bool = True
 
 
 class Piece(NamedTuple):
@@ -51,10 +57,12 @@ def embed_files(
 ) -> Iterator[FileEmbedding]:
     """Embed `paths`, one result each, in order; a file that cannot be read gives its error instead.
 
-    Memory is bounded, also for files of many hours, unless `keep_frames` is set.
+    With `keep_frames` a long file gives several rows, one after another. Memory is bounded, also for files of many
+    hours.
     """
     model.check_choice(layer, pooling, hop_ms)
     grid = model.step_grid(hop_ms if keep_frames else None)
+    steps_per_row = max(1, _VALUES_PER_ROW // model.embedding_size(pooling, layer))
     vectors = ClipVectors(grid, keep_frames)
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
@@ -62,6 +70,10 @@ def embed_files(
         for piece in pieces:
             if piece.logmel is not None:
                 vectors.add(piece.phase, next(encoded), piece.logmel.shape[1])
+            # One more is left for the last row.
+            while vectors.ready > steps_per_row:
+                first_step, frames = vectors.taken, vectors.take(steps_per_row)
+                yield FileEmbedding(piece.path, 0.0, None, frames, None, first_step, last=False)
             if piece.last:
                 yield _result(model, piece, vectors, keep_frames)
                 vectors = ClipVectors(grid, keep_frames)
@@ -71,21 +83,17 @@ def _result(model: AudioEncoder, piece: Piece, vectors: ClipVectors, keep_frames
     if piece.error is not None:
         return FileEmbedding(piece.path, 0.0, None, None, piece.error)
     duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
-    return FileEmbedding(piece.path, duration_s, vectors.scene(), vectors.steps() if keep_frames else None, None)
+    first_step, frames = vectors.taken, vectors.take() if keep_frames else None
+    return FileEmbedding(piece.path, duration_s, vectors.scene(), frames, None, first_step)
 
 
 def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:
     """The log-mels of `paths`, in order, in groups worth encoding together."""
-    group: list[Piece] = []
-    frames = 0
-    for piece in _pieces(model, paths, grid):
-        group.append(piece)
-        frames += 0 if piece.logmel is None else piece.logmel.shape[1]
-        if frames >= _FRAMES_TOGETHER:
-            yield group
-            group, frames = [], 0
-    if group:
-        yield group
+
+    def frames_of(piece: Piece) -> int:
+        return 0 if piece.logmel is None else piece.logmel.shape[1]
+
+    return grouped(_pieces(model, paths, grid), frames_of, FRAMES_TOGETHER)
 
 
 def _pieces(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[Piece]:

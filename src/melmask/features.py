@@ -5,7 +5,8 @@ divisor of it, the clip is passed through once a *phase*, each shifted by one mo
 interleaved: dense frame vectors from a model with wide patches. The scene vector always comes from the unshifted phase.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,25 @@ from melmask.geometry import step_durations_frames, step_times_ms
 POOLINGS = ("concat", "mean", "mean+max", "cls")
 """How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
 mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
+
+FRAMES_TOGETHER = 60_000
+"""Log-mel frames of files encoded at once: enough units of each length to fill batches, 20 MB."""
+
+T = TypeVar("T")
+
+
+def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Iterator[list[T]]:
+    """Lists of consecutive items, each complete once its sizes add up to `enough`."""
+    group: list[T] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += size_of(item)
+        if size >= enough:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class StepGrid(NamedTuple):
@@ -100,11 +120,16 @@ class Segmenter:
 
 
 class ClipVectors:
-    """Puts a clip's vectors together: the frame vectors of all phases, and their weighted mean."""
+    """Puts a clip's vectors together: their weighted mean and, with `keep_frames`, the frame vectors of all phases.
+
+    Frame vectors may be taken out while the clip goes on; what was taken is not kept.
+    """
 
     def __init__(self, grid: StepGrid, keep_frames: bool):
         self._grid = grid
-        self._kept: dict[int, list[np.ndarray]] | None = {phase: [] for phase in grid.phases} if keep_frames else None
+        self._kept: dict[int, list[np.ndarray]] = {phase: [] for phase in grid.phases} if keep_frames else {}
+        self._reached = dict.fromkeys(self._kept, 0)
+        self._taken = self._dimensions = 0
         self._sum: np.ndarray | float = 0.0
         self._frames = 0
 
@@ -114,8 +139,10 @@ class ClipVectors:
             weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
             self._sum = self._sum + weights @ vectors.astype(np.float64)
             self._frames += logmel_frames
-        if self._kept is not None:
+        if self._kept:
             self._kept[phase].append(vectors)
+            self._reached[phase] += len(vectors)
+            self._dimensions = vectors.shape[1]
 
     @property
     def frames_seen(self) -> int:
@@ -126,15 +153,36 @@ class ClipVectors:
         """The mean of the unshifted phase's vectors, weighted by the true audio in each step; (D,) float32."""
         return np.asarray(self._sum / self._frames, dtype=np.float32)
 
-    def steps(self) -> np.ndarray:
-        """The frame vectors of all phases in order of time, (steps, D) float32."""
-        assert self._kept is not None, "made without keep_frames"
-        phases = [np.concatenate(parts) for parts in self._kept.values() if parts]
-        stride = len(self._grid.phases)
-        out = np.empty((self._grid.steps(self._frames), phases[0].shape[1]), dtype=np.float32)
-        for k, part in enumerate(phases):
-            # A phase may reach one step further than the grid: its last centre lies after the clip's end.
-            out[k::stride] = part[: len(out[k::stride])]
+    @property
+    def taken(self) -> int:
+        """How many frame vectors were taken: the number of the step that the next `take` begins with."""
+        return self._taken
+
+    @property
+    def ready(self) -> int:
+        """How many frame vectors can be taken: all phases before them are there, and the clip reaches them."""
+        if not self._kept:
+            return 0
+        gaps = [k + len(self._kept) * count for k, count in enumerate(self._reached.values())]
+        # A phase may reach one step further than the grid: its last centre lies after the clip's end.
+        return min(*gaps, self._grid.steps(self._frames)) - self._taken
+
+    def take(self, most: int | None = None) -> np.ndarray:
+        """The next frame vectors of all phases in order of time, (steps, D) float32: those `ready`, or `most` of them.
+
+        After the last piece, all that was taken makes up the clip's frame vectors.
+        """
+        steps = self.ready if most is None else min(most, self.ready)
+        out = np.empty((steps, self._dimensions), dtype=np.float32)
+        for k, parts in enumerate(self._kept.values()):
+            rows = out[(k - self._taken) % len(self._kept) :: len(self._kept)]
+            while len(rows):
+                part = parts.pop(0)
+                rows[: len(part)] = part[: len(rows)]
+                if len(part) > len(rows):
+                    parts.insert(0, part[len(rows) :])
+                rows = rows[len(part) :]
+        self._taken += steps
         return out
 
 

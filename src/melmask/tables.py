@@ -1,11 +1,15 @@
 """Embeddings on disk: one Parquet or NumPy file, self-describing, written part by part so that a job can be resumed.
 
-Parquet: a row a file - path, duration_s, scene (D float32) and, if kept, frames (steps x D); the settings are JSON in
-the schema's metadata under `melmask`. npz: arrays path, duration_s, scene (files, D) and, if kept, frames (all steps,
-D) with frame_offsets (files + 1,); the settings are a JSON string. Step k is centred at first_ms + k * step_ms.
+Parquet: a row a file - path, duration_s, scene (D float32) and, if kept, first_step and frames (steps x D); the
+settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
+another, each with the file's path, duration and scene; first_step is the number of a row's first step, 0 where a file
+begins. npz: arrays path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
+(files + 1,); the settings are a JSON string. Step k is centred at first_ms + k * step_ms.
 
 While the job runs, `<name>.parts/part-*.parquet` hold what is done, `FILES_PER_PART` files each, failed ones too with
-their `error`. A part appears whole or not at all; at the end the parts are merged and removed.
+their `error`; duration and scene, or the error, are in a file's `last` row. A part appears whole or not at all; at the
+end the parts are merged and removed. Parquet is written and read a row group at a time, so that frames of any length
+fit in memory; npz has to be put together there.
 """
 
 import csv
@@ -24,11 +28,14 @@ from melmask import __version__
 from melmask.encoder import AudioEncoder
 from melmask.errors import InputError, OutputError
 from melmask.extract import FileEmbedding
+from melmask.features import grouped
 from melmask.files import atomic_write, ensure_folder, write_json
 from melmask.settings import to_dict
 
 SUFFIXES = (".parquet", ".npz")
 FILES_PER_PART = 512
+_ROW_GROUP_BYTES = 12 << 20
+"""Rows are written together once their vectors fill this, which a full row of a long file (16 MB) does alone."""
 _KEY = b"melmask"
 
 
@@ -56,6 +63,7 @@ def settings_of(
         "layer": layer,
         "pooling": pooling,
         "precision": model.precision,
+        "normalization": model.normalization,
         "dimensions": model.embedding_size(pooling, layer),
         "frames": keep_frames,
         "first_ms": float(times_ms[0]),
@@ -101,13 +109,13 @@ class TableJob:
         return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
 
     def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> None:
-        """Write `parts`; `results` are those of `paths_of(parts)`, in order."""
+        """Write `parts`; `results` are those of `paths_of(parts)`, in order, taken as they are needed."""
         rows = iter(results)
         for part in parts:
-            wanted = len(self.paths_of([part]))
-            table = _arrow_table([next(rows) for _ in range(wanted)], self._settings)
+            of_part = _rows_of_files(rows, len(self.paths_of([part])))
+            tables = (_arrow_table(group, self._settings) for group in grouped(of_part, _bytes_of, _ROW_GROUP_BYTES))
             with atomic_write(self._part(part)) as file:
-                pq.write_table(table, file)
+                _write_parquet(file, tables, _part_schema(self._settings))
 
     def merge(self) -> list[tuple[str, str]]:
         """Write the table from its parts and remove them; returns (path, reason) of the files that failed.
@@ -126,8 +134,11 @@ class TableJob:
             shutil.rmtree(self._folder)
             raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
-            good = (_good_rows(part) for part in parts)
-            (_merge_parquet if self._path.suffix == ".parquet" else _merge_npz)(file, good, self._settings)
+            good = (table for part in parts for table in _good_rows(part, _schema(self._settings)))
+            if self._path.suffix == ".parquet":
+                _write_parquet(file, good, _schema(self._settings))
+            else:
+                _write_npz(file, good, self._settings)
         failures = self._path.with_name(self._path.name + ".failed.csv")
         failures.unlink(missing_ok=True)
         if failed:
@@ -156,20 +167,37 @@ def rows_of(path: Path) -> int:
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return len(arrays["path"])
+    if "first_step" in pq.read_schema(path).names:
+        return int(np.sum(pq.read_table(path, columns=["first_step"])["first_step"].to_numpy() == 0))
     return pq.read_metadata(path).num_rows
+
+
+def _rows_of_files(rows: Iterator[FileEmbedding], files: int) -> Iterator[FileEmbedding]:
+    """The rows of the next `files` files."""
+    while files:
+        row = next(rows)
+        files -= row.last
+        yield row
+
+
+def _bytes_of(row: FileEmbedding) -> int:
+    return sum(array.nbytes for array in (row.scene, row.frames) if array is not None)
 
 
 def _schema(settings: dict[str, Any]) -> pa.Schema:
     vector = pa.list_(pa.float32(), settings["dimensions"])
     fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", vector)]
     if settings["frames"]:
-        fields.append(("frames", pa.list_(vector)))
+        fields += [("first_step", pa.int64()), ("frames", pa.list_(vector))]
     return pa.schema(fields).with_metadata({_KEY: json.dumps(settings)})
 
 
+def _part_schema(settings: dict[str, Any]) -> pa.Schema:
+    return _schema(settings).append(pa.field("error", pa.string())).append(pa.field("last", pa.bool_()))
+
+
 def _arrow_table(rows: list[FileEmbedding], settings: dict[str, Any]) -> pa.Table:
-    """Rows of one part; failed files have zeros and no frames until the merge leaves them out."""
-    schema = _schema(settings)
+    """Rows of a part; until the merge those without a scene have zeros."""
     dimensions = settings["dimensions"]
 
     def vectors(arrays: list[Any]) -> pa.Array:
@@ -184,34 +212,56 @@ def _arrow_table(rows: list[FileEmbedding], settings: dict[str, Any]) -> pa.Tabl
     if settings["frames"]:
         frames = [np.zeros((0, dimensions), np.float32) if row.frames is None else row.frames for row in rows]
         offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
+        columns.append(pa.array([row.first_step for row in rows], pa.int64()))
         columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames)))
-    table = pa.Table.from_arrays(columns, schema=schema)
-    return table.append_column("error", pa.array([row.error for row in rows], pa.string()))
+    columns.append(pa.array([row.error for row in rows], pa.string()))
+    columns.append(pa.array([row.last for row in rows], pa.bool_()))
+    return pa.Table.from_arrays(columns, schema=_part_schema(settings))
 
 
-def _good_rows(part: Path) -> pa.Table:
-    table = pq.read_table(part)
-    return table.filter(table["error"].is_null()).drop_columns(["error"])
+def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of a part's readable files, a row group at a time, each row with its file's duration and scene."""
+    with pq.ParquetFile(part) as file:
+        numbers = range(file.num_row_groups)
+        small = (file.read_row_group(number, ["duration_s", "scene", "error", "last"]) for number in numbers)
+        files = pa.concat_tables(rows.filter(rows["last"]) for rows in small).combine_chunks()
+        closed = 0
+        for number in numbers:
+            table = file.read_row_group(number)
+            last = table["last"].to_numpy().astype(np.int64)
+            of_file = files.take(pa.array(closed + np.cumsum(last) - last))
+            closed += int(last.sum())
+            for name in ("duration_s", "scene"):
+                table = table.set_column(table.column_names.index(name), name, of_file[name])
+            # Under the same name, so that what was read is not held while the next is read.
+            table = table.filter(of_file["error"].is_null()).select(schema.names)
+            yield table
 
 
-def _merge_parquet(file: Any, parts: Iterator[pa.Table], settings: dict[str, Any]) -> None:
-    schema = _schema(settings)
-    with pq.ParquetWriter(file, schema) as writer:
-        for table in parts:
-            writer.write_table(table.cast(schema))
+def _write_parquet(file: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write each table that is not empty as a row group."""
+    # A dictionary of floats that do not repeat costs twenty times the time and a gigabyte.
+    with pq.ParquetWriter(file, schema, use_dictionary=["path"]) as writer:
+        for table in tables:
+            if len(table):
+                writer.write_table(table)
 
 
-def _merge_npz(file: Any, parts: Iterator[pa.Table], settings: dict[str, Any]) -> None:
-    table = pa.concat_tables(list(parts)).combine_chunks()
+def _write_npz(file: Any, tables: Iterable[pa.Table], settings: dict[str, Any]) -> None:
+    table = pa.concat_tables(list(tables)).combine_chunks()
     dimensions = settings["dimensions"]
+    frames = {}
+    if settings["frames"]:
+        begins = np.flatnonzero(table["first_step"].to_numpy() == 0)
+        kept = table["frames"].combine_chunks()
+        ends = np.cumsum([0, *kept.value_lengths().to_pylist()])
+        frames["frames"] = kept.flatten().flatten().to_numpy().reshape(-1, dimensions)
+        frames["frame_offsets"] = np.append(ends[begins], ends[-1])
+        table = table.drop_columns(["frames"]).take(pa.array(begins))
     arrays = {
         "path": np.array(table["path"].to_pylist()),
         "duration_s": table["duration_s"].to_numpy(),
         "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, dimensions),
         "settings": np.array(json.dumps(settings)),
     }
-    if settings["frames"]:
-        frames = table["frames"].combine_chunks()
-        arrays["frames"] = frames.flatten().flatten().to_numpy().reshape(-1, dimensions)
-        arrays["frame_offsets"] = np.cumsum([0, *frames.value_lengths().to_pylist()])
-    np.savez(file, **arrays)
+    np.savez(file, **arrays, **frames)

@@ -15,7 +15,7 @@ _SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64
 AUDIO_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 """What the bundled libsndfile reads; other files in a scanned folder are passed over."""
 
-_BLOCK_FRAMES = 1 << 20
+_BLOCK_FRAMES = 1 << 18
 RESAMPLER_QUALITY = "HQ"
 # How libsndfile notes a wav or aiff file whose header promises more bytes of sound than follow.
 _CUT_OFF_NOTE = re.compile(r"^ ?(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
