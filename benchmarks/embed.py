@@ -2,7 +2,8 @@
 
     python benchmarks/embed.py FOLDER_OR_CSV [--files 64] [--size base] [--rounds 3] [--out RESULT.json]
 
-The weights are random: speed does not depend on them. Rounds are interleaved, and ratios are of the best rounds.
+The weights are random: speed does not depend on them. Rounds are interleaved, and ratios are of the best rounds. The
+profile says what share of the time each kind of operation takes.
 """
 
 import argparse
@@ -18,15 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from literal import literal_embed_file
+from torch.profiler import ProfilerActivity, profile
 
 from melmask.audio.files import find_audio
 from melmask.checkpoint.folder import ModelCard
 from melmask.embed_job import embed_table
 from melmask.encoder import untrained
-from melmask.hardware import use_threads
+from melmask.hardware import matmul_peak, use_threads
 from melmask.models.presets import preset
 
-PRECISIONS = ("fp32", "fp32-fast", "bf16")
+PRECISIONS = ("fp32", "bf16")
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PROFILED_OPERATIONS = 8
 
 
 def literal_job(encoder, paths, out):
@@ -40,13 +44,6 @@ def melmask_job(encoder, paths, out):
     """The command's own path; returns the scene vectors and the seconds of sound."""
     report = embed_table(encoder, paths, out)
     return np.array(pq.read_table(out)["scene"].to_pylist()), report.sound_s
-
-
-def matmul_peak(dtype) -> float:
-    """Best of several 2048-cube matrix products, in GFLOP/s."""
-    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
-    best_s = min(timed(lambda: a @ b)[1] for _ in range(12))
-    return 2 * 2048**3 / best_s / 1e9
 
 
 def timed(work):
@@ -66,6 +63,27 @@ def forward_rate(card, precision) -> float:
     pieces = [torch.randn(config.mels, config.frames) for _ in range(batch)]
     best_s = min(timed(lambda: encoder.embed_segments(pieces))[1] for _ in range(4))
     return flops / best_s / 1e9
+
+
+def difference_to_literal(encoder, paths) -> float:
+    """Largest difference of frame vectors in fp32, over whole units: the literal one pads the last with zeros."""
+    config = encoder.card.model
+    largest = 0.0
+    for path in paths:
+        ours, theirs = encoder.embed(path).frames, literal_embed_file(encoder, encoder.front_end, path)
+        steps = len(ours) * config.patch_frames // config.frames * (config.frames // config.patch_frames)
+        largest = max(largest, float(np.abs(ours[:steps] - theirs[:steps]).max()))
+    return largest
+
+
+def profile_of(encoder, paths) -> dict[str, float]:
+    """The job's operations by share of the processor's time."""
+    with tempfile.TemporaryDirectory() as place, profile(activities=[ProfilerActivity.CPU]) as profiler:
+        embed_table(encoder, paths, Path(place) / "x.parquet")
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(times.values())
+    top = sorted(times, key=times.get, reverse=True)[:_PROFILED_OPERATIONS]
+    return {name: round(times[name] / whole, 3) for name in top}
 
 
 def cosine(a, b) -> float:
@@ -99,7 +117,10 @@ def main() -> None:
                 (scenes[name], sound_s), wall_s = timed(lambda e=encoder, w=work: melmask_job(e, paths, w))
                 seconds[name].append(wall_s)
     best = {name: min(all_s) for name, all_s in seconds.items()}
-    peak = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    cpu = torch.device("cpu")
+    peak = {name: matmul_peak(cpu, kind) / 1e9 for name, kind in TYPES.items()}
+    rate = {name: forward_rate(card, name) for name in PRECISIONS}
+    peak = {name: max(before, matmul_peak(cpu, TYPES[name]) / 1e9) for name, before in peak.items()}
     result = {
         "date": str(date.today()),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -110,7 +131,10 @@ def main() -> None:
         "times_real_time": {name: round(sound_s / s, 1) for name, s in best.items()},
         "least_cosine_to_fp32": {name: round(cosine(scenes["fp32"], scenes[name]), 6) for name in PRECISIONS},
         "matmul_peak_gflops": {name: round(rate) for name, rate in peak.items()},
-        "encoder_gflops": {name: round(forward_rate(card, name)) for name in PRECISIONS},
+        "encoder_gflops": {name: round(gflops) for name, gflops in rate.items()},
+        "encoder_share_of_peak": {name: round(rate[name] / peak[name], 3) for name in PRECISIONS},
+        "largest_difference_to_literal": difference_to_literal(encoders["fp32"], paths[:8]),
+        "share_of_operations": {name: profile_of(encoder, paths) for name, encoder in encoders.items()},
     }
     text = json.dumps(result, indent=2)
     print(text)

@@ -30,7 +30,9 @@ def test_two_ray_workers_write_the_table_of_one_machine(tmp_path, monkeypatch):
         num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
     )
     try:
-        report = embed_table_on_ray(tmp_path / "model", paths, tmp_path / "ray.parquet", workers=2, keep_frames=True)
+        report = embed_table_on_ray(
+            load(tmp_path / "model"), paths, tmp_path / "ray.parquet", workers=2, keep_frames=True
+        )
     finally:
         ray.shutdown()
     assert (report.files, report.failed) == (6, 1)

@@ -67,7 +67,7 @@ def test_an_embedding_does_not_depend_on_longer_and_shorter_clips_beside_it(enco
 def test_an_embedding_does_not_depend_on_the_size_of_the_batches(encoder, sound, monkeypatch):
     clips = np.stack([sound(3.3, seed) for seed in range(3)])
     expected = encoder.embed(clips, RATE_HZ)
-    monkeypatch.setitem(encoder_module._TOKENS_PER_BATCH, "fp32", 40)
+    monkeypatch.setattr(encoder_module, "_LARGEST_ACTIVATION_BYTES", 40 * 4 * WIDTH * 4)
     assert_close(encoder.embed(clips, RATE_HZ).frames, expected.frames)
 
 
@@ -212,6 +212,15 @@ def test_a_long_file_in_pieces_equals_the_whole(encoder, sound, tmp_path, monkey
     in_pieces = encoder.embed(path)
     assert_close(in_pieces.frames, expected.frames)
     assert_close(in_pieces.scene, expected.scene)
+
+
+def test_a_long_file_is_encoded_some_pieces_at_a_time(encoder, good_paths, monkeypatch):
+    expected, encode, sizes = encoder.embed(good_paths[-1], hop_ms=40.0), encoder.embed_segments, []
+    monkeypatch.setattr(encoder_module, "_SEGMENT_FRAMES", UNIT_FRAMES)
+    monkeypatch.setattr(encoder_module, "FRAMES_TOGETHER", 2 * UNIT_FRAMES)
+    monkeypatch.setattr(encoder, "embed_segments", lambda x, **choice: sizes.append(len(x)) or encode(x, **choice))
+    assert_close(encoder.embed(good_paths[-1], hop_ms=40.0).frames, expected.frames)
+    assert len(sizes) > 3 and max(sizes) <= 4
 
 
 @pytest.mark.parametrize("convert", [torch.from_numpy, lambda x: torch.from_numpy(x).double().requires_grad_()])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import melmask
+from melmask.evaluate.reproduction import scenes_normalized_by_batch
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 TOLERANCE = 1e-3
@@ -121,3 +122,11 @@ def test_the_successors_encoder_says_that_it_cannot_reconstruct(successor):
     theirs, encoder = successor
     with pytest.raises(melmask.MelmaskError, match="encoder-only"):
         encoder.reconstruct(theirs["lms"][:, :, :208], masked=np.ones((3, 65), dtype=bool))
+
+
+def test_the_batch_normalised_scenes_are_the_originals_defect_for_defect(golden, original):
+    theirs, encoder = original
+    ours = scenes_normalized_by_batch(encoder, golden.audio(), RATE_HZ)
+    close(ours, theirs["scene_batchnorm"])
+    # What makes it a defect: the same clip in another batch has another vector.
+    assert np.abs(scenes_normalized_by_batch(encoder, golden.audio()[:1], RATE_HZ) - ours[:1]).max() > TOLERANCE

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from melmask.config import FRONT_END_32_KHZ, FrontEndConfig, Statistics
     from melmask.encoder import AudioEncoder, Embedding, Reconstruction, load
     from melmask.errors import MelmaskError
     from melmask.features import POOLINGS
@@ -11,15 +12,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FRONT_END_32_KHZ": "melmask.config",
     "POOLINGS": "melmask.features",
     "AudioEncoder": "melmask.encoder",
     "Embedding": "melmask.encoder",
+    "FrontEndConfig": "melmask.config",
     "MelmaskError": "melmask.errors",
     "Reconstruction": "melmask.encoder",
+    "Statistics": "melmask.config",
     "load": "melmask.encoder",
 }
 
-__all__ = ["POOLINGS", "AudioEncoder", "Embedding", "MelmaskError", "Reconstruction", "__version__", "load"]
+__all__ = [
+    "FRONT_END_32_KHZ",
+    "POOLINGS",
+    "AudioEncoder",
+    "Embedding",
+    "FrontEndConfig",
+    "MelmaskError",
+    "Reconstruction",
+    "Statistics",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,11 +4,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from melmask import __version__
-from melmask.config import FrontEndConfig
+from melmask.config import FrontEndConfig, Statistics
 from melmask.errors import MelmaskError
 from melmask.recipes import RECIPES, recipe
 from melmask.settings import describe, to_dict, with_overrides
@@ -59,20 +61,33 @@ def prepare(options: argparse.Namespace) -> int:
 def pretrain(options: argparse.Namespace) -> int:
     """Train, or go on training."""
     from melmask.data.store import Store
+    from melmask.evaluate.monitor import monitors
+    from melmask.train.initial import initial_weights
     from melmask.train.pretrain import pretrain
+    from melmask.train.processes import is_first_process
     from melmask.train.resume import resolve_config
-    from melmask.viz.training import ReconstructionPictures
+    from melmask.viz.run_page import write_run_page
+    from melmask.viz.run_record import RunNumbers
 
-    config = resolve_config(options.out, options.recipe, options.settings)
     store = Store(options.store)
-    hooks = [ReconstructionPictures(store, config)] if config.run.picture_interval_steps else []
-    outcome = pretrain(store, options.out, config, hooks)
+    config = resolve_config(options.out, options.recipe, options.settings, store)
+    # Of several processes started by torchrun, the first one speaks.
+    first = is_first_process()
+    say = print if first else lambda _: None
+    weights = None
+    if options.init is not None:
+        weights, text = initial_weights(options.init, config)
+        say(text)
+    hooks = monitors(store, config, options.monitor, options.audio_root) if first else []
+    page = partial(write_run_page, numbers=RunNumbers(options.out))
+    outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
         command = shlex.join(["melmask", "pretrain", str(options.store), "--out", str(options.out)])
-        print(f"stopped at step {outcome.step} of {outcome.steps}, saved; go on with: {command}")
+        say(f"stopped at step {outcome.step} of {outcome.steps}, saved; go on with: {command}")
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
-    print(
-        f"{options.out}: {outcome.steps} steps done; next: melmask embed FOLDER --model {options.out} --out X.parquet"
+    say(
+        f"{options.out}: {outcome.steps} steps done, shown in {options.out / 'index.html'}; "
+        f"next: melmask embed FOLDER --model {options.out} --out X.parquet"
     )
     return 0
 
@@ -82,26 +97,45 @@ def embed(options: argparse.Namespace) -> int:
     from melmask.audio.files import find_audio
     from melmask.embed_job import embed_table, shard_of
     from melmask.encoder import load
+    from melmask.normalization import with_dataset_statistics
     from melmask.tables import check_table_path
 
     check_table_path(options.out)
-    paths, out = shard_of(find_audio(options.sources), options.out, options.shard)
+    every_path = find_audio(options.sources)
+    paths, out = shard_of(every_path, options.out, options.shard)
     choice = {
         "layer": options.layer,
         "pooling": options.pooling,
         "hop_ms": options.hop_ms,
         "keep_frames": options.frames,
     }
-    if options.engine == "ray":
+    ray = options.engine == "ray"
+    # On a cluster, the workers have the GPUs.
+    model = load(options.model, "cpu" if ray else options.device, options.precision)
+    if options.normalization == "dataset":
+        model = with_dataset_statistics(model, every_path, options.out.with_suffix(".statistics.json"))
+    if ray:
         from melmask.embed_ray import embed_table_on_ray
 
         device = "cpu" if options.device == "auto" else options.device
-        place = {"workers": options.workers, "device": device, "precision": options.precision}
-        report = embed_table_on_ray(options.model, paths, out, **place, **choice)
+        report = embed_table_on_ray(model, paths, out, workers=options.workers, device=device, **choice)
     else:
-        model = load(options.model, options.device, options.precision)
         report = embed_table(model, paths, out, **choice)
     print(f"{out}: {report}")
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure the training step."""
+    from melmask.bench import run_bench
+    from melmask.data.store import Store
+    from melmask.files import write_json
+
+    config = with_overrides(recipe(options.recipe), options.settings)
+    report = run_bench(config, Store(options.store) if options.store else None, options.seconds)
+    print(report)
+    if options.json:
+        write_json(options.json, report.as_dict())
     return 0
 
 
@@ -112,6 +146,10 @@ def convert(options: argparse.Namespace) -> int:
     from melmask.checkpoint.locate import load_any
 
     model, card, source = load_any(options.model)
+    card = replace(card, front_end=with_overrides(card.front_end, options.settings))
+    if options.statistics:
+        mean, std = options.statistics
+        card = replace(card, statistics=Statistics(mean=mean, std=std))
     if options.to == "msm-mae":
         save_msm_mae(options.out, model, card)
     else:
@@ -120,6 +158,7 @@ def convert(options: argparse.Namespace) -> int:
     print(
         f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}, "
         f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
+        f"{card.front_end.sample_rate_hz} Hz, "
         f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
     )
     return 0
@@ -161,6 +200,7 @@ def probe(options: argparse.Namespace) -> int:
         layer=options.layer,
         pooling=options.pooling,
         seed=options.seed,
+        dataset_statistics=options.normalization == "dataset",
     )
     print(table_text(report))
     for name, task in report["tasks"].items():
@@ -206,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(command("demo", demo, "the whole job in minutes, on sounds made here"))
     _add_prepare(command("prepare", prepare, "folders of sound to a store of log-mels"))
     _add_pretrain(command("pretrain", pretrain, "train a masked autoencoder on a store; the same command resumes"))
+    _add_bench(command("bench", bench, "how fast a recipe trains on this machine, and where a step goes"))
     _add_embed(command("embed", embed, "embeddings of files and folders"))
     _add_probe(command("probe", probe, "k-NN and linear scores on labelled files, beside two baselines"))
     _add_convert(command("convert", convert, "others' checkpoints to melmask's, or melmask's to the original's"))
@@ -235,7 +276,20 @@ def _add_pretrain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", type=Path, default=Path("runs/tiny"), metavar="RUN", help="folder of the run (%(default)s)"
     )
+    sub.add_argument("--init", type=Path, metavar="MODEL", help="start from its weights (a new run only)")
+    sub.add_argument(
+        "--monitor", type=Path, metavar="CSV", help="labelled files (path, label; split, fold or group) for k-NN scores"
+    )
+    sub.add_argument("--audio-root", type=Path, help="where the relative paths of --monitor start")
     _add_settings_help(sub, "optimizer.learning_rate=5e-4", _LISTING)
+
+
+def _add_bench(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", nargs="?", default="tiny", help=f"{', '.join(RECIPES)} (%(default)s)")
+    sub.add_argument("--store", type=Path, help="read crops from it (random numbers)")
+    sub.add_argument("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
+    sub.add_argument("--json", type=Path, metavar="X.json", help="write the figures there too")
+    _add_settings_help(sub, "data.batch_size=64", _LISTING)
 
 
 def _add_embed(sub: argparse.ArgumentParser) -> None:
@@ -266,6 +320,11 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", type=Path, metavar="MODEL", help="an MSM-MAE .pth file, a run or a checkpoint folder")
     sub.add_argument("out", type=Path, metavar="OUT", help="the folder, or with --to msm-mae the file, to write")
     sub.add_argument("--to", choices=("melmask", "msm-mae"), default="melmask", help="which form (%(default)s)")
+    sub.add_argument(
+        "--statistics", type=float, nargs=2, metavar=("MEAN", "STD"), help="of the log-mels (the file's, or AudioSet's)"
+    )
+    example = "sample_rate_hz=32000 n_fft=800 win_samples=800 hop_samples=320 max_hz=16000 for 32-kHz models"
+    _add_settings_help(sub, example, "others' files do not say their front end; 16 kHz is assumed")
 
 
 def _add_push(sub: argparse.ArgumentParser) -> None:
@@ -292,6 +351,12 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
         "--layer", type=int, nargs="+", help="features after these blocks, 1 to depth (the last, with the final norm)"
     )
     sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
+    sub.add_argument(
+        "--normalization",
+        choices=("checkpoint", "dataset"),
+        default="checkpoint",
+        help="mean and std of the log-mels: the model's own, or those of the files given (%(default)s)",
+    )
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
     sub.add_argument("--precision", default="fp32", help="fp32, fp32-fast or bf16 (%(default)s)")
 

@@ -1,5 +1,6 @@
 """`melmask embed`: many files to one table, resumable, in shares for array jobs."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from melmask.encoder import AudioEncoder
 from melmask.errors import ConfigError, InputError
 from melmask.extract import embed_files
+from melmask.hardware import keep_freed_memory
 from melmask.progress import duration_text, track
 from melmask.tables import TableJob, rows_of, settings_of
 
@@ -50,6 +52,7 @@ def embed_table(
         InputError: no file could be read.
         OutputError: the place cannot be written to, or holds parts of another job.
     """
+    keep_freed_memory()
     model.check_choice(layer, pooling, hop_ms)
     settings = settings_of(model, paths, layer, pooling, hop_ms, keep_frames)
     job = TableJob(out, paths, settings)
@@ -62,9 +65,11 @@ def embed_table(
 
     def counted():
         nonlocal sound_s
-        for result in track(embedded, len(remaining), "embed"):
-            sound_s += result.duration_s
-            yield result
+        rows_of_files = itertools.groupby(embedded, key=lambda row: row.path)
+        for _, rows in track(rows_of_files, len(remaining), "embed"):
+            for row in rows:
+                sound_s += row.duration_s
+                yield row
 
     job.write(todo, counted())
     failed = job.merge()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from melmask.config import Statistics
 from melmask.embed_job import JobReport
-from melmask.encoder import load
+from melmask.encoder import AudioEncoder, load
 from melmask.errors import MissingExtraError
 from melmask.extract import embed_files
 from melmask.tables import TableJob, rows_of, settings_of
@@ -19,8 +20,16 @@ from melmask.tables import TableJob, rows_of, settings_of
 class PartWriter:
     """A Ray worker: embeds one part a call."""
 
-    def __init__(self, source: str, device: str, precision: str, job: TableJob, choice: dict[str, Any]):
-        self._model = load(source, device, precision)
+    def __init__(
+        self,
+        source: str,
+        device: str,
+        precision: str,
+        statistics: Statistics,
+        job: TableJob,
+        choice: dict[str, Any],
+    ):
+        self._model = load(source, device, precision, statistics=statistics)
         self._job, self._choice = job, choice
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -38,16 +47,17 @@ class PartWriter:
 
 
 def embed_table_on_ray(
-    source: Path,
+    model: AudioEncoder,
     paths: Sequence[Path],
     out: Path,
     *,
     workers: int,
     device: str = "cpu",
-    precision: str = "fp32",
     **choice: Any,
 ) -> JobReport:
     """As `embed_table`, with `workers` Ray actors of one CPU each, or one GPU each if `device` is 'cuda'.
+
+    Each worker loads `model.name` for itself, in the model's precision.
 
     Connects to the cluster that RAY_ADDRESS names, else starts one on this machine.
 
@@ -61,8 +71,9 @@ def embed_table_on_ray(
         raise MissingExtraError("ray", "ray") from None
     start_s = time.monotonic()
     # Absolute names: workers have another working directory.
-    paths, out, source = [path.absolute() for path in paths], out.absolute(), source.absolute()
-    settings = settings_of(load(source, "cpu", precision), paths, **choice)
+    paths, out, source = [path.absolute() for path in paths], out.absolute(), Path(model.name)
+    source = source.absolute() if source.exists() else source
+    settings = settings_of(model, paths, **choice)
     job = TableJob(out, paths, settings)
     if job.complete:
         return JobReport(rows_of(out), len(paths) - rows_of(out), settings["dimensions"], 0.0, 0.0)
@@ -72,7 +83,7 @@ def embed_table_on_ray(
         parts = ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
         done = parts.map(
             PartWriter,
-            fn_constructor_args=(str(source), device, precision, job, choice),
+            fn_constructor_args=(str(source), device, model.precision, model.card.statistics, job, choice),
             concurrency=workers,
             num_cpus=1,
             num_gpus=1 if device.startswith("cuda") else 0,

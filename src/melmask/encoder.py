@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +27,19 @@ from melmask.audio.files import read_audio_blocks, resample
 from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
+from melmask.config import FrontEndConfig, Statistics
 from melmask.errors import ConfigError, InputError
-from melmask.features import ClipVectors, Segmenter, StepGrid, check_pooling, pool, step_grid
+from melmask.features import FRAMES_TOGETHER, ClipVectors, Segmenter, StepGrid, check_pooling, grouped, pool, step_grid
 from melmask.geometry import unit_lengths
 from melmask.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 from melmask.models.mae import MaskedAutoencoder, build_model
 from melmask.models.vit import unpatchify
 from melmask.settings import to_dict
 
-_TOKENS_PER_BATCH = {"fp32": 2048, "fp32-fast": 2048, "bf16": 8192}
+_LARGEST_ACTIVATION_BYTES = 30 << 20
+"""On CPU a batch is as large as lets the MLP's hidden layer stay below this: larger ones fall out of the cache, and
+the C library maps blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
 _TOKENS_PER_GPU_BATCH = 65536
-"""On CPU, float32 is a fifth faster in batches that stay in the cache, bfloat16 in larger ones (docs/log.md)."""
 _SEGMENT_FRAMES = 8192
 """Long files pass through in pieces of about this length: 82 s at a 10-ms hop."""
 
@@ -70,8 +72,11 @@ class Reconstruction(NamedTuple):
 class AudioEncoder:
     """A trained model ready for use; made by `melmask.load`.
 
-    Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from).
+    Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from),
+    `normalization` (whose statistics the card holds: the 'checkpoint's, those of a 'dataset', or 'given' ones).
     """
+
+    normalization = "checkpoint"
 
     def __init__(
         self,
@@ -129,6 +134,9 @@ class AudioEncoder:
     ) -> Embedding:
         """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
 
+        A file passes through in pieces, but the result holds all its frame vectors: 340 MB an hour for a base model.
+        `melmask embed --frames`, `extract.embed_files` and `streaming.EmbeddingStream` never hold more than a part.
+
         Args:
             audio: Any length from one sample to hours.
             sample_rate_hz: Of an array; resampled to the model's. A file knows its own.
@@ -145,21 +153,20 @@ class AudioEncoder:
         """
         self.check_choice(layer, pooling, hop_ms)
         grid = self.step_grid(hop_ms)
-        if isinstance(audio, str | Path):
-            clips = [list(self.segments_of_file(Path(audio), grid))]
-            single = True
+        if from_file := isinstance(audio, str | Path):
+            clips, single = [self.segments_of_file(Path(audio), grid)], True
         else:
             waveform, single = self._waveform(audio, sample_rate_hz)
-            clips = [list(self.segments_of([logmel], grid)) for logmel in self._logmel(waveform)]
-        pieces = [piece for clip in clips for _, piece in clip]
-        vectors = iter(self.embed_segments(pieces, layer=layer, pooling=pooling))
-        scenes, frames = [], []
-        for clip in clips:
-            parts = ClipVectors(grid, keep_frames=True)
-            for phase, piece in clip:
-                parts.add(phase, next(vectors), piece.shape[1])
-            scenes.append(parts.scene())
-            frames.append(parts.steps())
+            clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
+        made = [ClipVectors(grid, keep_frames=True) for _ in clips]
+        pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
+        # An array is in memory anyway: encoded all together, its clips fill larger batches.
+        groups = grouped(pieces, lambda piece: piece[2].shape[1], FRAMES_TOGETHER) if from_file else [list(pieces)]
+        for group in groups:
+            encoded = self.embed_segments([piece for *_, piece in group], layer=layer, pooling=pooling)
+            for (vectors, phase, piece), steps in zip(group, encoded, strict=True):
+                vectors.add(phase, steps, piece.shape[1])
+        scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
         if single:
             return Embedding(scenes[0], frames[0], times_ms)
@@ -288,8 +295,12 @@ class AudioEncoder:
             raise InputError("the mask hides all or none of a clip's patches; leave some of either")
 
     def _values_per_batch(self) -> int:
-        tokens = _TOKENS_PER_BATCH[self.precision] if self.device.type == "cpu" else _TOKENS_PER_GPU_BATCH
-        return tokens * self.card.model.patch_mels * self.card.model.patch_frames
+        config = self.card.model
+        bytes_per_value = 2 if self.precision == "bf16" else 4
+        tokens = _LARGEST_ACTIVATION_BYTES // (4 * config.width * bytes_per_value)
+        if self.device.type != "cpu":
+            tokens = _TOKENS_PER_GPU_BATCH
+        return tokens * config.patch_mels * config.patch_frames
 
     def _tokens(self, units: Tensor, layers: Sequence[int | None]) -> list[Tensor]:
         """Tokens after each of `layers`, None being the end, after the final norm."""
@@ -336,20 +347,34 @@ class AudioEncoder:
         return waveform, array.ndim == 1
 
 
-def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
+def load(
+    source: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    *,
+    front_end: FrontEndConfig | None = None,
+    statistics: Statistics | None = None,
+) -> AudioEncoder:
     """Load a model: a run, a checkpoint folder, a .pth file of MSM-MAE or its successor, or hub:owner/name.
 
     Args:
         source: Where it is.
         device: 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one.
         precision: 'fp32'; 'fp32-fast' or 'bf16' trade accuracy for speed (`melmask.hardware.inference_precision`).
+        front_end: Instead of the checkpoint's. Files of others hold none and are taken to be of 16 kHz; the
+            successor's 32-kHz models want `melmask.FRONT_END_32_KHZ`.
+        statistics: Instead of the checkpoint's.
 
     Raises:
         CheckpointError: missing, damaged, or of an unknown kind.
         ConfigError: no such device or precision.
     """
     model, card, path = load_any(Path(source))
-    return AudioEncoder(model, card, str(path), device, precision)
+    card = replace(card, front_end=front_end or card.front_end, statistics=statistics or card.statistics)
+    encoder = AudioEncoder(model, card, str(path), device, precision)
+    if statistics is not None:
+        encoder.normalization = "given"
+    return encoder
 
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:

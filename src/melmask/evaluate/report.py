@@ -14,6 +14,8 @@ from melmask.evaluate.labels import LabelTable, keep_rows, read_labels
 from melmask.evaluate.probe import ProbeScore, knn_probe, linear_probe
 from melmask.evaluate.splits import leaking_groups, make_splits
 from melmask.files import atomic_write, ensure_folder, write_json
+from melmask.normalization import with_dataset_statistics
+from melmask.settings import to_dict
 from melmask.viz.confusion import save_confusion_picture
 
 CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
@@ -29,8 +31,12 @@ def probe_tasks(
     layer: Sequence[int] | None = None,
     pooling: str = "concat",
     seed: int = 0,
+    dataset_statistics: bool = False,
 ) -> dict[str, Any]:
     """Probe `model` and the two baselines on each table; writes probe.json, probe.csv and confusion pictures to `out`.
+
+    With `dataset_statistics` each task's log-mels are normalised with the mean and std of all its files, not with the
+    model's.
 
     Returns the content of probe.json: settings, and for each task the scores of each representation and classifier.
 
@@ -44,7 +50,9 @@ def probe_tasks(
     ensure_folder(out)
     tasks = {}
     for name, table in tables.items():
-        tasks[name] = _probe_task(model, name, table, out, scheme, layer, pooling, seed)
+        make_splits(table, scheme, seed)  # an unusable table is refused before its files are read
+        of_task = with_dataset_statistics(model, table.paths) if dataset_statistics else model
+        tasks[name] = _probe_task(of_task, name, table, out, scheme, layer, pooling, seed)
     report = {"model": model.name, "layer": layer, "pooling": pooling, "scheme": scheme, "seed": seed, "tasks": tasks}
     write_json(out / "probe.json", report)
     with atomic_write(out / "probe.csv", "w") as file:
@@ -62,7 +70,6 @@ def _probe_task(
     pooling: str,
     seed: int,
 ) -> dict[str, Any]:
-    make_splits(table, scheme, seed)  # an unusable table is refused before its files are embedded
     features, errors = probe_features(
         model, table.paths, layer=layer, pooling=pooling, seed=seed, title=f"embed {name}"
     )
@@ -85,6 +92,7 @@ def _probe_task(
                 save_confusion_picture(out / f"{name}.png", labels, score.predictions, table.class_names, title)
     return {
         "clips": len(labels),
+        "normalization": {"from": model.normalization, **to_dict(model.card.statistics)},
         "classes": len(table.class_names),
         "splits": [split.name for split in splits],
         "unreadable": {str(path): reason for path, reason in errors.items()},
