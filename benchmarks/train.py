@@ -10,8 +10,10 @@ step too, though it does more.
 
 import argparse
 import json
+import multiprocessing
 import platform
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -20,10 +22,36 @@ from literal import LiteralStep, literal_loss
 
 from melmask.bench import TrainingStep, device_name, steps_per_reading
 from melmask.config import DataConfig, HardwareConfig, MaskingConfig, PretrainConfig, Statistics
-from melmask.hardware import matmul_peak, pick_device, seconds_of, use_threads
+from melmask.hardware import keep_freed_memory, matmul_peak, pick_device, seconds_of, use_threads, wait_for
 from melmask.models.flops import step_flops
 from melmask.models.mae import build_model
 from melmask.models.presets import preset
+
+_remote: list[LiteralStep] = []
+
+
+def _build_remote(threads, *arguments):
+    use_threads(threads)
+    _remote.append(LiteralStep(*arguments))
+
+
+def _call_remote(device):
+    _remote[0]()
+    wait_for(device)
+
+
+class LiteralElsewhere:
+    """The literal step in a process of its own: `keep_freed_memory` is a setting of a process, and only ours is."""
+
+    def __init__(self, threads, model, *arguments):
+        self.model, self._device = model, arguments[-1]
+        context = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, context, _build_remote, (threads, model, *arguments))
+
+    def __call__(self):
+        """One step, done when this returns."""
+        self._process.submit(_call_remote, self._device).result()
+
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -42,7 +70,7 @@ def steps_of(model, options, device, batch):
         steps |= {"fp32 compiled": ours("fp32", compiled=True), "auto compiled": ours("auto", compiled=True)}
     crops, masked = steps["fp32"][0].batch()
     visible = int((~masked[0]).sum())
-    literal = LiteralStep(build_model(model), normalized(crops), visible, device)
+    literal = LiteralElsewhere(options.threads, build_model(model), normalized(crops), visible, device)
     return {"literal": (literal, torch.float16 if device.type == "cuda" else torch.float32)} | steps
 
 
@@ -110,6 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     use_threads(options.threads)
+    keep_freed_memory()
     device = pick_device(options.device)
     gpu = device.type == "cuda"
     options.frames = options.frames or ([208, 608] if gpu else [208])
