@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from melmask import hardware
+from melmask import bench, hardware
 from melmask.bench import TrainingStep, run_bench
 from melmask.errors import ConfigError
 from melmask.hardware import matmul_peak
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
-    monkeypatch.setattr(hardware, "_CPU_PRODUCT_SIZE", 128)
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, kind: matmul_peak(device, kind, 128))
 
 
 def test_the_step_measured_is_the_step_of_training(store, configure, tmp_path):
@@ -112,7 +112,7 @@ def test_time_is_put_down_to_the_part_that_took_it(configure, monkeypatch, part)
 def test_the_peak_is_the_best_product(monkeypatch):
     times_s = itertools.chain([0.5, 0.25], itertools.repeat(1.0))
     monkeypatch.setattr(hardware, "seconds_of", lambda work, times, device: next(times_s))
-    assert matmul_peak(CPU, torch.float32) == 2 * 128**3 / 0.25
+    assert matmul_peak(CPU, torch.float32, 128) == 2 * 128**3 / 0.25
     before = torch.get_float32_matmul_precision()
-    matmul_peak(CPU, torch.bfloat16)
+    matmul_peak(CPU, torch.bfloat16, 128)
     assert torch.get_float32_matmul_precision() == before

@@ -281,6 +281,7 @@ def test_metrics_have_a_row_an_interval_and_one_for_the_last_step(store, configu
     assert [row["step"] for row in rows] == [2, 4, 5]
     assert [row["learning_rate"] for row in rows] == [learning_rate(step, config) for step in (1, 3, 4)]
     assert all(row["crops_per_s"] > 0 and row["gradient_norm"] > 0 for row in rows)
+    assert all(0 < row["peak_share"] < 2 and 0 <= row["data_wait"] <= 1 and row["memory_mb"] > 50 for row in rows)
 
 
 def test_the_loss_of_an_interval_is_the_mean_over_its_steps(whole_run, store, configure, tmp_path):

@@ -131,9 +131,9 @@ def use_threads(threads: int, sharing: int = 1) -> None:
     torch.set_num_threads(threads or max(1, available_cores() // sharing))
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, cpu_size: int = _CPU_PRODUCT_SIZE) -> float:
     """Operations a second of the best of several large matrix products; float32 at full accuracy."""
-    size = _CPU_PRODUCT_SIZE if device.type == "cpu" else _GPU_PRODUCT_SIZE
+    size = cpu_size if device.type == "cpu" else _GPU_PRODUCT_SIZE
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     with exact_float32_products(device):

@@ -22,7 +22,8 @@ from melmask.data.stream import CropStream
 from melmask.errors import ConfigError, TrainingError
 from melmask.files import ensure_folder
 from melmask.geometry import grid_of
-from melmask.hardware import keep_freed_memory
+from melmask.hardware import keep_freed_memory, matmul_peak
+from melmask.models.flops import step_flops
 from melmask.models.mae import MaskedAutoencoder
 from melmask.models.masking import random_masks
 from melmask.settings import to_dict
@@ -32,7 +33,7 @@ from melmask.train.metrics import Log, MetricsLog
 from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes, joined_processes
 from melmask.train.resume import check_store, note_run
-from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot
+from melmask.train.snapshot import Position, load_snapshot, save_snapshot
 from melmask.train.watch import LossWatch
 
 
@@ -55,6 +56,7 @@ Page = Callable[[Path], object]
 minute, and at the end: what it writes shows the run as it is."""
 
 _PAGE_INTERVAL_S = 30.0
+_PEAK_PRODUCT_SIZE = 1024
 
 
 class Outcome(NamedTuple):
@@ -114,6 +116,9 @@ class _Loop:
         self._watch = LossWatch(config.run.spike_factor)
         self._rollbacks, self._loss, self._stopped_by = 0, float("nan"), 0
         self._page_s = 0.0
+        # Products of this size say within a few per cent what the machine can do, in milliseconds.
+        self._peak_flops = matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count
+        self._step_flops = step_flops(config.model, config.masking.ratio, config.views)
 
     def go(self, hooks: Sequence[Hook], page: Page | None) -> Outcome:
         """Train to the end, or until something stops it."""
@@ -123,7 +128,7 @@ class _Loop:
         with closing(MetricsLog(self._run, self._step) if first else Log()) as log, _signals() as received:
             self._loss = log.last_loss
             log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
-            if self._config.run.on_divergence == "rollback" and not (self._run / SNAPSHOT).exists():
+            if self._config.run.on_divergence == "rollback" and not self._step:
                 self._save()
             ended = self._step >= steps
             while not ended:
@@ -167,6 +172,9 @@ class _Loop:
                     loss_sum, worst_loss = torch.zeros_like(loss_sum), torch.zeros_like(worst_loss)
                     row = {"step": self._step, "loss": mean_loss, "learning_rate": rate, "gradient_norm": gradient_norm}
                     row |= clock.rates(self._step, steps, config.data.batch_size)
+                    row["peak_share"] = (
+                        self._step_flops * row["crops_per_s"] / config.data.batch_size / self._peak_flops
+                    )
                     log.write(row | {"memory_mb": memory_mb(processes.device)}, steps)
                     self._show(page)
                 if saves:

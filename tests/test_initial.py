@@ -1,0 +1,103 @@
+"""Starting from another model, and lengths in epochs: what a new run's configuration means."""
+
+import pytest
+import torch
+
+import melmask
+from melmask.checkpoint.folder import ModelCard, save_checkpoint
+from melmask.cli import main
+from melmask.data.stream import CropStream
+from melmask.errors import CheckpointError, ConfigError
+from melmask.models.mae import build_model
+from melmask.settings import with_overrides
+from melmask.train.initial import initial_weights
+from melmask.train.resume import resolve_config
+from melmask.train.snapshot import checkpoints_of
+
+
+@pytest.fixture(scope="module")
+def source(configure, tmp_path_factory):
+    """A checkpoint of the toy network with other weights."""
+    folder = tmp_path_factory.mktemp("source") / "model"
+    config = configure().model
+    save_checkpoint(folder, build_model(config, seed=11), ModelCard(model=config))
+    return folder
+
+
+def state(config, seed):
+    return build_model(config.model, seed).state_dict()
+
+
+def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure):
+    config = configure("model.frames=96")
+    weights, text = initial_weights(source, config)
+    expected = state(configure(), 11)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert text.endswith("its encoder and its decoder, units of 96 frames instead of 64")
+    # The longer model's first columns are where the shorter one had them.
+    short, long = build_model(configure().model), build_model(config.model)
+    assert torch.equal(long.encoder.positions_for(4), short.encoder.positions)
+
+
+@pytest.mark.parametrize(
+    "change", ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32"]
+)
+def test_another_decoder_starts_at_random(source, configure, change):
+    config = configure(change)
+    weights, text = initial_weights(source, config)
+    trained, fresh = state(configure(), 11), state(config, 0)
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, (trained if name.startswith("encoder.") else fresh)[name])
+    assert "a new decoder" in text
+
+
+def test_a_cls_token_is_dropped_or_made(source, configure):
+    without = configure("model.cls_token=false")
+    weights, _ = initial_weights(source, without)
+    assert "encoder.cls_token" not in weights
+    assert torch.equal(weights["encoder.patch_embed.weight"], state(configure(), 11)["encoder.patch_embed.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.width=64", r"model.width is 64, but .* has 32; set model.width=32"),
+        ("model.depth=3", r"model.depth is 3, but .* has 2; set model.depth=2"),
+        ("model.patch_frames=8", r"model.patch_frames is 8, but .* has 16; set model.patch_frames=16"),
+    ],
+)
+def test_another_encoder_is_refused_in_one_line(source, configure, change, message):
+    with pytest.raises(ConfigError, match=message):
+        initial_weights(source, configure(change))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        initial_weights(source / "nowhere", configure())
+
+
+def test_a_run_starts_from_the_weights_and_resumes_from_its_own(source, store_folder, configure, tmp_path, capsys):
+    run = tmp_path / "run"
+    model = [f"model.{key}={value}" for key, value in vars(configure().model).items()]
+    quick = ["data.batch_size=2", "run.picture_interval_steps=0", "hardware.precision=fp32", "hardware.threads=1"]
+    # Steps so short that the weights hardly move.
+    length = ["optimizer.steps=2", "optimizer.warmup_steps=1", "optimizer.learning_rate=1e-9"]
+    command = ["pretrain", str(store_folder), "--out", str(run), "--init", str(source), *model, *quick, *length]
+    assert main([*command, "run.max_minutes=1e-9"]) == 0
+    assert "starting from" in capsys.readouterr().out
+    assert main([*command, "run.max_minutes=0"]) == 0
+    assert [path.name for path in checkpoints_of(run)] == ["step-0000001", "step-0000002"]
+    ours = melmask.load(run, device="cpu").model.state_dict()
+    for name, tensor in state(configure(), 11).items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_epochs_become_steps(store, tmp_path):
+    settings = ["optimizer.epochs=3", "optimizer.warmup_epochs=1", "data.batch_size=2", "model.frames=64"]
+    config = resolve_config(tmp_path / "run", "tiny", settings, store)
+    crops = CropStream(store, config.data, 64, 0).crops_per_epoch
+    assert crops > 6
+    assert config.optimizer.steps == round(3 * crops / 2)
+    assert config.optimizer.warmup_steps == round(crops / 2)
+    plain = resolve_config(tmp_path / "run", "tiny", ["optimizer.steps=77", "optimizer.warmup_steps=7"], store)
+    assert (plain.optimizer.steps, plain.optimizer.warmup_steps) == (77, 7)
+    with pytest.raises(ConfigError, match=r"optimizer.warmup_epochs is 4.0; give 0 to epochs = 3"):
+        with_overrides(config, ["optimizer.warmup_epochs=4"])
