@@ -149,6 +149,7 @@ def test_the_public_names_are_the_documented_ones():
     assert melmask.__all__ == [
         "FRONT_END_32_KHZ",
         "POOLINGS",
+        "SCENES",
         "AudioEncoder",
         "Embedding",
         "FrontEndConfig",

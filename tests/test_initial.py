@@ -40,9 +40,7 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
     assert torch.equal(long.encoder.positions_for(4), short.encoder.positions)
 
 
-@pytest.mark.parametrize(
-    "change", ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32"]
-)
+@pytest.mark.parametrize("change", ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32"])
 def test_another_decoder_starts_at_random(source, configure, change):
     config = configure(change)
     weights, text = initial_weights(source, config)

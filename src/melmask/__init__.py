@@ -7,13 +7,14 @@ if TYPE_CHECKING:
     from melmask.config import FRONT_END_32_KHZ, FrontEndConfig, Statistics
     from melmask.encoder import AudioEncoder, Embedding, Reconstruction, load
     from melmask.errors import MelmaskError
-    from melmask.features import POOLINGS
+    from melmask.features import POOLINGS, SCENES
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "FRONT_END_32_KHZ": "melmask.config",
     "POOLINGS": "melmask.features",
+    "SCENES": "melmask.features",
     "AudioEncoder": "melmask.encoder",
     "Embedding": "melmask.encoder",
     "FrontEndConfig": "melmask.config",
@@ -26,6 +27,7 @@ _HOMES = {
 __all__ = [
     "FRONT_END_32_KHZ",
     "POOLINGS",
+    "SCENES",
     "AudioEncoder",
     "Embedding",
     "FrontEndConfig",

@@ -106,6 +106,7 @@ def embed(options: argparse.Namespace) -> int:
     choice = {
         "layer": options.layer,
         "pooling": options.pooling,
+        "scene": options.scene,
         "hop_ms": options.hop_ms,
         "keep_frames": options.frames,
     }
@@ -199,6 +200,7 @@ def probe(options: argparse.Namespace) -> int:
         audio_root=options.audio_root,
         layer=options.layer,
         pooling=options.pooling,
+        scene=options.scene,
         seed=options.seed,
         dataset_statistics=options.normalization == "dataset",
     )
@@ -351,6 +353,7 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
         "--layer", type=int, nargs="+", help="features after these blocks, 1 to depth (the last, with the final norm)"
     )
     sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
+    sub.add_argument("--scene", default="mean", help="over time: mean or mean+std, twice as long (%(default)s)")
     sub.add_argument(
         "--normalization",
         choices=("checkpoint", "dataset"),

@@ -44,6 +44,7 @@ def embed_table(
     pooling: str = "concat",
     hop_ms: float | None = None,
     keep_frames: bool = False,
+    scene: str = "mean",
 ) -> JobReport:
     """Write the embeddings of `paths` to `out` (.parquet or .npz); a killed job goes on after its last whole part.
 
@@ -53,15 +54,16 @@ def embed_table(
         OutputError: the place cannot be written to, or holds parts of another job.
     """
     keep_freed_memory()
-    model.check_choice(layer, pooling, hop_ms)
-    settings = settings_of(model, paths, layer, pooling, hop_ms, keep_frames)
+    model.check_choice(layer, pooling, hop_ms, scene)
+    settings = settings_of(model, paths, layer, pooling, hop_ms, keep_frames, scene)
     job = TableJob(out, paths, settings)
     if job.complete:
-        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["dimensions"], 0.0, 0.0)
+        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["scene_dimensions"], 0.0, 0.0)
     start_s, sound_s = time.monotonic(), 0.0
     todo = job.todo()
     remaining = job.paths_of(todo)
-    embedded = embed_files(model, remaining, layer=layer, pooling=pooling, hop_ms=hop_ms, keep_frames=keep_frames)
+    choice = {"layer": layer, "pooling": pooling, "hop_ms": hop_ms, "keep_frames": keep_frames, "scene": scene}
+    embedded = embed_files(model, remaining, **choice)
 
     def counted():
         nonlocal sound_s
@@ -74,7 +76,7 @@ def embed_table(
     job.write(todo, counted())
     failed = job.merge()
     wall_s = time.monotonic() - start_s
-    return JobReport(len(paths) - len(failed), len(failed), settings["dimensions"], sound_s, wall_s)
+    return JobReport(len(paths) - len(failed), len(failed), settings["scene_dimensions"], sound_s, wall_s)
 
 
 def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:

@@ -76,7 +76,7 @@ def embed_table_on_ray(
     settings = settings_of(model, paths, **choice)
     job = TableJob(out, paths, settings)
     if job.complete:
-        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["dimensions"], 0.0, 0.0)
+        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["scene_dimensions"], 0.0, 0.0)
     todo = job.todo()
     sound_s = 0.0
     if todo:
@@ -91,4 +91,4 @@ def embed_table_on_ray(
         sound_s = sum(row["sound_s"] for row in done.take_all())
     failed = job.merge()
     wall_s = time.monotonic() - start_s
-    return JobReport(len(paths) - len(failed), len(failed), settings["dimensions"], sound_s, wall_s)
+    return JobReport(len(paths) - len(failed), len(failed), settings["scene_dimensions"], sound_s, wall_s)

@@ -5,7 +5,7 @@
    is filled with 0, the corpus mean after normalisation, as the published successor does.
 3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
 4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's centre.
-5. The scene vector is the mean of the frame vectors weighted by the true audio in each step.
+5. The scene vector is their mean over time, weighted by the true audio in each step, or mean and standard deviation.
 
 `features.py` has what surrounds the encoder in steps 2, 4 and 5.
 """
@@ -29,7 +29,17 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Statistics
 from melmask.errors import ConfigError, InputError
-from melmask.features import FRAMES_TOGETHER, ClipVectors, Segmenter, StepGrid, check_pooling, grouped, pool, step_grid
+from melmask.features import (
+    FRAMES_TOGETHER,
+    ClipVectors,
+    Segmenter,
+    StepGrid,
+    batches_of_equal_length,
+    check_pooling,
+    grouped,
+    pool,
+    step_grid,
+)
 from melmask.geometry import unit_lengths
 from melmask.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 from melmask.models.mae import MaskedAutoencoder, build_model
@@ -48,7 +58,8 @@ _SEGMENT_FRAMES = 8192
 class Embedding:
     """Embeddings of one clip, or of several of equal length.
 
-    scene: ([clips,] D) float32.  frames: ([clips,] steps, D) float32.  times_ms: (steps,) float64, the steps' centres.
+    scene: ([clips,] D) float32, or 2 D for 'mean+std'.  frames: ([clips,] steps, D) float32.  times_ms: (steps,)
+    float64, the steps' centres.
     """
 
     scene: np.ndarray
@@ -110,7 +121,7 @@ class AudioEncoder:
         return digest.hexdigest()
 
     def embedding_size(self, pooling: str = "concat", layer: int | Sequence[int] | None = None) -> int:
-        """D of `embed` with this pooling and these layers."""
+        """D, the size of a frame vector with this pooling and these layers."""
         check_pooling(pooling, self.card.model.cls_token)
         factor = {"concat": self.model.encoder.grid.rows, "mean+max": 2}.get(pooling, 1)
         return factor * self.card.model.width * len(_layers(layer))
@@ -131,11 +142,12 @@ class AudioEncoder:
         layer: int | Sequence[int] | None = None,
         pooling: str = "concat",
         hop_ms: float | None = None,
+        scene: str = "mean",
     ) -> Embedding:
         """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
 
-        A file passes through in pieces, but the result holds all its frame vectors: 340 MB an hour for a base model.
-        `melmask embed --frames`, `extract.embed_files` and `streaming.EmbeddingStream` never hold more than a part.
+        A file passes in pieces, but the result holds all its frame vectors, 340 MB an hour for a base model:
+        `extract.embed_files` and `streaming.EmbeddingStream` never hold more than a part.
 
         Args:
             audio: Any length from one sample to hours.
@@ -145,20 +157,21 @@ class AudioEncoder:
             pooling: One of `POOLINGS`.
             hop_ms: Time between frame vectors, a divisor of the patch's duration; by default that. Shorter hops cost
                 a pass over the audio for each shift. The scene vector does not depend on it.
+            scene: One of `SCENES`.
 
         Raises:
             AudioFileError: the file cannot be read.
             InputError: the array is empty, not finite, of another shape, or has no rate.
-            ConfigError: no such layer, pooling or hop.
+            ConfigError: no such layer, pooling, hop or scene.
         """
-        self.check_choice(layer, pooling, hop_ms)
+        self.check_choice(layer, pooling, hop_ms, scene)
         grid = self.step_grid(hop_ms)
         if from_file := isinstance(audio, str | Path):
             clips, single = [self.segments_of_file(Path(audio), grid)], True
         else:
             waveform, single = self._waveform(audio, sample_rate_hz)
             clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
-        made = [ClipVectors(grid, keep_frames=True) for _ in clips]
+        made = [ClipVectors(grid, keep_frames=True, scene=scene) for _ in clips]
         pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
         # An array is in memory anyway: encoded all together, its clips fill larger batches.
         groups = grouped(pieces, lambda piece: piece[2].shape[1], FRAMES_TOGETHER) if from_file else [list(pieces)]
@@ -168,9 +181,8 @@ class AudioEncoder:
                 vectors.add(phase, steps, piece.shape[1])
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
-        if single:
-            return Embedding(scenes[0], frames[0], times_ms)
-        return Embedding(np.stack(scenes), np.stack(frames), times_ms)
+        scene_out, frames_out = (scenes[0], frames[0]) if single else (np.stack(scenes), np.stack(frames))
+        return Embedding(scene_out, frames_out, times_ms)
 
     def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
         """Log-mel of (samples,) or (clips, samples): (clips, mels, frames) float32, natural log, not normalised."""
@@ -215,7 +227,7 @@ class AudioEncoder:
         rows = self.model.encoder.grid.rows
         # One context for all batches: it keeps the weights that it has converted.
         with inference_precision(self.precision, self.device):
-            for batch in _batches_of_equal_length(units, self._values_per_batch()):
+            for batch in batches_of_equal_length(units, self._values_per_batch()):
                 tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), _layers(layer))
                 pools = [pool(t, rows, config.cls_token, pooling) for t in tokens]
                 vectors = torch.cat(pools, dim=-1).float().cpu().numpy()
@@ -262,13 +274,15 @@ class AudioEncoder:
         masking = self.card.training.get("config", {}).get("masking", {})
         return bool(masking.get("normalize_target", False))
 
-    def check_choice(self, layer: int | Sequence[int] | None, pooling: str, hop_ms: float | None = None) -> None:
-        """Raise ConfigError unless this model has the layers, the pooling and the hop."""
+    def check_choice(
+        self, layer: int | Sequence[int] | None, pooling: str, hop_ms: float | None = None, scene: str = "mean"
+    ) -> None:
+        """Raise ConfigError unless this model has such layers, pooling, hop and scene."""
         depth = self.card.model.depth
         for number in _layers(layer):
             if number is not None and not 1 <= number <= depth:
                 raise ConfigError(f"layer is {number}; this model has layers 1 to {depth}")
-        check_pooling(pooling, self.card.model.cls_token)
+        check_pooling(pooling, self.card.model.cls_token, scene)
         self.step_grid(hop_ms)
 
     def _check_reconstruct(self, logmel: Tensor, masked: Tensor) -> None:
@@ -384,15 +398,3 @@ def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: s
 
 def _layers(layer: int | Sequence[int] | None) -> list[int | None]:
     return [layer] if layer is None or isinstance(layer, int) else list(layer)
-
-
-def _batches_of_equal_length(
-    units: Iterable[tuple[int, int, Tensor]], values_per_batch: int
-) -> Iterable[list[tuple[int, int, Tensor]]]:
-    by_length: dict[int, list[tuple[int, int, Tensor]]] = {}
-    for item in units:
-        by_length.setdefault(item[2].shape[1], []).append(item)
-    for same in by_length.values():
-        size = max(1, values_per_batch // same[0][2].numel())
-        for start in range(0, len(same), size):
-            yield same[start : start + size]

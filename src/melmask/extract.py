@@ -54,16 +54,17 @@ def embed_files(
     pooling: str = "concat",
     hop_ms: float | None = None,
     keep_frames: bool = False,
+    scene: str = "mean",
 ) -> Iterator[FileEmbedding]:
     """Embed `paths`, one result each, in order; a file that cannot be read gives its error instead.
 
     With `keep_frames` a long file gives several rows, one after another. Memory is bounded, also for files of many
     hours.
     """
-    model.check_choice(layer, pooling, hop_ms)
+    model.check_choice(layer, pooling, hop_ms, scene)
     grid = model.step_grid(hop_ms if keep_frames else None)
     steps_per_row = max(1, _VALUES_PER_ROW // model.embedding_size(pooling, layer))
-    vectors = ClipVectors(grid, keep_frames)
+    vectors = ClipVectors(grid, keep_frames, scene)
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
         encoded = iter(model.embed_segments(logmels, layer=layer, pooling=pooling))
@@ -76,7 +77,7 @@ def embed_files(
                 yield FileEmbedding(piece.path, 0.0, None, frames, None, first_step, last=False)
             if piece.last:
                 yield _result(model, piece, vectors, keep_frames)
-                vectors = ClipVectors(grid, keep_frames)
+                vectors = ClipVectors(grid, keep_frames, scene)
 
 
 def _result(model: AudioEncoder, piece: Piece, vectors: ClipVectors, keep_frames: bool) -> FileEmbedding:

@@ -20,6 +20,10 @@ POOLINGS = ("concat", "mean", "mean+max", "cls")
 """How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
 mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
 
+SCENES = ("mean", "mean+std")
+"""What the scene vector tells of the frame vectors: their mean over time (D), or that and their standard deviation
+(2 D), which says how much the sound changes."""
+
 FRAMES_TOGETHER = 60_000
 """Log-mel frames of files encoded at once: enough units of each length to fill batches, 20 MB."""
 
@@ -120,24 +124,29 @@ class Segmenter:
 
 
 class ClipVectors:
-    """Puts a clip's vectors together: their weighted mean and, with `keep_frames`, the frame vectors of all phases.
+    """Puts a clip's vectors together: over time, as `scene` says, and, with `keep_frames`, those of all phases.
 
     Frame vectors may be taken out while the clip goes on; what was taken is not kept.
     """
 
-    def __init__(self, grid: StepGrid, keep_frames: bool):
+    def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean"):
         self._grid = grid
+        self._scene = scene
         self._kept: dict[int, list[np.ndarray]] = {phase: [] for phase in grid.phases} if keep_frames else {}
         self._reached = dict.fromkeys(self._kept, 0)
         self._taken = self._dimensions = 0
         self._sum: np.ndarray | float = 0.0
+        self._squares: np.ndarray | float = 0.0
         self._frames = 0
 
     def add(self, phase: int, vectors: np.ndarray, logmel_frames: int) -> None:
         """Take in the vectors (steps, D) of one piece, `logmel_frames` frames long, of one phase."""
         if phase == 0:
             weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
-            self._sum = self._sum + weights @ vectors.astype(np.float64)
+            values = vectors.astype(np.float64)
+            self._sum = self._sum + weights @ values
+            if self._scene == "mean+std":
+                self._squares = self._squares + weights @ values**2
             self._frames += logmel_frames
         if self._kept:
             self._kept[phase].append(vectors)
@@ -150,8 +159,12 @@ class ClipVectors:
         return self._frames
 
     def scene(self) -> np.ndarray:
-        """The mean of the unshifted phase's vectors, weighted by the true audio in each step; (D,) float32."""
-        return np.asarray(self._sum / self._frames, dtype=np.float32)
+        """The unshifted phase's vectors over time, weighted by the true audio in each step; (D,) or (2 D,) float32."""
+        mean = np.asarray(self._sum / self._frames)
+        if self._scene == "mean":
+            return mean.astype(np.float32)
+        variance = np.maximum(self._squares / self._frames - mean**2, 0)
+        return np.concatenate([mean, np.sqrt(variance)]).astype(np.float32)
 
     @property
     def taken(self) -> int:
@@ -199,8 +212,23 @@ def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
     return grid.flatten(2)
 
 
-def check_pooling(pooling: str, cls_token: bool) -> None:
-    """Raise ConfigError unless the pooling is known and the model has what it needs."""
+def batches_of_equal_length(
+    units: Iterable[tuple[int, int, Tensor]], values_per_batch: int
+) -> Iterator[list[tuple[int, int, Tensor]]]:
+    """(clip, number, unit) items whose units have the same shape, in batches of about so many values."""
+    by_length: dict[int, list[tuple[int, int, Tensor]]] = {}
+    for item in units:
+        by_length.setdefault(item[2].shape[1], []).append(item)
+    for same in by_length.values():
+        size = max(1, values_per_batch // same[0][2].numel())
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def check_pooling(pooling: str, cls_token: bool, scene: str = "mean") -> None:
+    """Raise ConfigError unless pooling and scene are known and the model has what they need."""
+    if scene not in SCENES:
+        raise ConfigError(f"scene is {scene!r}; known are {', '.join(SCENES)}")
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}")
     if pooling == "cls" and not cls_token:

@@ -2,8 +2,8 @@
 
     MELMASK_MODEL=runs/tiny hear-validator melmask.hear
 
-`MELMASK_HOP_MS`, `MELMASK_LAYER` and `MELMASK_POOLING` choose the hop of the frame vectors (by default the longest the
-model's patches allow within HEAR's 50 ms), the layer and the pooling.
+`MELMASK_HOP_MS`, `MELMASK_LAYER`, `MELMASK_POOLING` and `MELMASK_SCENE` choose the hop of the frame vectors (by default
+the longest the model's patches allow within HEAR's 50 ms), the layer, the pooling over frequency, and over time.
 """
 
 import os
@@ -22,7 +22,7 @@ _CLIPS_TOGETHER = 64
 class HearModel(nn.Module):
     """A loaded model with the attributes the kit reads."""
 
-    def __init__(self, encoder: AudioEncoder, hop_ms: float, layer: int | None, pooling: str):
+    def __init__(self, encoder: AudioEncoder, hop_ms: float, layer: int | None, pooling: str, scene: str):
         super().__init__()
         self.encoder = encoder
         # Registered, so that the kit's `.to(device)` finds it.
@@ -30,9 +30,10 @@ class HearModel(nn.Module):
         self.hop_ms = hop_ms
         self.layer = layer
         self.pooling = pooling
+        self.scene = scene
         self.sample_rate = encoder.sample_rate_hz
-        self.scene_embedding_size = encoder.embedding_size(pooling)
-        self.timestamp_embedding_size = self.scene_embedding_size
+        self.timestamp_embedding_size = encoder.embedding_size(pooling)
+        self.scene_embedding_size = self.timestamp_embedding_size * len(scene.split("+"))
 
 
 def load_model(model_file_path: str = "") -> HearModel:
@@ -53,16 +54,15 @@ def load_model(model_file_path: str = "") -> HearModel:
     hop_ms = _number("MELMASK_HOP_MS", fitting[-1])
     layer = int(_number("MELMASK_LAYER", 0.0)) or None
     pooling = os.environ.get("MELMASK_POOLING", "concat")
-    encoder.check_choice(layer, pooling, hop_ms)
-    return HearModel(encoder, hop_ms, layer, pooling)
+    scene = os.environ.get("MELMASK_SCENE", "mean")
+    encoder.check_choice(layer, pooling, hop_ms, scene)
+    return HearModel(encoder, hop_ms, layer, pooling, scene)
 
 
 def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel) -> Float[Tensor, "clips dims"]:
     """One vector a clip, float32, of audio in [-1, 1] at `model.sample_rate`."""
-    scenes = [
-        model.encoder.embed(part, model.sample_rate, layer=model.layer, pooling=model.pooling).scene
-        for part in audio.split(_CLIPS_TOGETHER)
-    ]
+    choice = {"layer": model.layer, "pooling": model.pooling, "scene": model.scene}
+    scenes = [model.encoder.embed(part, model.sample_rate, **choice).scene for part in audio.split(_CLIPS_TOGETHER)]
     return torch.cat([torch.from_numpy(scene) for scene in scenes]).to(audio.device)
 
 

@@ -53,6 +53,7 @@ def settings_of(
     pooling: str = "concat",
     hop_ms: float | None = None,
     keep_frames: bool = False,
+    scene: str = "mean",
 ) -> dict[str, Any]:
     """What a reader of embeddings needs to know of how they were made, and what tells one job from another."""
     times_ms = model.step_grid(hop_ms).times_ms(2, model.card.front_end)
@@ -62,9 +63,11 @@ def settings_of(
         "model_sha256": model.sha256,
         "layer": layer,
         "pooling": pooling,
+        "scene": scene,
         "precision": model.precision,
         "normalization": model.normalization,
         "dimensions": model.embedding_size(pooling, layer),
+        "scene_dimensions": model.embedding_size(pooling, layer) * len(scene.split("+")),
         "frames": keep_frames,
         "first_ms": float(times_ms[0]),
         "step_ms": float(times_ms[1] - times_ms[0]),
@@ -185,8 +188,8 @@ def _bytes_of(row: FileEmbedding) -> int:
 
 
 def _schema(settings: dict[str, Any]) -> pa.Schema:
-    vector = pa.list_(pa.float32(), settings["dimensions"])
-    fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", vector)]
+    vector, scene = (pa.list_(pa.float32(), settings[key]) for key in ("dimensions", "scene_dimensions"))
+    fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", scene)]
     if settings["frames"]:
         fields += [("first_step", pa.int64()), ("frames", pa.list_(vector))]
     return pa.schema(fields).with_metadata({_KEY: json.dumps(settings)})
@@ -198,22 +201,22 @@ def _part_schema(settings: dict[str, Any]) -> pa.Schema:
 
 def _arrow_table(rows: list[FileEmbedding], settings: dict[str, Any]) -> pa.Table:
     """Rows of a part; until the merge those without a scene have zeros."""
-    dimensions = settings["dimensions"]
+    size, scene_size = settings["dimensions"], settings["scene_dimensions"]
 
-    def vectors(arrays: list[Any]) -> pa.Array:
+    def vectors(arrays: list[Any], dimensions: int) -> pa.Array:
         flat = np.concatenate([np.zeros(0, np.float32), *(np.reshape(a, -1) for a in arrays)])
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimensions)
 
     columns = [
         pa.array([str(row.path) for row in rows], pa.string()),
         pa.array([row.duration_s for row in rows], pa.float64()),
-        vectors([np.zeros(dimensions, np.float32) if row.scene is None else row.scene for row in rows]),
+        vectors([np.zeros(scene_size, np.float32) if row.scene is None else row.scene for row in rows], scene_size),
     ]
     if settings["frames"]:
-        frames = [np.zeros((0, dimensions), np.float32) if row.frames is None else row.frames for row in rows]
+        frames = [np.zeros((0, size), np.float32) if row.frames is None else row.frames for row in rows]
         offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
         columns.append(pa.array([row.first_step for row in rows], pa.int64()))
-        columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames)))
+        columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames, size)))
     columns.append(pa.array([row.error for row in rows], pa.string()))
     columns.append(pa.array([row.last for row in rows], pa.bool_()))
     return pa.Table.from_arrays(columns, schema=_part_schema(settings))
@@ -249,19 +252,18 @@ def _write_parquet(file: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> 
 
 def _write_npz(file: Any, tables: Iterable[pa.Table], settings: dict[str, Any]) -> None:
     table = pa.concat_tables(list(tables)).combine_chunks()
-    dimensions = settings["dimensions"]
     frames = {}
     if settings["frames"]:
         begins = np.flatnonzero(table["first_step"].to_numpy() == 0)
         kept = table["frames"].combine_chunks()
         ends = np.cumsum([0, *kept.value_lengths().to_pylist()])
-        frames["frames"] = kept.flatten().flatten().to_numpy().reshape(-1, dimensions)
+        frames["frames"] = kept.flatten().flatten().to_numpy().reshape(-1, settings["dimensions"])
         frames["frame_offsets"] = np.append(ends[begins], ends[-1])
         table = table.drop_columns(["frames"]).take(pa.array(begins))
     arrays = {
         "path": np.array(table["path"].to_pylist()),
         "duration_s": table["duration_s"].to_numpy(),
-        "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, dimensions),
+        "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings["scene_dimensions"]),
         "settings": np.array(json.dumps(settings)),
     }
     np.savez(file, **arrays, **frames)

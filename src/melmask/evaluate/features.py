@@ -28,6 +28,7 @@ def probe_features(
     *,
     layer: int | Sequence[int] | None = None,
     pooling: str = "concat",
+    scene: str = "mean",
     seed: int = 0,
     title: str = "probe",
 ) -> FileFeatures:
@@ -35,11 +36,12 @@ def probe_features(
 
     Every file is decoded once for all three; progress goes to standard error under `title`.
     """
-    model.check_choice(layer, pooling)
+    model.check_choice(layer, pooling, scene=scene)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
-    for path, vectors, error in track(_vectors_of_files(model, networks, paths, layer, pooling), len(paths), title):
+    files = _vectors_of_files(model, networks, paths, layer, pooling, scene)
+    for path, vectors, error in track(files, len(paths), title):
         if error is None:
             for name, vector in vectors.items():
                 rows[name].append(vector)
@@ -54,10 +56,11 @@ def _vectors_of_files(
     paths: Sequence[Path],
     layer: int | Sequence[int] | None,
     pooling: str,
+    scene: str,
 ) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
     """(path, representation -> vector, error) of each file, in order."""
     grid = model.step_grid()
-    bands, clips = BandStatistics(), _clips(networks, grid)
+    bands, clips = BandStatistics(), _clips(networks, grid, scene)
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
         encoded = {
@@ -76,11 +79,11 @@ def _vectors_of_files(
                 yield piece.path, {LOGMEL: bands.result(), **scenes}, None
             else:
                 yield piece.path, {}, piece.error
-            bands, clips = BandStatistics(), _clips(networks, grid)
+            bands, clips = BandStatistics(), _clips(networks, grid, scene)
 
 
-def _clips(networks: dict[str, AudioEncoder], grid: StepGrid) -> dict[str, ClipVectors]:
-    return {name: ClipVectors(grid, keep_frames=False) for name in networks}
+def _clips(networks: dict[str, AudioEncoder], grid: StepGrid, scene: str) -> dict[str, ClipVectors]:
+    return {name: ClipVectors(grid, keep_frames=False, scene=scene) for name in networks}
 
 
 class BandStatistics:

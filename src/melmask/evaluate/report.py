@@ -30,6 +30,7 @@ def probe_tasks(
     audio_root: Path | None = None,
     layer: Sequence[int] | None = None,
     pooling: str = "concat",
+    scene: str = "mean",
     seed: int = 0,
     dataset_statistics: bool = False,
 ) -> dict[str, Any]:
@@ -52,8 +53,9 @@ def probe_tasks(
     for name, table in tables.items():
         make_splits(table, scheme, seed)  # an unusable table is refused before its files are read
         of_task = with_dataset_statistics(model, table.paths) if dataset_statistics else model
-        tasks[name] = _probe_task(of_task, name, table, out, scheme, layer, pooling, seed)
-    report = {"model": model.name, "layer": layer, "pooling": pooling, "scheme": scheme, "seed": seed, "tasks": tasks}
+        tasks[name] = _probe_task(of_task, name, table, out, scheme, layer, pooling, scene, seed)
+    features = {"model": model.name, "layer": layer, "pooling": pooling, "scene": scene}
+    report = {**features, "scheme": scheme, "seed": seed, "tasks": tasks}
     write_json(out / "probe.json", report)
     with atomic_write(out / "probe.csv", "w") as file:
         csv.writer(file).writerows(_csv_rows(tasks))
@@ -68,10 +70,11 @@ def _probe_task(
     scheme: str,
     layer: Sequence[int] | None,
     pooling: str,
+    scene: str,
     seed: int,
 ) -> dict[str, Any]:
     features, errors = probe_features(
-        model, table.paths, layer=layer, pooling=pooling, seed=seed, title=f"embed {name}"
+        model, table.paths, layer=layer, pooling=pooling, scene=scene, seed=seed, title=f"embed {name}"
     )
     readable = np.array([path not in errors for path in table.paths])
     if not readable.any():
