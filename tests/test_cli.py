@@ -309,3 +309,28 @@ def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     assert "go on with: melmask pretrain" in out
     assert list((tmp_path / "run" / "checkpoints").glob("step-*")) and (tmp_path / "run" / "snapshot.pt").exists()
+
+
+def test_what_a_run_may_start_from_or_be_watched_with_is_checked_first(job, refused, tmp_path):
+    start = ["pretrain", job / "store", "--out", tmp_path / "new"]
+    assert "does not exist" in refused(*start, "--init", tmp_path / "nowhere")
+    assert "set model.width=32" in refused(*start, "--init", job / "run", *TOY, "model.width=64")
+    assert "no such file" in refused(*start, "--monitor", tmp_path / "nowhere.csv", "run.picture_interval_steps=1")
+    monitor = ("--monitor", job / "labels.csv", "run.picture_interval_steps=0")
+    assert "set it, or drop --monitor" in refused(*start, *monitor)
+    assert not (tmp_path / "new").exists()
+
+
+def test_bench_says_how_fast_and_where_a_step_goes(run, refused, tmp_path):
+    small = ["model.width=32", "model.heads=2", "model.depth=1", "data.batch_size=2", "hardware.threads=1"]
+    status, text, _ = run("bench", "tiny", "--seconds", "0", "--json", tmp_path / "x.json", *small)
+    assert status == 0
+    assert all(word in text for word in ("crops/s", "of the peak", "encoder", "backward", "optimizer"))
+    assert json.loads((tmp_path / "x.json").read_text())["config"]["model"]["width"] == 32
+    assert "nearest is 'tiny'" in refused("bench", "tinny")
+    assert "is not a store" in refused("bench", "tiny", "--store", tmp_path)
+
+
+def test_a_scene_that_does_not_exist_is_refused(job, sounds, refused, tmp_path):
+    text = refused("embed", sounds, "--model", job / "run", "--out", tmp_path / "x.npz", "--scene", "median")
+    assert "known are mean, mean+std" in text

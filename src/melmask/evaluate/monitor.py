@@ -20,7 +20,7 @@ from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.data.store import Store
 from melmask.encoder import AudioEncoder
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.evaluate.labels import LabelTable, keep_rows, read_labels
 from melmask.evaluate.probe import knn_probe
 from melmask.evaluate.splits import Split, make_splits
@@ -246,8 +246,11 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
 
     Raises:
         InputError: the label table cannot be used.
+        ConfigError: there is one, but the configuration says never to look.
     """
     if not config.run.picture_interval_steps:
+        if labels is not None:
+            raise ConfigError("run.picture_interval_steps is 0, so nothing is monitored; set it, or drop --monitor")
         return []
     hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config, config.run.seed)]
     if labels is not None:
