@@ -99,3 +99,10 @@ def test_epochs_become_steps(store, tmp_path):
     assert (plain.optimizer.steps, plain.optimizer.warmup_steps) == (77, 7)
     with pytest.raises(ConfigError, match=r"optimizer.warmup_epochs is 4.0; give 0 to epochs = 3"):
         with_overrides(config, ["optimizer.warmup_epochs=4"])
+
+
+def test_steps_are_not_silently_computed_anew(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"optimizer.steps=20000 does not fit optimizer.epochs"):
+        resolve_config(tmp_path / "run", "msm_mae_208", ["optimizer.steps=20000"], store)
+    off = ["optimizer.epochs=0", "optimizer.warmup_epochs=0", "optimizer.steps=100", "optimizer.warmup_steps=1"]
+    assert resolve_config(tmp_path / "run", "msm_mae_208", off, store).optimizer.steps == 100

@@ -76,3 +76,8 @@ def test_probe_records_whose_statistics_it_used(run_folder, good_paths, tmp_path
     assert task["normalization"]["from"] == "dataset"
     expected = with_dataset_statistics(melmask.load(run_folder, device="cpu"), good_paths).card.statistics
     assert task["normalization"]["mean"] == expected.mean
+
+
+def test_files_that_cannot_be_read_are_not_called_silent(encoder, sound_folder):
+    with pytest.raises(InputError, match="none of the 1 files could be read"):
+        with_dataset_statistics(encoder, [sound_folder / "broken.wav"])

@@ -66,6 +66,7 @@ def pretrain(options: argparse.Namespace) -> int:
     from melmask.train.pretrain import pretrain
     from melmask.train.processes import is_first_process
     from melmask.train.resume import resolve_config
+    from melmask.train.snapshot import SNAPSHOT
     from melmask.viz.run_page import write_run_page
     from melmask.viz.run_record import RunNumbers
 
@@ -75,7 +76,9 @@ def pretrain(options: argparse.Namespace) -> int:
     first = is_first_process()
     say = print if first else lambda _: None
     weights = None
-    if options.init is not None:
+    if options.init is not None and (options.out / SNAPSHOT).exists():
+        say(f"{options.out} has begun and goes on with its own weights, not with {options.init}")
+    elif options.init is not None:
         weights, text = initial_weights(options.init, config)
         say(text)
     hooks = monitors(store, config, options.monitor, options.audio_root) if first else []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from melmask.config import Statistics
+from melmask.config import FrontEndConfig, Statistics
 from melmask.embed_job import JobReport
 from melmask.encoder import AudioEncoder, load
 from melmask.errors import MissingExtraError
@@ -25,11 +25,12 @@ class PartWriter:
         source: str,
         device: str,
         precision: str,
+        front_end: FrontEndConfig,
         statistics: Statistics,
         job: TableJob,
         choice: dict[str, Any],
     ):
-        self._model = load(source, device, precision, statistics=statistics)
+        self._model = load(source, device, precision, front_end=front_end, statistics=statistics)
         self._job, self._choice = job, choice
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,15 @@ def embed_table_on_ray(
         parts = ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
         done = parts.map(
             PartWriter,
-            fn_constructor_args=(str(source), device, model.precision, model.card.statistics, job, choice),
+            fn_constructor_args=(
+                str(source),
+                device,
+                model.precision,
+                model.card.front_end,
+                model.card.statistics,
+                job,
+                choice,
+            ),
             concurrency=workers,
             num_cpus=1,
             num_gpus=1 if device.startswith("cuda") else 0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.encoder import AudioEncoder
-from melmask.errors import AudioFileError
+from melmask.errors import AudioFileError, InputError
 from melmask.files import write_json
 from melmask.hardware import available_cores
 from melmask.progress import track
@@ -39,6 +39,8 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
         moments = Moments()
         for of_file in track(_moments_of_files(model, paths), len(paths), "statistics"):
             moments = moments.plus(of_file)
+        if not moments.count:
+            raise InputError(f"none of the {len(paths)} files could be read; check the paths")
         statistics = moments.statistics()
         if kept_in is not None:
             write_json(kept_in, {**facts, "statistics": to_dict(statistics)})

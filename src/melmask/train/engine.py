@@ -97,7 +97,11 @@ class Engine:
         self._scaler.update()
         self._average()
         self.lap("optimizer")
-        return total, norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._scaler.is_enabled():
+            # With a scaled loss an overflow is in order now and then: the scaler has passed over such a step.
+            norm = norm.nan_to_num(0.0, 0.0, 0.0)
+        return total, norm
 
     def _micro_batches(self, crops: np.ndarray, masked: Tensor) -> Iterator[tuple[np.ndarray, Tensor, float, bool]]:
         """(crops, masks, their share of the rows, whether they are the last)."""
@@ -131,7 +135,7 @@ class Engine:
             return chosen
         whole = build_model(self._config.model)
         whole.load_state_dict(_whole(chosen.state_dict()))
-        return whole
+        return whole.to(self._processes.device) if self._processes.first else whole
 
     def state(self) -> dict[str, Any]:
         """All that steps change, whole, whatever the sharding. Every process must call."""

@@ -33,7 +33,7 @@ from melmask.train.metrics import Log, MetricsLog
 from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes, joined_processes
 from melmask.train.resume import check_store, note_run
-from melmask.train.snapshot import Position, load_snapshot, save_snapshot
+from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot
 from melmask.train.watch import LossWatch
 
 
@@ -100,7 +100,8 @@ def pretrain(
         engine = Engine(config, store.statistics, processes)
         if initial_weights is not None:
             engine.load_weights(initial_weights)
-        return _Loop(store, run, config, card, engine, processes).go(hooks, page)
+        loop = _Loop(store, run, config, card, engine, processes)
+        return loop.go(hooks, page, save_first=initial_weights is not None)
 
 
 class _Loop:
@@ -120,7 +121,7 @@ class _Loop:
         self._peak_flops = matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count
         self._step_flops = step_flops(config.model, config.masking.ratio, config.views)
 
-    def go(self, hooks: Sequence[Hook], page: Page | None) -> Outcome:
+    def go(self, hooks: Sequence[Hook], page: Page | None, save_first: bool) -> Outcome:
         """Train to the end, or until something stops it."""
         steps, first = self._config.optimizer.steps, self._processes.first
         if first:
@@ -128,7 +129,8 @@ class _Loop:
         with closing(MetricsLog(self._run, self._step) if first else Log()) as log, _signals() as received:
             self._loss = log.last_loss
             log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
-            if self._config.run.on_divergence == "rollback" and not self._step:
+            if not self._step and (save_first or self._config.run.on_divergence == "rollback"):
+                # What a run would otherwise lose if it were killed, or could not return to.
                 self._save()
             ended = self._step >= steps
             while not ended:
@@ -238,9 +240,12 @@ class _Loop:
         if config.on_divergence == "stop" or self._rollbacks >= config.max_rollbacks:
             if page is not None:
                 page(self._run)
+            saved = (self._run / SNAPSHOT).exists()
+            kept = f"the last good snapshot is in {self._run}" if saved else "nothing was saved yet"
+            or_else = ", or go on with run.on_divergence=rollback" if saved and config.on_divergence == "stop" else ""
             raise TrainingError(
-                f"step {at}: {fault}; the last good snapshot is in {self._run}: start another run with a lower "
-                "optimizer.learning_rate or optimizer.max_gradient_norm=1, or go on with run.on_divergence=rollback"
+                f"step {at}: {fault}; {kept}: start another run with a lower optimizer.learning_rate or "
+                f"optimizer.max_gradient_norm=1{or_else}"
             )
         position = load_snapshot(self._run, self._engine)
         self._rollbacks += 1

@@ -1,8 +1,10 @@
 """The processes of one run: this one alone, or those that torchrun has started (its environment variables say so)."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,9 @@ import torch.distributed as dist
 from melmask.config import HardwareConfig
 from melmask.errors import ConfigError
 from melmask.hardware import pick_device, use_threads
+
+_PATIENCE = timedelta(hours=1)
+"""The others wait so long for the first one, which alone looks at the model as it goes."""
 
 
 class Processes(NamedTuple):
@@ -26,11 +31,11 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def maximum(self, *values: float) -> list[float]:
-        """The greatest of each value over all processes; NaN if any is."""
+        """The greatest of each value over all processes; of several, infinity where any has NaN."""
         if self.count == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.float64, device=self.device)
-        finite = gathered.nan_to_num(nan=float("inf"))
+        finite = gathered.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         dist.all_reduce(finite, dist.ReduceOp.MAX)
         return finite.tolist()
 
@@ -66,6 +71,8 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
         use_threads(config.threads)
         yield Processes(0, 1, device)
         return
+    if "LOCAL_RANK" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE is {count} but LOCAL_RANK is not set; start with torchrun, or unset WORLD_SIZE")
     local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     use_threads(config.threads, sharing=local_count)
     if device.type == "cuda":
@@ -76,7 +83,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), count, device)
     finally:

@@ -28,6 +28,7 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
         CheckpointError: the run's file is damaged.
     """
     path = run / RUN_FILE
+    _check_length(recipe_name, overrides)
     if not path.exists():
         return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), store)
     try:
@@ -43,6 +44,17 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
                 f"{run} was begun with {key} = {before[key]}, not {value}; use another --out for another run"
             )
     return wanted
+
+
+def _check_length(recipe_name: str | None, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if steps are asked of a configuration that counts epochs: they would be computed anew."""
+    counts_epochs = with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides).optimizer.epochs > 0
+    steps = [o for o in overrides if o.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
+    if counts_epochs and steps:
+        raise ConfigError(
+            f"{steps[0]} does not fit optimizer.epochs, which gives the steps; add optimizer.epochs=0 and "
+            "optimizer.warmup_epochs=0, or set the epochs"
+        )
 
 
 def _with_steps(config: PretrainConfig, store: Store) -> PretrainConfig:
