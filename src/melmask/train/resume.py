@@ -28,14 +28,13 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
         CheckpointError: the run's file is damaged.
     """
     path = run / RUN_FILE
-    _check_length(recipe_name, overrides)
     if not path.exists():
-        return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), store)
+        return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), overrides, store)
     try:
         saved = from_dict(PretrainConfig, json.loads(path.read_text())["pretrain"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged; use another --out") from error
-    wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), store)
+    wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
     for key, value in after.items():
         fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
@@ -46,20 +45,15 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     return wanted
 
 
-def _check_length(recipe_name: str | None, overrides: Sequence[str]) -> None:
-    """Raise ConfigError if steps are asked of a configuration that counts epochs: they would be computed anew."""
-    counts_epochs = with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides).optimizer.epochs > 0
-    steps = [o for o in overrides if o.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
-    if counts_epochs and steps:
+def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) -> PretrainConfig:
+    if not config.optimizer.epochs:
+        return config
+    steps = [text for text in overrides if text.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
+    if steps:
         raise ConfigError(
             f"{steps[0]} does not fit optimizer.epochs, which gives the steps; add optimizer.epochs=0 and "
             "optimizer.warmup_epochs=0, or set the epochs"
         )
-
-
-def _with_steps(config: PretrainConfig, store: Store) -> PretrainConfig:
-    if not config.optimizer.epochs:
-        return config
     crops = CropStream(store, config.data, config.model.frames, config.run.seed).crops_per_epoch
     steps_per_epoch = crops / config.data.batch_size
     optimizer = replace(
