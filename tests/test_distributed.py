@@ -29,7 +29,8 @@ from melmask.train.pretrain import pretrain
 store, run = (pathlib.Path(name) for name in sys.argv[1:3])
 config = from_dict(PretrainConfig, json.loads(sys.argv[3]))
 outcome = pretrain(Store(store), run, config, [lambda state: {"seen": state.step}])
-print("ended at", outcome.step, "by", outcome.stopped_by)
+# One write, whole even where Python does not buffer: both processes have the same pipe.
+sys.stdout.write(f"ended at {outcome.step} by {outcome.stopped_by}\\n")
 """
 
 
