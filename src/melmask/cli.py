@@ -85,7 +85,10 @@ def pretrain(options: argparse.Namespace) -> int:
     page = partial(write_run_page, numbers=RunNumbers(options.out))
     outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
-        command = shlex.join(["melmask", "pretrain", str(options.store), "--out", str(options.out)])
+        watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
+        words = ["melmask", "pretrain", options.store, "--out", options.out]
+        words += [word for option in watching if option[1] is not None for word in option]
+        command = shlex.join(map(str, words))
         say(f"stopped at step {outcome.step} of {outcome.steps}, saved; go on with: {command}")
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
     say(

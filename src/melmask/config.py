@@ -251,6 +251,14 @@ class RunConfig:
             self.log_interval_steps > 0,
             f"run.log_interval_steps is {self.log_interval_steps}; give at least 1",
         )
+        for name in (
+            "snapshot_interval_s",
+            "picture_interval_steps",
+            "max_minutes",
+            "keep_every_steps",
+            "max_rollbacks",
+        ):
+            _check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; give 0 or more")
         _check(self.keep_checkpoints > 0, f"run.keep_checkpoints is {self.keep_checkpoints}; give at least 1")
         _check(
             self.on_divergence in ("stop", "rollback"),
@@ -290,6 +298,7 @@ class HardwareConfig:
             f"hardware.precision is {self.precision!r}; give 'auto', 'fp32', 'bf16' or 'fp16'",
         )
         _check(self.readers > 0, f"hardware.readers is {self.readers}; give at least 1")
+        _check(self.threads >= 0, f"hardware.threads is {self.threads}; give 0 or more")
         _check(self.micro_batch >= 0, f"hardware.micro_batch is {self.micro_batch}; give 0 or more")
         _check(self.sharding in ("none", "fsdp"), f"hardware.sharding is {self.sharding!r}; give 'none' or 'fsdp'")
 

@@ -20,6 +20,7 @@ from melmask.sounds import CLASSES, write_sound_set
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 from melmask.viz.reconstruction import save_reconstruction_picture
+from melmask.viz.run_page import write_run_page
 from melmask.viz.training import ReconstructionPictures
 
 _CLIPS_PER_CLASS = 100
@@ -43,7 +44,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     _say("3/5 pre-train a small masked autoencoder on them, without labels")
     store = Store(out / "store")
     config = resolve_config(out / "run", "demo", overrides, store)
-    pretrain(store, out / "run", config, [ReconstructionPictures(store, config)])
+    pretrain(store, out / "run", config, [ReconstructionPictures(store, config)], write_run_page)
     _say("4/5 embed every clip")
     model = load(out / "run")
     paths = [labels.parent / row["path"] for row in _rows(labels)]
@@ -83,7 +84,7 @@ def _closing(out: Path, table: str, picture: Path, seconds: float) -> str:
 done in {duration_text(seconds)}
 pictures     {picture}
              {out / "probe" / "labels.png"} (which classes are taken for which)
-             {out / "run" / "pictures"} (the same clips as training went on)
+             {out / "run" / "index.html"} (the training: is it healthy, and the same clips as it went on)
 embeddings   {out / "embeddings.parquet"}
 
 the same on your own sounds:

@@ -10,5 +10,5 @@ def config() -> PretrainConfig:
         model=preset("tiny", depth=4, decoder_width=96, decoder_heads=3),
         data=DataConfig(batch_size=128),
         optimizer=OptimizerConfig(learning_rate=2e-3, steps=800, warmup_steps=60),
-        run=RunConfig(log_interval_steps=50, snapshot_interval_s=30.0, picture_interval_steps=200),
+        run=RunConfig(log_interval_steps=25, snapshot_interval_s=30.0, picture_interval_steps=200),
     )
