@@ -171,8 +171,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and half-cosine decay to zero, per step (PMLR 166, appendix A)."""
+    """AdamW with linear warm-up and half-cosine decay to zero, per step (PMLR 166, appendix A); or Muon."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """'adamw' (the paper), or 'muon': the blocks' matrices move by orthogonal updates (PyTorch 2.9 or newer)."""
     learning_rate: float = 3e-4
     """Peak rate, for a batch of `learning_rate_batch` views (crops times masks)."""
     learning_rate_batch: int = 0
@@ -198,6 +200,7 @@ class OptimizerConfig:
     """Checkpoints hold an exponential moving average of the weights, decaying by this each step; 0: the weights."""
 
     def __post_init__(self):
+        _check(self.name in ("adamw", "muon"), f"optimizer.name is {self.name!r}; give 'adamw' or 'muon'")
         _check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; give a positive rate")
         _check(self.steps > 0, f"optimizer.steps is {self.steps}; give at least 1")
         _check(
@@ -320,6 +323,11 @@ class PretrainConfig:
             (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),
             f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
             "input; give smaller patches, some to hide and some to see",
+        )
+
+        _check(
+            self.optimizer.name == "adamw" or self.hardware.sharding == "none",
+            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; give one of them up",
         )
 
     @property

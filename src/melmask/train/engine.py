@@ -24,7 +24,7 @@ from melmask.train.processes import Processes
 
 
 class Engine:
-    """The network in training: weights, AdamW's moments, the average of the weights, the loss scale.
+    """The network in training: weights, the optimizer's moments, the average of the weights, the loss scale.
 
     Attributes: `model`, `averaged` (None without `optimizer.ema_decay`), `optimizer`, `precision`; `lap` is called with
     the name of each part of a step as it ends, for whoever measures them.
@@ -58,7 +58,7 @@ class Engine:
         return model
 
     def step(self, crops: np.ndarray, masked: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One step of AdamW at learning rate `rate` on this process' share of the batch.
+        """One step of the optimizer at learning rate `rate` on this process' share of the batch.
 
         Args:
             crops: (rows, frames, mels) float16 log-mels.
@@ -159,6 +159,7 @@ class Engine:
             self._scaler.load_state_dict(state["scaler"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._sharded:
+            assert isinstance(self.optimizer, torch.optim.AdamW), "PretrainConfig refuses the other"
             for parameter, moments in self.optimizer.state.items():
                 for name, value in moments.items():
                     if value.shape == parameter.shape:

@@ -1,20 +1,71 @@
-"""AdamW's parameter groups and the learning rate as a pure function of the step."""
+"""The optimizer's parameter groups, and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from melmask.config import OptimizerConfig, PretrainConfig
+from melmask.errors import ConfigError
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only, not on biases, norms and tokens."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+class MuonAndAdamW:
+    """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for all else, as one optimizer.
+
+    Muon replaces the momentum of a matrix by the nearest orthogonal one. Its rate is scaled so that an update is as
+    large as AdamW's (arXiv 2502.16982, section 2.2): the same learning rate and weight decay suit both.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig):
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"optimizer.name is 'muon', which PyTorch has from 2.9 on; this is {torch.__version__}")
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in f".{name}"]
+        taken = set(map(id, matrices))
+        rest = [p for p in model.parameters() if id(p) not in taken]
+        muon = torch.optim.Muon(
+            matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": _adamw(rest, config)}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of both."""
+        return [group for part in self._parts.values() for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim."""
+        for part in self._parts.values():
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """As in torch.optim."""
+        for part in self._parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both, by name."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW | MuonAndAdamW:
+    """The configured optimizer; weight decay on matrices only, not on biases, norms and tokens.
+
+    Raises:
+        ConfigError: this PyTorch does not have it.
+    """
+    return MuonAndAdamW(model, config) if config.name == "muon" else _adamw(list(model.parameters()), config)
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
