@@ -7,6 +7,7 @@ the longest the model's patches allow within HEAR's 50 ms), the layer, the pooli
 """
 
 import os
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,9 @@ _CLIPS_TOGETHER = 64
 class HearModel(nn.Module):
     """A loaded model with the attributes the kit reads."""
 
-    def __init__(self, encoder: AudioEncoder, hop_ms: float, layer: int | None, pooling: str, scene: str):
+    def __init__(
+        self, encoder: AudioEncoder, hop_ms: float, layer: int | Sequence[int] | None, pooling: str, scene: str
+    ):
         super().__init__()
         self.encoder = encoder
         # Registered, so that the kit's `.to(device)` finds it.
@@ -32,7 +35,7 @@ class HearModel(nn.Module):
         self.pooling = pooling
         self.scene = scene
         self.sample_rate = encoder.sample_rate_hz
-        self.timestamp_embedding_size = encoder.embedding_size(pooling)
+        self.timestamp_embedding_size = encoder.embedding_size(pooling, layer)
         self.scene_embedding_size = self.timestamp_embedding_size * len(scene.split("+"))
 
 
@@ -46,15 +49,26 @@ def load_model(model_file_path: str = "") -> HearModel:
     path = model_file_path or os.environ.get("MELMASK_MODEL", "")
     if not path:
         raise CheckpointError("no model given; pass its path to load_model or set MELMASK_MODEL")
-    encoder = load(path)
+    layer = int(_number("MELMASK_LAYER", 0.0)) or None
+    hop_ms = _number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None
+    pooling = os.environ.get("MELMASK_POOLING", "concat")
+    scene = os.environ.get("MELMASK_SCENE", "mean")
+    return hear_model(load(path), hop_ms, layer, pooling, scene)
+
+
+def hear_model(
+    encoder: AudioEncoder, hop_ms: float | None, layer: int | Sequence[int] | None, pooling: str, scene: str
+) -> HearModel:
+    """The same of a loaded model, with choices as in `AudioEncoder.embed`; `hop_ms` None: the default of this module.
+
+    Raises:
+        ConfigError: a choice that the model does not offer.
+    """
     card = encoder.card
     divisors = [d for d in range(1, card.model.patch_frames + 1) if card.model.patch_frames % d == 0]
     hops_ms = [d * card.front_end.hop_ms for d in divisors]
     fitting = [hop for hop in hops_ms if hop <= _LONGEST_HOP_MS] or hops_ms[:1]
-    hop_ms = _number("MELMASK_HOP_MS", fitting[-1])
-    layer = int(_number("MELMASK_LAYER", 0.0)) or None
-    pooling = os.environ.get("MELMASK_POOLING", "concat")
-    scene = os.environ.get("MELMASK_SCENE", "mean")
+    hop_ms = fitting[-1] if hop_ms is None else hop_ms
     encoder.check_choice(layer, pooling, hop_ms, scene)
     return HearModel(encoder, hop_ms, layer, pooling, scene)
 

@@ -10,7 +10,10 @@ from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, AddOptions, Parser,
 from melmask.errors import MelmaskError
 
 # As help lists them: in the order of the work, which is not that of the files here.
-_ORDER = ("demo", "prepare", "pretrain", "bench", "embed", "probe", "convert", "push", "export", "settings")
+_ORDER = (
+    *("demo", "prepare", "pretrain", "bench", "embed", "probe", "evaluate", "make-task"),
+    *("convert", "push", "export", "settings"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,14 +1,16 @@
-"""The command that judges a model: probe."""
+"""The commands that judge models: probe, evaluate, make-task."""
 
 import argparse
 from pathlib import Path
 
-from melmask.cli.options import Command, add_model
+from melmask.cli.options import Command, add_choice, add_model
 
 
 def add(command: Command) -> None:
     """Add these commands."""
     command("probe", probe, "k-NN and linear scores on labelled files, beside two baselines", _add_probe)
+    command("evaluate", evaluate, "models on HEAR 2021 tasks, with a report; the same command resumes", _add_evaluate)
+    command("make-task", make_task, "labelled files to a task in HEAR's layout", _add_make_task)
 
 
 def probe(options: argparse.Namespace) -> int:
@@ -39,6 +41,57 @@ def probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    """Judge models on HEAR tasks."""
+    from melmask.evaluate.clients import Choice
+    from melmask.evaluate.hear_job import evaluate, table_text
+
+    layer = None if options.layer is None else tuple(options.layer)
+    report = evaluate(
+        options.model,
+        options.tasks,
+        options.out,
+        tasks=options.task,
+        protocols=options.protocol,
+        choice=Choice(layer, options.pooling, options.scene, options.hop_ms, options.device, options.precision),
+        grid_points=options.grid_points,
+        seed=options.seed,
+    )
+    print(table_text(report))
+    for task in report["tasks"]:
+        if task["leaking_files"] or task["leaking_groups"]:
+            print(
+                f"{task['title']}: {task['leaking_files']} sounds and {task['leaking_groups'] or 0} groups are on both "
+                "sides of a split"
+            )
+    print(f"scores, predictions and the page: {options.out / 'report.html'}")
+    return 0
+
+
+def make_task(options: argparse.Namespace) -> int:
+    """Write a task folder from a table of labels."""
+    from melmask.evaluate.make_task import make_task
+
+    report = make_task(
+        options.labels,
+        options.out,
+        name=options.name,
+        version=options.version_name,
+        mode=options.mode,
+        kind=options.kind,
+        scheme=options.scheme,
+        folds=options.folds,
+        seed=options.seed,
+        rates_hz=tuple(options.rates),
+        duration_s=options.duration_s,
+        audio_root=options.audio_root,
+        threads=options.threads,
+        overwrite=options.overwrite,
+    )
+    print(report)
+    return 0
+
+
 def _add_probe(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--labels", type=Path, nargs="+", required=True, metavar="CSV", help="columns path, label; group, fold, split"
@@ -48,3 +101,52 @@ def _add_probe(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
     sub.add_argument("--seed", type=int, default=0, help="of the untrained network and of made-up splits")
     add_model(sub)
+
+
+def _add_evaluate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--tasks", type=Path, required=True, metavar="DIR", help="folder of task folders in HEAR's layout")
+    sub.add_argument("--task", nargs="+", default=[], metavar="NAME", help="some of them (all)")
+    sub.add_argument("--out", type=Path, default=Path("results"), metavar="RESULTS", help="folder (%(default)s)")
+    sub.add_argument(
+        "--protocol", nargs="+", default=["hear"], metavar="NAME", help="hear, hear-fixed, linear, knn (hear)"
+    )
+    sub.add_argument("--grid-points", type=int, default=8, help="of hear and hear-fixed; 8 as in the kit")
+    sub.add_argument("--seed", type=int, default=42, help="of weights, dropout and order (%(default)s)")
+    sub.add_argument("--hop-ms", type=float, help="time between the steps of event tasks (the longest up to 50)")
+    add_choice(sub)
+    sub.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        help="runs, checkpoints, hub:OWNER/NAME, untrained:MODEL, logmel, python:MODULE or python:MODULE=WEIGHTS",
+    )
+
+
+def _add_make_task(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("labels", type=Path, metavar="CSV", help="columns path, label; group, fold, split; start_s, end_s")
+    sub.add_argument("--out", type=Path, required=True, metavar="TASKS", help="where the task's folder goes")
+    sub.add_argument("--name", help="of the task (the table's)")
+    sub.add_argument("--version", dest="version_name", default="v1", help="of the task (%(default)s)")
+    sub.add_argument("--mode", default="full", help="last part of the folder's name (%(default)s)")
+    sub.add_argument("--kind", choices=("multiclass", "multilabel", "event"), help="of labels (told from the table)")
+    sub.add_argument("--scheme", choices=("fold", "split", "new"), help="which splits (the table's, or new folds)")
+    sub.add_argument("--folds", type=int, default=5, help="how many new ones (%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of new splits (%(default)s)")
+    sub.add_argument("--rates", type=int, nargs="+", default=[16000], metavar="HZ", help="of the sounds (16000)")
+    sub.add_argument(
+        "--duration-s",
+        type=_duration,
+        default="auto",
+        help="every clip's length: auto, native or seconds (%(default)s)",
+    )
+    sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
+    sub.add_argument("--threads", type=int, default=None, help="decoding threads (all cores)")
+    sub.add_argument("--overwrite", action="store_true", help="replace a task of that name")
+
+
+def _duration(text: str) -> float | str:
+    """Seconds, or a word that `make_task` knows or refuses."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -25,17 +25,22 @@ class Parser(argparse.ArgumentParser):
 def add_model(sub: argparse.ArgumentParser) -> None:
     """Options of the commands that compute features: which model, where, and how its tokens become vectors."""
     sub.add_argument("--model", type=Path, required=True, help="a run, a checkpoint folder, or an MSM-MAE .pth file")
-    sub.add_argument(
-        "--layer", type=int, nargs="+", help="features after these blocks, 1 to depth (the last, with the final norm)"
-    )
-    sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
-    sub.add_argument("--scene", default="mean", help="over time: mean or mean+std, twice as long (%(default)s)")
+    add_choice(sub)
     sub.add_argument(
         "--normalization",
         choices=("checkpoint", "dataset"),
         default="checkpoint",
         help="mean and std of the log-mels: the model's own, or those of the files given (%(default)s)",
     )
+
+
+def add_choice(sub: argparse.ArgumentParser) -> None:
+    """Which of a model's features, and where they are computed."""
+    sub.add_argument(
+        "--layer", type=int, nargs="+", help="features after these blocks, 1 to depth (the last, with the final norm)"
+    )
+    sub.add_argument("--pooling", default="concat", help="concat, mean, mean+max or cls (%(default)s)")
+    sub.add_argument("--scene", default="mean", help="over time: mean or mean+std, twice as long (%(default)s)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
     sub.add_argument("--precision", default="fp32", help="fp32, fp32-fast or bf16 (%(default)s)")
 

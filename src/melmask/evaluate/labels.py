@@ -91,27 +91,27 @@ def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
     """
     columns = _read_columns(path)
     for name in REQUIRED_COLUMNS:
-        _check_filled(path, name, columns[name])
-    paths = _resolve(path, columns["path"], audio_root)
-    _check_unique(path, paths)
+        check_filled(path, name, columns[name])
+    paths = resolve_paths(path, columns["path"], audio_root)
+    check_unique(path, paths)
     labels = columns["label"]
     if len(set(labels)) < 2:
         raise InputError(f"{path}: all {len(labels)} rows have label {labels[0]!r}; a probe needs two classes")
-    groups, folds, splits = (_optional(path, name, columns) for name in ("group", "fold", "split"))
+    groups, folds, splits = (optional_column(path, name, columns) for name in ("group", "fold", "split"))
     if folds is not None and all(fold.lower() in SPLIT_NAMES for fold in folds):
         folds, splits = None, splits or folds
-    return LabelTable(paths, labels, groups, folds, _normalise_splits(path, splits))
+    return LabelTable(paths, labels, groups, folds, normalise_splits(path, splits))
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
     """The file's values by column name (lower case), each without surrounding blanks."""
-    rows = _read_rows(path)
+    rows = read_rows(path)
     if not rows:
         raise InputError(f"{path}: the file is empty; expected a header with `path` and `label`, then rows")
     header = [name.strip().lower() for name in rows[0][1]]
     for name in REQUIRED_COLUMNS:
         if name not in header:
-            raise InputError(f"{path}: no column `{name}`; {_describe_header(name, header)}")
+            raise InputError(f"{path}: no column `{name}`; {describe_header(name, header)}")
     if len(rows) == 1:
         raise InputError(f"{path}: a header but no rows; expected one row per clip")
     for line, values in rows:
@@ -122,7 +122,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     return {name: [values[i].strip() for _, values in rows[1:]] for i, name in enumerate(header)}
 
 
-def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+def read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """Line number and values of every line that is not blank, the header among them."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -139,7 +139,7 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _describe_header(missing: str, header: list[str]) -> str:
+def describe_header(missing: str, header: list[str]) -> str:
     """What columns there are, and which of them may be the missing one under another name."""
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         return f"the header is {header[0]!r}: separate the columns with commas"
@@ -148,7 +148,7 @@ def _describe_header(missing: str, header: list[str]) -> str:
     return "columns are " + ", ".join(header) + hint
 
 
-def _check_filled(path: Path, name: str, values: list[str]) -> None:
+def check_filled(path: Path, name: str, values: list[str]) -> None:
     """Refuses a column that has a value for some rows only."""
     empty = [row for row, value in enumerate(values, start=1) if not value]
     if empty:
@@ -158,16 +158,16 @@ def _check_filled(path: Path, name: str, values: list[str]) -> None:
         )
 
 
-def _optional(path: Path, name: str, columns: dict[str, list[str]]) -> list[str] | None:
+def optional_column(path: Path, name: str, columns: dict[str, list[str]]) -> list[str] | None:
     """An optional column's values; None where the column is missing or has no value at all."""
     values = columns.get(name, [])
     if not any(values):
         return None
-    _check_filled(path, name, values)
+    check_filled(path, name, values)
     return values
 
 
-def _normalise_splits(path: Path, splits: list[str] | None) -> list[str] | None:
+def normalise_splits(path: Path, splits: list[str] | None) -> list[str] | None:
     """Maps the accepted spellings to train, valid and test."""
     if splits is None:
         return None
@@ -177,7 +177,7 @@ def _normalise_splits(path: Path, splits: list[str] | None) -> list[str] | None:
     return [SPLIT_NAMES[split.lower()] for split in splits]
 
 
-def _resolve(path: Path, names: list[str], audio_root: Path | None) -> list[Path]:
+def resolve_paths(path: Path, names: list[str], audio_root: Path | None) -> list[Path]:
     """Joins relative names to the root they start from."""
     relative = [name for name in names if not Path(name).is_absolute()]
     if not relative:
@@ -194,7 +194,7 @@ def _resolve(path: Path, names: list[str], audio_root: Path | None) -> list[Path
     )
 
 
-def _check_unique(path: Path, paths: list[Path]) -> None:
+def check_unique(path: Path, paths: list[Path]) -> None:
     """Refuses a clip that is listed twice, which could put it on both sides of a split."""
     seen: set[Path] = set()
     for clip in paths:

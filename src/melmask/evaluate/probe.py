@@ -59,11 +59,16 @@ class ProbeScore(NamedTuple):
 
         Given for a single split too, whose `std` is None; independence is assumed as in `standard_error`.
         """
-        z2 = NORMAL_QUANTILE_95**2 / self.tested
-        centre = self.mean + z2 / 2
-        half_width = math.sqrt(z2 * (self.mean * (1.0 - self.mean) + z2 / 4))
-        low, high = (centre - half_width) / (1 + z2), (centre + half_width) / (1 + z2)
-        return max(0.0, low), min(1.0, high)
+        return wilson_interval(self.mean, self.tested)
+
+
+def wilson_interval(share: float, tested: int) -> tuple[float, float]:
+    """95 % interval for a share of right answers among `tested` independent ones (Wilson, 1927)."""
+    z2 = NORMAL_QUANTILE_95**2 / tested
+    centre = share + z2 / 2
+    half_width = math.sqrt(z2 * (share * (1.0 - share) + z2 / 4))
+    low, high = (centre - half_width) / (1 + z2), (centre + half_width) / (1 + z2)
+    return max(0.0, low), min(1.0, high)
 
 
 def linear_probe(
@@ -137,17 +142,30 @@ def knn_probe(
     classes = int(labels.max(initial=0)) + 1
 
     def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-        train, test = _unit_rows(train), _unit_rows(test)
-        votes = np.zeros((len(test), classes))
-        for start in range(0, len(test), KNN_CHUNK_ROWS):
-            similarities = test[start : start + KNN_CHUNK_ROWS] @ train.T
-            nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :neighbors]
-            weights = np.maximum(np.take_along_axis(similarities, nearest, axis=1), MIN_VOTE)
-            rows = start + np.arange(len(similarities))[:, None]
-            np.add.at(votes, (rows, train_labels[nearest]), weights)
-        return votes.argmax(axis=1)
+        return neighbor_votes(train, test, np.eye(classes)[train_labels], neighbors).argmax(axis=1)
 
     return _score(features, labels, splits, classify)
+
+
+def neighbor_votes(
+    train: Float[np.ndarray, "train dims"],
+    test: Float[np.ndarray, "test dims"],
+    targets: Float[np.ndarray, "train classes"],
+    neighbors: int,
+) -> Float[np.ndarray, "test classes"]:
+    """What the nearest training rows say of each test row: their targets, weighted by cosine similarity, to sum 1.
+
+    A neighbour that points away votes with next to nothing.
+    """
+    train, test = _unit_rows(train), _unit_rows(test)
+    votes = np.zeros((len(test), targets.shape[1]))
+    for start in range(0, len(test), KNN_CHUNK_ROWS):
+        similarities = test[start : start + KNN_CHUNK_ROWS] @ train.T
+        nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :neighbors]
+        weights = np.maximum(np.take_along_axis(similarities, nearest, axis=1), MIN_VOTE)
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        votes[start : start + KNN_CHUNK_ROWS] = np.einsum("rn,rnc->rc", weights, targets[nearest])
+    return votes
 
 
 def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classify: Classify) -> ProbeScore:
@@ -156,7 +174,7 @@ def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classi
     predictions = np.full(len(labels), -1, dtype=np.int64)
     accuracies = []
     for split in splits:
-        train, test = _standardise(features[split.train], features[split.test])
+        train, test = standardize(features[split.train], features[split.test])
         predicted = classify(train, labels[split.train], test)
         predictions[split.test] = predicted
         accuracies.append(float(np.mean(predicted == labels[split.test])))
@@ -177,14 +195,15 @@ def _check_features(features: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales both to mean 0 and std 1 of the training rows, as float32; constant features become 0."""
+def standardize(
+    train: Float[np.ndarray, "train dims"], *others: Float[np.ndarray, "_ dims"]
+) -> list[Float[np.ndarray, "_ dims"]]:
+    """`train` and the others scaled to mean 0 and std 1 of the training rows, float32; constant features become 0."""
     mean = train.mean(axis=0, dtype=np.float64)
     std = train.std(axis=0, dtype=np.float64)
     varies = std > CONSTANT_RELATIVE_STD * np.abs(mean)
     scale = np.where(varies, 1.0 / np.where(varies, std, 1.0), 0.0)
-    train, test = (((rows - mean) * scale).astype(np.float32) for rows in (train, test))
-    return train, test
+    return [((rows - mean) * scale).astype(np.float32) for rows in (train, *others)]
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,217 @@
+"""Anything with the HEAR 2021 API, as one thing: a melmask model, the baselines, or somebody else's module.
+
+runs/tiny, hub:owner/name, a .pth file     a model that `melmask.load` reads
+untrained:MODEL                            the same network with fresh random weights
+logmel                                     mean and standard deviation of each mel band, no network at all
+python:MODULE, python:MODULE=WEIGHTS       a module that offers load_model and the two embedding functions
+"""
+
+import hashlib
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import melmask.hear as hear
+from melmask.audio.logmel import LogMelSpectrogram
+from melmask.config import FrontEndConfig
+from melmask.encoder import load, untrained
+from melmask.errors import CheckpointError, InputError
+from melmask.settings import to_dict
+
+PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
+
+
+class Choice(NamedTuple):
+    """What of a melmask model is judged: see `AudioEncoder.embed`. Other modules choose for themselves."""
+
+    layer: tuple[int, ...] | None = None
+    pooling: str = "concat"
+    scene: str = "mean"
+    hop_ms: float | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+
+
+class Client:
+    """A model behind the HEAR API.
+
+    Attributes: `name` (unique among those judged together), `source` (what was asked for), `identity` (a digest: equal
+    where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
+    """
+
+    def __init__(self, name: str, source: str, identity: str, module: Any, model: Any, device: torch.device):
+        self.name = name
+        self.source = source
+        self.identity = hashlib.sha256(identity.encode()).hexdigest()
+        self._module, self._model, self._device = module, model, device
+        try:
+            self.sample_rate_hz = int(model.sample_rate)
+            self.scene_size = int(model.scene_embedding_size)
+            self.timestamp_size = int(model.timestamp_embedding_size)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the model of {source} does not follow the HEAR API ({error}); it needs the attributes sample_rate, "
+                "scene_embedding_size and timestamp_embedding_size"
+            ) from error
+
+    def scenes(self, audio: Float[np.ndarray, "clips samples"]) -> Float[np.ndarray, "clips dims"]:
+        """One vector a clip, of audio in [-1, 1] at the model's rate.
+
+        Raises:
+            InputError: what came back is not (clips, scene_size) finite numbers.
+        """
+        vectors = self._call("get_scene_embeddings", audio)
+        return self._checked(vectors, (len(audio), self.scene_size), "scene embeddings")
+
+    def timestamps(
+        self, audio: Float[np.ndarray, "clips samples"]
+    ) -> tuple[Float[np.ndarray, "clips steps dims"], Float[np.ndarray, "clips steps"]]:
+        """A vector each step and the times of their centres in ms; raises InputError like `scenes`."""
+        vectors, times_ms = self._call("get_timestamp_embeddings", audio)
+        times = np.asarray(times_ms.detach().cpu().numpy(), dtype=np.float64)
+        expected = (len(audio), times.shape[-1], self.timestamp_size)
+        return self._checked(vectors, expected, "timestamp embeddings"), times
+
+    def _call(self, function: str, audio: np.ndarray) -> Any:
+        with torch.no_grad():
+            return getattr(self._module, function)(torch.from_numpy(audio).to(self._device), self._model)
+
+    def _checked(self, vectors: Tensor, shape: tuple[int, ...], what: str) -> np.ndarray:
+        array = vectors.detach().cpu().float().numpy()
+        if array.shape != shape or not np.isfinite(array).all():
+            kind = "NaN or infinity" if array.shape == shape else f"the shape {array.shape}"
+            raise InputError(f"{self.source} gave {what} with {kind}; expected finite numbers of shape {shape}")
+        return array
+
+
+def open_client(source: str, choice: Choice) -> Client:
+    """The model that `source` names (see this module's head), ready.
+
+    Raises:
+        InputError: a module that cannot be imported or does not follow the API.
+        CheckpointError: nothing that can be loaded there.
+        ConfigError: a choice that the model does not offer.
+    """
+    if source.startswith(PYTHON):
+        return _python_client(source, choice)
+    if source == LOGMEL:
+        return _logmel_client(choice)
+    trained = load(source.removeprefix(UNTRAINED), choice.device, choice.precision)
+    path = source.removeprefix(UNTRAINED)
+    name = _short_name(path)
+    if source.startswith(UNTRAINED):
+        trained = untrained(trained.card, 0, str(trained.device), trained.precision)
+        name = f"untrained {name}"
+    layer = None if choice.layer is None else list(choice.layer)
+    model = hear.hear_model(trained, choice.hop_ms, layer, choice.pooling, choice.scene)
+    settings = [trained.sha256, trained.precision, model.layer, model.pooling, model.scene, model.hop_ms]
+    return Client(name, source, json.dumps(settings), hear, model, trained.device)
+
+
+def distinct_names(clients: list[Client]) -> None:
+    """Number the names that occur more than once, in place."""
+    names = [client.name for client in clients]
+    for index, client in enumerate(clients):
+        if names.count(client.name) > 1:
+            client.name = f"{client.name} {names[: index + 1].count(client.name)}"
+
+
+def slug(name: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _short_name(path: str) -> str:
+    parts = [part for part in Path(path.removeprefix("hub:")).parts if part not in ("/", "checkpoints")]
+    # A step of a run is told by both: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
+    return "/".join(parts[-2:]) if parts[-1].startswith("step-") else parts[-1]
+
+
+def _python_client(source: str, choice: Choice) -> Client:
+    name, _, weights = source.removeprefix(PYTHON).partition("=")
+    module = _import(name)
+    for function in ("load_model", "get_scene_embeddings", "get_timestamp_embeddings"):
+        if not callable(getattr(module, function, None)):
+            raise InputError(f"the module {name} has no function {function}; expected the HEAR 2021 API")
+    device = torch.device("cpu")
+    try:
+        model = module.load_model(weights) if weights else module.load_model()
+        if isinstance(model, torch.nn.Module):
+            device = torch.device(choice.device if choice.device != "auto" else _default_device())
+            model = model.to(device).eval()
+    except Exception as error:
+        # Whatever somebody else's code raises, its first line says more than ours could.
+        raise CheckpointError(f"load_model of {name} failed: {_first_line(error)}") from error
+    return Client(
+        name, source, json.dumps([name, _file_facts(module.__file__), _file_facts(weights)]), module, model, device
+    )
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InputError(
+            f"the module {name} cannot be imported ({_first_line(error)}); install it, or set PYTHONPATH"
+        ) from error
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _file_facts(path: str | None) -> list[Any]:
+    """What tells one version of a file from another: a digest of small ones, size and time of large ones."""
+    file = Path(path) if path else None
+    if file is None or not file.is_file():
+        return [path]
+    facts = file.stat()
+    if facts.st_size < 1 << 20:
+        return [path, hashlib.sha256(file.read_bytes()).hexdigest()]
+    return [path, facts.st_size, facts.st_mtime_ns]
+
+
+class _LogMelModel:
+    """Mean and standard deviation of each of 80 mel bands: over the clip, or over 160 ms around each step."""
+
+    step_frames, window_frames = 4, 16
+
+    def __init__(self, device: torch.device):
+        front_end = FrontEndConfig()
+        self.identity = json.dumps(["log-mel mean+std", self.step_frames, self.window_frames, to_dict(front_end)])
+        self.logmel = LogMelSpectrogram(front_end).to(device)
+        self.sample_rate = front_end.sample_rate_hz
+        self.scene_embedding_size = self.timestamp_embedding_size = 2 * front_end.mels
+        self._hop_ms = front_end.hop_ms
+
+    def get_scene_embeddings(self, audio: Tensor, _model: Any) -> Tensor:
+        logmel = self.logmel(audio)
+        return torch.cat([logmel.mean(2), logmel.std(2, correction=0)], dim=1)
+
+    def get_timestamp_embeddings(self, audio: Tensor, _model: Any) -> tuple[Tensor, Tensor]:
+        logmel = self.logmel(audio)
+        # Windows around frames 0, 4, 8, ...: what is missing at the ends repeats the outermost frame.
+        half = self.window_frames // 2
+        padded = torch.nn.functional.pad(logmel, (half, half - 1), mode="replicate")
+        windows = padded.unfold(2, self.window_frames, self.step_frames)
+        vectors = torch.cat([windows.mean(3), windows.std(3, correction=0)], dim=1).transpose(1, 2)
+        times_ms = torch.arange(vectors.shape[1]) * self.step_frames * self._hop_ms
+        return vectors, times_ms.expand(len(audio), -1)
+
+
+def _logmel_client(choice: Choice) -> Client:
+    device = torch.device(_default_device() if choice.device == "auto" else choice.device)
+    model = _LogMelModel(device)
+    return Client("log-mel", LOGMEL, model.identity, model, model, device)

@@ -1,0 +1,187 @@
+"""Embeddings of a HEAR task by a HEAR model, computed once: each part is kept under a name made from its content.
+
+The name of a part is a digest of the model's identity, of what is asked of it, and of the bytes of the sound files.
+So nothing is ever stale, whatever is interrupted goes on at the next part, and tasks that share files share parts.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from melmask.audio.files import read_audio
+from melmask.errors import InputError
+from melmask.evaluate.clients import Client
+from melmask.evaluate.tasks import Event, Task
+from melmask.files import atomic_write
+from melmask.progress import track
+
+_SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32
+# The kit counts an event's last ms in: an event ends behind a step whose time is its end.
+_END_MARGIN_MS = 1e-4
+
+
+class SplitEmbeddings(NamedTuple):
+    """The vectors of one split, clip by clip in the order in which the kit shuffles them.
+
+    files: the clips' names.  vectors: (rows, dims) float32, one row a clip or, in event tasks, a step.  targets: (rows,
+    classes) bool.  clip_of: (rows,) the index into `files`.  times_ms: (rows,) centres of the steps; empty for scenes.
+    """
+
+    files: list[str]
+    vectors: np.ndarray
+    targets: np.ndarray
+    clip_of: np.ndarray
+    times_ms: np.ndarray
+
+
+class _Clip(NamedTuple):
+    vectors: np.ndarray
+    """(1, dims) of a scene, or (steps, dims)."""
+    times_ms: np.ndarray
+
+
+def embed_task(client: Client, task: Task, cache: Path) -> dict[str, SplitEmbeddings]:
+    """Embed every split of a task, or read what `cache` has of it.
+
+    Clips pass through the model in batches of the kit's size, in the order of the split's JSON: a model whose
+    embeddings depend on batch mates gives what it would give there.
+
+    Raises:
+        InputError: a sound file is missing or unreadable, its length differs from that of its batch mates, or the
+            model's answer is unusable.
+        OutputError: the cache cannot be written to.
+    """
+    folders = {split: _audio_folder(task, split, client.sample_rate_hz) for split in task.splits}
+    jobs = [
+        (split, names) for split in task.splits for names in _parts(list(task.files[split]), _part_size(client, task))
+    ]
+    clips: dict[str, dict[str, _Clip]] = {split: {} for split in task.splits}
+    for split, names in track(jobs, len(jobs), f"embed {task.title} with {client.name}", "part"):
+        clips[split].update(_embedded_part(client, task, folders[split], names, cache))
+    # One generator shuffles the splits one after another, so their order counts.
+    order = random.Random(0)
+    return {split: _put_together(task, split, clips[split], order) for split in task.splits}
+
+
+def batch_size(client: Client, task: Task) -> int:
+    """Clips the kit puts through a model at once: fewer, the longer they are and the higher the rate."""
+    if task.sample_duration_s is None:
+        return 1
+    return max(1, int(0.7 * (120 / task.sample_duration_s) * (16000 / client.sample_rate_hz)))
+
+
+def _part_size(client: Client, task: Task) -> int:
+    clips = _SCENES_PER_PART if task.embedding_type == "scene" else _EVENT_CLIPS_PER_PART
+    batch = batch_size(client, task)
+    return max(1, clips // batch) * batch
+
+
+def _parts(names: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def _audio_folder(task: Task, split: str, rate_hz: int) -> Path:
+    """The split's sounds at the model's rate, or at the highest there is, to be resampled."""
+    wanted = task.audio_folder(split, rate_hz)
+    if wanted.is_dir():
+        return wanted
+    rates = sorted(int(p.name) for p in task.folder.iterdir() if p.name.isdigit() and (p / split).is_dir())
+    if not rates:
+        raise InputError(
+            f"{wanted} does not exist, nor has split {split} sounds at another rate; unpack the task whole"
+        )
+    return task.audio_folder(split, rates[-1])
+
+
+def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], cache: Path) -> dict[str, _Clip]:
+    path = cache / f"{_key(client, task, folder, names)}.npz"
+    vectors, times_ms, steps = _read_part(path) or _compute_part(client, task, folder, names, path)
+    ends = np.cumsum(steps)
+    return {
+        name: _Clip(vectors[end - count : end], times_ms[end - count : end] if len(times_ms) else times_ms)
+        for name, end, count in zip(names, ends, steps, strict=True)
+    }
+
+
+def _key(client: Client, task: Task, folder: Path, names: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{client.identity} {task.embedding_type} {batch_size(client, task)}".encode())
+    for name in names:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{folder / name}: {error.strerror}; unpack the task whole") from error
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:32]
+
+
+def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    try:
+        # np.load would leave a damaged file open.
+        with path.open("rb") as file, np.load(file) as part:
+            return part["vectors"], part["times_ms"], part["steps"]
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+
+
+def _compute_part(
+    client: Client, task: Task, folder: Path, names: list[str], path: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    vectors: list[np.ndarray] = []
+    times: list[np.ndarray] = []
+    for batch in _parts(names, batch_size(client, task)):
+        audio = _stack([read_audio(folder / name, client.sample_rate_hz) for name in batch], batch, folder)
+        if task.embedding_type == "scene":
+            vectors += list(client.scenes(audio)[:, None])
+        else:
+            frames, times_ms = client.timestamps(audio)
+            vectors += list(frames)
+            times += list(times_ms)
+    steps = np.array([len(clip) for clip in vectors])
+    part = np.concatenate(vectors), np.concatenate(times) if times else np.zeros(0), steps
+    with atomic_write(path) as file:
+        np.savez(file, vectors=part[0], times_ms=part[1], steps=part[2])
+    return part
+
+
+def _stack(waveforms: list[np.ndarray], names: list[str], folder: Path) -> np.ndarray:
+    lengths = {len(waveform) for waveform in waveforms}
+    if len(lengths) > 1:
+        raise InputError(
+            f"{folder} has clips of {min(lengths)} to {max(lengths)} samples beside each other, as {names[0]}; a task "
+            "with a sample_duration has clips of one length"
+        )
+    return np.stack(waveforms)
+
+
+def _put_together(task: Task, split: str, clips: dict[str, _Clip], order: random.Random) -> SplitEmbeddings:
+    files = list(task.files[split])
+    order.shuffle(files)
+    numbers = {label: number for number, label in enumerate(task.labels)}
+    rows = [len(clips[name].vectors) for name in files]
+    targets = np.zeros((sum(rows), len(task.labels)), dtype=bool)
+    first = 0
+    for name, count in zip(files, rows, strict=True):
+        _mark(targets[first : first + count], task.files[split][name], clips[name].times_ms, numbers)
+        first += count
+    return SplitEmbeddings(
+        files,
+        np.concatenate([clips[name].vectors for name in files]),
+        targets,
+        np.repeat(np.arange(len(files)), rows),
+        np.concatenate([clips[name].times_ms for name in files]),
+    )
+
+
+def _mark(targets: np.ndarray, labels: list[str] | list[Event], times_ms: np.ndarray, numbers: dict[str, int]) -> None:
+    for label in labels:
+        if isinstance(label, Event):
+            during = (label.start_ms <= times_ms) & (times_ms < label.end_ms + _END_MARGIN_MS)
+            targets[during, numbers[label.label]] = True
+        else:
+            targets[:, numbers[label]] = True

@@ -1,0 +1,147 @@
+"""Scores of a task's rows: while a head is trained, to choose it, and at the end, on what was held out."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from melmask.evaluate.embeddings import SplitEmbeddings
+from melmask.evaluate.events import event_score, events_of
+from melmask.evaluate.heads import Judge, Rows, Validation, better
+from melmask.evaluate.metrics import higher_is_better, scene_score
+from melmask.evaluate.tasks import Event, Task
+
+Postprocessing = dict[str, float]
+"""How probabilities become events: median_filter_ms and min_duration, in ms (`events_of`)."""
+Predictions = dict[str, np.ndarray]
+
+
+@dataclass
+class TaskRows:
+    """One task's vectors, to be put together to any of its splits, on one device."""
+
+    task: Task
+    embeddings: dict[str, SplitEmbeddings]
+    device: torch.device
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a row may have any number of labels."""
+        return self.task.prediction_type == "multilabel"
+
+    @property
+    def maximize(self) -> bool:
+        """Whether heads are chosen by a score that should be large, and not by one, or a loss, that should be small."""
+        return self.task.stop_on_score and higher_is_better(self.task.metrics[0])
+
+    def rows(self, splits: Sequence[str]) -> Rows:
+        """Splits one after another, as the kit puts folds together."""
+        vectors = np.concatenate([self.embeddings[split].vectors for split in splits])
+        targets = torch.from_numpy(self.targets(splits)).float()
+        return Rows(torch.from_numpy(vectors).to(self.device), targets.to(self.device))
+
+    def targets(self, splits: Sequence[str]) -> np.ndarray:
+        """(rows, classes) bool."""
+        return np.concatenate([self.embeddings[split].targets for split in splits])
+
+    def judge(self, splits: Sequence[str], exact: bool) -> Judge:
+        """What scores a validation on `splits`: the loss, or the primary metric.
+
+        With `exact` the kit's choice among post-processings is made, which counts an undefined score as 0 and takes
+        the largest, of error rates too; without, the best.
+        """
+        if self.task.embedding_type == "event":
+            return self._event_judge(splits, exact)
+        metric, targets = self.task.metrics[0], self.targets(splits)
+        if not self.task.stop_on_score:
+            return lambda _, loss: Validation(loss)
+        return lambda probabilities, _: Validation(scene_score(metric, probabilities, targets))
+
+    def _event_judge(self, splits: Sequence[str], exact: bool) -> Judge:
+        metric, maximize = self.task.metrics[0], self.maximize
+        choices = postprocessings(self.task)
+        if not self.task.stop_on_score:
+            return lambda _, loss: Validation(loss, choices[0])
+
+        def judge(probabilities: np.ndarray, _: float) -> Validation:
+            found = [Validation(self._event_scores(splits, probabilities, c, [metric])[metric], c) for c in choices]
+            best = found[0]
+            for other in found[1:]:
+                if exact:
+                    best = max(best, other, key=_kit_order)
+                elif better(other.score, best.score, maximize):
+                    best = other
+            return best
+
+        return judge
+
+    def test(
+        self, splits: Sequence[str], probabilities: Float[np.ndarray, "rows classes"], chosen: Postprocessing | None
+    ) -> tuple[dict[str, float], Predictions]:
+        """Every metric on held-out splits, and the predictions to be kept (docs/formats.md)."""
+        if self.task.embedding_type == "event":
+            chosen = chosen or postprocessings(self.task)[0]
+            scores = self._event_scores(splits, probabilities, chosen, self.task.metrics)
+            return scores, {
+                "predicted": _as_text(self._events(splits, probabilities, chosen)),
+                "reference": _as_text(self._reference(splits)),
+            }
+        targets = self.targets(splits)
+        clips = [(name, split) for split in splits for name in self.embeddings[split].files]
+        return {metric: scene_score(metric, probabilities, targets) for metric in self.task.metrics}, {
+            "files": np.array([name for name, _ in clips]),
+            "split": np.array([split for _, split in clips]),
+            "targets": targets.astype(np.uint8),
+            "probabilities": probabilities,
+        }
+
+    def _event_scores(
+        self, splits: Sequence[str], probabilities: np.ndarray, chosen: Postprocessing, metrics: Sequence[str]
+    ) -> dict[str, float]:
+        """Each metric's main part under the metric's name, and all its parts under metric_part."""
+        predicted, reference = self._events(splits, probabilities, chosen), self._reference(splits)
+        scores: dict[str, float] = {}
+        for metric in metrics:
+            parts = event_score(metric, predicted, reference, self.task.labels)
+            scores[metric] = next(iter(parts.values()))
+            scores |= {f"{metric}_{part}": value for part, value in parts.items()}
+        return scores
+
+    def _events(
+        self, splits: Sequence[str], probabilities: np.ndarray, chosen: Postprocessing
+    ) -> dict[str, list[Event]]:
+        found: dict[str, list[Event]] = {}
+        first = 0
+        for split in splits:
+            part = self.embeddings[split]
+            steps = np.bincount(part.clip_of, minlength=len(part.files))
+            for name, count, end in zip(part.files, steps, np.cumsum(steps), strict=True):
+                rows = slice(first + end - count, first + end)
+                times_ms = part.times_ms[end - count : end]
+                found[name] = events_of(probabilities[rows], times_ms, self.task.labels, **chosen)
+            first += len(part.clip_of)
+        return found
+
+    def _reference(self, splits: Sequence[str]) -> dict[str, list[Event]]:
+        return {name: events for split in splits for name, events in self.task.files[split].items()}
+
+
+def postprocessings(task: Task) -> list[Postprocessing]:
+    """Every way of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
+    choices: list[Postprocessing] = [{}]
+    for name in sorted(task.event_grid):
+        choices = [{**choice, name: float(value)} for choice in choices for value in task.event_grid[name]]
+    return choices
+
+
+def _kit_order(validation: Validation) -> tuple[float, Any]:
+    return (0.0 if math.isnan(validation.score) else validation.score, tuple(validation.detail.items()))
+
+
+def _as_text(events: dict[str, list[Event]]) -> np.ndarray:
+    return np.array(json.dumps(events))

@@ -1,0 +1,297 @@
+"""`melmask make-task`: a user's labels and sounds as a task folder, which melmask and the HEAR kit evaluate alike.
+
+The layout is that of `melmask.evaluate.tasks`, with one file more, which the kit passes over: `failed.csv`, path and
+reason of each sound file that could not be read and was left out.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from melmask.errors import ConfigError, InputError, OutputError
+from melmask.evaluate.leaks import find_leaks
+from melmask.evaluate.task_sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
+from melmask.evaluate.task_table import ClipTable, Division, as_kit_reads, divide, read_clips
+from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, Event, read_task
+from melmask.files import output_error
+
+AUTO, NATIVE = "auto", "native"
+FAILED = "failed.csv"
+_METRICS = {
+    "multiclass": ["top1_acc", "mAP", "d_prime", "aucroc"],
+    "multilabel": ["mAP", "d_prime", "aucroc"],
+    "event": ["event_onset_200ms_fms", "segment_1s_er"],
+}
+# As HEAR's maestro task: the loss decides when to stop, so the events are made in one way (ms).
+_EVENT_METADATA = {
+    "evaluation_params": {"event_postprocessing_grid": {"median_filter_ms": [150], "min_duration": [50]}},
+    "use_scoring_for_early_stopping": False,
+}
+
+
+class TaskReport(NamedTuple):
+    """What was made.
+
+    Attributes: `folder`; `clips` in it; `failed`, files that could not be read; `classes`; `split_mode` and `sizes`
+    (clips of each split); `sample_duration_s`, None for clips of any length; `notes`, each a line.
+    """
+
+    folder: Path
+    clips: int
+    failed: int
+    classes: int
+    split_mode: str
+    sizes: dict[str, int]
+    sample_duration_s: float | None
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        length = "any length" if self.sample_duration_s is None else f"{self.sample_duration_s:g} s"
+        sizes = ", ".join(f"{split} {clips}" for split, clips in self.sizes.items())
+        first = f"{self.folder}: {self.clips} clips of {length}, {self.classes} classes; {self.split_mode}: {sizes}"
+        return "\n".join([first, *self.notes])
+
+
+def make_task(
+    labels_csv: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    version: str = "v1",
+    mode: str = "full",
+    kind: str | None = None,
+    scheme: str | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    rates_hz: Sequence[int] = (16000,),
+    duration_s: float | str = AUTO,
+    audio_root: Path | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> TaskReport:
+    """Write the task folder `out/<name>-<version>-<mode>`; it appears when it is complete.
+
+    Args:
+        labels_csv: the labels, see `melmask.evaluate.task_table`.
+        out: the folder of task folders.
+        name: of the task; the table's file name where None.
+        version: the next part of the folder's name.
+        mode: the last part of it.
+        kind: "multiclass", "multilabel" or "event"; told by the table's columns where None.
+        scheme: how clips are divided into splits: "fold", "split" or "new", see `divide`; None for the first possible.
+        folds: how many "new" makes.
+        seed: of what is divided here.
+        rates_hz: sample rates to write; a model is evaluated at its own.
+        duration_s: seconds that every clip is cut or zero-padded to at its end, as HEAR does; "native" leaves clips
+            as long as they are. "auto": where 19 of 20 clips are within 10 % of the median length, the longest of
+            these, rounded up to 10 ms; else native, so that nothing is cut unasked.
+        audio_root: where relative paths start, see `read_labels`.
+        threads: that decode; all cores where None.
+        overwrite: replace a task of that name.
+
+    Raises:
+        ConfigError: an option that cannot be used.
+        InputError: the table cannot be used, or no sound file can be read. Single files that cannot are left out.
+        OutputError: the place cannot be written to, or has such a task already.
+    """
+    title, name = _title(labels_csv, name, version, mode)
+    _check_options(rates_hz, duration_s)
+    table, notes = as_kit_reads(read_clips(labels_csv, kind, audio_root))
+    divided = partial(divide, scheme=scheme, folds=folds, seed=seed)
+    divided(table)  # What is wrong with the table shows before hours of decoding.
+    with _building(out / title, overwrite) as building:
+        fixed_s = common_length_s(table.paths) if duration_s == AUTO else _seconds(duration_s)
+        table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, threads)
+        table, event_notes = _within_clips(table, sounds)
+        _check_classes(table)
+        division = divided(table)
+        move_to_splits(building, rates_hz, names, division.split_of)
+        _write_labels(building, _metadata(name, version, mode, table.kind, division, fixed_s), table, names, division)
+        notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
+    return _report(out / title, table, division, fixed_s, failed, notes)
+
+
+def _report(
+    folder: Path, table: ClipTable, division: Division, fixed_s: float | None, failed: int, notes: tuple[str, ...]
+) -> TaskReport:
+    notes += tuple(_absence_notes(table, division))
+    if failed:
+        notes += (f"{failed} files could not be read and were left out, see {FAILED} there",)
+    sizes = {split: division.split_of.count(split) for split in division.splits}
+    clips, classes = len(table.paths), len(table.class_names)
+    return TaskReport(folder, clips, failed, classes, division.mode, sizes, fixed_s, notes)
+
+
+def _title(labels_csv: Path, name: str | None, version: str, mode: str) -> tuple[str, str]:
+    name = re.sub(r"[^\w.]+", "_", labels_csv.stem).lstrip(".") if name is None else name
+    for what, word in (("name", name), ("version", version), ("mode", mode)):
+        if not re.fullmatch(r"\w[\w.+-]*", word):
+            raise ConfigError(f"the task's {what} is {word!r}; expected letters, digits and the signs _ . + -")
+    return f"{name}-{version}-{mode}", name
+
+
+def _check_options(rates_hz: Sequence[int], duration_s: float | str) -> None:
+    if not rates_hz or min(rates_hz) < 1:
+        raise ConfigError(f"sample rates are {', '.join(map(str, rates_hz)) or 'none'}; expected whole numbers of Hz")
+    if isinstance(duration_s, str):
+        fits = duration_s in (AUTO, NATIVE)
+    else:
+        fits = duration_s * min(rates_hz) >= 1 and math.isfinite(duration_s)
+    if not fits:
+        raise ConfigError(f"the clips' duration is {duration_s!r}; expected seconds, {AUTO} or {NATIVE}")
+
+
+def _seconds(duration_s: float | str) -> float | None:
+    return None if isinstance(duration_s, str) else float(duration_s)
+
+
+@contextlib.contextmanager
+def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place on success and is gone otherwise."""
+    if folder.exists():
+        if not overwrite:
+            raise OutputError(f"{folder} exists; choose another --name, --version or --out, or give --overwrite")
+        if not (folder / METADATA).is_file():
+            raise OutputError(f"{folder} is no task folder, so it is not overwritten; choose another --name or --out")
+    # The dot keeps it from being taken for a task, the fixed name lets the next call clear what a killed one left.
+    building, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
+    try:
+        for rest in (building, replaced):
+            shutil.rmtree(rest, ignore_errors=True)
+        building.mkdir(parents=True)
+        yield building
+        if folder.exists():
+            folder.replace(replaced)
+        building.replace(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _readable(
+    table: ClipTable, rates_hz: Sequence[int], fixed_s: float | None, building: Path, threads: int | None
+) -> tuple[ClipTable, list[str], list[SoundReport], int]:
+    """Write the sounds; the rows that could be read, the names of their files, and how many could not be."""
+    names = wav_names(table.paths)
+    sounds = write_sounds(table.paths, names, rates_hz, fixed_s, building, threads)
+    failures = [(str(path), sound.error) for path, sound in zip(table.paths, sounds, strict=True) if sound.error]
+    if len(failures) == len(sounds):
+        raise InputError(f"none of the {len(failures)} files could be read; the first: {failures[0][1]}")
+    if failures:
+        _write_table(building / FAILED, [("path", "reason"), *failures])
+    kept = [row for row, sound in enumerate(sounds) if sound.error is None]
+    return table.rows(kept), [names[row] for row in kept], [sounds[row] for row in kept], len(failures)
+
+
+def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTable, tuple[str, ...]]:
+    """Events as far as they can be heard: those that begin after the clip's end are left out, others end with it."""
+    if table.kind != "event":
+        return table, ()
+    targets, gone = [], 0
+    for events, clip in zip(table.targets, written, strict=True):
+        end_ms = clip.sound_s * 1000
+        heard = [event._replace(end_ms=min(event.end_ms, end_ms)) for event in events if event.start_ms < end_ms]
+        gone += len(events) - len(heard)
+        targets.append(heard)
+    notes = (f"{gone} events begin after their clip's end and were left out",) if gone else ()
+    return dataclasses.replace(table, targets=targets), notes
+
+
+def _check_classes(table: ClipTable) -> None:
+    """What could not be read, or heard, may have taken a class with it."""
+    fewest = 2 if table.kind == "multiclass" else 1
+    if len(table.class_names) < fewest:
+        left = f"{len(table.class_names)} classes are left in the clips that could be read"
+        raise InputError(f"{table.source}: {left}; expected {fewest} or more, check the files")
+
+
+def _metadata(name: str, version: str, mode: str, kind: str, division: Division, fixed_s: float | None) -> Any:
+    """Every key of the kit's and of hear-preprocess's own tasks that says something here."""
+    if division.mode == "trainvaltest":
+        sizes: dict[str, Any] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
+    else:
+        sizes = {"nfolds": len(division.splits), "max_task_duration_by_fold": None}
+    return {
+        "task_name": name,
+        "version": version,
+        "embedding_type": "event" if kind == "event" else "scene",
+        "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
+        "default_mode": mode,
+        "mode": mode,
+        "tmp_dir": "_workdir",
+        "split_mode": division.mode,
+        "splits": list(division.splits),
+        **sizes,
+        "sample_duration": fixed_s,
+        "evaluation": _METRICS[kind],
+        **(_EVENT_METADATA if kind == "event" else {}),
+    }
+
+
+def _write_labels(building: Path, metadata: Any, table: ClipTable, names: list[str], division: Division) -> None:
+    _write_json(building / METADATA, metadata)
+    _write_table(building / VOCABULARY, [("idx", "label"), *enumerate(table.class_names)])
+    content: dict[str, dict[str, list[Any]]] = {split: {} for split in division.splits}
+    for name, split, items in zip(names, division.split_of, table.targets, strict=True):
+        content[split][name] = [
+            {"label": item.label, "start": item.start_ms, "end": item.end_ms} if isinstance(item, Event) else item
+            for item in items
+        ]
+    for split, labels in content.items():
+        _write_json(building / f"{split}.json", labels)
+    if table.groups is not None:
+        _write_json(building / GROUPS, dict(zip(names, table.groups, strict=True)))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _leak_notes(folder: Path) -> tuple[str, ...]:
+    """What is on both sides of a split; the folder is read as any other task, which checks it."""
+    leaks = find_leaks(read_task(folder))
+    notes = []
+    if leaks.groups:
+        notes.append(f"{leaks.groups} groups are tested and trained on, as the table has it")
+    if leaks.files:
+        notes.append(f"{leaks.files} sounds are tested and trained on")
+    return tuple(notes)
+
+
+def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str]:
+    """How many clips were cut or padded to the common length, the rounding of that to 10 ms aside."""
+    if fixed_s is None:
+        return []
+    cut = sum(clip.cut for clip in written)
+    padded = sum(fixed_s - clip.sound_s > 0.01 for clip in written)
+    return [f"{cut} clips were longer than {fixed_s:g} s and cut, {padded} shorter and padded"] if cut or padded else []
+
+
+def _absence_notes(table: ClipTable, division: Division) -> list[str]:
+    """Which splits lack classes: scores are poor or undefined there."""
+    present: dict[str, set[str]] = {split: set() for split in division.splits}
+    for names, split in zip(table.names, division.split_of, strict=True):
+        present[split].update(names)
+    classes = table.class_names
+    lacking = {split: [name for name in classes if name not in known] for split, known in present.items()}
+    return [
+        f"{split} has no clip of {len(absent)} of {len(classes)} classes ({', '.join(absent[:3])}"
+        f"{', ...' if len(absent) > 3 else ''}): scores averaged over classes mean little there"
+        for split, absent in lacking.items()
+        if absent
+    ]

@@ -1,0 +1,57 @@
+"""Scores of whole clips, as the HEAR kit computes them (heareval 2021.1.3, score.py)."""
+
+import math
+import warnings
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from melmask.errors import MissingExtraError
+
+SCENE_METRICS = ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc")
+_SMALLER_IS_BETTER = ("segment_1s_er",)
+_SEMITONES = 12
+
+
+def scene_score(
+    metric: str, probabilities: Float[np.ndarray, "rows classes"], targets: Bool[np.ndarray, "rows classes"]
+) -> float:
+    """One metric of multiclass or multilabel predictions.
+
+    top1_acc, pitch_acc: share of rows whose largest probability is at the (first) target.  chroma_acc: the same with
+    class numbers modulo 12.  mAP: average precision, mean over classes; one without positives counts 0.  aucroc: area
+    under the ROC curve, mean over classes.  d_prime: mean over classes of sqrt(2) times the probit of the area.
+
+    Returns:
+        The score; NaN for aucroc and d_prime if a class has no positives or no negatives, infinite d_prime where one
+        is separated perfectly.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    assert metric in SCENE_METRICS, metric
+    if metric in ("top1_acc", "pitch_acc"):
+        return float(np.mean(probabilities.argmax(1) == targets.argmax(1)))
+    if metric == "chroma_acc":
+        return float(np.mean(probabilities.argmax(1) % _SEMITONES == targets.argmax(1) % _SEMITONES))
+    try:
+        from scipy.special import ndtri
+        from sklearn.metrics import average_precision_score, roc_auc_score
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "eval") from None
+    with warnings.catch_warnings():
+        # Classes without positives are dealt with as said above.
+        warnings.simplefilter("ignore")
+        if metric == "mAP":
+            return float(average_precision_score(targets, probabilities, average="macro"))
+        if not (targets.any(0) & ~targets.all(0)).all():
+            return math.nan
+        if metric == "aucroc":
+            return float(roc_auc_score(targets, probabilities, average="macro"))
+        areas = np.atleast_1d(roc_auc_score(targets, probabilities, average=None))
+        return float(np.mean(ndtri(areas) * math.sqrt(2)))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of a scene or event metric is better: true of all but error rates."""
+    return metric not in _SMALLER_IS_BETTER

@@ -1,0 +1,379 @@
+"""HEAR 2021 task folders: what is to be predicted from which clips, how they are split, how it is scored.
+
+    esc50-v2.0.0-full/
+        task_metadata.json      kinds, splits, metrics, length of the clips
+        labelvocabulary.csv     idx,label with idx 0 to n - 1
+        fold00.json ...         or train.json, valid.json, test.json: {"a.wav": ["dog"]}, of an event task
+                                {"a.wav": [{"label": "dog", "start": 0.0, "end": 1200.0}]}, times in ms
+        48000/fold00/a.wav      int16 mono, one folder per sample rate
+        groups.json             {"a.wav": "speaker 1"}: melmask's own, and optional
+
+They are read as the HEAR evaluation kit reads them (heareval 2021.1.3, task_predictions.py and score.py); what the
+kit stops at with an assertion or a KeyError is refused here in one line.
+"""
+
+import csv
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from melmask.errors import InputError, unknown_name
+
+METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
+METRICS = {
+    "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
+    "event": (
+        "event_onset_200ms_fms",
+        "event_onset_50ms_fms",
+        "event_onset_offset_50ms_20perc_fms",
+        "segment_1s_er",
+    ),
+}
+"""Names of the metrics by embedding type."""
+PREDICTION_TYPES = {"scene": ("multiclass", "multilabel"), "event": ("multilabel",)}
+FOLD_MODES = ("new_split_kfold", "presplit_kfold")
+SPLIT_MODES = ("trainvaltest", *FOLD_MODES)
+FEWEST_FOLDS = 3
+"""One to test, one to choose the epoch by, and one to train on."""
+# What the kit has in its source instead of in the tasks' metadata.
+_EVENT_GRID = {"median_filter_ms": [250], "min_duration": [125, 250]}
+_EVENT_DEFAULTS = {"median_filter_ms": [150], "min_duration": [60]}
+_GRIDS_BY_NAME = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}
+
+
+class Event(NamedTuple):
+    """A sound within a clip, from `start_ms` to `end_ms`."""
+
+    label: str
+    start_ms: float
+    end_ms: float
+
+
+class DataSplit(NamedTuple):
+    """One way to train and test: the names of the splits that each part is made of."""
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The tested splits, as the kit names its results: "fold00", "test"."""
+        return "|".join(self.test)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task folder, read and checked.
+
+    Attributes:
+        folder: where it lies; `title` is its name, "esc50-v2.0.0-full".
+        name: the task's name, "esc50".
+        embedding_type: "scene" (one vector a clip) or "event" (one a time step).
+        prediction_type: "multiclass" (exactly one label a clip) or "multilabel" (any number).
+        labels: the classes; the position is the index.
+        splits: names of the splits, in the metadata's order.
+        data_splits: with folds, one for each: fold i tests, fold i + 1 validates, the rest train.
+        metrics: names among `METRICS`; models are selected on the first.
+        sample_duration_s: length of every clip; None where each has its own.
+        stop_on_score: whether training stops on the first metric; else on the validation loss.
+        parameter_grid: hyper-parameters the task sets itself, each with the values to try.
+        event_grid: values to try of median_filter_ms and min_duration (ms).
+        files: split -> name of the wav -> its labels (scene) or events (event), in the files' order.
+        groups: name of the wav -> what should not be on both sides of a split; empty where the task does not say.
+    """
+
+    folder: Path
+    name: str
+    embedding_type: str
+    prediction_type: str
+    labels: tuple[str, ...]
+    splits: tuple[str, ...]
+    data_splits: tuple[DataSplit, ...]
+    metrics: tuple[str, ...]
+    sample_duration_s: float | None
+    stop_on_score: bool
+    parameter_grid: dict[str, list[Any]]
+    event_grid: dict[str, list[Any]]
+    files: dict[str, dict[str, list[Any]]]
+    groups: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """The folder's name, which tells apart versions of a task."""
+        return self.folder.name
+
+    def audio_folder(self, split: str, rate_hz: int) -> Path:
+        """Where a split's wav files of a sample rate lie, if the task has them at that rate."""
+        return self.folder / str(rate_hz) / split
+
+
+def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
+    """The tasks below `folder`, sorted by folder name; `folder` may be a single task's own.
+
+    Args:
+        folder: holds task folders; anything else in it is passed over.
+        names: the wanted tasks, by task name ("esc50", every version of it) or folder name; all where empty.
+
+    Raises:
+        InputError: there are no tasks, or a wanted one cannot be used.
+        ConfigError: no task has one of the names; the message gives the nearest.
+    """
+    found = [folder] if (folder / METADATA).is_file() else _task_folders(folder)
+    if not names:
+        return [read_task(one) for one in found]
+    known = {one: (one.name, _name_of(one)) for one in found}
+    for name in names:
+        if not any(name in both for both in known.values()):
+            raise unknown_name("task", name, list(dict.fromkeys(name for both in known.values() for name in both)))
+    return [read_task(one) for one in found if set(known[one]) & set(names)]
+
+
+def _task_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the one that holds the task folders")
+    # A name with a dot in front is a task that is being made.
+    found = sorted(path.parent for path in folder.glob(f"*/{METADATA}") if not path.parent.name.startswith("."))
+    if not found:
+        deeper = next(folder.glob(f"*/*/{METADATA}"), None)
+        hint = f"there are some in {deeper.parents[1]}, give that" if deeper else "melmask make-task makes one"
+        raise InputError(f"{folder} holds no task folder, that is one with {METADATA}; {hint}")
+    return found
+
+
+def _name_of(folder: Path) -> str:
+    """The task's name, or the folder's where the metadata cannot be read: that is reported if the task is wanted."""
+    try:
+        return str(_read_object(folder / METADATA).get("task_name", folder.name))
+    except InputError:
+        return folder.name
+
+
+def read_task(folder: Path) -> Task:
+    """Read and check a task folder; the sound files are not looked at.
+
+    Raises:
+        InputError: a file is missing or damaged, or holds what the kit could not use.
+    """
+    metadata = _Metadata(folder / METADATA)
+    embedding_type = metadata.choice("embedding_type", tuple(METRICS))
+    prediction_type = metadata.choice("prediction_type", PREDICTION_TYPES[embedding_type])
+    splits = metadata.texts("splits")
+    labels = _read_vocabulary(folder / VOCABULARY)
+    reader = _SplitReader(labels, embedding_type, prediction_type)
+    files = {split: reader.read(folder / f"{split}.json") for split in splits}
+    if embedding_type == "event":
+        _check_distinct(folder, files)
+    name = metadata.text("task_name")
+    stop_on_score = metadata.flag("use_scoring_for_early_stopping", True)
+    event_grid = metadata.grid("event_postprocessing_grid")
+    task = Task(
+        folder=folder,
+        name=name,
+        embedding_type=embedding_type,
+        prediction_type=prediction_type,
+        labels=labels,
+        splits=splits,
+        data_splits=metadata.data_splits(splits),
+        metrics=metadata.metrics(METRICS[embedding_type]),
+        sample_duration_s=metadata.duration(),
+        stop_on_score=stop_on_score,
+        parameter_grid={**_GRIDS_BY_NAME.get(name, {}), **metadata.grid("task_specific_param_grid")},
+        event_grid={**_EVENT_DEFAULTS, **event_grid} if event_grid else dict(_EVENT_GRID),
+        files=files,
+        groups=_read_groups(folder / GROUPS),
+    )
+    if embedding_type == "event" and not stop_on_score and math.prod(map(len, task.event_grid.values())) > 1:
+        raise metadata.wrong("event_postprocessing_grid", event_grid, "one value each, as nothing is chosen by score")
+    return task
+
+
+class _Metadata:
+    """task_metadata.json, each value checked as it is taken out."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._values = _read_object(path)
+
+    def wrong(self, key: str, value: Any, expected: str) -> InputError:
+        return InputError(f"{self._path}: {key} is {json.dumps(value)}; expected {expected}; correct it")
+
+    def _take(self, key: str) -> Any:
+        if key not in self._values:
+            raise InputError(f"{self._path} has no {key!r}; the kit needs one, add it")
+        return self._values[key]
+
+    def text(self, key: str) -> str:
+        value = self._take(key)
+        if not isinstance(value, str) or not value:
+            raise self.wrong(key, value, "a text")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._take(key)
+        is_list = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
+        if not is_list or len(set(value)) < len(value):
+            raise self.wrong(key, value, "a list of different names")
+        return tuple(value)
+
+    def choice(self, key: str, known: Sequence[str]) -> str:
+        value = self._take(key)
+        if value not in known:
+            raise self.wrong(key, value, " or ".join(known))
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def duration(self) -> float | None:
+        value = self._take("sample_duration")
+        if value is None:
+            return None
+        if not _is_number(value) or value <= 0:
+            raise self.wrong("sample_duration", value, "seconds, or null for clips of any length")
+        return float(value)
+
+    def metrics(self, known: Sequence[str]) -> tuple[str, ...]:
+        names = self.texts("evaluation")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise self.wrong("evaluation", unknown[0], f"some of {', '.join(known)}")
+        return names
+
+    def grid(self, key: str) -> dict[str, list[Any]]:
+        parameters = self._values.get("evaluation_params") or {}
+        grid = parameters.get(key, {}) if isinstance(parameters, dict) else parameters
+        if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+            raise self.wrong(key, grid, "an object of lists of values")
+        return grid
+
+    def data_splits(self, splits: tuple[str, ...]) -> tuple[DataSplit, ...]:
+        if self.choice("split_mode", SPLIT_MODES) in FOLD_MODES:
+            folds = sorted(splits)
+            if len(folds) < FEWEST_FOLDS:
+                raise self.wrong("splits", folds, f"at least {FEWEST_FOLDS} folds: to test, to validate and to train")
+            # Where each fold is followed by the next, the last by the first.
+            turns = [folds[i:] + folds[:i] for i in range(len(folds))]
+            return tuple(DataSplit(tuple(sorted(turn[2:])), (turn[1],), (turn[0],)) for turn in turns)
+        if missing := {"train", "valid", "test"} - set(splits):
+            raise self.wrong("splits", list(splits), f"{', '.join(sorted(missing))} too with split_mode trainvaltest")
+        return (DataSplit(("train",), ("valid",), ("test",)),)
+
+
+def _read_vocabulary(path: Path) -> tuple[str, ...]:
+    """The classes in the order of `idx`, which has to run from 0 to n - 1."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({_reason(error)}); expected a CSV table idx,label") from error
+    if not rows or not {"idx", "label"} <= rows[0].keys():
+        raise InputError(f"{path} has no rows under idx,label; expected one for each class")
+    label_of = {str(row["idx"]).strip(): _plain(row["label"] or "") for row in rows}
+    wanted = [str(index) for index in range(len(rows))]
+    if sorted(label_of) != sorted(wanted):
+        raise InputError(f"{path}: idx is {', '.join(label_of)}; expected 0 to {len(rows) - 1}, each once")
+    labels = tuple(label_of[index] for index in wanted)
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise InputError(f"{path}: label {twice!r} is listed twice; expected each class once, remove one")
+    return labels
+
+
+def _plain(label: Any) -> str:
+    """A label as a text. The vocabularies have 007 where the splits may have 7: the kit's table reader makes it so."""
+    text = str(label)
+    return str(int(text)) if text.isdecimal() else text
+
+
+class _SplitReader(NamedTuple):
+    """Reads a split's labels, which depend on the kind of task."""
+
+    labels: tuple[str, ...]
+    embedding_type: str
+    prediction_type: str
+
+    def read(self, path: Path) -> dict[str, list[Any]]:
+        """Name of the wav -> labels or events."""
+        content = _read_object(path)
+        if not content:
+            raise InputError(f"{path} lists no files; expected at least one clip in each split")
+        read_one = self._events if self.embedding_type == "event" else self._scene
+        known = set(self.labels)
+        for name in content:
+            if Path(name).name != name:
+                raise InputError(f"{path}: {name!r} is not the plain name of a file; move it into the split's folder")
+        return {name: read_one(f"{path}: {name}", items, known) for name, items in content.items()}
+
+    def _scene(self, where: str, items: Any, known: set[str]) -> list[str]:
+        if not isinstance(items, list):
+            raise InputError(f"{where} has {json.dumps(items)}; expected a list of labels")
+        if self.prediction_type == "multiclass" and len(items) != 1:
+            raise InputError(f"{where} has {len(items)} labels; expected exactly one, as the task is multiclass")
+        return [self._known(where, item, known) for item in items]
+
+    def _events(self, where: str, items: Any, known: set[str]) -> list[Event]:
+        if not isinstance(items, list):
+            raise InputError(f"{where} has {json.dumps(items)}; expected a list of events")
+        events = []
+        for item in items:
+            if not isinstance(item, dict) or not {"label", "start", "end"} <= item.keys():
+                raise InputError(f"{where} has {json.dumps(item)}; expected label, start and end")
+            start_ms, end_ms = item["start"], item["end"]
+            if not (_is_number(start_ms) and _is_number(end_ms) and start_ms <= end_ms):
+                times = f"{json.dumps(start_ms)} to {json.dumps(end_ms)}"
+                raise InputError(f"{where} has an event from {times}; expected times in ms, the start first")
+            events.append(Event(self._known(where, item["label"], known), float(start_ms), float(end_ms)))
+        return events
+
+    def _known(self, where: str, item: Any, known: set[str]) -> str:
+        label = _plain(item)
+        if label not in known:
+            near = difflib.get_close_matches(label, self.labels, 1)
+            hint = f"the nearest there is {near[0]!r}" if near else "add it there"
+            raise InputError(f"{where} has label {label!r}, which {VOCABULARY} does not list; {hint}")
+        return label
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+    groups = _read_object(path) if path.exists() else {}
+    return {name: str(group) for name, group in groups.items()}
+
+
+def _check_distinct(folder: Path, files: dict[str, dict[str, list[Any]]]) -> None:
+    """Events are scored by file name, so that a name may stand for one clip only."""
+    split_of: dict[str, str] = {}
+    for split, names in files.items():
+        for name in names:
+            if name in split_of:
+                both = f"{split_of[name]} and {split}"
+                raise InputError(f"{folder}: {name} is in both {both}; events need different names, rename one")
+            split_of[name] = split
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected a HEAR task folder, copy or make it anew") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({_reason(error)}); expected JSON, copy or make it anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]

@@ -1,0 +1,148 @@
+"""The heads of the HEAR protocol: their layers, and when training stops, compared with the kit's rules."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from melmask.evaluate.heads import HeadConfig, Rows, StopRules, Validation, better, build_head, train_head
+
+SMALL = HeadConfig(hidden_dim=16, batch_size=32, max_epochs=30, validate_every_epochs=3, patience=4)
+KIT = StopRules(maximize=True)
+
+
+def rows_of(seed, count=96, classes=3):
+    """Blobs that a network can tell apart."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=count)
+    vectors = np.eye(classes, 8)[labels] * 3 + rng.standard_normal((count, 8))
+    return Rows(torch.from_numpy(vectors).float(), torch.from_numpy(np.eye(classes)[labels]).float())
+
+
+class Script:
+    """A judge that gives prepared scores, the last one for ever, and counts its calls."""
+
+    def __init__(self, *scores):
+        self.scores, self.calls = list(scores), 0
+
+    def __call__(self, probabilities, loss):
+        self.calls += 1
+        return Validation(self.scores[min(self.calls, len(self.scores)) - 1], self.calls)
+
+
+def train(config=SMALL, judge=None, rules=KIT, seed=0, multilabel=False, rows=None):
+    return train_head(rows or rows_of(0), rows_of(1), config, multilabel, judge or Script(0.5), rules, seed)
+
+
+def weights(head):
+    return torch.cat([value.flatten().float() for value in head.network.state_dict().values()])
+
+
+def test_a_head_is_linear_norm_dropout_relu_and_a_linear():
+    network = build_head(8, 3, HeadConfig(hidden_layers=2, hidden_dim=16))
+    kinds = [nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU]
+    assert [type(layer) for layer in network] == [*kinds, *kinds, nn.Linear]
+    assert network[2].p == 0.1
+    assert (network[-1].in_features, network[-1].out_features) == (16, 3)
+    assert [type(layer) for layer in build_head(8, 3, HeadConfig(hidden_layers=0))] == [nn.Linear]
+
+
+@pytest.mark.parametrize("name", ["xavier_uniform", "xavier_normal"])
+def test_weights_have_the_spread_of_the_kit(name):
+    network = build_head(300, 200, HeadConfig(hidden_layers=2, hidden_dim=400, initialization=name))
+    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+    for layer, gain in zip(linear, (1.0, math.sqrt(2), math.sqrt(2)), strict=True):
+        expected = gain * math.sqrt(2 / (layer.in_features + layer.out_features))
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.02)
+        largest = layer.weight.abs().max().item() / expected
+        assert largest <= math.sqrt(3) + 1e-6 if name == "xavier_uniform" else largest > 2.5
+
+
+def test_a_trained_head_tells_the_classes_apart():
+    def accuracy(probabilities, loss):
+        return Validation(float((probabilities.argmax(1) == rows_of(1).targets.argmax(1).numpy()).mean()))
+
+    head = train(judge=accuracy)
+    assert head.best.score > 0.8
+    probabilities = head.probabilities(rows_of(1).vectors)
+    assert accuracy(probabilities, 0.0).score == head.best.score
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_it_validates_each_third_epoch_and_stops_after_so_many_without_a_better_score():
+    judge = Script(0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.9)
+    head = train(judge=judge)
+    # The best is the second validation, epoch 5 from 0; four follow it, of which an equal one is not better.
+    assert (head.best.score, head.best.detail, head.epoch) == (0.5, 2, 5)
+    assert (judge.calls, head.epochs) == (6, 18)
+
+
+def test_the_weights_kept_are_those_of_the_best_validation():
+    best_early, best_late = train(judge=Script(0.9, 0.1)), train(judge=Script(0.1, 0.9))
+    stopped = train(HeadConfig(**{**vars(SMALL), "max_epochs": 3}), judge=Script(0.5))
+    assert torch.equal(weights(best_early), weights(stopped))
+    assert not torch.equal(weights(best_early), weights(best_late))
+
+
+def test_training_ends_with_the_last_epoch():
+    judge = Script(*np.linspace(0, 1, 20))
+    head = train(judge=judge)
+    assert (judge.calls, head.epochs, head.epoch) == (10, 30, 29)
+
+
+def test_a_loss_is_better_the_smaller():
+    head = train(judge=Script(0.9, 0.3, 0.6), rules=StopRules(maximize=False))
+    assert (head.best.score, head.epoch) == (0.3, 5)
+
+
+def test_a_score_that_is_no_number_ends_the_kits_training_but_not_the_fixed_one():
+    kit = train(judge=Script(0.2, math.nan, 0.8))
+    assert (kit.best.score, kit.epochs) == (0.2, 6)
+    fixed = train(judge=Script(math.nan, 0.2, math.nan, 0.8), rules=StopRules(maximize=True, nan_stops=False))
+    assert (fixed.best.score, fixed.epoch) == (0.8, 11)
+
+
+def test_better_is_strict_in_float32_and_nan_is_worst():
+    assert better(0.5, 0.4, True)
+    assert not better(0.4, 0.4, True)
+    assert not better(0.4 + 1e-12, 0.4, True)
+    assert better(0.4, 0.5, False)
+    assert better(0.0, math.nan, True)
+    assert not better(math.nan, math.nan, True)
+    assert not better(math.nan, 0.0, False)
+
+
+def test_all_chance_comes_from_the_seed_and_none_is_left_behind():
+    state = torch.random.get_rng_state()
+    one, same, other = train(seed=1), train(seed=1), train(seed=2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(weights(one), weights(same))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_the_order_of_the_rows_is_drawn_anew_only_where_asked_for():
+    config = HeadConfig(**{**vars(SMALL), "dropout": 0.0, "max_epochs": 3})
+    kept, drawn = (train(config, rules=StopRules(True, reshuffle=reshuffle)) for reshuffle in (False, True))
+    assert not torch.allclose(weights(kept), weights(drawn))
+
+
+def test_a_last_batch_of_one_row_is_left_out():
+    rows = rows_of(0, count=65)
+    config = HeadConfig(**{**vars(SMALL), "dropout": 0.0, "max_epochs": 3})
+    whole, without = (train(config, rows=Rows(*(t[:n] for t in rows))) for n in (65, 64))
+    assert torch.equal(weights(whole), weights(without))
+
+
+def test_the_classes_of_a_multilabel_task_are_independent():
+    rows = rows_of(0)
+    both = Rows(rows.vectors, (rows.targets + rows.targets.roll(1, 1)).clamp(max=1))
+    head = train(multilabel=True, rows=both)
+    sums = head.probabilities(rows.vectors).sum(1)
+    assert sums.max() > 1.2
+
+
+def test_fewer_epochs_than_a_validation_takes_still_give_a_head():
+    head = train(HeadConfig(**{**vars(SMALL), "max_epochs": 2}), judge=Script(0.7))
+    assert (head.best.score, head.epoch, head.epochs) == (0.7, 1, 2)

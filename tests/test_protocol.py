@@ -1,0 +1,305 @@
+"""The downstream protocols on tasks small enough to search in a second, and the evaluation's files."""
+
+import csv
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from hear_folders import RATE_HZ, grid, write_event_task, write_fold_task, write_tag_task
+from sklearn.model_selection import ParameterGrid
+
+from melmask.errors import ConfigError, InputError
+from melmask.evaluate import hear_job
+from melmask.evaluate.clients import Choice, open_client
+from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
+from melmask.evaluate.heads import HeadConfig, Validation
+from melmask.evaluate.hear_job import evaluate, table_text
+from melmask.evaluate.judging import TaskRows, postprocessings
+from melmask.evaluate.protocol import LINEAR_SEEDS, grid_of, run_split
+from melmask.evaluate.tasks import read_task
+
+CPU = Choice(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def hear_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hear")
+    for write in (write_fold_task, write_tag_task, write_event_task):
+        write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows_of(hear_folder, tmp_path_factory):
+    """The log-mel baseline's vectors of a task."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def rows(title):
+        task = read_task(hear_folder / title)
+        return TaskRows(task, embed_task(open_client("logmel", CPU), task, cache), torch.device("cpu"))
+
+    return rows
+
+
+def with_metadata(folder, **changes):
+    path = folder / "task_metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return read_task(folder)
+
+
+def kit_points(values):
+    """The kit's grid: scikit-learn's, shuffled by Python's generator after the seed 42."""
+    points = list(ParameterGrid(values))
+    random.Random(42).shuffle(points)
+    return points
+
+
+def test_the_grid_is_the_kits_in_the_kits_order(tmp_path):
+    task = with_metadata(write_fold_task(tmp_path), evaluation_params={})
+    values = {
+        "batch_size": [1024],
+        "dropout": [0.1],
+        "hidden_layers": [1, 2],
+        "initialization": ["xavier_uniform", "xavier_normal"],
+        "lr": [3.2e-3, 1e-3, 3.2e-4, 1e-4],
+        "patience": [20],
+    }
+    found = grid_of(task)
+    assert len(found) == 8
+    for config, point in zip(found, kit_points(values), strict=False):
+        assert (config.hidden_layers, config.initialization, config.learning_rate) == (
+            point["hidden_layers"],
+            point["initialization"],
+            point["lr"],
+        )
+    assert (found[0].max_epochs, found[0].validate_every_epochs, found[0].patience) == (500, 3, 20)
+    assert len(grid_of(task, 100)) == 16
+
+
+def test_a_tasks_own_grid_comes_before_the_kits(tmp_path):
+    values = {"hidden_layers": [1], "dropout": [0.2, 0.4], "check_val_every_n_epoch": [7]}
+    task = with_metadata(write_fold_task(tmp_path), evaluation_params={"task_specific_param_grid": values})
+    points = kit_points(values | {"lr": [3.2e-3, 1e-3, 3.2e-4, 1e-4], "initialization": ["u", "n"]})
+    found = grid_of(task, 16)
+    assert [(c.dropout, c.learning_rate) for c in found] == [(p["dropout"], p["lr"]) for p in points]
+    assert {c.validate_every_epochs for c in found} == {7}
+    wrong = with_metadata(task.folder, evaluation_params={"task_specific_param_grid": {"optim": ["SGD"]}})
+    with pytest.raises(InputError, match="task_specific_param_grid has 'optim'; known are hidden_layers"):
+        grid_of(wrong)
+
+
+def blobs(task, clips):
+    """Vectors that a linear layer tells apart, instead of a model's."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for split in task.splits:
+        labels = rng.integers(3, size=clips)
+        vectors = np.eye(3, 8)[labels] * 4 + rng.standard_normal((clips, 8))
+        files = [f"{split}-{i}.wav" for i in range(clips)]
+        targets = np.eye(3, dtype=bool)[labels]
+        found[split] = SplitEmbeddings(files, vectors.astype(np.float32), targets, np.arange(clips), np.zeros(0))
+    return found
+
+
+def test_the_linear_protocol_has_three_seeds_and_a_linear_head(rows_of):
+    task = rows_of("pitches-v1-full").task
+    result = run_split(TaskRows(task, blobs(task, 800), torch.device("cpu")), task.data_splits[0], "linear", [], seed=0)
+    assert len(result.repeats) == len(LINEAR_SEEDS) == 3
+    assert result.scores["top1_acc"] > 0.9
+    assert (result.setting["hidden_layers"], result.setting["learning_rate"], result.setting["batch_size"]) == (
+        0,
+        3e-4,
+        200,
+    )
+
+
+@pytest.mark.parametrize("protocol", ["hear", "hear-fixed", "knn"])
+def test_each_protocol_tells_pitches_apart(rows_of, protocol):
+    data = rows_of("pitches-v1-full")
+    result = run_split(data, data.task.data_splits[0], protocol, grid_of(data.task), seed=0)
+    assert result.scores["top1_acc"] > 0.8
+    assert not result.repeats
+    kept = result.predictions
+    names = [str(name) for name in kept["files"]]
+    assert sorted(names) == sorted(data.task.files["fold00"])
+    assert (kept["probabilities"].argmax(1) == kept["targets"].argmax(1)).mean() > 0.6
+    np.testing.assert_allclose(kept["probabilities"].sum(1), 1, rtol=1e-4)
+
+
+def test_the_mean_over_seeds_is_reported_with_each_seeds_scores(rows_of):
+    data = rows_of("tags-v1-full")
+    result = run_split(data, data.task.data_splits[0], "linear", [], seed=0)
+    for metric, score in result.scores.items():
+        assert score == pytest.approx(np.mean([repeat[metric] for repeat in result.repeats]))
+
+
+@pytest.mark.parametrize("stop_on_score", [True, False])
+def test_events_are_found(tmp_path, stop_on_score):
+    task = read_task(write_event_task(tmp_path, stop_on_score=stop_on_score))
+    data = TaskRows(task, embed_task(open_client("logmel", CPU), task, tmp_path / "cache"), torch.device("cpu"))
+    result = run_split(data, task.data_splits[0], "hear", grid_of(task), seed=0)
+    assert result.scores["event_onset_200ms_fms"] > 0.8
+    assert result.scores["segment_1s_er"] < 0.5
+    assert result.scores["event_onset_200ms_fms_recall"] > 0.8
+    assert result.setting["postprocessing"]["median_filter_ms"] == 100
+    predicted, reference = (json.loads(str(result.predictions[name])) for name in ("predicted", "reference"))
+    assert predicted.keys() == reference.keys() == task.files["test"].keys()
+    assert [tuple(event) for event in reference["test-0.wav"]] == task.files["test"]["test-0.wav"]
+
+
+def test_a_head_is_chosen_by_validation_and_never_by_test(rows_of, monkeypatch):
+    data = rows_of("pitches-v1-full")
+    split = data.task.data_splits[0]
+    asked = []
+    judge = TaskRows.judge
+    monkeypatch.setattr(
+        TaskRows, "judge", lambda self, splits, exact: asked.append(splits) or judge(self, splits, exact)
+    )
+    tests = []
+    test = TaskRows.test
+    monkeypatch.setattr(TaskRows, "test", lambda self, *rest: tests.append(rest[0]) or test(self, *rest))
+    run_split(data, split, "hear", grid_of(data.task), seed=0)
+    assert (asked, tests) == ([("fold01",)], [("fold00",)])
+
+
+def test_of_two_postprocessings_the_kit_takes_the_larger_score_even_of_an_error_rate(rows_of, monkeypatch):
+    data = rows_of("bursts-v1-full")
+    choices = postprocessings(data.task)
+    assert choices == [{"median_filter_ms": 100, "min_duration": 50}, {"median_filter_ms": 100, "min_duration": 100}]
+    assert choices == list(ParameterGrid(data.task.event_grid))
+    scores = {50: 0.3, 100: 0.6}
+
+    def found(metric, exact):
+        object.__setattr__(data.task, "metrics", (metric,))
+        monkeypatch.setattr(TaskRows, "_event_scores", lambda *a: {metric: scores[a[3]["min_duration"]]})
+        return data.judge(("valid",), exact)(np.zeros((1, 3)), 0.0)
+
+    assert found("event_onset_200ms_fms", True) == found("event_onset_200ms_fms", False) == Validation(0.6, choices[1])
+    assert found("segment_1s_er", True) == Validation(0.6, choices[1])
+    assert found("segment_1s_er", False) == Validation(0.3, choices[0])
+    # Undefined counts as 0 in the choice, and stays undefined; of equals the kit takes the longer minimum.
+    scores.update({50: float("nan"), 100: float("nan")})
+    kit = found("event_onset_200ms_fms", True)
+    assert np.isnan(kit.score)
+    assert kit.detail == choices[1]
+
+
+def test_the_whole_evaluation(hear_folder, run_folder, tmp_path):
+    report = evaluate([str(run_folder), f"untrained:{run_folder}", "logmel"], hear_folder, tmp_path, choice=CPU)
+    assert report == json.loads((tmp_path / "results.json").read_text())
+    assert [model["name"] for model in report["models"]] == ["run", "untrained run", "log-mel"]
+    assert len(report["results"]) == 9
+    assert not report["failed"]
+    by_task = {r["task"]: r for r in report["results"] if r["model"] == "log-mel"}
+    folds = by_task["pitches-v1-full"]
+    assert [split["name"] for split in folds["splits"]] == ["fold00", "fold01", "fold02"]
+    values = [split["scores"]["top1_acc"] for split in folds["splits"]]
+    assert folds["mean"]["top1_acc"] == pytest.approx(np.mean(values))
+    assert folds["std"]["top1_acc"] == pytest.approx(np.std(values, ddof=1))
+    low, high = folds["interval_95"]["top1_acc"]
+    assert low < folds["mean"]["top1_acc"] <= high
+    assert len({json.dumps(split["setting"]) for split in folds["splits"]}) == 1
+    assert by_task["tags-v1-full"]["std"]["mAP"] is None
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(result["mean"]) for result in report["results"])
+    primary = {(r["model"], r["task"]): r["mean"] for r in rows if r["primary"] == "1"}
+    assert float(primary["log-mel", "tags-v1-full"]) == by_task["tags-v1-full"]["mean"]["mAP"]
+    text = table_text(report)
+    assert "pitches-v1-full  hear  top1_acc" in text
+    assert f"{folds['mean']['top1_acc']:.3f} ±" in text
+    assert "log-mel" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_done_is_not_done_again(hear_folder, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(hear_job, "run_split", lambda *a: calls.append(a[1].name) or run_split(*a))
+    first = evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU)
+    assert calls == ["fold00", "fold01", "fold02"]
+    folder = tmp_path / "models" / "log-mel" / "pitches-v1-full" / "hear"
+    (folder / "fold01.json").unlink()
+    (folder / "fold02.npz").unlink()
+    again = evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU)
+    assert calls[3:] == ["fold01", "fold02"]
+    scores = [[split["scores"] for split in report["results"][0]["splits"]] for report in (first, again)]
+    assert scores[0] == scores[1]
+    evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU, seed=7)
+    assert len(calls) == 8
+
+
+def test_the_fixed_protocol_searches_on_each_split(hear_folder, tmp_path, monkeypatch):
+    candidates = {}
+    monkeypatch.setattr(
+        hear_job, "run_split", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or run_split(*a)
+    )
+    evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], protocols=["hear", "hear-fixed"], choice=CPU)
+    assert candidates == {"hear": [4, 1, 1], "hear-fixed": [4, 4, 4]}
+
+
+def test_several_calls_come_together_in_one_report(hear_folder, run_folder, tmp_path):
+    evaluate(["logmel"], hear_folder, tmp_path, tasks=["tags"], choice=CPU)
+    evaluate([str(run_folder)], hear_folder, tmp_path, tasks=["tags"], protocols=["knn"], choice=CPU)
+    report = evaluate(["logmel"], hear_folder, tmp_path, tasks=["tags"], choice=CPU)
+    assert [(r["model"], r["protocol"]) for r in report["results"]] == [("log-mel", "hear"), ("run", "knn")]
+
+
+def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monkeypatch):
+    (tmp_path / "half_model.py").write_text(
+        "import torch\n"
+        "class M: sample_rate, scene_embedding_size, timestamp_embedding_size = 16000, 1, 1\n"
+        "def load_model(p=''): return M()\n"
+        "def get_scene_embeddings(a, m): return a.std(1, keepdim=True)\n"
+        "def get_timestamp_embeddings(a, m): raise NotImplementedError('no events\\nsorry')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "out"
+    report = evaluate(["python:half_model", "logmel"], hear_folder, out, tasks=["bursts", "pitches"], choice=CPU)
+    assert [(r["model"], r["task"]) for r in report["results"]] == [
+        ("half_model", "pitches-v1-full"),
+        ("log-mel", "bursts-v1-full"),
+        ("log-mel", "pitches-v1-full"),
+    ]
+    (failure,) = report["failed"]
+    assert (failure["task"], failure["reason"]) == ("bursts-v1-full", "NotImplementedError: no events")
+    report = evaluate(["logmel"], hear_folder, out, tasks=["bursts"], protocols=["knn"], choice=CPU)
+    assert report["failed"][-1]["reason"] == "the knn protocol is for scene tasks; use hear or linear for events"
+
+
+def test_wrong_calls_are_refused_before_any_work(hear_folder, tmp_path):
+    out = tmp_path / "out"
+    for words, error, message in [
+        ({"protocols": ["heer"]}, ConfigError, "unknown protocol 'heer'; the nearest is 'hear'"),
+        ({"tasks": ["pitch"]}, ConfigError, "unknown task 'pitch'; the nearest is 'pitches'"),
+        ({"grid_points": 0}, ConfigError, "0 points of the grid were asked for; give at least 1"),
+    ]:
+        with pytest.raises(error, match=message):
+            evaluate(["logmel"], hear_folder, out, choice=CPU, **words)
+    assert not out.exists()
+    out.mkdir()
+    (out / "results.json").write_text('{"something": 1}')
+    with pytest.raises(InputError, match="is not a report of melmask evaluate"):
+        evaluate(["logmel"], hear_folder, out, choice=CPU)
+
+
+def test_sounds_on_both_sides_of_a_split_are_counted(tmp_path):
+    folder = write_fold_task(tmp_path / "tasks")
+    sounds = folder / str(RATE_HZ)
+    (sounds / "fold01" / "1-0.wav").write_bytes((sounds / "fold00" / "0-0.wav").read_bytes())
+    (folder / "groups.json").write_text(json.dumps({"0-1.wav": "ann", "1-1.wav": "ann", "2-1.wav": "ben"}))
+    report = evaluate(["logmel"], tmp_path / "tasks", tmp_path / "out", protocols=["knn"], choice=CPU)
+    assert (report["tasks"][0]["leaking_files"], report["tasks"][0]["leaking_groups"]) == (1, 1)
+
+
+def test_equal_calls_give_equal_scores(rows_of):
+    data = rows_of("pitches-v1-full")
+    results = [run_split(data, data.task.data_splits[0], "hear", grid_of(data.task), seed=3) for _ in range(2)]
+    np.testing.assert_array_equal(*(result.predictions["probabilities"] for result in results))
+
+
+def test_the_grid_of_the_tests_is_read(rows_of):
+    data = rows_of("pitches-v1-full")
+    assert grid()["task_specific_param_grid"]["hidden_dim"] == [32]
+    assert {config.hidden_dim for config in grid_of(data.task)} == {32}
+    assert all(isinstance(config, HeadConfig) for config in grid_of(data.task))
