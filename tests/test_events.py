@@ -56,6 +56,26 @@ def test_an_event_lasts_from_its_first_step_to_its_last():
     assert events_of(probabilities, times_ms, ["a"], 0.0, 0.0, threshold=0.6) == [Event("a", 30, 30)]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("steps", [0, 1])
+def test_too_few_steps_for_a_spacing_are_not_filtered(steps):
+    found = events_of(np.full((steps, 2), 0.9, np.float32), np.full(steps, 75.0), LABELS[:2], 250.0, 0.0)
+    assert found == [Event(label, 75, 75) for label in LABELS[:2]][: 2 * steps]
+
+
+@pytest.mark.parametrize("width", [16, 17, 40])
+def test_windows_of_many_lengths_of_the_file_are_its_mirror_images(width):
+    # Not against median_filter itself: from eight times an even number of steps on, it reads beside the array.
+    rng = np.random.default_rng(width)
+    for _ in range(20):
+        probabilities = rng.random((2, 1)).astype(np.float32)
+        mirrored = np.pad(probabilities, ((width, width), (0, 0)), mode="symmetric")
+        medians = median_filter(mirrored, size=(width, 1))[width : width + 2]
+        expected = [40.0 * step for step in range(2) if medians[step] > 0.5]
+        found = events_of(probabilities, np.array([0.0, 40.0]), ["a"], width * 40.0, 0.0)
+        assert found == ([Event("a", expected[0], expected[-1])] if expected else [])
+
+
 def as_events(files):
     return {name: [Event(*event) for event in events] for name, events in files.items()}
 
@@ -73,6 +93,11 @@ def test_the_stored_cases_tell_metrics_apart():
     values = [[case["scores"][metric] for metric in EVENT_METRICS] for case in STORED["cases"]]
     assert len(values) > 30
     assert sum(len({json.dumps(score) for score in scores}) > 2 for scores in values) > 15
+
+
+def test_unknown_metrics_are_no_error_rates():
+    with pytest.raises(AssertionError, match="segment_2s_er"):
+        event_score("segment_2s_er", {}, {}, LABELS)
 
 
 def test_matching_is_as_large_as_can_be():

@@ -88,6 +88,17 @@ def test_known_values():
     assert scene_score("mAP", probabilities, targets) == pytest.approx((1 + 2 / 3 + 1 + 2 / 3) / 4)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_probabilities_that_are_not_finite_have_no_area_under_the_curve(value):
+    probabilities, targets = case("random")
+    probabilities[3, 2] = value
+    assert math.isnan(kits("aucroc", probabilities, targets))
+    assert math.isnan(scene_score("aucroc", probabilities, targets))
+    assert math.isnan(scene_score("d_prime", probabilities, targets))
+    with pytest.raises(ValueError, match="Input contains"):
+        scene_score("mAP", probabilities, targets)
+
+
 def test_octave_errors_do_not_count_for_chroma():
     probabilities = np.eye(30, dtype=np.float32)[[0, 13, 5]]
     targets = np.eye(30, dtype=bool)[[24, 1, 6]]

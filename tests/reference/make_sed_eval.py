@@ -52,6 +52,8 @@ def cases():
     )
     yield "many for one", {"x": [["a", 100.0 * i, 100.0 * i + 90] for i in range(5)]}, {"x": [["a", 200.0, 290.0]]}
     yield "overlaps of one label", {"x": [["a", 0.0, 2500.0], ["a", 500.0, 1500.0]]}, {"x": [["a", 400.0, 3000.0]]}
+    yield "at the offset's collar", {"x": [["a", 0.0, 100.0]]}, {"x": [["a", 0.0, 50.0]]}
+    yield "a label the file does not have", {"x": [["b", 0.0, 500.0]]}, {"x": [["a", 0.0, 500.0]]}
     yield "whole seconds", {"x": [["a", 1000.0, 2000.0]]}, {"x": [["a", 1000.0, 2000.0], ["c", 2000.0, 2000.0]]}
     yield "beyond the last true event", {"x": [["a", 0.0, 9000.0]]}, {"x": [["a", 0.0, 1000.0]]}
     for number in range(24):

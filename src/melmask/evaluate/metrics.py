@@ -23,11 +23,12 @@ def scene_score(
     under the ROC curve, mean over classes.  d_prime: mean over classes of sqrt(2) times the probit of the area.
 
     Returns:
-        The score; NaN for aucroc and d_prime if a class has no positives or no negatives, infinite d_prime where one
-        is separated perfectly.
+        The score; NaN for aucroc and d_prime if a class has no positives or no negatives or a probability is not
+        finite, infinite d_prime where a class is separated perfectly.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
+        ValueError: mAP of probabilities that are not finite, as in the kit.
     """
     assert metric in SCENE_METRICS, metric
     if metric in ("top1_acc", "pitch_acc"):
@@ -44,7 +45,7 @@ def scene_score(
         warnings.simplefilter("ignore")
         if metric == "mAP":
             return float(average_precision_score(targets, probabilities, average="macro"))
-        if not (targets.any(0) & ~targets.all(0)).all():
+        if not (targets.any(0) & ~targets.all(0)).all() or not np.isfinite(probabilities).all():
             return math.nan
         if metric == "aucroc":
             return float(roc_auc_score(targets, probabilities, average="macro"))
