@@ -267,3 +267,23 @@ def _write_npz(file: Any, tables: Iterable[pa.Table], settings: dict[str, Any]) 
         "settings": np.array(json.dumps(settings)),
     }
     np.savez(file, **arrays, **frames)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """A small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    if path.suffix == ".parquet":
+        arrays = {name: pa.array([row.get(name) for row in rows]) for name in columns}
+        with atomic_write(path) as file:
+            pq.write_table(pa.table(arrays), file)
+        return
+    with atomic_write(path, "w") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps({name: row[name] for name in columns if name in row}) + "\n" for row in rows)
+        else:
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows(rows)

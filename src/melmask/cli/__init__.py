@@ -12,7 +12,7 @@ from melmask.errors import MelmaskError
 # As help lists them: in the order of the work, which is not that of the files here.
 _ORDER = (
     *("demo", "prepare", "pretrain", "bench", "embed", "probe", "evaluate", "make-task"),
-    *("convert", "push", "export", "settings"),
+    *("finetune", "predict", "convert", "push", "export", "settings"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The commands that put a model to use: embed, convert, push, export."""
+"""The commands that put a model to use: embed, finetune, predict, convert, push, export."""
 
 import argparse
 from dataclasses import replace
@@ -6,12 +6,15 @@ from pathlib import Path
 
 from melmask.cli.options import Command, add_model, add_settings_help
 from melmask.config import Statistics
-from melmask.settings import with_overrides
+from melmask.settings import to_dict, with_overrides
+from melmask.train.finetune_config import FinetuneConfig
 
 
 def add(command: Command) -> None:
     """Add these commands."""
     command("embed", embed, "embeddings of files and folders", _add_embed)
+    command("finetune", finetune, "a classifier from labelled files; the same command resumes", _add_finetune)
+    command("predict", predict, "labels of files, or events with times, by a classifier", _add_predict)
     command("convert", convert, "others' checkpoints to melmask's, or melmask's to the original's", _add_convert)
     command("push", push, "put a model on the Hugging Face Hub", _add_push)
     command("export", export, "an ONNX file from waveform to embeddings", _add_export)
@@ -48,6 +51,49 @@ def embed(options: argparse.Namespace) -> int:
     else:
         report = embed_table(model, paths, out, **choice)
     print(f"{out}: {report}")
+    return 0
+
+
+def finetune(options: argparse.Namespace) -> int:
+    """Train a classifier."""
+    from melmask.finetune_job import finetune
+
+    config = with_overrides(FinetuneConfig(), options.settings)
+    choice = {"audio_root": options.audio_root, "fold": options.fold, "device": options.device}
+    scores = finetune(options.model, options.labels, options.out, config, **choice)
+    for part in ("valid", "test"):
+        if part in scores:
+            metric = "accuracy" if "accuracy" in scores[part] else "mAP"
+            print(f"{part:<6}{metric} {scores[part][metric]:.4f} on {scores[part]['clips']} clips")
+    if scores["unreadable"]:
+        print(f"{scores['unreadable']} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+    print(f"next: melmask predict FILES --model {options.out} --out X.csv")
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Label files."""
+    from melmask.audio.files import find_audio
+    from melmask.classifier import load_classifier
+    from melmask.predict_job import predict_files
+
+    paths = find_audio(options.sources)
+    classifier = load_classifier(options.model, options.device, options.precision)
+    report = predict_files(
+        classifier,
+        paths,
+        options.out,
+        events=options.events,
+        threshold=options.threshold,
+        hop_ms=options.hop_ms,
+        median_filter_ms=options.median_filter_ms,
+        min_duration_ms=options.min_duration_ms,
+    )
+    print(f"{options.out}: {report.rows} rows of {report.files} files")
+    if options.events and classifier.card.kind != "event":
+        print("the classifier was trained on whole clips: its events say which steps sound like such a clip")
+    if report.failed:
+        print(f"{report.failed} files could not be read; their rows have an error")
     return 0
 
 
@@ -108,6 +154,37 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--frames", action="store_true", help="keep the frame vectors too")
     sub.add_argument("--hop-ms", type=float, help="time between frame vectors, a divisor of a patch's (a patch's)")
     add_model(sub)
+
+
+def _add_finetune(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "model", metavar="MODEL", help="a run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME"
+    )
+    sub.add_argument(
+        "labels", type=Path, metavar="LABELS", help="CSV: path, label (several as a;b); split, fold, group; or a task"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder of the classifier")
+    sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
+    sub.add_argument("--fold", default="", help="with folds: the one to test on; the next one validates (the first)")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
+    add_settings_help(sub, "epochs=10", f"known are {', '.join(to_dict(FinetuneConfig()))}")
+
+
+def _add_predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
+    )
+    sub.add_argument("--model", type=Path, required=True, help="a folder written by melmask finetune")
+    sub.add_argument("--out", type=Path, required=True, help="X.csv, X.jsonl or X.parquet")
+    sub.add_argument("--events", action="store_true", help="what sounds when, instead of what a whole file is")
+    sub.add_argument("--threshold", type=float, default=0.5, help="least probability of a label (%(default)s)")
+    sub.add_argument(
+        "--hop-ms", type=float, help="time between the steps of events, a divisor of a patch's (a patch's)"
+    )
+    sub.add_argument("--median-filter-ms", type=float, default=250.0, help="over time, for events (%(default)s)")
+    sub.add_argument("--min-duration-ms", type=float, default=125.0, help="of an event (%(default)s)")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)")
+    sub.add_argument("--precision", default="fp32", help="fp32, fp32-fast or bf16 (%(default)s)")
 
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:

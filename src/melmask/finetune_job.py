@@ -1,0 +1,291 @@
+"""`melmask finetune`: labelled files or a HEAR task folder to a classifier.
+
+OUT/
+    classifier/       the result (docs/formats.md), written at the end
+    finetune.pt       the state after the last epoch; with it a killed job goes on
+    finetune.json     settings and what the labels are, to refuse going on with others
+    metrics.jsonl     a line an epoch
+    failed.csv        files that could not be read
+"""
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from melmask.classifier import ClassifierCard, save_classifier
+from melmask.config import HardwareConfig
+from melmask.encoder import AudioEncoder, load
+from melmask.errors import AudioFileError, InputError
+from melmask.evaluate.labels import LabelTable, read_labels
+from melmask.evaluate.metrics import scene_score
+from melmask.evaluate.splits import make_splits
+from melmask.evaluate.tasks import METADATA, Event, Task, read_task
+from melmask.files import atomic_write, ensure_folder, write_json
+from melmask.hardware import pick_precision
+from melmask.progress import track
+from melmask.train.finetune import Clips, Finetuning, Kind
+from melmask.train.finetune_config import FinetuneConfig
+
+_VALID_SHARE_FOLDS = 10
+_SEPARATOR = ";"
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """paths; labels (names, or events) and part ('train', 'valid', 'test') of each; the classes and kind of task."""
+
+    paths: list[Path]
+    labels: list[list[Any]]
+    parts: list[str]
+    classes: list[str]
+    kind: Kind
+
+
+def finetune(
+    source: str,
+    labels: Path,
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    audio_root: Path | None = None,
+    fold: str = "",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Fine-tune a model on labelled files; the same call goes on where a killed one was.
+
+    Args:
+        source: A run, checkpoint, .pth file or hub:owner/name.
+        labels: A CSV (path, label; several labels as a;b; split, fold, group), or a HEAR task folder.
+        out: Folder of the job; the classifier comes to lie in `out/classifier`.
+        config: How to train.
+        audio_root: Where relative paths start.
+        fold: With folds: the one to test on, the next one validates (the first).
+        device: Where to train.
+
+    Returns:
+        Scores of validation and, if there is one, test: accuracy or mAP, and of each class.
+
+    Raises:
+        InputError: labels that cannot be used, or too few readable files.
+        CheckpointError, OutputError: as their names say.
+    """
+    is_task = (labels / METADATA).is_file()
+    files = _task_files(read_task(labels), fold) if is_task else _table_files(labels, audio_root, config.seed, fold)
+    model = load(source, device)
+    ensure_folder(out)
+    _check_same_job(out, {"model": model.sha256, "labels": _digest_of(files), "config": asdict(config)})
+    logmels, errors = _read_logmels(model, files.paths)
+    with atomic_write(out / "failed.csv", "w") as file:
+        csv.writer(file).writerows([("path", "reason"), *((str(p), reason) for p, reason in errors.items())])
+    parts = {part: _clips(model, files, logmels, part) for part in ("train", "valid", "test")}
+    for part in ("train", "valid"):
+        if not parts[part].logmels:
+            raise InputError(f"no readable file is left to {part} on; {len(errors)} of {len(files.paths)} failed")
+    training = _trained(model, files, config, parts, out)
+    scores: dict[str, Any] = {"epoch": training.best["epoch"] + 1, "unreadable": len(errors)}
+    for part in ("valid", "test"):
+        if parts[part].logmels:
+            scores[part] = _scores(files, *training.predict(parts[part])) | {"clips": len(parts[part].logmels)}
+    _save(out / "classifier", model, training, files, scores)
+    return scores
+
+
+def _trained(
+    model: AudioEncoder, files: LabelledFiles, config: FinetuneConfig, parts: dict[str, Clips], out: Path
+) -> Finetuning:
+    """Train with a line an epoch to standard error and metrics.jsonl."""
+    training = Finetuning(
+        model.model,
+        files.kind,
+        len(files.classes),
+        config,
+        _crop_frames(model, parts["train"]),
+        model.card.front_end.hop_ms,
+        model.device,
+        pick_precision(HardwareConfig(), model.device),
+    )
+    primary = "accuracy" if files.kind == "multiclass" else "mAP"
+
+    def report(line: dict[str, Any]) -> None:
+        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: value for key, value in line.items() if key != "left"}) + "\n")
+        sys.stderr.write(
+            f"epoch {line['epoch']}/{config.epochs}  loss {line['loss']:.4f}  validation {primary} "
+            f"{line['score']:.4f}  at most {line['left']} left\n"
+        )
+        sys.stderr.flush()
+
+    def judge(probabilities: np.ndarray, targets: np.ndarray) -> float:
+        return _score(files.kind, probabilities, targets)
+
+    training.run(parts["train"], parts["valid"], judge, out / "finetune.pt", report)
+    return training
+
+
+def _save(
+    folder: Path, model: AudioEncoder, training: Finetuning, files: LabelledFiles, scores: dict[str, Any]
+) -> None:
+    card = replace(
+        model.card,
+        model=replace(model.card.model, decoder_width=0),
+        training={**model.card.training, "finetuned": {"from": model.name, "config": asdict(training.config)}},
+    )
+    # The decoder has nothing to do with the new encoder: left out, it cannot reconstruct wrongly.
+    model.model.decoder = None
+    save_classifier(
+        folder,
+        model.model,
+        card,
+        training.head.state_dict(),
+        ClassifierCard(labels=files.classes, kind=files.kind, scores=scores),
+    )
+
+
+def _table_files(path: Path, audio_root: Path | None, seed: int, fold: str) -> LabelledFiles:
+    table = read_labels(path, audio_root)
+    names = [[part.strip() for part in label.split(_SEPARATOR) if part.strip()] for label in table.labels]
+    several = any(len(labels) > 1 for labels in names)
+    classes = sorted({label for labels in names for label in labels}) if several else table.class_names
+    if len(classes) < 2:
+        raise InputError(f"{path} has one label, {classes[0]!r}; a classifier needs two at least")
+    return LabelledFiles(
+        table.paths, names, _parts(table, seed, fold), classes, "multilabel" if several else "multiclass"
+    )
+
+
+def _parts(table: LabelTable, seed: int, fold: str) -> list[str]:
+    """Each row's part: the table's, or folds with one to test and one to validate, or a tenth to validate."""
+    if table.splits is not None and not fold:
+        parts = list(table.splits)
+    elif table.folds is not None:
+        folds = sorted(set(table.folds))
+        chosen = fold or folds[0]
+        if chosen not in folds:
+            raise InputError(f"--fold is {chosen!r}; the table has {', '.join(folds)}")
+        following = folds[(folds.index(chosen) + 1) % len(folds)]
+        part_of = {chosen: "test", following: "valid" if len(folds) > 2 else "test"}
+        parts = [part_of.get(name, "train") for name in table.folds]
+    else:
+        parts = ["train"] * len(table.paths)
+    if "valid" in parts:
+        return parts
+    rows = np.array([row for row, part in enumerate(parts) if part == "train"])
+    held_out = _held_out(table, rows, seed)
+    for row in rows[held_out]:
+        parts[row] = "valid"
+    return parts
+
+
+def _held_out(table: LabelTable, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Rows (of those) to validate on: a tenth, with all classes and whole groups where there are any."""
+    groups = None if table.groups is None else [table.groups[row] for row in rows]
+    part = LabelTable([table.paths[r] for r in rows], [table.labels[r] for r in rows], groups)
+    scheme = "random" if groups is None else "group"
+    fewest = min(part.labels.count(label) for label in set(part.labels))
+    folds = max(2, min(_VALID_SHARE_FOLDS, fewest, len(set(groups)) if groups else _VALID_SHARE_FOLDS))
+    return make_splits(part, scheme, seed, folds)[0].test
+
+
+def _task_files(task: Task, fold: str) -> LabelledFiles:
+    names = [split.name for split in task.data_splits]
+    if fold and fold not in names:
+        raise InputError(f"--fold is {fold!r}; {task.title} has {', '.join(names)}")
+    split = task.data_splits[names.index(fold) if fold else 0]
+    rates = sorted((int(p.name) for p in task.folder.iterdir() if p.name.isdigit()), reverse=True)
+    if not rates:
+        raise InputError(f"{task.folder} has no folder of sounds such as 16000; unpack the task whole")
+    paths, labels, parts = [], [], []
+    for part in ("train", "valid", "test"):
+        for name in getattr(split, part):
+            for file, items in task.files[name].items():
+                paths.append(task.audio_folder(name, rates[0]) / file)
+                labels.append(items)
+                parts.append(part)
+    kind = "event" if task.embedding_type == "event" else task.prediction_type
+    assert kind in ("multiclass", "multilabel", "event")
+    return LabelledFiles(paths, labels, parts, list(task.labels), kind)
+
+
+def _read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    """Normalised (frames, mels) float16 of each readable file, and why the others are not."""
+    logmels: dict[Path, np.ndarray] = {}
+    errors: dict[Path, str] = {}
+    statistics, grid = model.card.statistics, model.step_grid()
+    for path in track(paths, len(paths), "read"):
+        try:
+            pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid)]
+        except AudioFileError as error:
+            errors[path] = str(error)
+        else:
+            logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
+            logmels[path] = logmel.T.astype(np.float16)
+    return logmels, errors
+
+
+def _clips(model: AudioEncoder, files: LabelledFiles, logmels: dict[Path, np.ndarray], part: str) -> Clips:
+    numbers = {label: number for number, label in enumerate(files.classes)}
+    hop_ms = model.card.front_end.hop_ms
+    kept, targets = [], []
+    for path, labels, own in zip(files.paths, files.labels, files.parts, strict=True):
+        if own != part or path not in logmels:
+            continue
+        logmel = logmels[path]
+        target = np.zeros((len(logmel), len(numbers)) if files.kind == "event" else len(numbers), dtype=np.float32)
+        for label in labels:
+            if isinstance(label, Event):
+                first, behind = round(label.start_ms / hop_ms), round(label.end_ms / hop_ms) + 1
+                target[first:behind, numbers[label.label]] = 1
+            else:
+                target[numbers[label]] = 1
+        kept.append(logmel)
+        targets.append(target)
+    return Clips(kept, targets)
+
+
+def _crop_frames(model: AudioEncoder, train: Clips) -> int:
+    """The model's unit, or what nearly all clips fit into if they are shorter; whole patches."""
+    unit, patch = model.card.model.frames, model.card.model.patch_frames
+    longest = int(np.quantile([len(logmel) for logmel in train.logmels], 0.95))
+    return min(unit, max(1, round(longest / patch)) * patch)
+
+
+def _score(kind: Kind, probabilities: np.ndarray, targets: np.ndarray) -> float:
+    return scene_score("top1_acc" if kind == "multiclass" else "mAP", probabilities, targets > 0.5)
+
+
+def _scores(files: LabelledFiles, probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """The primary score, and each class's recall or average precision."""
+    found = targets > 0.5
+    if files.kind == "multiclass":
+        right = probabilities.argmax(1) == targets.argmax(1)
+        of_class = {
+            label: float(right[found[:, i]].mean()) for i, label in enumerate(files.classes) if found[:, i].any()
+        }
+        return {"accuracy": float(right.mean()), "recall": of_class}
+    precision = {
+        label: scene_score("mAP", probabilities[:, [i]], found[:, [i]])
+        for i, label in enumerate(files.classes)
+        if found[:, i].any()
+    }
+    return {"mAP": scene_score("mAP", probabilities, found), "average_precision": precision}
+
+
+def _digest_of(files: LabelledFiles) -> str:
+    rows = [[str(p), labels, part] for p, labels, part in zip(files.paths, files.labels, files.parts, strict=True)]
+    return hashlib.sha256(json.dumps([files.kind, files.classes, rows]).encode()).hexdigest()
+
+
+def _check_same_job(out: Path, job: dict[str, Any]) -> None:
+    path = out / "finetune.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else job
+    different = [key for key in job if known.get(key) != job[key]]
+    if different:
+        raise InputError(f"{out} has begun with another {' and '.join(different)}; choose another --out, or delete it")
+    write_json(path, job)

@@ -1,0 +1,159 @@
+"""`melmask predict`: labels of files, or what sounds when, to a CSV, JSON-lines or Parquet table; resumable."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from melmask.classifier import AudioClassifier, iterate_labels
+from melmask.errors import ConfigError, InputError
+from melmask.evaluate.events import events_of
+from melmask.extract import FileEmbedding, embed_files
+from melmask.files import output_error
+from melmask.progress import track
+from melmask.tables import write_rows
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+class PredictionReport(NamedTuple):
+    """How many files were labelled, how many could not be read, and how many rows were written."""
+
+    files: int
+    failed: int
+    rows: int
+
+
+def predict_files(
+    classifier: AudioClassifier,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    events: bool = False,
+    threshold: float = 0.5,
+    hop_ms: float | None = None,
+    median_filter_ms: float = 250.0,
+    min_duration_ms: float = 125.0,
+) -> PredictionReport:
+    """Write a row for each label of each file: path, label, probability; with `events` also start_s and end_s.
+
+    A file's rows depend on its sound alone. A file that cannot be read has one row with its `error`.
+
+    Args:
+        classifier: As `load_classifier` gives it. One trained on whole clips tells events only in so far as a step
+            sounds like a clip of its label.
+        paths: Sound files of any length.
+        out: X.csv, X.jsonl or X.parquet.
+        events: What sounds when, instead of what a whole file is.
+        threshold: Least probability of a label; of one label a clip, the likeliest is always given.
+        hop_ms: Time between the steps of events; by default the model's patch.
+        median_filter_ms: Over time, before the threshold.
+        min_duration_ms: Shorter events are dropped.
+
+    Raises:
+        ConfigError: an unknown suffix, or a threshold that is none.
+        InputError: no file could be read.
+        OutputError: the table cannot be written.
+    """
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"{out} does not end in {', '.join(SUFFIXES)}; give one of these")
+    if not 0 <= threshold < 1:
+        raise ConfigError(f"--threshold is {threshold:g}; give a probability from 0 to below 1")
+    choice = {"median_filter_ms": median_filter_ms, "min_duration": min_duration_ms, "threshold": threshold}
+    journal = _Journal(out, [classifier.sha256, events, hop_ms, choice])
+    done = journal.read()
+    todo = [path for path in paths if str(path) not in done]
+    embedded = embed_files(classifier.encoder, todo, keep_frames=events, hop_ms=hop_ms)
+    with journal:
+        for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
+            done[str(path)] = rows = _rows_of(classifier, parts, events, hop_ms, choice)
+            journal.add(str(path), rows)
+    failed = [rows[0]["error"] for rows in done.values() if rows and "error" in rows[0]]
+    if len(failed) == len(paths):
+        raise InputError(f"none of the {len(paths)} files could be read, as {failed[0]}")
+    table = [{"path": str(path), **row} for path in paths for row in done[str(path)]]
+    write_rows(out, ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"], table)
+    journal.remove()
+    return PredictionReport(len(paths) - len(failed), len(failed), len(table))
+
+
+class _Journal:
+    """What is done, a line a file, so that a killed job goes on behind it; gone when the table is written."""
+
+    def __init__(self, out: Path, job: list[Any]):
+        self._path = out.with_name(f".{out.name}.partial.jsonl")
+        self._head = json.dumps(job)
+        self._file: IO[str] | None = None
+
+    def read(self) -> dict[str, list[dict[str, Any]]]:
+        """Path -> rows of what the same job has done; what is left of another one is dropped."""
+        try:
+            head, *lines = self._path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError):
+            return {}
+        # The last line is empty, or cut off by a kill.
+        return {entry["path"]: entry["rows"] for entry in map(json.loads, lines[:-1])} if head == self._head else {}
+
+    def __enter__(self) -> None:
+        done = self.read()
+        try:
+            self._file = self._path.open("w", encoding="utf-8")
+            self._file.write(self._head + "\n")
+            for path, rows in done.items():
+                self.add(path, rows)
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def add(self, path: str, rows: list[dict[str, Any]]) -> None:
+        """Take in one file's rows."""
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps({"path": path, "rows": rows}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def remove(self) -> None:
+        """The table is written."""
+        self._path.unlink(missing_ok=True)
+
+
+def _rows_of(
+    classifier: AudioClassifier,
+    parts: Iterator[FileEmbedding],
+    events: bool,
+    hop_ms: float | None,
+    choice: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One file's rows, or one with its error; of a long file only probabilities are kept."""
+    steps: list[np.ndarray] = []
+    for part in parts:
+        if part.error is not None:
+            return [{"error": part.error}]
+        if part.frames is not None and len(part.frames):
+            steps.append(classifier.probabilities(part.frames))
+        if part.last and not events:
+            assert part.scene is not None
+            row = classifier.probabilities(part.scene[None])[0]
+            labels = iterate_labels(classifier.card, row, choice["threshold"])
+            return [{"label": label, "probability": round(p, 6)} for label, p in labels]
+    probabilities = np.concatenate(steps)
+    encoder = classifier.encoder
+    times_ms = encoder.step_grid(hop_ms).times_ms(len(probabilities), encoder.card.front_end)
+    half_ms = float(np.diff(times_ms).mean()) / 2 if len(times_ms) > 1 else 0.0
+    found = []
+    for event in events_of(probabilities, times_ms, classifier.card.labels, **choice):
+        inside = (times_ms >= event.start_ms) & (times_ms <= event.end_ms)
+        mean = float(probabilities[inside, classifier.card.labels.index(event.label)].mean())
+        # A step stands for the time up to half-way to its neighbours.
+        start_s, end_s = max(0.0, event.start_ms - half_ms) / 1000, (event.end_ms + half_ms) / 1000
+        times = {"start_s": round(start_s, 4), "end_s": round(end_s, 4)}
+        found.append({**times, "label": event.label, "probability": round(mean, 6)})
+    return found

@@ -1,0 +1,297 @@
+"""Supervised training of a pre-trained encoder and a linear head on labelled log-mels.
+
+What is random comes from (seed, epoch), and an epoch's end is the whole state, so a killed run goes on there exactly.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from melmask.errors import CheckpointError
+from melmask.features import pool
+from melmask.files import atomic_write
+from melmask.geometry import step_durations_frames
+from melmask.hardware import exact_float32_products
+from melmask.models.mae import MaskedAutoencoder
+from melmask.progress import duration_text
+from melmask.train.finetune_config import FinetuneConfig
+
+Kind = Literal["multiclass", "multilabel", "event"]
+_FINETUNE_STREAM = 4
+
+
+class Clips(NamedTuple):
+    """Labelled clips of any length.
+
+    logmels: (frames, mels) float16 each, normalised.  targets: (classes,) float32 of each clip, 0 or 1; of an event
+    task (frames, classes), what sounds when.
+    """
+
+    logmels: Sequence[np.ndarray]
+    targets: Sequence[np.ndarray]
+
+
+class Head(nn.Module):
+    """A linear layer on vectors standardised by fixed moments."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dims: int, classes: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dims))
+        self.register_buffer("std", torch.ones(dims))
+        self.linear = nn.Linear(dims, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., dims) to logits (..., classes)."""
+        return self.linear((vectors - self.mean) / self.std)
+
+
+Report = Callable[[dict[str, Any]], None]
+Judge = Callable[[Float[np.ndarray, "rows classes"], Float[np.ndarray, "rows classes"]], float]
+"""(probabilities, targets) of the validation clips or, in event tasks, steps -> a score, the larger the better."""
+
+
+class Finetuning:
+    """The network, its head and their training; `run` trains, `best` is the best validation so far."""
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        kind: Kind,
+        classes: int,
+        config: FinetuneConfig,
+        crop_frames: int,
+        hop_ms: float,
+        device: torch.device,
+        precision: torch.dtype,
+    ):
+        self.config, self.kind, self.device, self.precision = config, kind, device, precision
+        self.encoder = model.encoder.to(device).train().requires_grad_(True)
+        self._grid_rows, self._crop_frames, self._hop_ms = model.encoder.grid.rows, crop_frames, hop_ms
+        self.head = Head(self._grid_rows * model.config.width, classes).to(device)
+        self.network = nn.ModuleDict({"encoder": self.encoder, "head": self.head})
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
+        self.best: dict[str, Any] = {"score": -math.inf, "epoch": -1, "weights": {}}
+
+    def run(self, train: Clips, valid: Clips, judge: Judge, snapshot: Path, report: Report) -> None:
+        """Train until the last epoch or until patience ends, from `snapshot` on if it exists.
+
+        Raises:
+            CheckpointError: the snapshot is of another training.
+            OutputError: it cannot be written.
+        """
+        epoch = self._resume(snapshot)
+        if epoch == 0:
+            self._set_moments(train)
+        start = time.monotonic()
+        for number in range(epoch, self.config.epochs):
+            if number - self.best["epoch"] > self.config.patience_epochs and self.best["epoch"] >= 0:
+                break
+            loss = self._epoch(number, train)
+            score = judge(*self.predict(valid))
+            if score > self.best["score"] or not self.best["weights"]:
+                weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+                self.best = {"score": score, "epoch": number, "weights": weights}
+            self._save(snapshot, number + 1)
+            left = (time.monotonic() - start) / (number + 1 - epoch) * (self.config.epochs - number - 1)
+            report({"epoch": number + 1, "loss": loss, "score": score, "left": duration_text(left)})
+        self.network.load_state_dict(self.best["weights"])
+
+    @torch.no_grad()
+    def predict(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and targets of whole clips, cut into units; a row a clip or, in event tasks, a step."""
+        self.network.eval()
+        found, targets = [], []
+        with exact_float32_products(self.device):
+            for logmel, target in zip(clips.logmels, clips.targets, strict=True):
+                steps = self._steps_of(logmel)
+                logits = self.head(steps if self.kind == "event" else self._mean_over_time(steps, len(logmel))[None])
+                found.append(_activate(logits, self.kind).float().cpu().numpy())
+                targets.append(self._step_targets(target, len(steps)) if self.kind == "event" else target[None])
+        self.network.train()
+        return np.concatenate(found), np.concatenate(targets)
+
+    def _steps_of(self, logmel: np.ndarray) -> Tensor:
+        """(steps, dims) of a whole clip, cut into units as in `encoder.py`."""
+        unit = self.encoder.config.frames
+        x = torch.from_numpy(logmel.astype(np.float32)).to(self.device).T
+        x = F.pad(x, (0, -len(logmel) % self.encoder.config.patch_frames))
+        return torch.cat([self._steps(piece[None]) for piece in x.split(unit, dim=1)])
+
+    def _mean_over_time(self, steps: Tensor, frames: int) -> Tensor:
+        """The scene vector: each step counts by the audio in it."""
+        weights = step_durations_frames(frames, self.encoder.config.patch_frames)
+        shares = torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self.device)
+        return shares @ steps
+
+    def _steps(self, units: Tensor) -> Tensor:
+        """(1, mels, frames) -> (steps, dims)."""
+        tokens = list(self.encoder.encode_layers(units))[-1]
+        return pool(tokens, self._grid_rows, self.encoder.config.cls_token, "concat")[0]
+
+    def _step_targets(self, target: np.ndarray, steps: int) -> np.ndarray:
+        patch = self.encoder.config.patch_frames
+        centres = np.minimum(np.arange(steps) * patch + patch // 2, len(target) - 1)
+        return target[centres]
+
+    def _epoch(self, epoch: int, train: Clips) -> float:
+        config, rng = self.config, np.random.default_rng((_FINETUNE_STREAM, self.config.seed, epoch))
+        order, losses = rng.permutation(len(train.logmels)), []
+        batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+        self.encoder.requires_grad_(epoch >= config.head_epochs)
+        with exact_float32_products(self.device):
+            for number, rows in enumerate(batches):
+                self._set_rate(epoch + number / len(batches))
+                crops, targets = self._batch([train.logmels[r] for r in rows], [train.targets[r] for r in rows], rng)
+                self.optimizer.zero_grad(set_to_none=True)
+                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                    vectors = self._vectors(crops, rng, epoch >= config.head_epochs)
+                loss = self._loss(self.head(vectors.float()), targets, train)
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+                self.optimizer.step()
+                losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+    def _batch(
+        self, logmels: list[np.ndarray], targets: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Crops (batch, mels, frames) and their targets, augmented."""
+        config, length = self.config, self._crop_frames
+        crops, labels = [], []
+        for logmel, target in zip(logmels, targets, strict=True):
+            # A clip shorter than the crop is repeated until it is full.
+            first = int(rng.integers(max(1, len(logmel) - length + 1)))
+            frames = (first + np.arange(length)) % len(logmel) if len(logmel) < length else slice(first, first + length)
+            crops.append(logmel[frames].astype(np.float32).T)
+            labels.append(target[frames] if self.kind == "event" else target)
+        x, y = np.stack(crops), np.stack(labels).astype(np.float32)
+        _blank(x, round(config.time_mask_ms / self._hop_ms), 2, rng)
+        _blank(x, config.frequency_mask_mels, 1, rng)
+        if self.kind == "event":
+            y = np.stack([self._step_targets(target, length // self.encoder.config.patch_frames) for target in y])
+        elif config.mixup:
+            weight = float(rng.beta(config.mixup, config.mixup))
+            partner = rng.permutation(len(x))
+            x = weight * x + (1 - weight) * x[partner]
+            y = weight * y + (1 - weight) * y[partner]
+        return torch.from_numpy(x.astype(np.float32)).to(self.device), torch.from_numpy(y).to(self.device)
+
+    def _vectors(self, crops: Tensor, rng: np.random.Generator, learning: bool) -> Tensor:
+        """(batch, dims), or (batch, steps, dims) in event tasks."""
+        with torch.set_grad_enabled(learning):
+            if self.kind == "event" or not self.config.patch_dropout:
+                tokens = list(self.encoder.encode_layers(crops))[-1]
+                steps = pool(tokens, self._grid_rows, self.encoder.config.cls_token, "concat")
+                return steps if self.kind == "event" else steps.mean(1)
+            patches = self.encoder.patches_of(crops)
+            kept = max(1, round(patches.shape[1] * (1 - self.config.patch_dropout)))
+            noise = torch.from_numpy(rng.random((len(crops), patches.shape[1]), dtype=np.float32)).to(self.device)
+            ids = noise.argsort(1)[:, :kept].sort(1).values
+            tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
+            # The mean over time of each row of patches, of those that are there.
+            row = (ids // (patches.shape[1] // self._grid_rows))[:, :, None]
+            of_row = (row == torch.arange(self._grid_rows, device=self.device)).to(tokens.dtype)
+            sums = of_row.transpose(1, 2) @ tokens
+            return (sums / of_row.sum(1).clamp(min=1)[:, :, None]).flatten(1)
+
+    def _loss(self, logits: Tensor, targets: Tensor, train: Clips) -> Tensor:
+        weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
+        if self.kind == "multiclass":
+            smoothed = targets * (1 - self.config.label_smoothing) + self.config.label_smoothing / targets.shape[-1]
+            terms = -smoothed * logits.log_softmax(-1)
+            return (terms if weights is None else terms * weights).sum(-1).mean()
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+
+    def _class_weights(self, train: Clips) -> Tensor:
+        """Of classes in cross-entropy; of positives against negatives in binary cross-entropy."""
+        rows = train.targets if self.kind == "event" else [target[None] for target in train.targets]
+        positives = np.sum([row.sum(0) for row in rows], axis=0).clip(min=1)
+        total = sum(len(row) for row in rows)
+        weights = total / (len(positives) * positives) if self.kind == "multiclass" else (total - positives) / positives
+        return torch.from_numpy(weights.clip(0.1, 100).astype(np.float32)).to(self.device)
+
+    def _set_rate(self, epoch: float) -> None:
+        config, head_ends = self.config, min(self.config.head_epochs, self.config.epochs)
+        phase = epoch if epoch < head_ends else epoch - head_ends
+        warm = min(1.0, (phase + 1e-3) / config.warmup_epochs) if config.warmup_epochs else 1.0
+        rate = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        depth = self.encoder.config.depth
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            part = name.split(".")
+            above = depth + 1 if part[0] == "head" or part[1] == "norm" else 0
+            above = int(part[2]) + 1 if part[1] == "blocks" else above
+            groups.setdefault((above, parameter.ndim >= 2), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "share": self.config.layer_decay ** (depth + 1 - above),
+                "weight_decay": self.config.weight_decay if matrix else 0.0,
+            }
+            for (above, matrix), parameters in groups.items()
+        ]
+
+    @torch.no_grad()
+    def _set_moments(self, train: Clips) -> None:
+        """The head's inputs are standardised by the untouched encoder's vectors of the training clips."""
+        with exact_float32_products(self.device):
+            vectors = [self._mean_over_time(self._steps_of(logmel), len(logmel)) for logmel in train.logmels]
+        rows = torch.stack(vectors)
+        self.head.mean.copy_(rows.mean(0))
+        self.head.std.copy_(rows.std(0, correction=0).clamp(min=1e-4))
+
+    def _save(self, path: Path, epoch: int) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "epoch": epoch,
+        }
+        with atomic_write(path) as file:
+            torch.save(state, file)
+
+    def _resume(self, path: Path) -> int:
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best = copy.deepcopy(state["best"])
+            return int(state["epoch"])
+        except Exception as error:
+            # torch.load raises whatever the damaged bytes lead it to.
+            raise CheckpointError(f"{path} is damaged or of another training; delete it to begin anew") from error
+
+
+def _blank(x: np.ndarray, widest: int, axis: int, rng: np.random.Generator) -> None:
+    """Set a stretch of random place and width along `axis` of each crop to 0, the corpus mean, in place."""
+    if widest < 1:
+        return
+    size = x.shape[axis]
+    for crop in x:
+        width = int(rng.integers(0, min(widest, size) + 1))
+        first = int(rng.integers(0, size - width + 1))
+        np.moveaxis(crop, axis - 1, 0)[first : first + width] = 0
+
+
+def _activate(logits: Tensor, kind: Kind) -> Tensor:
+    return logits.softmax(-1) if kind == "multiclass" else logits.sigmoid()

@@ -1,0 +1,57 @@
+"""How a classifier is trained: the settings of `melmask finetune`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from melmask.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a classifier is trained."""
+
+    epochs: int = 30
+    """Passes over the training clips, one crop of each."""
+    head_epochs: int = 3
+    """First passes, in which only the head learns; as many as `epochs`: the encoder stays as it is."""
+    warmup_epochs: float = 1.0
+    """Linear warm-up, within the head's epochs and again when the encoder joins."""
+    batch_size: int = 64
+    """Clips a step."""
+    learning_rate: float = 1e-3
+    """Peak rate of the head and the last block; half-cosine decay to zero."""
+    layer_decay: float = 0.75
+    """Each block below learns at this share of the one above (BEiT, arXiv 2106.08254)."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices."""
+    patch_dropout: float = 0.25
+    """Share of patches left out of each crop in training (PaSST, arXiv 2110.05069); none in event tasks."""
+    mixup: float = 0.3
+    """Two crops are mixed, log-mels and labels, with a weight from Beta(mixup, mixup); 0: none. None in event tasks."""
+    time_mask_ms: float = 200.0
+    """A stretch of each crop up to this long is blanked (SpecAugment, arXiv 1904.08779); 0: none."""
+    frequency_mask_mels: int = 8
+    """A band up to this wide is blanked; 0: none."""
+    label_smoothing: float = 0.1
+    """Share of each multiclass target spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """'balanced': classes count alike, however many clips they have."""
+    patience_epochs: int = 8
+    """Epochs without a better validation before training ends; the best one's weights are kept."""
+    seed: int = 0
+    """Decides order, crops and augmentation."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "patience_epochs"):
+            _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("head_epochs", "warmup_epochs", "mixup", "time_mask_ms", "frequency_mask_mels", "weight_decay"):
+            _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
+        for name in ("patch_dropout", "label_smoothing"):
+            _check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; give a share from 0 to below 1")
+        _check(0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; give a share above 0, at most 1")
+        _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; give a positive rate")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

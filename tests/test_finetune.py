@@ -1,0 +1,336 @@
+"""Fine-tuning and prediction from the files a user has to the table a user gets."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from hear_folders import PITCHES_HZ, RATE_HZ, tone, write_event_task, write_fold_task
+
+import melmask
+from melmask import finetune_job
+from melmask.classifier import AudioClassifier, ClassifierCard, load_classifier
+from melmask.cli import main
+from melmask.errors import CheckpointError, ConfigError, InputError
+from melmask.finetune_job import finetune
+from melmask.predict_job import predict_files
+from melmask.settings import with_overrides
+from melmask.train.finetune import Clips, Finetuning
+from melmask.train.finetune_config import FinetuneConfig
+
+LABELS = list(PITCHES_HZ)
+
+
+def configured(*overrides):
+    quick = ("epochs=8", "head_epochs=3", "batch_size=12", "learning_rate=5e-3", "patience_epochs=20")
+    return with_overrides(FinetuneConfig(), [*quick, *overrides])
+
+
+def read_table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(folder, rows, name="labels.csv"):
+    with (folder / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Thirty-six tones of three pitches, a broken file among them, with a split."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng, rows = np.random.default_rng(0), [("path", "label", "split")]
+    for i in range(36):
+        label, part = LABELS[i % 3], ("train", "train", "valid", "test")[i // 3 % 4]
+        soundfile.write(folder / f"{i}.wav", tone(label, rng.uniform(0.3, 1.2), rng), RATE_HZ)
+        rows.append((f"{i}.wav", label, part))
+    (folder / "broken.wav").write_text("no sound")
+    return write_table(folder, [*rows, ("broken.wav", "low", "train")])
+
+
+@pytest.fixture(scope="module")
+def trained(run_folder, table, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finetuned") / "out"
+    return out, finetune(str(run_folder), table, out, configured(), device="cpu")
+
+
+def test_a_classifier_is_learnt(trained):
+    out, scores = trained
+    assert scores["test"]["accuracy"] > 0.7
+    assert scores["unreadable"] == 1
+    assert set(scores["test"]["recall"]) == set(LABELS)
+    assert "broken.wav" in (out / "failed.csv").read_text()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_saved_classifier_says_what_training_said(trained, table, tmp_path):
+    out, scores = trained
+    rows = [row for row in read_table(table) if row["split"] == "test"]
+    paths = [table.parent / row["path"] for row in rows]
+    report = predict_files(load_classifier(out, "cpu"), paths, tmp_path / "x.csv")
+    predicted = read_table(tmp_path / "x.csv")
+    assert (report.files, report.failed, report.rows) == (len(rows), 0, len(rows))
+    right = [p["label"] == row["label"] for p, row in zip(predicted, rows, strict=True)]
+    assert np.mean(right) == pytest.approx(scores["test"]["accuracy"])
+    assert all(0.3 < float(p["probability"]) <= 1 for p in predicted)
+
+
+def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp_path, sound):
+    finetune(str(run_folder), table, tmp_path, configured("epochs=2", "head_epochs=0"), device="cpu")
+    audio = sound(1.0, 0)
+    tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
+    before = melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene
+    assert tuned.shape == before.shape
+    assert np.abs(tuned - before).max() > 0.01
+
+
+def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, sound):
+    finetune(str(run_folder), table, tmp_path, configured("epochs=2", "head_epochs=2"), device="cpu")
+    audio = sound(1.0, 0)
+    tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
+    np.testing.assert_array_equal(tuned, melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene)
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_path, monkeypatch, trained):
+    save = Finetuning._save
+
+    def killed(self, path, epoch):
+        save(self, path, epoch)
+        if epoch == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Finetuning, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+    monkeypatch.setattr(Finetuning, "_save", save)
+    finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+    ours, theirs = (torch.load(out / "finetune.pt", weights_only=True) for out in (tmp_path, trained[0]))
+    assert all(torch.equal(value, theirs["network"][name]) for name, value in ours["network"].items())
+    assert ours["best"]["score"] == theirs["best"]["score"]
+    with pytest.raises(InputError, match="has begun with another config; choose another --out"):
+        finetune(str(run_folder), table, tmp_path, configured("seed=1"), device="cpu")
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.9, 0.5, 0.9, 0.1, 0.3])
+    monkeypatch.setattr(finetune_job, "_score", lambda *_: next(scores))
+    found = finetune(str(run_folder), table, tmp_path, configured("patience_epochs=3"), device="cpu")
+    assert found["epoch"] == 2
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_several_labels_a_clip(run_folder, tmp_path):
+    rng, rows = np.random.default_rng(1), [("path", "label")]
+    for i in range(40):
+        chosen = [label for label in LABELS if rng.random() < 0.6] or ["low"]
+        soundfile.write(tmp_path / f"{i}.wav", sum(tone(label, 0.6, rng) for label in chosen) / 3, RATE_HZ)
+        rows.append((f"{i}.wav", ";".join(chosen)))
+    table = write_table(tmp_path, rows)
+    config = configured("epochs=12", "head_epochs=12", "mixup=0", "class_weights=balanced")
+    scores = finetune(str(run_folder), table, tmp_path / "out", config, device="cpu")
+    assert scores["valid"]["mAP"] > 0.6
+    classifier = load_classifier(tmp_path / "out", "cpu")
+    assert (classifier.card.kind, classifier.card.labels) == ("multilabel", sorted(LABELS))
+    predict_files(classifier, [tmp_path / "0.wav"], tmp_path / "x.jsonl", threshold=0.0)
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert {line["label"] for line in lines} == set(LABELS)
+    values = [line["probability"] for line in lines]
+    assert values == sorted(values, reverse=True)
+
+
+def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
+    folder = write_event_task(tmp_path, clips=12)
+    config = configured("epochs=20", "head_epochs=20", "time_mask_ms=0", "frequency_mask_mels=0", "learning_rate=2e-2")
+    scores = finetune(str(run_folder), folder, tmp_path / "out", config, device="cpu")
+    assert scores["test"]["mAP"] > 0.7
+    classifier = load_classifier(tmp_path / "out", "cpu")
+    paths = sorted((folder / str(RATE_HZ) / "test").glob("*.wav"))
+    predict_files(classifier, paths, tmp_path / "x.parquet", events=True, hop_ms=40.0, median_filter_ms=0.0)
+    rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert {"path", "start_s", "end_s", "label", "probability", "error"} == set(rows[0])
+    assert all(0 <= row["start_s"] < row["end_s"] <= 3.1 for row in rows)
+    truth = json.loads((folder / "test.json").read_text())
+    near = [
+        any(row["label"] == e["label"] and abs(row["start_s"] - e["start"] / 1000) < 0.25 for e in truth[name])
+        for row in rows
+        for name in [row["path"].rsplit("/", 1)[1]]
+    ]
+    assert np.mean(near) > 0.6
+
+
+def test_folds_of_a_table_and_of_a_task(run_folder, tmp_path):
+    folder = write_fold_task(tmp_path, folds=4)
+    files = finetune_job._task_files(finetune_job.read_task(folder), "fold02")
+    parts = {path.parent.name: part for path, part in zip(files.paths, files.parts, strict=True)}
+    assert parts == {"fold02": "test", "fold03": "valid", "fold00": "train", "fold01": "train"}
+    with pytest.raises(InputError, match="--fold is 'x'; pitches-v1-full has fold00, fold01"):
+        finetune_job._task_files(finetune_job.read_task(folder), "x")
+    for i in range(30):
+        (tmp_path / f"{i}.wav").touch()
+    rows = [("path", "label", "fold"), *((f"{i}.wav", LABELS[i % 3], i % 5 + 1) for i in range(30))]
+    files = finetune_job._table_files(write_table(tmp_path, rows), None, 0, "5")
+    parts = {int(path.stem) % 5 + 1: part for path, part in zip(files.paths, files.parts, strict=True)}
+    assert parts == {5: "test", 1: "valid", 2: "train", 3: "train", 4: "train"}
+
+
+def test_groups_stay_together_where_a_validation_set_is_made(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i}.wav").touch()
+    rows = [("path", "label", "group"), *((f"{i}.wav", LABELS[i % 3], f"g{i // 6}") for i in range(60))]
+    files = finetune_job._table_files(write_table(tmp_path, rows), None, 0, "")
+    groups = {part: {int(p.stem) // 6 for p, own in zip(files.paths, files.parts, strict=True) if own == part}
+              for part in ("train", "valid")}  # fmt: skip
+    assert groups["valid"]
+    assert not groups["valid"] & groups["train"]
+
+
+def test_a_prediction_depends_on_the_sound_alone(trained, table, tmp_path):
+    classifier = load_classifier(trained[0], "cpu")
+    paths = [table.parent / f"{i}.wav" for i in (3, 4, 5)]
+    predict_files(classifier, paths, tmp_path / "all.jsonl")
+    predict_files(classifier, paths[1:2], tmp_path / "one.jsonl")
+    every, one = ((tmp_path / name).read_text().splitlines() for name in ("all.jsonl", "one.jsonl"))
+    assert one == [every[1]]
+
+
+def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
+    classifier = load_classifier(trained[0], "cpu")
+    broken = table.parent / "broken.wav"
+    report = predict_files(classifier, [broken, table.parent / "0.wav"], tmp_path / "x.csv")
+    assert (report.files, report.failed) == (1, 1)
+    rows = read_table(tmp_path / "x.csv")
+    assert "cannot be read as sound" in rows[0]["error"]
+    assert (rows[0]["label"], rows[1]["error"]) == ("", "")
+    with pytest.raises(InputError, match="none of the 1 files could be read"):
+        predict_files(classifier, [broken], tmp_path / "y.csv")
+    with pytest.raises(ConfigError, match=r"does not end in \.csv, \.jsonl, \.parquet"):
+        predict_files(classifier, [broken], tmp_path / "y.txt")
+
+
+def test_a_killed_prediction_goes_on_behind_what_is_done(trained, table, tmp_path, monkeypatch):
+    classifier = load_classifier(trained[0], "cpu")
+    paths = [table.parent / f"{i}.wav" for i in range(6)]
+    predict_files(classifier, paths, tmp_path / "whole.csv")
+    probabilities, calls = AudioClassifier.probabilities, []
+
+    def dying(self, vectors):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return probabilities(self, vectors)
+
+    monkeypatch.setattr(AudioClassifier, "probabilities", dying)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(classifier, paths, tmp_path / "parts.csv")
+    journal = tmp_path / ".parts.csv.partial.jsonl"
+    journal.write_text(journal.read_text() + '{"path": "cut o')
+    predict_files(classifier, paths, tmp_path / "parts.csv")
+    assert len(calls) == 4 + 3
+    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    assert not journal.exists()
+
+
+def test_what_is_no_classifier_is_refused_in_one_line(run_folder, trained, tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no classifier \(classifier\.json is missing\)"):
+        load_classifier(run_folder)
+    folder = trained[0] / "classifier"
+    for name, content, message in [
+        ("classifier.json", "{}", "is damaged or of a newer melmask"),
+        ("head.safetensors", "x", "is missing or damaged"),
+    ]:
+        copy = tmp_path / name
+        copy.mkdir()
+        for path in folder.iterdir():
+            (copy / path.name).write_bytes(content.encode() if path.name == name else path.read_bytes())
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(copy, "cpu")
+
+
+def test_settings_that_cannot_be_used_are_refused():
+    for setting, message in [
+        ("epochs=0", "epochs is 0; give at least 1"),
+        ("patch_dropout=1", "patch_dropout is 1.0; give a share from 0 to below 1"),
+        ("layer_decay=0", "layer_decay is 0.0; give a share above 0"),
+        ("mixupp=0.1", "the nearest is 'mixup'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            configured(setting)
+
+
+def test_layers_below_learn_more_slowly(encoder):
+    training = Finetuning(
+        melmask.load(encoder.name, "cpu").model, "multiclass", 3, configured("layer_decay=0.5"), 64, 10.0,
+        torch.device("cpu"), torch.float32,
+    )  # fmt: skip
+    shares = {id(p): group["share"] for group in training.optimizer.param_groups for p in group["params"]}
+    depth = encoder.card.model.depth
+    assert shares[id(training.head.linear.weight)] == 1
+    assert shares[id(training.encoder.blocks[depth - 1].mlp.fc1.weight)] == 0.5
+    assert shares[id(training.encoder.blocks[0].mlp.fc1.weight)] == 0.5**depth
+    assert shares[id(training.encoder.patch_embed.weight)] == 0.5 ** (depth + 1)
+    assert len(shares) == len(list(training.network.parameters()))
+
+
+def test_patches_left_out_change_nothing_but_what_is_averaged(encoder):
+    config = configured("patch_dropout=0.001", "mixup=0")
+    training = Finetuning(
+        melmask.load(encoder.name, "cpu").model, "multiclass", 3, config, 64, 10.0, torch.device("cpu"), torch.float32
+    )
+    crops = torch.randn(2, 80, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dropped = training._vectors(crops, np.random.default_rng(0), True)
+        whole = torch.stack([training._steps(crop[None]).mean(0) for crop in crops])
+    # A thousandth of 20 patches is none: the two ways to compute the mean agree.
+    torch.testing.assert_close(dropped, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_rare_classes_weigh_more_where_balanced():
+    targets = [np.eye(2, dtype=np.float32)[int(i == 0)] for i in range(4)]
+    clips = Clips([np.zeros((64, 80), np.float16)] * 4, targets)
+    weights = Finetuning._class_weights
+    holder = type("T", (), {"kind": "multiclass", "device": torch.device("cpu")})()
+    torch.testing.assert_close(weights(holder, clips), torch.tensor([4 / 6, 2.0]))
+    holder.kind = "multilabel"
+    torch.testing.assert_close(weights(holder, clips), torch.tensor([1 / 3, 3.0]))
+
+
+def test_the_commands(run_folder, table, tmp_path, capsys):
+    words = ["epochs=1", "head_epochs=1", "batch_size=12"]
+    assert main(["finetune", str(run_folder), str(table), "--out", str(tmp_path / "c"), "--device", "cpu", *words]) == 0
+    assert "test  accuracy" in capsys.readouterr().out
+    out = tmp_path / "x.csv"
+    assert main(["predict", str(table.parent / "0.wav"), "--model", str(tmp_path / "c"), "--out", str(out)]) == 0
+    assert "1 rows of 1 files" in capsys.readouterr().out
+    assert main(["finetune", str(run_folder), str(tmp_path / "no.csv"), "--out", str(tmp_path / "d")]) == 2
+    assert main(["predict", str(table.parent / "0.wav"), "--model", str(run_folder), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") >= 2
+
+
+def test_a_table_of_one_label_is_refused(tmp_path):
+    table = write_table(tmp_path, [("path", "label"), ("a.wav", "x"), ("b.wav", "x")])
+    with pytest.raises(InputError):
+        finetune_job._table_files(table, None, 0, "")
+
+
+def test_probabilities_are_those_of_the_head(encoder):
+    dims = encoder.embedding_size()
+    rng = np.random.default_rng(0)
+    weights = {
+        "mean": torch.from_numpy(rng.standard_normal(dims)),
+        "std": torch.from_numpy(rng.uniform(0.5, 2, dims)),
+        "linear.weight": torch.from_numpy(rng.standard_normal((3, dims)) / 10),
+        "linear.bias": torch.from_numpy(rng.standard_normal(3)),
+    }
+    vectors = rng.standard_normal((5, dims))
+    logits = ((torch.from_numpy(vectors) - weights["mean"]) / weights["std"]) @ weights["linear.weight"].T
+    logits = logits + weights["linear.bias"]
+    for kind, expected in [("multiclass", logits.softmax(1)), ("multilabel", logits.sigmoid())]:
+        classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind=kind), weights)
+        np.testing.assert_allclose(classifier.probabilities(vectors), expected, rtol=1e-5)
