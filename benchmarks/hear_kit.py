@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import logging
+import math
 import pickle
 import shutil
 import statistics
@@ -111,9 +112,12 @@ def table(kit: dict, ours: dict) -> str:
     for task in kit:
         a, b = kit[task]["runs"], ours[task]["runs"]
         times = [statistics.fmean(run["seconds"] for run in runs) for runs in (a, b)]
-        for metric in [name for name in a[0] if name != "seconds" and name in b[0]]:
+        # The main part of an event metric is listed under the metric's own name.
+        shown = [name for name in a[0] if name != "seconds" and not name.endswith(("_f_measure", "_error_rate"))]
+        for metric in shown:
             x, y = [run[metric] for run in a], [run[metric] for run in b]
-            sx, sy = (statistics.stdev(v) if len(v) > 1 else 0.0 for v in (x, y))
+            # d' is infinite where a class is told apart without an error: such a metric has no spread to compare.
+            sx, sy = (statistics.stdev(v) if len(v) > 1 and all(map(math.isfinite, v)) else math.nan for v in (x, y))
             pooled = ((sx**2 + sy**2) / 2) ** 0.5
             gap = statistics.fmean(y) - statistics.fmean(x)
             ratio = f"{gap:+.4f} / {pooled:.4f}"

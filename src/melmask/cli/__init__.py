@@ -11,7 +11,7 @@ from melmask.errors import MelmaskError
 
 # As help lists them: in the order of the work, which is not that of the files here.
 _ORDER = (
-    *("demo", "prepare", "pretrain", "bench", "embed", "probe", "evaluate", "make-task"),
+    *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task"),
     *("finetune", "predict", "convert", "push", "export", "settings"),
 )
 

@@ -1,4 +1,4 @@
-"""The commands that judge models: probe, evaluate, make-task."""
+"""The commands that judge models: probe, few-labels, evaluate, make-task."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,7 @@ from melmask.cli.options import Command, add_choice, add_model
 def add(command: Command) -> None:
     """Add these commands."""
     command("probe", probe, "k-NN and linear scores on labelled files, beside two baselines", _add_probe)
+    command("few-labels", few_labels, "how accuracy grows with 1, 2, 5, 10 and all labels a class", _add_few_labels)
     command("evaluate", evaluate, "models on HEAR 2021 tasks, with a report; the same command resumes", _add_evaluate)
     command("make-task", make_task, "labelled files to a task in HEAR's layout", _add_make_task)
 
@@ -38,6 +39,31 @@ def probe(options: argparse.Namespace) -> int:
         if task["leaking_groups"]:
             print(f"{name}: {task['leaking_groups']} groups have clips on both sides of a split")
     print(f"scores and confusion pictures: {options.out}")
+    return 0
+
+
+def few_labels(options: argparse.Namespace) -> int:
+    """Judge a model by how few labels it needs."""
+    from melmask.encoder import load
+    from melmask.evaluate.few_labels import curves_text, few_label_curves
+
+    model = load(options.model, options.device, options.precision)
+    report = few_label_curves(
+        model,
+        options.labels,
+        options.out,
+        per_class=options.per_class,
+        draws=options.draws,
+        scheme=options.scheme,
+        audio_root=options.audio_root,
+        layer=options.layer,
+        pooling=options.pooling,
+        scene=options.scene,
+        seed=options.seed,
+        dataset_statistics=options.normalization == "dataset",
+    )
+    print(curves_text(report))
+    print(f"curves and pictures: {options.out}")
     return 0
 
 
@@ -93,14 +119,26 @@ def make_task(options: argparse.Namespace) -> int:
 
 
 def _add_probe(sub: argparse.ArgumentParser) -> None:
+    _add_labels(sub)
+    sub.add_argument("--out", type=Path, default=Path("probe"), help="folder for scores and pictures (%(default)s)")
+    add_model(sub)
+
+
+def _add_few_labels(sub: argparse.ArgumentParser) -> None:
+    _add_labels(sub)
+    sub.add_argument("--out", type=Path, default=Path("few-labels"), help="folder for curves (%(default)s)")
+    sub.add_argument("--per-class", nargs="+", default=["1", "2", "5", "10", "all"], metavar="N", help="(1 2 5 10 all)")
+    sub.add_argument("--draws", type=int, default=5, help="random choices of each number of labels (%(default)s)")
+    add_model(sub)
+
+
+def _add_labels(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--labels", type=Path, nargs="+", required=True, metavar="CSV", help="columns path, label; group, fold, split"
     )
-    sub.add_argument("--out", type=Path, default=Path("probe"), help="folder for scores and pictures (%(default)s)")
     sub.add_argument("--scheme", default="auto", help="auto, fold, split, group or random: how rows are held out")
     sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
     sub.add_argument("--seed", type=int, default=0, help="of the untrained network and of made-up splits")
-    add_model(sub)
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:

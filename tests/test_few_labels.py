@@ -1,0 +1,284 @@
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import soundfile
+from sklearn.linear_model import LogisticRegression
+
+from melmask.errors import InputError, MissingExtraError, OutputError
+from melmask.evaluate.few_labels import curves_of_features, curves_text, draw_interval, draw_order, few_label_curves
+from melmask.evaluate.labels import LabelTable
+from melmask.evaluate.probe import knn_probe, linear_probe, neighbor_votes, standardize
+from melmask.evaluate.splits import make_splits
+from melmask.viz.few_labels import save_few_labels_picture, spread
+
+NUMBERS = (1, 3, 10, "all")
+
+
+def table(labels, groups=None, folds=None, splits=None):
+    return LabelTable([Path(f"{i}.wav") for i in range(len(labels))], [str(k) for k in labels], groups, folds, splits)
+
+
+def clusters(rows=240, classes=4, dims=30, spread=1.0, seed=0):
+    """Features of classes that overlap the more the larger `spread`, and their table with three folds."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % classes
+    features = rng.standard_normal((classes, dims))[labels] + spread * rng.standard_normal((rows, dims))
+    return {"x": features.astype(np.float32)}, table(labels, folds=[str(i // classes % 3) for i in range(rows)])
+
+
+def sizes(labels, places, n):
+    return np.bincount(labels[places < n]).tolist()
+
+
+def test_a_draw_holds_n_of_each_class_or_all_of_a_smaller_one():
+    labels = np.repeat([0, 1, 2], [50, 20, 3])
+    places = draw_order(labels, None, np.random.default_rng(0))
+    assert [sizes(labels, places, n) for n in (1, 5, 30)] == [[1, 1, 1], [5, 5, 3], [30, 20, 3]]
+    again, other = (draw_order(labels, None, np.random.default_rng(seed)) for seed in (0, 1))
+    assert (places == again).all() and (places != other).any()
+
+
+def test_a_draw_takes_a_second_clip_of_a_group_only_after_one_of_every_group():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    groups = np.concatenate([rng.choice(5, 100, p=[0.8, 0.05, 0.05, 0.05, 0.05]), rng.choice(5, 100)])
+    for seed in range(10):
+        places = draw_order(labels, groups, np.random.default_rng(seed))
+        for label in (0, 1):
+            drawn = groups[(places < 5) & (labels == label)]
+            assert sorted(drawn) == [0, 1, 2, 3, 4]
+        assert sizes(labels, places, 7) == [7, 7]
+
+
+def test_the_interval_is_students_over_the_draws():
+    # t of 2 degrees of freedom at 97.5 %, from tables: 4.303.
+    half_width = 4.3027 * 0.1 / np.sqrt(3)
+    assert draw_interval(np.array([0.5, 0.6, 0.4])) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=1e-4)
+    assert draw_interval(np.array([0.9, 1.0])) == (pytest.approx(0.95 - 12.706 * 0.05, abs=1e-3), 1.0)
+    assert draw_interval(np.array([0.5])) is None
+
+
+def test_separable_classes_need_one_label():
+    features, labelled = clusters(spread=0.05)
+    scores = curves_of_features(features, labelled, NUMBERS)["scores"]["x"]
+    for judge in ("linear", "k-NN"):
+        assert [score["accuracy"] for score in scores[judge]] == [1.0] * 4
+
+
+def test_more_labels_help_and_shuffled_ones_are_worth_chance():
+    features, labelled = clusters(rows=480, spread=2.0)
+    scores = curves_of_features(features, labelled, NUMBERS)["scores"]["x"]
+    for judge in ("linear", "k-NN"):
+        accuracies = [score["accuracy"] for score in scores[judge]]
+        assert accuracies == sorted(accuracies) and accuracies[-1] > accuracies[0] + 0.2
+    rng = np.random.default_rng(0)
+    shuffled = table(rng.permutation(labelled.labels).tolist(), folds=labelled.folds)
+    task = curves_of_features(features, shuffled, NUMBERS)
+    assert task["chance"] == 0.25
+    assert all(abs(score["accuracy"] - 0.25) < 0.06 for of in task["scores"]["x"].values() for score in of)
+
+
+def test_all_labels_give_the_scores_of_the_probe_command():
+    features, labelled = clusters(spread=2.0)
+    scores = curves_of_features(features, labelled, ["all"])["scores"]["x"]
+    splits = make_splits(labelled)
+    for name, probe in (("linear", linear_probe), ("k-NN", knn_probe)):
+        whole = probe(features["x"], labelled.label_indices, splits)
+        (score,) = scores[name]
+        assert score["accuracies"] == [list(whole.accuracies)] and score["accuracy"] == pytest.approx(whole.mean)
+        assert score["test_interval_95"] == pytest.approx(whole.interval_95) and score["interval_95"] is None
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_a_score_is_that_of_a_fit_to_the_drawn_clips_alone(n):
+    # Two draws of 4 to 40 rows with 60 features: the time-saving turn of the axes must not show.
+    features, labelled = clusters(dims=60, spread=2.0)
+    rows, labels = features["x"], labelled.label_indices
+    task = curves_of_features(features, labelled, [n], draws=2, seed=5)
+    assert task["points"][0]["neighbors"] == min(10, n)
+    for draw in range(2):
+        for number, split in enumerate(make_splits(labelled)):
+            train, test = standardize(rows[split.train], rows[split.test])
+            drawn = draw_order(labels[split.train], None, np.random.default_rng((5, draw, number))) < n
+            known, truth = labels[split.train][drawn], labels[split.test]
+            exact = LogisticRegression(tol=1e-8, max_iter=10_000).fit(train[drawn].astype(np.float64), known)
+            linear, nearest = (
+                task["scores"]["x"][judge][0]["accuracies"][draw][number] for judge in ("linear", "k-NN")
+            )
+            assert linear == pytest.approx(np.mean(exact.predict(test) == truth), abs=1.5 / len(truth))
+            votes = neighbor_votes(train[drawn], test, np.eye(4)[known], n)
+            assert nearest == np.mean(votes.argmax(1) == truth)
+
+
+def test_one_label_of_each_of_many_classes_is_no_reason_for_a_warning():
+    features, labelled = clusters(classes=40, spread=0.05)
+    (score,) = curves_of_features(features, labelled, [1])["scores"]["x"]["linear"]
+    assert score["accuracy"] == 1.0
+
+
+def test_mean_and_std_are_over_draws_of_means_over_splits():
+    features, labelled = clusters(spread=2.0)
+    (score,) = curves_of_features(features, labelled, [1], draws=3)["scores"]["x"]["linear"]
+    of_draws = np.array(score["accuracies"]).mean(1)
+    assert np.shape(score["accuracies"]) == (3, 3) and len(set(of_draws)) > 1
+    assert (score["accuracy"], score["std"]) == pytest.approx((of_draws.mean(), of_draws.std(ddof=1)))
+    assert score["interval_95"] == draw_interval(of_draws)
+    single = curves_of_features(features, labelled, [1], draws=1)["scores"]["x"]["linear"][0]
+    assert (single["std"], single["interval_95"]) == (None, None)
+    assert single["accuracies"][0] == score["accuracies"][0]
+
+
+def test_valid_clips_play_no_part_and_every_representation_gets_the_same_draws():
+    features, labelled = clusters(spread=2.0)
+    labelled = table(labelled.labels, splits=["train"] * 120 + ["valid"] * 60 + ["test"] * 60)
+    disturbed = features["x"].copy()
+    disturbed[120:180] = 1e4
+    scores = curves_of_features({**features, "disturbed": disturbed}, labelled, NUMBERS)["scores"]
+    assert scores["x"] == scores["disturbed"] and scores["x"]["linear"][0]["std"] > 0
+
+
+def test_classes_with_fewer_clips_and_numbers_beyond_every_class_are_reported():
+    rng = np.random.default_rng(0)
+    labels, splits = ["big"] * 40 + ["small"] * 12, (["train"] * 3 + ["test"]) * 13
+    task = curves_of_features(
+        {"x": rng.standard_normal((52, 8)).astype(np.float32)}, table(labels, splits=splits), ["50", 10, 2, 30, "2"]
+    )
+    assert task["same_as_all"] == [30, 50]
+    points = [(point["per_class"], point["mean_per_class"], point["classes_with_fewer"]) for point in task["points"]]
+    assert points == [(2, 2.0, []), (10, 9.5, ["small"]), ("all", 19.5, [])]
+    text = curves_text({"tasks": {"sides": {**task, "unreadable": {}}}})
+    assert "* 1 of 2 classes have fewer than 10" in text and "\n10* " in text and "\nall (19.5) " in text
+    assert "30, 50: no class has more training clips, so this is 'all'" in text
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """Low and high tones, five speakers, and a file that is no sound."""
+    folder = tmp_path_factory.mktemp("tones")
+    lines = ["path,label,group"]
+    for number in range(20):
+        label = ("low", "high")[number % 2]
+        pitch_hz = (300, 2500)[number % 2] + 10 * number
+        soundfile.write(folder / f"{number}.wav", 0.3 * np.sin(np.arange(6400) * pitch_hz * 2 * np.pi / 16000), 16000)
+        lines.append(f"{number}.wav,{label},speaker{number // 4}")
+    (folder / "broken.wav").write_text("no sound")
+    (folder / "tones.csv").write_text("\n".join([*lines, "broken.wav,low,speaker0"]))
+    return folder / "tones.csv"
+
+
+def test_the_command_writes_scores_rows_and_a_picture(encoder, tones, tmp_path):
+    report = few_label_curves(encoder, [tones], tmp_path / "out", per_class=["1", "2", "all"], draws=2)
+    assert json.loads((tmp_path / "out" / "few-labels.json").read_text()) == json.loads(json.dumps(report))
+    task = report["tasks"]["tones"]
+    assert list(task["scores"]) == ["log-mel mean+std", "untrained network", "pre-trained"]
+    assert (task["clips"], len(task["splits"]), task["leaking_groups"]) == (20, 5, 0)
+    assert [name.split("/")[-1] for name in task["unreadable"]] == ["broken.wav"]
+    assert task["scores"]["log-mel mean+std"]["linear"][-1]["accuracy"] == 1.0, "two tones differ in their spectrum"
+    with (tmp_path / "out" / "few-labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 3
+    assert (rows[1]["representation"], rows[1]["per_class"], rows[1]["draws"]) == ("log-mel mean+std", "2", "2")
+    assert float(rows[2]["accuracy"]) == 1.0 and rows[2]["low_95"] == ""
+    assert "1 files could not be read" in curves_text(report)
+    assert (tmp_path / "out" / "few-labels-tones.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_class": ["1", "many"]}, r"'many' labels per class .* whole numbers from 1, or 'all'"),
+        ({"per_class": [0]}, "0 labels per class"),
+        ({"per_class": ["2.5"]}, "'2.5' labels per class"),
+        ({"per_class": ["9" * 5000]}, "labels per class"),
+        ({"per_class": []}, "no number of labels"),
+        ({"draws": 0}, "0 draws"),
+        ({"seed": -1}, "seed -1"),
+        ({"scheme": "halves"}, "'halves' is not known"),
+        ({"audio_root": Path("nowhere")}, "below nowhere"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_before_any_file_is_read(options, message, encoder, tones, tmp_path):
+    with pytest.raises(InputError, match=message) as error:
+        few_label_curves(encoder, [tones], tmp_path / "out", **options)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_tables_and_folders_that_cannot_be_used_are_refused(encoder, tones, tmp_path):
+    with pytest.raises(InputError, match="same name"):
+        few_label_curves(encoder, [tones, tones], tmp_path / "out")
+    with pytest.raises(OutputError, match="cannot write"):
+        few_label_curves(encoder, [tones], tones)
+    for name in "abcd":
+        (tmp_path / f"{name}.wav").write_text("no sound")
+    unreadable = tmp_path / "bad.csv"
+    unreadable.write_text("path,label,split\na.wav,x,train\nb.wav,y,train\nc.wav,x,test\nd.wav,y,test\n")
+    with pytest.raises(InputError, match="none of the 4 files of task bad could be read"):
+        few_label_curves(encoder, [unreadable], tmp_path / "out")
+
+
+def test_features_that_are_not_finite_are_refused():
+    features, labelled = clusters()
+    features["x"][7, 3] = np.nan
+    with pytest.raises(InputError, match=r"x features of 7\.wav and 0 other files hold NaN"):
+        curves_of_features(features, labelled)
+
+
+def test_a_missing_library_is_named_before_any_file_is_read(encoder, tones, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(MissingExtraError, match=r"melmask\[eval\]"):
+        few_label_curves(encoder, [tones], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def drawable(numbers, positions, names, draws=5):
+    """A task as in few-labels.json, with made-up scores."""
+    points = [
+        {
+            "per_class": n,
+            "mean_per_class": position,
+            "draws": 1 if n == "all" else draws,
+            "neighbors": 10,
+            "classes_with_fewer": ["small"] if n != "all" and position < n else [],
+        }
+        for n, position in zip(numbers, positions, strict=True)
+    ]
+    scores = [
+        {"accuracy": 0.4 + 0.1 * i, "interval_95": None if point["draws"] == 1 else (0.3 + 0.1 * i, 0.6 + 0.1 * i)}
+        for i, point in enumerate(points)
+    ]
+    return {"points": points, "chance": 0.1, "scores": {name: {"linear": scores, "k-NN": scores} for name in names}}
+
+
+def picture_texts(folder, task):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        save_few_labels_picture(folder / "x.svg", "a $title", task)
+    return re.findall(r"<text[^>]*>([^<]*)</text>", (folder / "x.svg").read_text())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_picture_names_its_curves_and_ticks(count, tmp_path):
+    names = ["first", "second", "third", "a fourth $"]
+    task = drawable([1, 2, 5, 10, "all"][-count:], [1.0, 2.0, 5.0, 9.0, 32.0][-count:], names)
+    texts = picture_texts(tmp_path, task)
+    assert texts.count("(32)") == texts.count("all") == texts.count("chance  10 %") == 2
+    assert [texts.count(tick) for tick in ("1", "2", "5", "≤10")] == [2 * (count > k) for k in (4, 3, 2, 1)]
+    assert all(texts.count(f"{name}  {40 + 10 * (count - 1)} %") == 2 for name in names)
+    assert {"a $title", "linear probe", "k-NN, k = labels per class, at most 10"} <= set(texts)
+    assert any(("over 5 draws" if count > 1 else "one draw") in text for text in texts)
+
+
+def test_ticks_that_would_touch_are_left_out_from_the_left(tmp_path):
+    texts = picture_texts(tmp_path, drawable([1, 5, 10, 20], [1.0, 3.0, 4.0, 4.1], ["x"]))
+    assert "≤20" in texts and "≤5" in texts and "≤10" not in texts
+
+
+def test_words_are_moved_apart_as_little_as_it_takes():
+    assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert spread([0.1, 0.5, 0.52, 0.54], 0.1) == pytest.approx([0.1, 0.42, 0.52, 0.62])
