@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from melmask.cli.options import Command, add_choice, add_model
 
@@ -20,18 +21,7 @@ def probe(options: argparse.Namespace) -> int:
     from melmask.evaluate.report import probe_tasks, table_text
 
     model = load(options.model, options.device, options.precision)
-    report = probe_tasks(
-        model,
-        options.labels,
-        options.out,
-        scheme=options.scheme,
-        audio_root=options.audio_root,
-        layer=options.layer,
-        pooling=options.pooling,
-        scene=options.scene,
-        seed=options.seed,
-        dataset_statistics=options.normalization == "dataset",
-    )
+    report = probe_tasks(model, options.labels, options.out, **_labelled(options))
     print(table_text(report))
     for name, task in report["tasks"].items():
         if task["unreadable"]:
@@ -40,6 +30,19 @@ def probe(options: argparse.Namespace) -> int:
             print(f"{name}: {task['leaking_groups']} groups have clips on both sides of a split")
     print(f"scores and confusion pictures: {options.out}")
     return 0
+
+
+def _labelled(options: argparse.Namespace) -> dict[str, Any]:
+    """What probe and few-labels have in common."""
+    return {
+        "scheme": options.scheme,
+        "audio_root": options.audio_root,
+        "layer": options.layer,
+        "pooling": options.pooling,
+        "scene": options.scene,
+        "seed": options.seed,
+        "dataset_statistics": options.normalization == "dataset",
+    }
 
 
 def few_labels(options: argparse.Namespace) -> int:
@@ -54,13 +57,7 @@ def few_labels(options: argparse.Namespace) -> int:
         options.out,
         per_class=options.per_class,
         draws=options.draws,
-        scheme=options.scheme,
-        audio_root=options.audio_root,
-        layer=options.layer,
-        pooling=options.pooling,
-        scene=options.scene,
-        seed=options.seed,
-        dataset_statistics=options.normalization == "dataset",
+        **_labelled(options),
     )
     print(curves_text(report))
     print(f"curves and pictures: {options.out}")
