@@ -30,7 +30,14 @@ from melmask.encoder import AudioEncoder
 from melmask.errors import InputError, MissingExtraError
 from melmask.evaluate.features import probe_features
 from melmask.evaluate.labels import LabelTable, keep_rows, read_labels
-from melmask.evaluate.probe import GRADIENT_TOLERANCE, MAX_ITERATIONS, neighbor_votes, standardize, wilson_interval
+from melmask.evaluate.probe import (
+    GRADIENT_TOLERANCE,
+    MAX_ITERATIONS,
+    neighbor_votes,
+    standardize,
+    t_interval,
+    wilson_interval,
+)
 from melmask.evaluate.report import CLASSIFIERS
 from melmask.evaluate.splits import Split, leaking_groups, make_splits
 from melmask.files import atomic_write, ensure_folder, write_json
@@ -177,12 +184,8 @@ def draw_order(
 
 def draw_interval(accuracies: Float[np.ndarray, " draws"]) -> tuple[float, float] | None:
     """95 % t-interval of the mean over draws, cut to [0, 1]; None for a single draw, which says nothing of others."""
-    draws = len(accuracies)
-    if draws < 2:
-        return None
-    mean = float(accuracies.mean())
-    half_width = _t_quantile(draws - 1) * float(accuracies.std(ddof=1)) / math.sqrt(draws)
-    return max(0.0, mean - half_width), min(1.0, mean + half_width)
+    interval = t_interval(accuracies)
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def curves_text(report: dict[str, Any]) -> str:
@@ -209,7 +212,7 @@ def _checked_tables(
     label_files: Sequence[Path], audio_root: Path | None, scheme: str, seed: int
 ) -> dict[str, LabelTable]:
     """The tables by task, found usable before hours are spent on their files; so are the libraries."""
-    _t_quantile(1)
+    _check_libraries()
     tables = {path.stem: read_labels(path, audio_root) for path in label_files}
     if len(tables) < len(label_files):
         raise InputError("two label files have the same name, which names their task; rename one")
@@ -226,14 +229,11 @@ def _readable_rows(name: str, table: LabelTable, errors: Mapping[Path, str]) -> 
     return keep_rows(table, readable)
 
 
-def _t_quantile(freedom: int) -> float:
-    """What a two-sided 95 % t-interval reaches out to, in standard errors."""
+def _check_libraries() -> None:
     try:
         import sklearn.linear_model  # noqa: F401
-        from scipy.special import stdtrit
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
-    return float(stdtrit(freedom, 0.975))
 
 
 def _turns(values: np.ndarray) -> np.ndarray:

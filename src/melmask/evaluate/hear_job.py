@@ -29,7 +29,7 @@ from melmask.evaluate.hear_page import write_hear_page
 from melmask.evaluate.judging import TaskRows
 from melmask.evaluate.leaks import find_leaks
 from melmask.evaluate.metrics import higher_is_better
-from melmask.evaluate.probe import wilson_interval
+from melmask.evaluate.probe import t_interval, wilson_interval
 from melmask.evaluate.protocol import GRID_POINTS, PROTOCOLS, SplitResult, grid_of, run_split
 from melmask.evaluate.tasks import DataSplit, Task, find_tasks
 from melmask.files import atomic_write, ensure_folder, write_json
@@ -40,8 +40,6 @@ RESULTS = "results.json"
 _FORMAT = 1
 _PROTOCOL_VERSION = 1
 _SHARES = ("top1_acc", "pitch_acc", "chroma_acc")
-# Two-sided 95 % quantiles of Student's t for 2, 3, ... values.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def evaluate(
@@ -209,11 +207,8 @@ def _interval(metric: str, values: list[float], tested: int) -> list[float] | No
     """Shares of right answers: Wilson's interval over the tested clips; other metrics: Student's t over the folds."""
     if metric in _SHARES:
         return list(wilson_interval(float(np.mean(values)), tested))
-    if len(values) < 2:
-        return None
-    t = _T_95[len(values) - 2] if len(values) - 2 < len(_T_95) else 1.96
-    half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return [float(np.mean(values)) - half, float(np.mean(values)) + half]
+    interval = t_interval(np.array(values))
+    return None if interval is None else list(interval)
 
 
 def _facts_of_model(client: Client) -> dict[str, Any]:

@@ -71,6 +71,23 @@ def wilson_interval(share: float, tested: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
+def t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float] | None:
+    """95 % interval for the mean of independent values (Student, 1908); None for a single one.
+
+    Raises:
+        MissingExtraError: scikit-learn, with which SciPy comes, is not installed.
+    """
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "eval") from None
+    if len(values) < 2:
+        return None
+    half_width = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean = float(np.mean(values))
+    return mean - half_width, mean + half_width
+
+
 def linear_probe(
     features: Float[np.ndarray, "rows dims"],
     labels: Int[np.ndarray, " rows"],
