@@ -14,7 +14,7 @@ import melmask
 from melmask import finetune_job
 from melmask.classifier import AudioClassifier, ClassifierCard, load_classifier
 from melmask.cli import main
-from melmask.errors import CheckpointError, ConfigError, InputError
+from melmask.errors import CheckpointError, ConfigError, InputError, TrainingError
 from melmask.finetune_job import finetune
 from melmask.predict_job import predict_files
 from melmask.settings import with_overrides
@@ -189,6 +189,97 @@ def test_groups_stay_together_where_a_validation_set_is_made(tmp_path):
               for part in ("train", "valid")}  # fmt: skip
     assert groups["valid"]
     assert not groups["valid"] & groups["train"]
+
+
+def parts_of(folder, header, cells, fold=""):
+    """The part of each of so many clips, a row each."""
+    for i in range(len(cells)):
+        (folder / f"{i}.wav").touch()
+    table = write_table(folder, [header, *((f"{i}.wav", *own) for i, own in enumerate(cells))])
+    files = finetune_job._table_files(table, None, 0, fold)
+    assert [path.stem for path in files.paths] == [str(i) for i in range(len(cells))]
+    return files.parts
+
+
+def test_of_two_folds_one_is_tested_and_a_part_of_the_other_validates(tmp_path):
+    cells = [(LABELS[i % 3], i % 2) for i in range(60)]
+    parts = parts_of(tmp_path, ("path", "label", "fold"), cells)
+    assert {part for part, (_, fold) in zip(parts, cells, strict=True) if fold == 0} == {"test"}
+    assert [parts.count(part) for part in ("test", "valid", "train")] == [30, 3, 27]
+
+
+def test_folds_follow_one_another_by_number(tmp_path):
+    cells = [(LABELS[i % 3], i % 12 + 1) for i in range(36)]
+    parts = parts_of(tmp_path, ("path", "label", "fold"), cells, fold="9")
+    assert {cell[1] for cell, part in zip(cells, parts, strict=True) if part == "valid"} == {10}
+
+
+def test_tested_rows_are_not_trained_on_where_a_fold_is_asked_for_in_vain(tmp_path):
+    cells = [(LABELS[i % 3], "test" if i < 9 else "train") for i in range(36)]
+    with pytest.raises(InputError, match=r"--fold is '3', but .* has no column `fold`; leave --fold out"):
+        parts_of(tmp_path, ("path", "label", "split"), cells, fold="3")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_tenth_validates_also_where_labels_are_rare(tmp_path, several):
+    rng = np.random.default_rng(0)
+    # Of several labels a clip most combinations occur once.
+    cells = [(";".join(name for name in "abcdefg" if rng.random() < 0.5) if several else "ab"[i % 2],)
+             for i in range(300)]  # fmt: skip
+    parts = parts_of(tmp_path, ("path", "label"), [*((cell[0] or "a",) for cell in cells), ("rare",)])
+    assert parts.count("valid") == 30
+    assert parts[-1] == "train"
+
+
+@pytest.mark.parametrize(
+    ("splits", "labels", "message"),
+    [
+        (["valid", "test"], LABELS, "has no row to train on, only test and valid"),
+        (["test"], LABELS, "has no row to train on, only test"),
+        (["train", "valid"], ["low", "high"], "all rows to train on have label 'low'; a classifier needs two"),
+    ],
+)
+def test_a_table_that_nothing_can_be_learnt_from_is_refused(tmp_path, splits, labels, message):
+    cells = [(labels[i % len(labels)], splits[i % len(splits)]) for i in range(12)]
+    with pytest.raises(InputError, match=message):
+        parts_of(tmp_path, ("path", "label", "split"), cells)
+
+
+def test_a_table_of_events_is_learnt_as_a_task_of_events_is(run_folder, tmp_path):
+    rng, rows = np.random.default_rng(3), [("path", "label", "start_s", "end_s", "split")]
+    for i in range(6):
+        soundfile.write(tmp_path / f"{i}.wav", np.concatenate([tone(label, 0.5, rng) for label in LABELS]), RATE_HZ)
+        part = ("train", "train", "valid")[i % 3]
+        rows += [(f"{i}.wav", label, 0.5 * k, 0.5 * k + 0.5, part) for k, label in enumerate(LABELS)]
+    config = configured("epochs=2", "head_epochs=2")
+    scores = finetune(str(run_folder), write_table(tmp_path, rows), tmp_path / "out", config, device="cpu")
+    assert scores["valid"]["clips"] == 2
+    assert load_classifier(tmp_path / "out", "cpu").card.kind == "event"
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(encoder, tmp_path, kind):
+    training = Finetuning(
+        melmask.load(encoder.name, "cpu").model, kind, 2, configured("learning_rate=1e30", "head_epochs=0"), 64, 10.0,
+        torch.device("cpu"), torch.float32,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(24)],
+                  [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
+    with pytest.raises(TrainingError, match=r"epoch 1: .* a learning_rate below 1e\+30"):
+        training.run(clips, clips, lambda *_: 0.0, tmp_path / "finetune.pt", lambda _: None)
+    assert not (tmp_path / "finetune.pt").exists()
+
+
+def test_a_file_given_twice_is_labelled_once(trained, table, tmp_path):
+    path = table.parent / "0.wav"
+    classifier = load_classifier(trained[0], "cpu")
+    settings = {"events": True, "threshold": 0.0, "median_filter_ms": 0.0, "min_duration_ms": 0.0}
+    predict_files(classifier, [path], tmp_path / "once.csv", **settings)
+    predict_files(classifier, [path, path], tmp_path / "twice.csv", **settings)
+    assert (tmp_path / "once.csv").read_text() == (tmp_path / "twice.csv").read_text()
+    with pytest.raises(InputError, match="no files were given"):
+        predict_files(classifier, [], tmp_path / "none.csv")
 
 
 def test_a_prediction_depends_on_the_sound_alone(trained, table, tmp_path):

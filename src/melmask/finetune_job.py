@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,9 +24,9 @@ from melmask.classifier import ClassifierCard, save_classifier
 from melmask.config import HardwareConfig
 from melmask.encoder import AudioEncoder, load
 from melmask.errors import AudioFileError, InputError
-from melmask.evaluate.labels import LabelTable, read_labels
+from melmask.evaluate.labels import sorted_names
 from melmask.evaluate.metrics import scene_score
-from melmask.evaluate.splits import make_splits
+from melmask.evaluate.task_table import ClipTable, read_clips, spread
 from melmask.evaluate.tasks import METADATA, Event, Task, read_task
 from melmask.files import atomic_write, ensure_folder, write_json
 from melmask.hardware import pick_precision
@@ -33,7 +34,7 @@ from melmask.progress import track
 from melmask.train.finetune import Clips, Finetuning, Kind
 from melmask.train.finetune_config import FinetuneConfig
 
-_VALID_SHARE_FOLDS = 10
+_VALID_PARTS = 10
 _SEPARATOR = ";"
 
 
@@ -62,7 +63,8 @@ def finetune(
 
     Args:
         source: A run, checkpoint, .pth file or hub:owner/name.
-        labels: A CSV (path, label; several labels as a;b; split, fold, group), or a HEAR task folder.
+        labels: A CSV (path, label; several labels as a;b; events with start_s, end_s; split, fold, group), or a HEAR
+            task folder.
         out: Folder of the job; the classifier comes to lie in `out/classifier`.
         config: How to train.
         audio_root: Where relative paths start.
@@ -74,7 +76,7 @@ def finetune(
 
     Raises:
         InputError: labels that cannot be used, or too few readable files.
-        CheckpointError, OutputError: as their names say.
+        CheckpointError, OutputError, TrainingError: as their names say.
     """
     is_task = (labels / METADATA).is_file()
     files = _task_files(read_task(labels), fold) if is_task else _table_files(labels, audio_root, config.seed, fold)
@@ -149,48 +151,52 @@ def _save(
 
 
 def _table_files(path: Path, audio_root: Path | None, seed: int, fold: str) -> LabelledFiles:
-    table = read_labels(path, audio_root)
-    names = [[part.strip() for part in label.split(_SEPARATOR) if part.strip()] for label in table.labels]
-    several = any(len(labels) > 1 for labels in names)
-    classes = sorted({label for labels in names for label in labels}) if several else table.class_names
-    if len(classes) < 2:
-        raise InputError(f"{path} has one label, {classes[0]!r}; a classifier needs two at least")
-    return LabelledFiles(
-        table.paths, names, _parts(table, seed, fold), classes, "multilabel" if several else "multiclass"
-    )
+    table = read_clips(path, audio_root=audio_root)
+    if table.kind == "multiclass" and any(_SEPARATOR in label for labels in table.targets for label in labels):
+        table = read_clips(path, "multilabel", audio_root)
+    kind: Kind = "multilabel" if table.kind == "multilabel" else "event" if table.kind == "event" else "multiclass"
+    parts = _parts(table, seed, fold)
+    known = {name for names, part in zip(table.names, parts, strict=True) if part == "train" for name in names}
+    if kind == "multiclass" and len(known) < 2:
+        raise InputError(f"{path}: all rows to train on have label {known.pop()!r}; a classifier needs two labels")
+    return LabelledFiles(table.paths, table.targets, parts, table.class_names, kind)
 
 
-def _parts(table: LabelTable, seed: int, fold: str) -> list[str]:
-    """Each row's part: the table's, or folds with one to test and one to validate, or a tenth to validate."""
+def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
+    """Each row's part: the table's, or folds with one to test and one to validate; a tenth validates if none does."""
+    if fold and table.folds is None:
+        raise InputError(f"--fold is {fold!r}, but {table.source} has no column `fold`; leave --fold out or add it")
     if table.splits is not None and not fold:
         parts = list(table.splits)
     elif table.folds is not None:
-        folds = sorted(set(table.folds))
+        folds = sorted_names(table.folds)
         chosen = fold or folds[0]
         if chosen not in folds:
             raise InputError(f"--fold is {chosen!r}; the table has {', '.join(folds)}")
         following = folds[(folds.index(chosen) + 1) % len(folds)]
-        part_of = {chosen: "test", following: "valid" if len(folds) > 2 else "test"}
+        # Of two folds one tests, and the validation clips come from the other.
+        part_of = {following: "valid" if len(folds) > 2 else "train", chosen: "test"}
         parts = [part_of.get(name, "train") for name in table.folds]
     else:
         parts = ["train"] * len(table.paths)
-    if "valid" in parts:
-        return parts
-    rows = np.array([row for row, part in enumerate(parts) if part == "train"])
-    held_out = _held_out(table, rows, seed)
-    for row in rows[held_out]:
-        parts[row] = "valid"
+    rows = [row for row, part in enumerate(parts) if part == "train"]
+    if not rows:
+        raise InputError(f"{table.source} has no row to train on, only {' and '.join(sorted(set(parts)))}; mark some")
+    if "valid" not in parts:
+        for row in _held_out(table, rows, seed):
+            parts[row] = "valid"
     return parts
 
 
-def _held_out(table: LabelTable, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Rows (of those) to validate on: a tenth, with all classes and whole groups where there are any."""
-    groups = None if table.groups is None else [table.groups[row] for row in rows]
-    part = LabelTable([table.paths[r] for r in rows], [table.labels[r] for r in rows], groups)
-    scheme = "random" if groups is None else "group"
-    fewest = min(part.labels.count(label) for label in set(part.labels))
-    folds = max(2, min(_VALID_SHARE_FOLDS, fewest, len(set(groups)) if groups else _VALID_SHARE_FOLDS))
-    return make_splits(part, scheme, seed, folds)[0].test
+def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
+    """Rows (of those) to validate on: about a tenth, with all but rare classes, and whole groups if there are any."""
+    names = table.names
+    clips_of = Counter(name for row in rows for name in names[row])
+    typical = int(np.median(list(clips_of.values() or [0])))
+    units = len({table.groups[row] for row in rows}) if table.groups else len(rows)
+    parts = max(2, min(_VALID_PARTS, typical, units))
+    # The first parts get the rare classes: the last one validates, so that those are learnt at least.
+    return [row for row, part in zip(rows, spread(table, rows, parts, seed), strict=True) if part == parts - 1]
 
 
 def _task_files(task: Task, fold: str) -> LabelledFiles:

@@ -55,16 +55,20 @@ def predict_files(
 
     Raises:
         ConfigError: an unknown suffix, or a threshold that is none.
-        InputError: no file could be read.
+        InputError: no file was given, or none could be read.
         OutputError: the table cannot be written.
     """
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"{out} does not end in {', '.join(SUFFIXES)}; give one of these")
+    if not paths:
+        raise InputError("no files were given; expected one sound file at least")
     if not 0 <= threshold < 1:
         raise ConfigError(f"--threshold is {threshold:g}; give a probability from 0 to below 1")
     choice = {"median_filter_ms": median_filter_ms, "min_duration": min_duration_ms, "threshold": threshold}
     journal = _Journal(out, [classifier.sha256, events, hop_ms, choice])
     done = journal.read()
+    # One file twice in a row would pass for one of double length.
+    paths = list(dict.fromkeys(paths))
     todo = [path for path in paths if str(path) not in done]
     embedded = embed_files(classifier.encoder, todo, keep_frames=events, hop_ms=hop_ms)
     with journal:

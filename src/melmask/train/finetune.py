@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from melmask.errors import CheckpointError
+from melmask.errors import CheckpointError, TrainingError
 from melmask.features import pool
 from melmask.files import atomic_write
 from melmask.geometry import step_durations_frames
@@ -92,6 +92,7 @@ class Finetuning:
         Raises:
             CheckpointError: the snapshot is of another training.
             OutputError: it cannot be written.
+            TrainingError: loss or weights are no longer finite; nothing of that epoch is kept.
         """
         epoch = self._resume(snapshot)
         if epoch == 0:
@@ -101,7 +102,14 @@ class Finetuning:
             if number - self.best["epoch"] > self.config.patience_epochs and self.best["epoch"] >= 0:
                 break
             loss = self._epoch(number, train)
-            score = judge(*self.predict(valid))
+            probabilities, targets = self.predict(valid)
+            # The last step may break the weights without a loss that says so.
+            if not (math.isfinite(loss) and np.isfinite(probabilities).all()):
+                raise TrainingError(
+                    f"epoch {number + 1}: the loss is {loss:g} and the network's numbers are lost; choose another "
+                    f"--out and a learning_rate below {self.config.learning_rate:g}"
+                )
+            score = judge(probabilities, targets)
             if score > self.best["score"] or not self.best["weights"]:
                 weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
                 self.best = {"score": score, "epoch": number, "weights": weights}
