@@ -91,7 +91,7 @@ def finetune(
         if not parts[part].logmels:
             raise InputError(f"no readable file is left to {part} on; {len(errors)} of {len(files.paths)} failed")
     training = _trained(model, files, config, parts, out)
-    scores: dict[str, Any] = {"epoch": training.best["epoch"] + 1, "unreadable": len(errors)}
+    scores: dict[str, Any] = {"epoch": training.best["epoch"], "unreadable": len(errors)}
     for part in ("valid", "test"):
         if parts[part].logmels:
             scores[part] = _scores(files, *training.predict(parts[part])) | {"clips": len(parts[part].logmels)}

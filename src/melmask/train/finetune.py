@@ -27,6 +27,7 @@ from melmask.train.finetune_config import FinetuneConfig
 
 Kind = Literal["multiclass", "multilabel", "event"]
 _FINETUNE_STREAM = 4
+_HEAD_ITERATIONS = 200
 
 
 class Clips(NamedTuple):
@@ -84,7 +85,7 @@ class Finetuning:
         self.head = Head(self._grid_rows * model.config.width, classes).to(device)
         self.network = nn.ModuleDict({"encoder": self.encoder, "head": self.head})
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
-        self.best: dict[str, Any] = {"score": -math.inf, "epoch": -1, "weights": {}}
+        self.best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "weights": {}}
 
     def run(self, train: Clips, valid: Clips, judge: Judge, snapshot: Path, report: Report) -> None:
         """Train until the last epoch or until patience ends, from `snapshot` on if it exists.
@@ -96,10 +97,11 @@ class Finetuning:
         """
         epoch = self._resume(snapshot)
         if epoch == 0:
-            self._set_moments(train)
+            self._fit_head(train)
+            self._consider(judge(*self.predict(valid)), 0)
         start = time.monotonic()
         for number in range(epoch, self.config.epochs):
-            if number - self.best["epoch"] > self.config.patience_epochs and self.best["epoch"] >= 0:
+            if number - self.best["epoch"] >= self.config.patience_epochs:
                 break
             loss = self._epoch(number, train)
             probabilities, targets = self.predict(valid)
@@ -110,9 +112,7 @@ class Finetuning:
                     f"--out and a learning_rate below {self.config.learning_rate:g}"
                 )
             score = judge(probabilities, targets)
-            if score > self.best["score"] or not self.best["weights"]:
-                weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
-                self.best = {"score": score, "epoch": number, "weights": weights}
+            self._consider(score, number + 1)
             self._save(snapshot, number + 1)
             left = (time.monotonic() - start) / (number + 1 - epoch) * (self.config.epochs - number - 1)
             report({"epoch": number + 1, "loss": loss, "score": score, "left": duration_text(left)})
@@ -257,14 +257,46 @@ class Finetuning:
             for (above, matrix), parameters in groups.items()
         ]
 
-    @torch.no_grad()
-    def _set_moments(self, train: Clips) -> None:
-        """The head's inputs are standardised by the untouched encoder's vectors of the training clips."""
-        with exact_float32_products(self.device):
+    def _consider(self, score: float, epochs: int) -> None:
+        """Keep the weights after so many epochs if none before them were better."""
+        if score > self.best["score"] or not self.best["weights"]:
+            weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+            self.best = {"score": score, "epoch": epochs, "weights": weights}
+
+    def _fit_head(self, train: Clips) -> None:
+        """Begin with the linear probe: a head fitted to the untouched encoder's vectors (arXiv 2202.10054).
+
+        Its inputs are standardised by their moments. Steps of event tasks are too many to keep: there the head only
+        gets the moments of the clips' means.
+        """
+        with torch.no_grad(), exact_float32_products(self.device):
             vectors = [self._mean_over_time(self._steps_of(logmel), len(logmel)) for logmel in train.logmels]
         rows = torch.stack(vectors)
         self.head.mean.copy_(rows.mean(0))
         self.head.std.copy_(rows.std(0, correction=0).clamp(min=1e-4))
+        if self.kind == "event":
+            return
+        inputs = ((rows - self.head.mean) / self.head.std).double().cpu()
+        targets = torch.from_numpy(np.stack(train.targets)).double()
+        weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
+        bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
+        lbfgs = torch.optim.LBFGS([weight, bias], max_iter=_HEAD_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            lbfgs.zero_grad()
+            logits = inputs @ weight.T + bias
+            if self.kind == "multiclass":
+                terms = -(targets * logits.log_softmax(-1)).sum()
+            else:
+                terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+            total = terms + 0.5 * weight.square().sum()
+            total.backward()
+            return total
+
+        lbfgs.step(loss)
+        with torch.no_grad():
+            self.head.linear.weight.copy_(weight)
+            self.head.linear.bias.copy_(bias)
 
     def _save(self, path: Path, epoch: int) -> None:
         state = {

@@ -12,13 +12,14 @@ class FinetuneConfig:
 
     epochs: int = 30
     """Passes over the training clips, one crop of each."""
-    head_epochs: int = 3
-    """First passes, in which only the head learns; as many as `epochs`: the encoder stays as it is."""
+    head_epochs: int = 0
+    """First passes, in which only the head learns, from the linear probe on; as many as `epochs`: the encoder stays as
+    it is."""
     warmup_epochs: float = 1.0
     """Linear warm-up, within the head's epochs and again when the encoder joins."""
     batch_size: int = 64
     """Clips a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     """Peak rate of the head and the last block; half-cosine decay to zero."""
     layer_decay: float = 0.75
     """Each block below learns at this share of the one above (BEiT, arXiv 2106.08254)."""
