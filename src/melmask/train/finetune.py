@@ -85,6 +85,7 @@ class Finetuning:
         self.head = Head(self._grid_rows * model.config.width, classes).to(device)
         self.network = nn.ModuleDict({"encoder": self.encoder, "head": self.head})
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
+        self._weights: Tensor | None = None
         self.best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "weights": {}}
 
     def run(self, train: Clips, valid: Clips, judge: Judge, snapshot: Path, report: Report) -> None:
@@ -96,6 +97,7 @@ class Finetuning:
             TrainingError: loss or weights are no longer finite; nothing of that epoch is kept.
         """
         epoch = self._resume(snapshot)
+        self._weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
         if epoch == 0:
             self._fit_head(train)
             self._consider(judge(*self.predict(valid)), 0)
@@ -167,7 +169,7 @@ class Finetuning:
                 self.optimizer.zero_grad(set_to_none=True)
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                     vectors = self._vectors(crops, rng, epoch >= config.head_epochs)
-                loss = self._loss(self.head(vectors.float()), targets, train)
+                loss = self._loss(self.head(vectors.float()), targets)
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
                 self.optimizer.step()
@@ -216,13 +218,12 @@ class Finetuning:
             sums = of_row.transpose(1, 2) @ tokens
             return (sums / of_row.sum(1).clamp(min=1)[:, :, None]).flatten(1)
 
-    def _loss(self, logits: Tensor, targets: Tensor, train: Clips) -> Tensor:
-        weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.kind == "multiclass":
             smoothed = targets * (1 - self.config.label_smoothing) + self.config.label_smoothing / targets.shape[-1]
             terms = -smoothed * logits.log_softmax(-1)
-            return (terms if weights is None else terms * weights).sum(-1).mean()
-        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+            return (terms if self._weights is None else terms * self._weights).sum(-1).mean()
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self._weights)
 
     def _class_weights(self, train: Clips) -> Tensor:
         """Of classes in cross-entropy; of positives against negatives in binary cross-entropy."""
