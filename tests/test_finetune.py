@@ -20,6 +20,7 @@ from melmask.evaluate.probe import standardize
 from melmask.finetune_job import finetune
 from melmask.predict_job import predict_files
 from melmask.settings import with_overrides
+from melmask.train import finetune as finetuning
 from melmask.train.finetune import Clips, Finetuning
 from melmask.train.finetune_config import FinetuneConfig
 
@@ -68,8 +69,8 @@ def test_a_classifier_is_learnt(trained):
     assert set(scores["test"]["recall"]) == set(LABELS)
     assert "broken.wav" in (out / "failed.csv").read_text()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(1, 9))
-    assert all(0 < line["loss"] < 2 for line in lines)
+    assert [line["epoch"] for line in lines] == list(range(9))
+    assert all(0 < line["loss"] < 2 for line in lines[1:])
 
 
 def test_the_saved_classifier_says_what_training_said(trained, table, tmp_path):
@@ -127,7 +128,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tm
     monkeypatch.setattr(finetune_job, "_score", lambda *_: next(scores))
     found = finetune(str(run_folder), table, tmp_path, configured("patience_epochs=3"), device="cpu")
     assert found["epoch"] == 2
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
 
 
 def test_several_labels_a_clip(run_folder, tmp_path):
@@ -167,6 +168,27 @@ def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
         for name in [row["path"].rsplit("/", 1)[1]]
     ]
     assert np.mean(near) > 0.6
+
+
+@pytest.mark.parametrize("most", [10_000, 50])
+def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(finetuning, "_HEAD_STEPS", most)
+    rows, head_rows = [], Finetuning._head_rows
+
+    def counted(self, train):
+        found = head_rows(self, train)
+        rows.append([len(part) for part in found])
+        return found
+
+    monkeypatch.setattr(Finetuning, "_head_rows", counted)
+    config = configured("epochs=1", "learning_rate=1e-9")
+    finetune(str(run_folder), write_event_task(tmp_path), tmp_path / "out", config, device="cpu")
+    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["epoch"] == 0
+    assert first["score"] > 0.7
+    ((vectors, targets),) = rows
+    assert vectors == targets
+    assert vectors > 50 if most > 50 else 25 < vectors <= 50
 
 
 def test_folds_of_a_table_and_of_a_task(run_folder, tmp_path):

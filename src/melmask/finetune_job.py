@@ -118,10 +118,10 @@ def _trained(
     def report(line: dict[str, Any]) -> None:
         with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: value for key, value in line.items() if key != "left"}) + "\n")
-        sys.stderr.write(
-            f"epoch {line['epoch']}/{config.epochs}  loss {line['loss']:.4f}  validation {primary} "
-            f"{line['score']:.4f}  at most {line['left']} left\n"
-        )
+        score = f"validation {primary} {line['score']:.4f}"
+        if line["epoch"]:
+            score = f"loss {line['loss']:.4f}  {score}  at most {line['left']} left"
+        sys.stderr.write(f"epoch {line['epoch']}/{config.epochs}  {score}\n")
         sys.stderr.flush()
 
     def judge(probabilities: np.ndarray, targets: np.ndarray) -> float:

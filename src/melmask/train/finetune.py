@@ -28,6 +28,8 @@ from melmask.train.finetune_config import FinetuneConfig
 Kind = Literal["multiclass", "multilabel", "event"]
 _FINETUNE_STREAM = 4
 _HEAD_ITERATIONS = 200
+_HEAD_STEPS = 10_000
+"""Of event tasks as many steps, evenly taken, decide where the head begins: their vectors are held at once."""
 
 
 class Clips(NamedTuple):
@@ -100,7 +102,9 @@ class Finetuning:
         self._weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
         if epoch == 0:
             self._fit_head(train)
-            self._consider(judge(*self.predict(valid)), 0)
+            score = judge(*self.predict(valid))
+            self._consider(score, 0)
+            report({"epoch": 0, "score": score})
         start = time.monotonic()
         for number in range(epoch, self.config.epochs):
             if number - self.best["epoch"] >= self.config.patience_epochs:
@@ -267,18 +271,12 @@ class Finetuning:
     def _fit_head(self, train: Clips) -> None:
         """Begin with the linear probe: a head fitted to the untouched encoder's vectors (arXiv 2202.10054).
 
-        Its inputs are standardised by their moments. Steps of event tasks are too many to keep: there the head only
-        gets the moments of the clips' means.
+        Its inputs are standardised by their moments.
         """
-        with torch.no_grad(), exact_float32_products(self.device):
-            vectors = [self._mean_over_time(self._steps_of(logmel), len(logmel)) for logmel in train.logmels]
-        rows = torch.stack(vectors)
+        rows, targets = self._head_rows(train)
         self.head.mean.copy_(rows.mean(0))
         self.head.std.copy_(rows.std(0, correction=0).clamp(min=1e-4))
-        if self.kind == "event":
-            return
         inputs = ((rows - self.head.mean) / self.head.std).double().cpu()
-        targets = torch.from_numpy(np.stack(train.targets)).double()
         weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
         bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
         lbfgs = torch.optim.LBFGS([weight, bias], max_iter=_HEAD_ITERATIONS, line_search_fn="strong_wolfe")
@@ -298,6 +296,24 @@ class Finetuning:
         with torch.no_grad():
             self.head.linear.weight.copy_(weight)
             self.head.linear.bias.copy_(bias)
+
+    def _head_rows(self, train: Clips) -> tuple[Tensor, Tensor]:
+        """Vectors (rows, dims) and targets (rows, classes) float64: of each clip, or of steps evenly taken from all."""
+        rows, targets, before = [], [], 0
+        steps_in_all = sum(-(-len(logmel) // self.encoder.config.patch_frames) for logmel in train.logmels)
+        stride = -(-steps_in_all // _HEAD_STEPS)
+        with torch.no_grad(), exact_float32_products(self.device):
+            for logmel, target in zip(train.logmels, train.targets, strict=True):
+                steps = self._steps_of(logmel)
+                if self.kind == "event":
+                    kept = slice(-before % stride, None, stride)
+                    rows.append(steps[kept])
+                    targets.append(self._step_targets(target, len(steps))[kept])
+                    before += len(steps)
+                else:
+                    rows.append(self._mean_over_time(steps, len(logmel))[None])
+                    targets.append(target[None])
+        return torch.cat(rows), torch.from_numpy(np.concatenate(targets)).double()
 
     def _save(self, path: Path, epoch: int) -> None:
         state = {
