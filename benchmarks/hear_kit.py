@@ -56,26 +56,22 @@ def run_kit(folder: Path, seeds: list[int], grid_points: int) -> dict:
 _NOT_SCORES = ("test_loss", "test_score")
 
 
-def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str) -> dict:
+def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, precision: str) -> dict:
     """The same of melmask, on the kit's files."""
     import torch
 
+    from melmask.evaluate.heads import head_precision
     from melmask.evaluate.judging import TaskRows
-    from melmask.evaluate.protocol import grid_of, run_split
+    from melmask.evaluate.protocol import grid_of, run_task
     from melmask.evaluate.tasks import read_task
 
     task, found = read_task(folder), []
     for seed in seeds:
         start = time.perf_counter()
-        data = TaskRows(
-            task, {split: _kit_embeddings(folder, task, split) for split in task.splits}, torch.device("cpu")
-        )
-        candidates, results = grid_of(task, grid_points), []
-        for split in task.data_splits:
-            results.append(run_split(data, split, protocol, candidates, seed))
-            if protocol == "hear":
-                fields = {k: v for k, v in results[0].setting.items() if k != "postprocessing"}
-                candidates = [type(candidates[0])(**fields)]
+        device = torch.device("cpu")
+        data = TaskRows(task, {split: _kit_embeddings(folder, task, split) for split in task.splits}, device)
+        grid = grid_of(task, grid_points, head_precision(precision, device))
+        results = [result for _, result in run_task(data, protocol, grid, seed)]
         seconds = time.perf_counter() - start
         found.append(
             {"seconds": seconds, **{n: statistics.fmean(r.scores[n] for r in results) for n in results[0].scores}}
@@ -135,12 +131,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--grid-points", type=int, default=8)
     parser.add_argument("--protocol", default="hear")
+    parser.add_argument("--head-precision", default="auto")
     parser.add_argument("--task", nargs="+", default=[])
     options = parser.parse_args()
     if options.side == "table":
         print(table(*(json.loads(path.read_text()) for path in options.paths)))
         return
     source, out = options.paths
+    ours = (options.grid_points, options.protocol, options.head_precision)
     found = json.loads(out.read_text()) if out.exists() else {}
     for folder in sorted(path.parent for path in source.glob("*/task_metadata.json")):
         if options.task and folder.name not in options.task:
@@ -151,7 +149,7 @@ def main() -> None:
             if options.side == "kit":
                 found[folder.name] = run_kit(copy, options.seeds, options.grid_points)
             else:
-                found[folder.name] = run_ours(copy, options.seeds, options.grid_points, options.protocol)
+                found[folder.name] = run_ours(copy, options.seeds, *ours)
         out.write_text(json.dumps(found, indent=1) + "\n")
         print(folder.name, json.dumps(found[folder.name]["runs"]), flush=True)
 

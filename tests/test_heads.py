@@ -1,13 +1,27 @@
 """The heads of the HEAR protocol: their layers, and when training stops, compared with the kit's rules."""
 
 import math
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from melmask.evaluate.heads import HeadConfig, Rows, StopRules, Validation, better, build_head, train_head
+from melmask.evaluate import heads
+from melmask.evaluate.heads import (
+    HeadConfig,
+    Rows,
+    SeededDropout,
+    StoppedError,
+    StopRules,
+    Validation,
+    better,
+    build_head,
+    head_precision,
+    train_head,
+)
 
 SMALL = HeadConfig(hidden_dim=16, batch_size=32, max_epochs=30, validate_every_epochs=3, patience=4)
 KIT = StopRules(maximize=True)
@@ -41,31 +55,33 @@ def weights(head):
 
 
 def test_a_head_is_linear_norm_dropout_relu_and_a_linear():
-    network = build_head(8, 3, HeadConfig(hidden_layers=2, hidden_dim=16))
-    kinds = [nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU]
+    network = build_head(8, 3, HeadConfig(hidden_layers=2, hidden_dim=16), 0)
+    kinds = [nn.Linear, nn.BatchNorm1d, SeededDropout, nn.ReLU]
     assert [type(layer) for layer in network] == [*kinds, *kinds, nn.Linear]
     assert network[2].p == 0.1
     assert (network[-1].in_features, network[-1].out_features) == (16, 3)
-    assert [type(layer) for layer in build_head(8, 3, HeadConfig(hidden_layers=0))] == [nn.Linear]
+    assert [type(layer) for layer in build_head(8, 3, HeadConfig(hidden_layers=0), 0)] == [nn.Linear]
 
 
 @pytest.mark.parametrize("name", ["xavier_uniform", "xavier_normal"])
 def test_weights_have_the_spread_of_the_kit(name):
-    network = build_head(300, 200, HeadConfig(hidden_layers=2, hidden_dim=400, initialization=name))
+    network = build_head(300, 200, HeadConfig(hidden_layers=2, hidden_dim=400, initialization=name), 0)
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
     for layer, gain in zip(linear, (1.0, math.sqrt(2), math.sqrt(2)), strict=True):
         expected = gain * math.sqrt(2 / (layer.in_features + layer.out_features))
         assert layer.weight.std().item() == pytest.approx(expected, rel=0.02)
         largest = layer.weight.abs().max().item() / expected
         assert largest <= math.sqrt(3) + 1e-6 if name == "xavier_uniform" else largest > 2.5
+        limit = 1 / math.sqrt(layer.in_features)
+        assert limit * 0.9 < layer.bias.abs().max().item() <= limit
 
 
 def test_a_trained_head_tells_the_classes_apart():
     def accuracy(probabilities, loss):
         return Validation(float((probabilities.argmax(1) == rows_of(1).targets.argmax(1).numpy()).mean()))
 
-    head = train(judge=accuracy)
-    assert head.best.score > 0.8
+    head = train(replace(SMALL, learning_rate=1e-2), accuracy)
+    assert head.best.score > 0.9
     probabilities = head.probabilities(rows_of(1).vectors)
     assert accuracy(probabilities, 0.0).score == head.best.score
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
@@ -81,7 +97,7 @@ def test_it_validates_each_third_epoch_and_stops_after_so_many_without_a_better_
 
 def test_the_weights_kept_are_those_of_the_best_validation():
     best_early, best_late = train(judge=Script(0.9, 0.1)), train(judge=Script(0.1, 0.9))
-    stopped = train(HeadConfig(**{**vars(SMALL), "max_epochs": 3}), judge=Script(0.5))
+    stopped = train(replace(SMALL, max_epochs=3), judge=Script(0.5))
     assert torch.equal(weights(best_early), weights(stopped))
     assert not torch.equal(weights(best_early), weights(best_late))
 
@@ -123,14 +139,14 @@ def test_all_chance_comes_from_the_seed_and_none_is_left_behind():
 
 
 def test_the_order_of_the_rows_is_drawn_anew_only_where_asked_for():
-    config = HeadConfig(**{**vars(SMALL), "dropout": 0.0, "max_epochs": 3})
+    config = replace(SMALL, dropout=0.0, max_epochs=3)
     kept, drawn = (train(config, rules=StopRules(True, reshuffle=reshuffle)) for reshuffle in (False, True))
     assert not torch.allclose(weights(kept), weights(drawn))
 
 
 def test_a_last_batch_of_one_row_is_left_out():
     rows = rows_of(0, count=65)
-    config = HeadConfig(**{**vars(SMALL), "dropout": 0.0, "max_epochs": 3})
+    config = replace(SMALL, dropout=0.0, max_epochs=3)
     whole, without = (train(config, rows=Rows(*(t[:n] for t in rows))) for n in (65, 64))
     assert torch.equal(weights(whole), weights(without))
 
@@ -144,5 +160,51 @@ def test_the_classes_of_a_multilabel_task_are_independent():
 
 
 def test_fewer_epochs_than_a_validation_takes_still_give_a_head():
-    head = train(HeadConfig(**{**vars(SMALL), "max_epochs": 2}), judge=Script(0.7))
+    head = train(replace(SMALL, max_epochs=2), judge=Script(0.7))
     assert (head.best.score, head.epoch, head.epochs) == (0.7, 1, 2)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(p):
+    dropout = SeededDropout(p, torch.Generator().manual_seed(0))
+    x = torch.ones(1001, 333, requires_grad=True)
+    dropped = dropout(x)
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.005)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped.detach())
+    # Each place of a 64-bit draw is a fair one, and the next draw is another.
+    if p:
+        places = [(dropped.flatten()[i::4] == 0).float().mean().item() for i in range(4)]
+        assert places == pytest.approx([p] * 4, abs=0.01)
+        assert not torch.equal(dropped, dropout(x))
+    assert dropout.eval()(x) is x
+
+
+def test_bf16_trains_a_head_as_good_and_a_linear_one_is_never_rounded():
+    def accuracy(probabilities, loss):
+        return Validation(float((probabilities.argmax(1) == rows_of(1).targets.argmax(1).numpy()).mean()))
+
+    exact, rounded = (train(replace(SMALL, learning_rate=1e-2, precision=name), accuracy) for name in ("fp32", "bf16"))
+    assert rounded.best.score == pytest.approx(exact.best.score, abs=0.05)
+    assert not torch.equal(weights(exact), weights(rounded))
+    assert rounded.probabilities(rows_of(1).vectors).dtype == np.float32
+    assert all(value.dtype == torch.float32 for value in rounded.network.parameters())
+    linear = HeadConfig(hidden_layers=0, batch_size=32, max_epochs=6)
+    assert torch.equal(*(weights(train(replace(linear, precision=name))) for name in ("fp32", "bf16")))
+
+
+def test_the_precision_is_what_the_processor_multiplies(monkeypatch):
+    cpu = torch.device("cpu")
+    for native, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(heads, "cpu_computes_bf16", lambda native=native: native)
+        assert head_precision("auto", cpu) == expected
+    assert head_precision("auto", torch.device("cuda")) == "fp32"
+    assert head_precision("bf16", cpu) == "bf16"
+
+
+def test_training_ends_when_it_is_asked_to():
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StoppedError):
+        train_head(rows_of(0), rows_of(1), SMALL, False, Script(0.5), KIT, 0, stop)

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ from hear_folders import RATE_HZ, grid, write_event_task, write_fold_task, write
 from sklearn.model_selection import ParameterGrid
 
 from melmask.errors import ConfigError, InputError
-from melmask.evaluate import hear_job
+from melmask.evaluate import protocol
 from melmask.evaluate.clients import Choice, open_client
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
-from melmask.evaluate.heads import HeadConfig, Validation
+from melmask.evaluate.heads import HeadConfig, StoppedError, Validation
 from melmask.evaluate.hear_job import evaluate, table_text
 from melmask.evaluate.judging import TaskRows, postprocessings
-from melmask.evaluate.protocol import LINEAR_SEEDS, grid_of, run_split
+from melmask.evaluate.protocol import LINEAR_SEEDS, grid_of, run_splits
 from melmask.evaluate.tasks import read_task
 
 CPU = Choice(device="cpu")
@@ -41,6 +42,12 @@ def rows_of(hear_folder, tmp_path_factory):
         return TaskRows(task, embed_task(open_client("logmel", CPU), task, cache), torch.device("cpu"))
 
     return rows
+
+
+def run_first(data, protocol, grid, seed=0):
+    """The result of a task's first split."""
+    (result,) = run_splits(data, data.task.data_splits[:1], protocol, grid, seed)
+    return result
 
 
 def with_metadata(folder, **changes):
@@ -106,7 +113,7 @@ def blobs(task, clips):
 
 def test_the_linear_protocol_has_three_seeds_and_a_linear_head(rows_of):
     task = rows_of("pitches-v1-full").task
-    result = run_split(TaskRows(task, blobs(task, 800), torch.device("cpu")), task.data_splits[0], "linear", [], seed=0)
+    result = run_first(TaskRows(task, blobs(task, 800), torch.device("cpu")), "linear", [])
     assert len(result.repeats) == len(LINEAR_SEEDS) == 3
     assert result.scores["top1_acc"] > 0.9
     assert (result.setting["hidden_layers"], result.setting["learning_rate"], result.setting["batch_size"]) == (
@@ -116,10 +123,10 @@ def test_the_linear_protocol_has_three_seeds_and_a_linear_head(rows_of):
     )
 
 
-@pytest.mark.parametrize("protocol", ["hear", "hear-fixed", "knn"])
-def test_each_protocol_tells_pitches_apart(rows_of, protocol):
+@pytest.mark.parametrize("name", ["hear", "hear-fixed", "knn"])
+def test_each_protocol_tells_pitches_apart(rows_of, name):
     data = rows_of("pitches-v1-full")
-    result = run_split(data, data.task.data_splits[0], protocol, grid_of(data.task), seed=0)
+    result = run_first(data, name, grid_of(data.task))
     assert result.scores["top1_acc"] > 0.8
     assert not result.repeats
     kept = result.predictions
@@ -131,7 +138,7 @@ def test_each_protocol_tells_pitches_apart(rows_of, protocol):
 
 def test_the_mean_over_seeds_is_reported_with_each_seeds_scores(rows_of):
     data = rows_of("tags-v1-full")
-    result = run_split(data, data.task.data_splits[0], "linear", [], seed=0)
+    result = run_first(data, "linear", [])
     for metric, score in result.scores.items():
         assert score == pytest.approx(np.mean([repeat[metric] for repeat in result.repeats]))
 
@@ -140,7 +147,7 @@ def test_the_mean_over_seeds_is_reported_with_each_seeds_scores(rows_of):
 def test_events_are_found(tmp_path, stop_on_score):
     task = read_task(write_event_task(tmp_path, stop_on_score=stop_on_score))
     data = TaskRows(task, embed_task(open_client("logmel", CPU), task, tmp_path / "cache"), torch.device("cpu"))
-    result = run_split(data, task.data_splits[0], "hear", grid_of(task), seed=0)
+    result = run_first(data, "hear", grid_of(task))
     assert result.scores["event_onset_200ms_fms"] > 0.8
     assert result.scores["segment_1s_er"] < 0.5
     assert result.scores["event_onset_200ms_fms_recall"] > 0.8
@@ -152,7 +159,6 @@ def test_events_are_found(tmp_path, stop_on_score):
 
 def test_a_head_is_chosen_by_validation_and_never_by_test(rows_of, monkeypatch):
     data = rows_of("pitches-v1-full")
-    split = data.task.data_splits[0]
     asked = []
     judge = TaskRows.judge
     monkeypatch.setattr(
@@ -161,7 +167,7 @@ def test_a_head_is_chosen_by_validation_and_never_by_test(rows_of, monkeypatch):
     tests = []
     test = TaskRows.test
     monkeypatch.setattr(TaskRows, "test", lambda self, *rest: tests.append(rest[0]) or test(self, *rest))
-    run_split(data, split, "hear", grid_of(data.task), seed=0)
+    run_first(data, "hear", grid_of(data.task))
     assert (asked, tests) == ([("fold01",)], [("fold00",)])
 
 
@@ -216,7 +222,8 @@ def test_the_whole_evaluation(hear_folder, run_folder, tmp_path):
 
 def test_what_is_done_is_not_done_again(hear_folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(hear_job, "run_split", lambda *a: calls.append(a[1].name) or run_split(*a))
+    begin = protocol._begin
+    monkeypatch.setattr(protocol, "_begin", lambda *a: calls.append(a[1].name) or begin(*a))
     first = evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU)
     assert calls == ["fold00", "fold01", "fold02"]
     folder = tmp_path / "models" / "log-mel" / "pitches-v1-full" / "hear"
@@ -232,9 +239,8 @@ def test_what_is_done_is_not_done_again(hear_folder, tmp_path, monkeypatch):
 
 def test_the_fixed_protocol_searches_on_each_split(hear_folder, tmp_path, monkeypatch):
     candidates = {}
-    monkeypatch.setattr(
-        hear_job, "run_split", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or run_split(*a)
-    )
+    begin = protocol._begin
+    monkeypatch.setattr(protocol, "_begin", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or begin(*a))
     evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], protocols=["hear", "hear-fixed"], choice=CPU)
     assert candidates == {"hear": [4, 1, 1], "hear-fixed": [4, 4, 4]}
 
@@ -295,8 +301,69 @@ def test_sounds_on_both_sides_of_a_split_are_counted(tmp_path):
 
 def test_equal_calls_give_equal_scores(rows_of):
     data = rows_of("pitches-v1-full")
-    results = [run_split(data, data.task.data_splits[0], "hear", grid_of(data.task), seed=3) for _ in range(2)]
+    results = [run_first(data, "hear", grid_of(data.task), 3) for _ in range(2)]
     np.testing.assert_array_equal(*(result.predictions["probabilities"] for result in results))
+
+
+@pytest.mark.parametrize("name", ["hear", "linear"])
+def test_one_thread_or_several_train_the_same_heads_in_any_order(rows_of, name):
+    data, found = rows_of("pitches-v1-full"), []
+    threads = torch.get_num_threads()
+    for workers in (1, 4):
+        torch.set_num_threads(workers)
+        try:
+            results = run_splits(data, data.task.data_splits, name, grid_of(data.task)[:2], 0)
+            found.append([result.predictions["probabilities"] for result in results])
+            assert torch.get_num_threads() == workers
+        finally:
+            torch.set_num_threads(threads)
+    assert len(found[0]) == 3
+    for alone, beside in zip(*found, strict=True):
+        np.testing.assert_allclose(alone, beside, atol=1e-6)
+
+
+def test_what_interrupts_a_search_ends_its_heads(rows_of, monkeypatch):
+    data, ended = rows_of("pitches-v1-full"), []
+    train_head = protocol.train_head
+
+    def endless(*words):
+        """As long as nobody asks for an end."""
+        config = replace(words[2], max_epochs=10**9, patience=10**9)
+        try:
+            return train_head(*words[:2], config, *words[3:])
+        except StoppedError as stopped:
+            ended.append(stopped)
+            raise
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(protocol, "train_head", endless)
+    monkeypatch.setattr(protocol, "_finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_splits(data, data.task.data_splits, "hear-fixed", grid_of(data.task), 0))
+    assert 1 <= len(ended) <= torch.get_num_threads()
+
+
+def test_a_head_that_fails_is_its_tasks_failure(rows_of, monkeypatch):
+    def fails(*_):
+        raise ValueError("no such row")
+
+    monkeypatch.setattr(protocol, "train_head", fails)
+    with pytest.raises(ValueError, match="no such row"):
+        run_first(rows_of("pitches-v1-full"), "hear", grid_of(rows_of("pitches-v1-full").task))
+
+
+def test_the_precision_of_the_heads_is_recorded(hear_folder, tmp_path):
+    for precision in ("fp32", "bf16"):
+        report = evaluate(
+            ["logmel"], hear_folder, tmp_path / precision, tasks=["pitches"], choice=CPU, precision=precision
+        )
+        (result,) = report["results"]
+        assert {split["setting"]["precision"] for split in result["splits"]} == {precision}
+        assert result["mean"]["top1_acc"] > 0.8
+    with pytest.raises(ConfigError, match="unknown head precision 'fp16'; the nearest is 'bf16'"):
+        evaluate(["logmel"], hear_folder, tmp_path / "x", choice=CPU, precision="fp16")
 
 
 def test_the_grid_of_the_tests_is_read(rows_of):

@@ -78,6 +78,7 @@ def evaluate(options: argparse.Namespace) -> int:
         protocols=options.protocol,
         choice=Choice(layer, options.pooling, options.scene, options.hop_ms, options.device, options.precision),
         grid_points=options.grid_points,
+        precision=options.head_precision,
         seed=options.seed,
     )
     print(table_text(report))
@@ -146,6 +147,11 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
         "--protocol", nargs="+", default=["hear"], metavar="NAME", help="hear, hear-fixed, linear, knn (hear)"
     )
     sub.add_argument("--grid-points", type=int, default=8, help="of hear and hear-fixed; 8 as in the kit")
+    sub.add_argument(
+        "--head-precision",
+        default="auto",
+        help="of the MLPs' hidden layers: fp32, bf16, or auto, which is bf16 on CPUs that multiply it in hardware",
+    )
     sub.add_argument("--seed", type=int, default=42, help="of weights, dropout and order (%(default)s)")
     sub.add_argument("--hop-ms", type=float, help="time between the steps of event tasks (the longest up to 50)")
     add_choice(sub)

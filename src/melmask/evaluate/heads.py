@@ -2,10 +2,12 @@
 
 The protocol is that of hear-eval-kit 2021.1.3 (its predictions/task_predictions.py) under PyTorch Lightning 1.9: per
 hidden layer Linear, BatchNorm, Dropout, ReLU, then Linear; Adam; validated every few epochs; the first of the best
-validations wins. Vectors stay in memory, and a step is nothing but the network's arithmetic.
+validations wins. Vectors stay in memory, a step is nothing but the network's arithmetic, and all its chance comes
+from generators of its own, so that many heads can be trained side by side.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,13 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from melmask.hardware import exact_float32_products
+from melmask.errors import unknown_name
+from melmask.hardware import cpu_computes_bf16, exact_float32_products
 
 Initialize = Callable[..., Tensor]
 INITIALIZATIONS: dict[str, Initialize] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
 }
+PRECISIONS = ("auto", "fp32", "bf16")
 _ROWS_PER_VALIDATION_BATCH = 8192
 
 
@@ -40,6 +44,21 @@ class HeadConfig:
     validate_every_epochs: int = 3
     patience: int = 20
     """Validations without a better score before training ends."""
+    precision: str = "fp32"
+    """'bf16': the hidden layers' products, and what comes between them, while training and validating."""
+
+
+def head_precision(name: str, device: torch.device) -> str:
+    """What `name`, one of `PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it in hardware.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("head precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
 
 
 class Rows(NamedTuple):
@@ -78,10 +97,14 @@ class TrainedHead:
     epochs: int
 
     def probabilities(self, vectors: Float[Tensor, "rows dims"]) -> Float[np.ndarray, "rows classes"]:
-        """Softmax, or for multilabel tasks the sigmoid of each class, float32."""
+        """Softmax, or for multilabel tasks the sigmoid of each class; all of it in float32."""
         self.network.eval()
         with exact_float32_products(vectors.device):
-            return _activate(_logits(self.network, vectors), self.multilabel).cpu().numpy()
+            return _activate(_logits(self.network, vectors, "fp32"), self.multilabel).cpu().numpy()
+
+
+class StoppedError(Exception):
+    """Training was given up because somebody asked for it."""
 
 
 class StopRules(NamedTuple):
@@ -97,7 +120,14 @@ class StopRules(NamedTuple):
 
 
 def train_head(
-    train: Rows, valid: Rows, config: HeadConfig, multilabel: bool, judge: Judge, rules: StopRules, seed: int
+    train: Rows,
+    valid: Rows,
+    config: HeadConfig,
+    multilabel: bool,
+    judge: Judge,
+    rules: StopRules,
+    seed: int,
+    stop: threading.Event | None = None,
 ) -> TrainedHead:
     """Train one head; all chance comes from `seed`.
 
@@ -109,69 +139,90 @@ def train_head(
         judge: Scores each validation.
         rules: What is better, and the kit's quirks.
         seed: Decides weights, dropout and order.
+        stop: Looked at before each epoch.
+
+    Raises:
+        StoppedError: `stop` was set.
     """
     device = train.vectors.device
-    # Dropout and the initialisers draw from the global generators: borrow them, and leave them as they were.
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        exact_float32_products(device),
-    ):
-        torch.manual_seed(seed)
-        network = build_head(train.vectors.shape[1], train.targets.shape[1], config).to(device)
-        return _train(network, train, valid, config, multilabel, judge, rules, seed)
-
-
-def build_head(dims: int, classes: int, config: HeadConfig) -> nn.Sequential:
-    """The untrained network, its weights drawn from the global generator with the gains of the kit."""
-    initialize = INITIALIZATIONS[config.initialization]
-    layers: list[nn.Module] = []
-    gain = nn.init.calculate_gain("linear")
-    for _ in range(config.hidden_layers):
-        linear = nn.Linear(dims, config.hidden_dim)
-        initialize(linear.weight, gain=gain)
-        layers += [linear, nn.BatchNorm1d(config.hidden_dim), nn.Dropout(config.dropout), nn.ReLU()]
-        dims, gain = config.hidden_dim, nn.init.calculate_gain("relu")
-    projection = nn.Linear(dims, classes)
-    initialize(projection.weight, gain=gain)
-    return nn.Sequential(*layers, projection)
-
-
-def _train(
-    network: nn.Sequential,
-    train: Rows,
-    valid: Rows,
-    config: HeadConfig,
-    multilabel: bool,
-    judge: Judge,
-    rules: StopRules,
-    seed: int,
-) -> TrainedHead:
+    network = build_head(train.vectors.shape[1], train.targets.shape[1], config, seed).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
     order = np.random.default_rng(seed) if rules.reshuffle else None
     best, best_epoch, weights, worse, epoch = Validation(math.nan), -1, {}, 0, 0
-    for epoch in range(config.max_epochs):
-        network.train()
-        for vectors, targets in _batches(train, config.batch_size, order):
-            optimizer.zero_grad(set_to_none=True)
-            _loss(network(vectors), targets, multilabel).backward()
-            optimizer.step()
-        if (epoch + 1) % config.validate_every_epochs:
-            continue
-        found = _validate(network, valid, multilabel, judge)
-        if best_epoch < 0 or better(found.score, best.score, rules.maximize):
-            best, best_epoch = found, epoch
-            weights = {name: value.clone() for name, value in network.state_dict().items()}
-            worse = 0
+    with exact_float32_products(device):
+        for epoch in range(config.max_epochs):
+            if stop is not None and stop.is_set():
+                raise StoppedError
+            network.train()
+            for vectors, targets in _batches(train, config.batch_size, order):
+                optimizer.zero_grad(set_to_none=True)
+                _loss(_forward(network, vectors, config.precision), targets, multilabel).backward()
+                optimizer.step()
+            if (epoch + 1) % config.validate_every_epochs:
+                continue
+            found = _validate(network, valid, config.precision, multilabel, judge)
+            if best_epoch < 0 or better(found.score, best.score, rules.maximize):
+                best, best_epoch = found, epoch
+                weights = {name: value.clone() for name, value in network.state_dict().items()}
+                worse = 0
+            else:
+                worse += 1
+            if worse >= config.patience or (rules.nan_stops and not math.isfinite(found.score)):
+                break
+        if best_epoch < 0:
+            # Fewer epochs than one validation takes.
+            best, best_epoch = _validate(network, valid, config.precision, multilabel, judge), epoch
         else:
-            worse += 1
-        if worse >= config.patience or (rules.nan_stops and not math.isfinite(found.score)):
-            break
-    if best_epoch < 0:
-        # Fewer epochs than one validation takes.
-        best, best_epoch = _validate(network, valid, multilabel, judge), epoch
-    else:
-        network.load_state_dict(weights)
+            network.load_state_dict(weights)
     return TrainedHead(network, config, multilabel, best, best_epoch, epoch + 1)
+
+
+def build_head(dims: int, classes: int, config: HeadConfig, seed: int) -> nn.Sequential:
+    """The untrained network on the CPU, its weights drawn as the kit draws them."""
+    generator = torch.Generator().manual_seed(seed)
+    initialize = INITIALIZATIONS[config.initialization]
+    layers: list[nn.Module] = []
+    gain = float(nn.init.calculate_gain("linear"))
+    for _ in range(config.hidden_layers):
+        linear = _linear(dims, config.hidden_dim, initialize, gain, generator)
+        layers += [linear, nn.BatchNorm1d(config.hidden_dim), SeededDropout(config.dropout, generator), nn.ReLU()]
+        dims, gain = config.hidden_dim, nn.init.calculate_gain("relu")
+    return nn.Sequential(*layers, _linear(dims, classes, initialize, gain, generator))
+
+
+def _linear(dims: int, outputs: int, initialize: Initialize, gain: float, generator: torch.Generator) -> nn.Linear:
+    linear = nn.utils.skip_init(nn.Linear, dims, outputs)
+    assert isinstance(linear, nn.Linear)
+    initialize(linear.weight, gain=gain, generator=generator)
+    # PyTorch's own initialisation of a bias.
+    nn.init.uniform_(linear.bias, -1 / math.sqrt(dims), 1 / math.sqrt(dims), generator=generator)
+    return linear
+
+
+class SeededDropout(nn.Module):
+    """Dropout with a generator of its own.
+
+    Sixteen random bits decide one value (0.1 is 0.10001): PyTorch's dropout draws one number for each with a single
+    thread, a fifth of a step's time.
+    """
+
+    def __init__(self, p: float, source: torch.Generator) -> None:
+        """p: the share that becomes zero, in steps of 2**-16.  source: gives the seed."""
+        super().__init__()
+        self.p = p
+        self._seed = int(torch.randint(2**62, (), generator=source))
+        self._generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` as it is, or while training with some values zero and the rest larger by as much."""
+        if not self.training or self.p == 0:
+            return x
+        if self._generator is None:
+            self._generator = torch.Generator(x.device).manual_seed(self._seed)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        sixteen = bits.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: x.numel()]
+        keep = (sixteen >= round(self.p * 2**16) - 2**15).view(x.shape)
+        return x * (keep.to(x.dtype) / (1 - self.p))
 
 
 def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -189,16 +240,23 @@ def _loss(logits: Tensor, targets: Tensor, multilabel: bool) -> Tensor:
     return F.cross_entropy(logits, targets.argmax(1))
 
 
-def _validate(network: nn.Sequential, valid: Rows, multilabel: bool, judge: Judge) -> Validation:
+def _validate(network: nn.Sequential, valid: Rows, precision: str, multilabel: bool, judge: Judge) -> Validation:
     network.eval()
-    logits = _logits(network, valid.vectors)
+    logits = _logits(network, valid.vectors, precision)
     loss = float(_loss(logits, valid.targets, multilabel))
     return judge(_activate(logits, multilabel).cpu().numpy(), loss)
 
 
 @torch.no_grad()
-def _logits(network: nn.Sequential, vectors: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in vectors.split(_ROWS_PER_VALIDATION_BATCH)])
+def _logits(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
+    return torch.cat([_forward(network, part, precision) for part in vectors.split(_ROWS_PER_VALIDATION_BATCH)])
+
+
+def _forward(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
+    """Logits, always of a float32 product: rounded ones would tie, and ties change rankings."""
+    with torch.autocast(vectors.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        hidden = network[:-1](vectors)
+    return network[-1](hidden.float())
 
 
 def _activate(logits: Tensor, multilabel: bool) -> Tensor:

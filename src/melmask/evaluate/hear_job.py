@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from melmask import __version__
 from melmask.errors import ConfigError, InputError, MelmaskError, OutputError, unknown_name
 from melmask.evaluate.clients import Choice, Client, distinct_names, open_client, slug
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
-from melmask.evaluate.heads import HeadConfig
+from melmask.evaluate.heads import HeadConfig, head_precision
 from melmask.evaluate.hear_page import write_hear_page
 from melmask.evaluate.judging import TaskRows
 from melmask.evaluate.leaks import find_leaks
 from melmask.evaluate.metrics import higher_is_better
 from melmask.evaluate.probe import t_interval, wilson_interval
-from melmask.evaluate.protocol import GRID_POINTS, PROTOCOLS, SplitResult, grid_of, run_split
+from melmask.evaluate.protocol import GRID_POINTS, PROTOCOLS, SplitResult, grid_of, run_task
 from melmask.evaluate.tasks import DataSplit, Task, find_tasks
 from melmask.files import atomic_write, ensure_folder, write_json
 from melmask.hardware import pick_device
@@ -38,7 +39,7 @@ from melmask.progress import track
 
 RESULTS = "results.json"
 _FORMAT = 1
-_PROTOCOL_VERSION = 1
+_PROTOCOL_VERSION = 2
 _SHARES = ("top1_acc", "pitch_acc", "chroma_acc")
 
 
@@ -51,6 +52,7 @@ def evaluate(
     protocols: Sequence[str] = ("hear",),
     choice: Choice | None = None,
     grid_points: int = GRID_POINTS,
+    precision: str = "auto",
     seed: int = 42,
 ) -> dict[str, Any]:
     """Judge every model on every task; what `out` already has is kept, and not computed again.
@@ -63,6 +65,7 @@ def evaluate(
         protocols: Some of `PROTOCOLS`.
         choice: Layer, pooling and the like of melmask's models.
         grid_points: How many points of the grid `hear` and `hear-fixed` try, 8 in the kit.
+        precision: Of the hidden layers of `hear` and `hear-fixed`, as `head_precision` takes it.
         seed: Of the heads' weights, dropout and order.
 
     Returns:
@@ -78,8 +81,10 @@ def evaluate(
     if grid_points < 1:
         raise ConfigError(f"{grid_points} points of the grid were asked for; give at least 1")
     found = find_tasks(tasks_folder, tasks)
-    grids = {task.title: grid_of(task, grid_points) for task in found}
     choice = choice or Choice()
+    device = pick_device(choice.device)
+    precision = head_precision(precision, device)
+    grids = {task.title: grid_of(task, grid_points, precision) for task in found}
     clients = [open_client(source, choice) for source in models]
     distinct_names(clients)
     ensure_folder(out)
@@ -89,7 +94,7 @@ def evaluate(
         for task in found:
             _put(report["tasks"], ("title",), _facts_of_task(task))
             for protocol in protocols:
-                _judge_pair(client, task, protocol, grids[task.title], seed, pick_device(choice.device), out, report)
+                _judge_pair(client, task, protocol, grids[task.title], seed, device, out, report)
                 write_report(out, report)
     return report
 
@@ -127,19 +132,15 @@ def _evaluate_pair(
     embeddings = embed_task(client, task, out / "embeddings")
     folder = out / "models" / slug(client.name) / task.title / protocol
     fingerprint = _fingerprint(embeddings, [protocol, seed, [vars(point) for point in grid], task.metrics])
-    data = TaskRows(task, embeddings, device)
-    splits: list[dict[str, Any]] = []
-    candidates = grid
-    for split in track(task.data_splits, len(task.data_splits), f"{client.name}: {task.title}, {protocol}", "split"):
-        path = folder / f"{split.name}.json"
-        facts = _read_split(path, fingerprint)
-        if facts is None:
-            result = run_split(data, split, protocol, candidates, seed)
-            facts = _save_split(path, split, result, fingerprint, out)
-        if protocol == "hear" and not splits:
-            fields = {k: v for k, v in facts["setting"].items() if k != "postprocessing"}
-            candidates = [HeadConfig(**fields)]
-        splits.append({key: value for key, value in facts.items() if key != "fingerprint"})
+    read = {split.name: _read_split(folder / f"{split.name}.json", fingerprint) for split in task.data_splits}
+    facts = {name: known for name, known in read.items() if known}
+    settings = {name: known["setting"] for name, known in facts.items()}
+    title = f"{client.name}: {task.title}, {protocol}"
+    with closing(run_task(TaskRows(task, embeddings, device), protocol, grid, seed, settings)) as results:
+        for split, result in track(results, len(task.data_splits) - len(facts), title, "split"):
+            path = folder / f"{split.name}.json"
+            facts[split.name] = _save_split(path, split, result, fingerprint, out)
+    splits = [{k: v for k, v in facts[split.name].items() if k != "fingerprint"} for split in task.data_splits]
     return _summary(task, embeddings, splits)
 
 

@@ -10,10 +10,15 @@ linear       one linear layer on standardised vectors, as the MSM-MAE paper's gr
 knn          the ten nearest training vectors vote; nothing is trained (scene tasks)
 """
 
+import functools
 import itertools
 import random
+import threading
 import time
-from dataclasses import asdict
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +28,7 @@ from melmask.errors import InputError
 from melmask.evaluate.heads import HeadConfig, Rows, StopRules, TrainedHead, better, train_head
 from melmask.evaluate.judging import Predictions, TaskRows
 from melmask.evaluate.probe import neighbor_votes, standardize
+from melmask.evaluate.side_by_side import Submit, side_by_side
 from melmask.evaluate.tasks import DataSplit, Task
 
 PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
@@ -56,7 +62,8 @@ class SplitResult(NamedTuple):
     """What one split gave.
 
     scores: metric -> test score, NaN where undefined, the mean of `repeats` if there are several.  validation_score,
-    epoch, setting: of the chosen head.  predictions: arrays to keep, of the first repeat.
+    epoch, setting: of the chosen head.  seconds: of training all its heads, one added to the other.  predictions:
+    arrays to keep, of the first repeat.
     """
 
     scores: dict[str, float]
@@ -68,8 +75,8 @@ class SplitResult(NamedTuple):
     predictions: Predictions
 
 
-def grid_of(task: Task, points: int = GRID_POINTS) -> list[HeadConfig]:
-    """The first points of the kit's shuffled grid, with what the task itself says of it.
+def grid_of(task: Task, points: int = GRID_POINTS, precision: str = "fp32") -> list[HeadConfig]:
+    """The first points of the kit's shuffled grid, with what the task itself says of it, to be computed in `precision`.
 
     Raises:
         InputError: the task's metadata ask for something this protocol does not have.
@@ -82,53 +89,143 @@ def grid_of(task: Task, points: int = GRID_POINTS) -> list[HeadConfig]:
     names = sorted(grid)
     every_point = [dict(zip(names, values, strict=True)) for values in itertools.product(*(grid[n] for n in names))]
     random.Random(_GRID_SEED).shuffle(every_point)
-    return [HeadConfig(**{_FIELDS[name]: value for name, value in point.items()}) for point in every_point[:points]]
+    kit = HeadConfig(precision=precision)
+    return [replace(kit, **{_FIELDS[name]: value for name, value in point.items()}) for point in every_point[:points]]
 
 
-def run_split(data: TaskRows, split: DataSplit, protocol: str, candidates: list[HeadConfig], seed: int) -> SplitResult:
-    """Train on one split, choose on its validation part, test.
+def run_task(
+    data: TaskRows, protocol: str, grid: list[HeadConfig], seed: int, done: Mapping[str, dict[str, Any]] | None = None
+) -> Generator[tuple[DataSplit, SplitResult], None, None]:
+    """Train and test on all splits of a task; arguments as of `run_splits`.
 
     Args:
         data: The task's vectors.
-        split: Which of the task's splits train, validate and test.
-        protocol: One of `PROTOCOLS`.
-        candidates: Points of the grid to choose from; for `hear` and `hear-fixed`.
-        seed: Of all chance; `linear` has three of its own instead, and `knn` has none.
+        protocol: `hear` tries `grid` on the first split only, and its best point on the others.
+        grid: Points to choose from.
+        seed: Of all chance.
+        done: The chosen settings of splits, by name, that are left out.
+
+    Yields:
+        A split and its result, in the order of the task's splits.
     """
-    start = time.perf_counter()
+    splits, done = list(data.task.data_splits), done or {}
+    if protocol == "hear":
+        first = splits.pop(0)
+        setting = done.get(first.name)
+        if setting is None:
+            (result,) = run_splits(data, [first], protocol, grid, seed)
+            yield first, result
+            setting = result.setting
+        grid = [HeadConfig(**{name: value for name, value in setting.items() if name != "postprocessing"})]
+    splits = [split for split in splits if split.name not in done]
+    with closing(run_splits(data, splits, protocol, grid, seed)) as results:
+        yield from zip(splits, results, strict=True)
+
+
+def run_splits(
+    data: TaskRows, splits: Sequence[DataSplit], protocol: str, candidates: list[HeadConfig], seed: int
+) -> Generator[SplitResult, None, None]:
+    """Train on each split, choose on its validation part, test; all cores train heads of one split or of several.
+
+    Args:
+        data: The task's vectors.
+        splits: Which of the task's splits train, validate and test.
+        protocol: One of `PROTOCOLS`.
+        candidates: Points of the grid to choose from on each split; for `hear` and `hear-fixed`.
+        seed: Of all chance; `linear` has three of its own instead, and `knn` has none.
+
+    Yields:
+        The splits' results, in their order, each as soon as it is there.
+    """
+    if not splits:
+        return
     if protocol == "knn":
-        votes = _votes(data, split)
-        scores, predictions = data.test(split.test, votes, None)
-        return SplitResult(scores, float("nan"), 0, {"neighbors": _NEIGHBORS}, [], _since(start), predictions)
-    train, valid, test = data.rows(split.train), data.rows(split.valid), data.rows(split.test)
-    seeds = [seed]
+        for split in splits:
+            start_s = time.perf_counter()
+            scores, predictions = data.test(split.test, _votes(data, split), None)
+            seconds = time.perf_counter() - start_s
+            yield SplitResult(scores, float("nan"), 0, {"neighbors": _NEIGHBORS}, [], seconds, predictions)
+        return
+    seeds: list[int] = [seed]
     if protocol == "linear":
-        train, valid, test = _standardized(train, valid, test)
-        candidates, seeds = [_LINEAR], list(LINEAR_SEEDS)
-    heads = [_best_head(data, split, train, valid, candidates, protocol == "hear", number) for number in seeds]
-    tests = [data.test(split.test, head.probabilities(test.vectors), head.best.detail) for head in heads]
+        candidates, seeds = [_LINEAR], [*LINEAR_SEEDS]
+    with side_by_side(len(splits) * len(candidates) * len(seeds), data.device) as (submit, stop):
+        begun = [_begin(data, split, protocol, candidates, seeds, submit, stop) for split in splits]
+        while begun:
+            yield _finish(data, *begun.pop(0))
+
+
+class _SplitRows:
+    """A split's rows, put together when first needed and kept no longer than this object."""
+
+    def __init__(self, data: TaskRows, split: DataSplit, standardized: bool, rounded: bool) -> None:
+        self.data, self.split, self.standardized, self.rounded = data, split, standardized, rounded
+
+    @functools.cached_property
+    def parts(self) -> list[Rows]:
+        """For training, validation and testing."""
+        parts = [self.data.rows(names) for names in (self.split.train, self.split.valid, self.split.test)]
+        if self.rounded:
+            # Once, instead of in each step.
+            parts[0] = parts[0]._replace(vectors=parts[0].vectors.bfloat16())
+        return _standardized(*parts) if self.standardized else parts
+
+
+Trained = tuple[TrainedHead, float]
+"""A head, and the seconds its training took."""
+
+
+def _begin(
+    data: TaskRows,
+    split: DataSplit,
+    protocol: str,
+    candidates: list[HeadConfig],
+    seeds: list[int],
+    submit: Submit,
+    stop: threading.Event,
+) -> tuple[_SplitRows, list[list["Future[Trained]"]]]:
+    """The heads of a split, a list for each seed, in training or waiting for a free thread."""
+    exact, rounded = protocol == "hear", all(c.precision == "bf16" and c.hidden_layers for c in candidates)
+    rows = _SplitRows(data, split, protocol == "linear", rounded)
+    judge, rules = data.judge(split.valid, exact), StopRules(data.maximize, reshuffle=not exact, nan_stops=exact)
+
+    def train(config: HeadConfig, seed: int) -> Trained:
+        start_s = time.perf_counter()
+        fit, valid, _ = rows.parts
+        head = train_head(fit, valid, config, data.multilabel, judge, rules, seed, stop)
+        return head, time.perf_counter() - start_s
+
+    def own_seed(seed: int, number: int) -> int:
+        """Each point has chance of its own, whichever others are tried."""
+        return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+    return rows, [
+        [submit(train, config, own_seed(seed, number)) for number, config in enumerate(candidates)] for seed in seeds
+    ]
+
+
+def _finish(data: TaskRows, rows: _SplitRows, training: list[list["Future[Trained]"]]) -> SplitResult:
+    """The result of a split, once its heads are trained; the best is taken of each seed's."""
+    split = rows.split
+    trained = [[future.result() for future in futures] for futures in training]
+    heads = [_best([head for head, _ in of_seed], data.maximize) for of_seed in trained]
+    vectors = rows.parts[2].vectors
+    tests = [data.test(split.test, head.probabilities(vectors), head.best.detail) for head in heads]
     scores = {metric: float(np.mean([scores[metric] for scores, _ in tests])) for metric in tests[0][0]}
     head, setting = heads[0], asdict(heads[0].config)
     if head.best.detail is not None:
         setting["postprocessing"] = head.best.detail
     repeats = [scores for scores, _ in tests] if len(tests) > 1 else []
-    return SplitResult(scores, head.best.score, head.epoch, setting, repeats, _since(start), tests[0][1])
+    seconds = sum(seconds for of_seed in trained for _, seconds in of_seed)
+    return SplitResult(scores, head.best.score, head.epoch, setting, repeats, seconds, tests[0][1])
 
 
-def _best_head(
-    data: TaskRows, split: DataSplit, train: Rows, valid: Rows, candidates: list[HeadConfig], exact: bool, seed: int
-) -> TrainedHead:
+def _best(heads: list[TrainedHead], maximize: bool) -> TrainedHead:
     """The head with the best validation; of equals the one tried first."""
-    rules = StopRules(data.maximize, reshuffle=not exact, nan_stops=exact)
-    judge = data.judge(split.valid, exact)
-    chosen: TrainedHead | None = None
-    for number, config in enumerate(candidates):
-        # Each point has chance of its own, whichever others are tried.
-        own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        head = train_head(train, valid, config, data.multilabel, judge, rules, own_seed)
-        if chosen is None or better(head.best.score, chosen.best.score, data.maximize):
+    chosen = heads[0]
+    for head in heads[1:]:
+        if better(head.best.score, chosen.best.score, maximize):
             chosen = head
-    assert chosen is not None
     return chosen
 
 
@@ -146,7 +243,3 @@ def _votes(data: TaskRows, split: DataSplit) -> np.ndarray:
     train, test = data.rows(split.train), data.rows(split.test)
     vectors = standardize(train.vectors.cpu().numpy(), test.vectors.cpu().numpy())
     return neighbor_votes(*vectors, train.targets.cpu().numpy(), _NEIGHBORS).astype(np.float32)
-
-
-def _since(start: float) -> float:
-    return time.perf_counter() - start
