@@ -62,7 +62,7 @@ def head_precision(name: str, device: torch.device) -> str:
 
 
 class Rows(NamedTuple):
-    """vectors: (rows, dims) float32.  targets: (rows, classes) float32, 1 where the row has the label."""
+    """vectors: (rows, dims) float32, or bfloat16 to train on.  targets: (rows, classes) float32, 1 for each label."""
 
     vectors: Float[Tensor, "rows dims"]
     targets: Float[Tensor, "rows classes"]
