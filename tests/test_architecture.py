@@ -42,6 +42,7 @@ HOMES = {
     "soxr": {"audio", "streaming"},
     "safetensors": {"checkpoint", "classifier"},
     "tensorboard": {"train"},
+    "wandb": {"train"},
     "tqdm": {"progress"},
     "pyarrow": {"data", "tables"},
 }

@@ -247,6 +247,8 @@ class RunConfig:
     """Rollbacks in a row, without a new snapshot in between, before the run ends."""
     max_minutes: float = 0.0
     """Stop with a snapshot after this many minutes, to be resumed; 0 for no limit."""
+    wandb_project: str = ""
+    """A project at Weights & Biases that gets the numbers too (`pip install 'melmask[wandb]'`); empty: none."""
 
     def __post_init__(self):
         _check(self.seed >= 0, f"run.seed is {self.seed}; give 0 or more")

@@ -1,13 +1,15 @@
-"""Numbers of a run as it goes: JSONL always, TensorBoard if it is installed, one line to the terminal."""
+"""Numbers of a run as it goes: JSONL always, boards (`boards.py`) as wanted, one line to the terminal."""
 
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from melmask.files import atomic_write
 from melmask.progress import duration_text
+from melmask.train.boards import Board
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
@@ -45,16 +47,15 @@ class Log:
 
 
 class MetricsLog(Log):
-    """Appends to metrics.jsonl and TensorBoard's event files; resuming drops what lies beyond `first_step`."""
+    """Appends to metrics.jsonl and to `boards`; resuming drops what lies beyond `first_step`."""
 
-    def __init__(self, run: Path, first_step: int):
-        self._run = run
+    def __init__(self, run: Path, first_step: int, boards: Sequence[Board] = ()):
+        self._run, self._boards = run, boards
         kept = [row for row in read_metrics(run) if row["step"] <= first_step]
         self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
         with atomic_write(run / METRICS, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = (run / METRICS).open("a")
-        self._board = _tensorboard(run / "tensorboard", first_step)
 
     def write(self, row: dict[str, Any], steps: int) -> None:
         """Log one row; `row` has step, loss, learning_rate, crops_per_s and left_s among its keys."""
@@ -85,22 +86,13 @@ class MetricsLog(Log):
     def _append(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(f"train/{name}", value, row["step"])
+        for board in self._boards:
+            board.add(row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def close(self) -> None:
         """Flush everything."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
         if sys.stderr.isatty():
             sys.stderr.write("\n")
-
-
-def _tensorboard(folder: Path, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step)

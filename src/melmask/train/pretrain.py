@@ -27,6 +27,7 @@ from melmask.models.flops import step_flops
 from melmask.models.mae import MaskedAutoencoder
 from melmask.models.masking import random_masks
 from melmask.settings import to_dict
+from melmask.train.boards import open_boards
 from melmask.train.clock import Clock, memory_mb
 from melmask.train.engine import Engine
 from melmask.train.metrics import Log, MetricsLog
@@ -126,7 +127,7 @@ class _Loop:
         steps, first = self._config.optimizer.steps, self._processes.first
         if first:
             note_run(self._run, self._config, self._store)
-        with closing(MetricsLog(self._run, self._step) if first else Log()) as log, _signals() as received:
+        with closing(self._open_log() if first else Log()) as log, _signals() as received:
             self._loss = log.last_loss
             log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
             if not self._step and (save_first or self._config.run.on_divergence == "rollback"):
@@ -140,6 +141,9 @@ class _Loop:
             if page is not None and first:
                 page(self._run)
         return Outcome(self._step, steps, self._loss, self._stopped_by)
+
+    def _open_log(self) -> MetricsLog:
+        return MetricsLog(self._run, self._step, open_boards(self._run, self._step, self._config))
 
     def _train(self, log: Log, hooks: Sequence[Hook], page: Page | None, received: list[int]) -> bool:
         """Steps from here on; False if a rollback asks to be called again."""
