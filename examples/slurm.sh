@@ -1,7 +1,8 @@
 #!/bin/bash
-# Pre-training on two machines of eight GPUs under SLURM: sbatch examples/slurm.sh STORE RUN
-# SIGTERM comes three minutes before the limit and saves the run; the same command, sent in again, goes on. Not run yet: no
-# cluster was at hand.
+# Pre-training on two machines of eight GPUs under SLURM:
+#   sbatch examples/slurm.sh STORE RUN [--recipe msm_mae_512 data.batch_size=1024 ...]
+# SIGTERM comes three minutes before the limit and saves the run; the same command, sent in again, goes on. SLURM sends a
+# job in again by itself after a machine fails (--requeue). Options of sbatch change the machines: sbatch --nodes=4 ...
 #SBATCH --job-name=melmask
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -13,9 +14,12 @@
 set -euo pipefail
 store=$1
 run=$2  # on a file system that every machine sees
+shift 2
+(($#)) || set -- --recipe msm_mae_512 data.batch_size=1024
 
 first_machine=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 10000))  # so that two jobs on one machine do not meet
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun --shutdown-timeout 120 \
-    --nnodes "$SLURM_NNODES" --nproc-per-node 8 \
-    --rdzv-backend c10d --rdzv-endpoint "$first_machine:29500" --rdzv-id "$SLURM_JOB_ID" \
-    -m melmask pretrain "$store" --out "$run" --recipe msm_mae_512 data.batch_size=1024
+    --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
+    --rdzv-backend c10d --rdzv-endpoint "$first_machine:$port" --rdzv-id "$SLURM_JOB_ID" \
+    -m melmask pretrain "$store" --out "$run" "$@"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,17 +102,25 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, store, configure,
     assert_same_state(state_of(tmp_path), state_of(alone))
 
 
-def test_a_signal_stops_all_processes_with_one_snapshot(store, configure, tmp_path):
-    config = configure("optimizer.steps=100000", "run.snapshot_interval_s=1e9")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_stops_them_with_one_snapshot(number, store, configure, tmp_path):
+    # Processes agree where they log: long enough for torchrun's signal to come while they go on to there.
+    config = configure("optimizer.steps=100000", "run.snapshot_interval_s=1e9", "run.log_interval_steps=200")
     job = torchrun(2, store, tmp_path, config)
     try:
         deadline_s = time.monotonic() + 60
         while not read_metrics(tmp_path) and time.monotonic() < deadline_s:
             time.sleep(0.1)
-        job.send_signal(signal.SIGTERM)
+        # A scheduler signals each of them, and torchrun passes its own signal on.
+        workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        assert len(workers) == 2
+        for pid in (*map(int, workers), job.pid):
+            os.kill(pid, number)
         job.communicate(timeout=60)
     finally:
         job.kill()
+    stopped = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+    assert (stopped["event"], stopped["text"]) == ("stop", f"signal {int(number)}")
     state = state_of(tmp_path)
     assert state["step"] % config.run.log_interval_steps == 0
     assert [path.name for path in checkpoints_of(tmp_path)] == [f"step-{state['step']:07d}"]

@@ -127,7 +127,7 @@ class _Loop:
         steps, first = self._config.optimizer.steps, self._processes.first
         if first:
             note_run(self._run, self._config, self._store)
-        with closing(self._open_log() if first else Log()) as log, _signals() as received:
+        with closing(self._open_log() if first else Log()) as log, _signals(self._processes.count) as received:
             self._loss = log.last_loss
             log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
             if not self._step and (save_first or self._config.run.on_divergence == "rollback"):
@@ -291,13 +291,15 @@ def _with_training(card: ModelCard, position: Position, loss: float, config: Pre
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(processes: int) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of the first; the loop saves and ends at the next step."""
     received: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        # One process dies of the second. Of several each gets two: its own, and the one that torchrun passes on.
+        if processes == 1:
+            signal.signal(number, before[number])
 
     before = {}
     try:
