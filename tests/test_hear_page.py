@@ -179,10 +179,10 @@ def written(folder):
     return _Tags(path.read_text(encoding="utf-8"))
 
 
-def table(folder):
-    """Texts of the main table's cells, row by row."""
+def table(folder, name="scores"):
+    """Texts of the cells of a table of scores, row by row."""
     page = write_hear_page(folder).read_text(encoding="utf-8")
-    body = re.search(r'id="scores">(.*?)</table>', page, re.DOTALL)[1]
+    body = re.search(rf'id="{name}">(.*?)</table>', page, re.DOTALL)[1]
     cells = (
         [re.sub(r"<[^>]+>", " ", cell) for cell in re.findall(r"<t[dh].*?</t[dh]>", row)] for row in body.split("<tr>")
     )
@@ -303,17 +303,25 @@ def test_one_model_has_neither_place_nor_star(make):
     assert "digits-v1-full" in page.text and "published numbers are from" not in page.text.lower()
 
 
-def test_two_protocols_of_a_model_are_two_columns(make):
-    writer = make({"m": 0.7})
+def test_each_protocol_has_a_table_and_places_of_its_own(make):
+    writer = make({"m": 0.7, "n": 0.5})
     writer.scene("esc50-v2-full", "esc50", "multiclass", ["a", "b"], ["top1_acc"], ["test"])
-    (hear,) = writer.content["results"]
-    writer.content["results"].append({**copy.deepcopy(hear), "protocol": "linear", "mean": {"top1_acc": 0.1}})
+    for result in list(writer.content["results"]):
+        mean = {"m": 0.1, "n": 0.2}[result["model"]]
+        writer.content["results"].append({**copy.deepcopy(result), "protocol": "linear", "mean": {"top1_acc": mean}})
     writer.task("digits-v1-full", "digits", "scene", "multiclass", "01", ["top1_acc"])
     writer.content["failed"] = [{"model": "m", "task": "digits-v1-full", "protocol": "linear", "reason": "no"}]
-    rows = table(writer.write())
-    assert rows[3][1:3] == ["–", "failed"]
-    assert rows[1][1:] == ["m, hear", "m, linear", "best HEAR entry", "MSM-MAE", "MW-MAE-B", "MSM-MAE, linear"]
-    assert rows[2][2].startswith("10.0") and rows[2][-1] == "89.2"
+    hear, linear = (table(writer.write(), f"scores-{name}") for name in ("hear", "linear"))
+    assert hear[1][1:] == ["m", "n", "best HEAR entry", "MSM-MAE", "MW-MAE-B"]
+    assert hear[2][1].startswith("★ 70.0") and hear[2][2].endswith("#2")
+    assert [row[0].split()[0] for row in hear[2:]] == ["esc50", "mean"], "the failure is another protocol's"
+    assert linear[1][1:] == ["m", "n", "MSM-MAE, linear"]
+    assert linear[2][1].startswith("10.0") and linear[2][2].startswith("★ 20.0") and linear[2][3] == "89.2"
+    assert linear[3][1:3] == ["failed", "–"]
+    page = written(writer.folder)
+    assert "By the protocol hear: m has the best mean rank, 1.00 of 2" in page.text
+    assert "By the protocol linear: n has the best mean rank" in page.text
+    assert "m, hear: 70.0 %" in next(tag.get("aria-label", "") for tag in page.all("svg", "bars"))
 
 
 def test_two_hundred_classes_make_a_small_page(make):

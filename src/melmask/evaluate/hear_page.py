@@ -55,7 +55,7 @@ def _page(report: Report) -> str:
     everything = '<button id="all" type="button" hidden>Open all</button>'
     sections = (
         _header(report),
-        _section("Scores", _table(report)),
+        _section("Scores", _tables(report)),
         _section("Beside each other", _bars(report)),
         f'<section><div class="tools"><h2>Task by task</h2>{everything}</div>{sounds.note()}{tasks}</section>',
         _section("What did not work", _failures(report)),
@@ -81,7 +81,7 @@ def _model_words(report: Report) -> str:
 
 def _header(report: Report) -> str:
     """What was judged, by what, and who came out best."""
-    protocols = list(dict.fromkeys(column.protocol for column in report.columns if column.protocol))
+    protocols = report.protocols
     facts = " · ".join(
         part
         for part in (
@@ -101,7 +101,15 @@ def _header(report: Report) -> str:
     title = f"{escape(_model_words(report))} {' '.join(pills)}"
     return (
         f'<header><p class="muted">Evaluation of embeddings</p><h1>{title}</h1>'
-        f'<p class="lead">{_verdict(report)}</p><p class="muted">{escape(facts)}</p></header>'
+        f'<p class="lead">{_verdicts(report)}</p><p class="muted">{escape(facts)}</p></header>'
+    )
+
+
+def _verdicts(report: Report) -> str:
+    if len(report.protocols) < 2:
+        return _verdict(report)
+    return "<br>".join(
+        f"By the protocol {escape(protocol)}: {_verdict(report.of_protocol(protocol))}" for protocol in report.protocols
     )
 
 
@@ -128,7 +136,7 @@ def _verdict(report: Report) -> str:
 
 def _shown_published(report: Report, task: TaskFacts) -> list[tuple[Published, float]]:
     """Published scores of a task that belong beside a protocol of this page."""
-    protocols = {"linear" if column.protocol == "linear" else "hear" for column in report.columns}
+    protocols = {protocol.removesuffix("-fixed") for protocol in report.protocols}
     scores = ((p, p.score(task.name, task.title, task.primary)) for p in PUBLISHED if p.protocol in protocols)
     return [(published, score) for published, score in scores if score is not None]
 
@@ -138,12 +146,24 @@ def _published_columns(report: Report) -> list[Published]:
     return [published for published in PUBLISHED if published.name in found]
 
 
-def _table(report: Report) -> str:
+def _tables(report: Report) -> str:
+    """A table for each protocol: their scores do not compare."""
+    if len(report.protocols) < 2:
+        return _table(report, "scores") + _table_notes(report)
+    tables = (
+        f"<h3>By the protocol {escape(one)}</h3>{_table(report.of_protocol(one), f'scores-{escape(one)}')}"
+        for one in report.protocols
+    )
+    return "".join(tables) + _table_notes(report)
+
+
+def _table(report: Report, name: str) -> str:
     """Rows are tasks, columns the models, then what was published."""
     published = _published_columns(report)
     heads = "".join(
-        f'<th scope="col"><span class="key c{i % COLOURS}"></span>{breakable(column_name(report, column))}</th>'
-        for i, column in enumerate(report.columns)
+        f'<th scope="col"><span class="key c{report.colour(column) % COLOURS}"></span>'
+        f"{breakable(column_name(report, column))}</th>"
+        for column in report.columns
     )
     heads += "".join(
         f'<th scope="col" class="pub{"" if i else " edge"}">{escape(one.name)}</th>' for i, one in enumerate(published)
@@ -155,19 +175,19 @@ def _table(report: Report) -> str:
         else ""
     )
     caveats: list[str] = []
-    rows = "".join(_row(report, number, published, caveats) for number in range(len(report.tasks)))
+    rows = "".join(_row(report, task, published, caveats) for task in report.tasks)
     return (
-        f'<div class="scroll"><table class="scores" id="scores"><thead>{groups}<tr><th scope="col">task</th>{heads}'
+        f'<div class="scroll"><table class="scores" id="{name}"><thead>{groups}<tr><th scope="col">task</th>{heads}'
         f"</tr></thead><tbody>{rows}</tbody>{_mean_rank_row(report, len(published))}</table></div>"
-        f"{_table_notes(report, published, caveats)}"
+        f"{_note(' '.join(f'<sup>{i}</sup> {escape(text)}.' for i, text in enumerate(caveats, 1)))}"
     )
 
 
-def _row(report: Report, number: int, published: Sequence[Published], caveats: list[str]) -> str:
-    task = report.tasks[number]
+def _row(report: Report, task: TaskFacts, published: Sequence[Published], caveats: list[str]) -> str:
     places = ranks(report.of_task(task.title))
     cells = [
-        f'<td><a href="#task-{number}">{task_html(task)}</a><small class="muted">{breakable(task.primary)}</small></td>'
+        f'<td><a href="#task-{task.number}">{task_html(task)}</a>'
+        f'<small class="muted">{breakable(task.primary)}</small></td>'
     ]
     for column in report.columns:
         cells.append(_cell(report, task, column, places))
@@ -212,29 +232,32 @@ def _mean_rank_row(report: Report, published: int) -> str:
     return f"<tfoot><tr><td>mean rank{note}</td>{cells}{rest}</tr></tfoot>"
 
 
-def _table_notes(report: Report, published: Sequence[Published], caveats: Sequence[str]) -> str:
+def _table_notes(report: Report) -> str:
     lines = [
         "In % but for d_prime: each task's primary metric, under its name. Below a score the standard deviation over "
         "the splits, or the 95 % interval in brackets where there is one split, and the model's place on the task. "
         "★ marks the best; a difference within the intervals may be chance."
     ]
-    if published:
+    if _published_columns(report):
         lines.append(
             "Published numbers are for the whole official HEAR tasks and are matched by the task's name alone. They "
             "compare only if the task folder is the official one: its name, version and mode cannot prove that."
         )
-    notes = "".join(f"<sup>{i}</sup> {escape(text)}. " for i, text in enumerate(caveats, 1))
-    return "".join(f'<p class="note">{line}</p>' for line in [*lines, *([notes] if notes else [])])
+    return "".join(map(_note, lines))
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>' if text else ""
 
 
 def _bars(report: Report) -> str:
     cards = []
-    for number, task in enumerate(report.tasks):
+    for task in report.tasks:
         bars = list(_task_bars(report, task))
         if any(bar.value is not None for bar in bars):
             better = name_of_metric(task.primary)
             cards.append(
-                f'<figure class="card"><figcaption><a href="#task-{number}">{task_html(task)}</a>'
+                f'<figure class="card"><figcaption><a href="#task-{task.number}">{task_html(task)}</a>'
                 f'<small class="muted">{escape(better)}</small></figcaption>'
                 f"{draw_bars(task.title, bars, is_percent(task.primary))}</figure>"
             )
@@ -246,17 +269,17 @@ def _bars(report: Report) -> str:
 
 
 def _task_bars(report: Report, task: TaskFacts) -> Iterable[Bar]:
-    for i, column in enumerate(report.columns):
-        outcome = report.outcomes.get((task.title, column))
+    for column in sorted(report.columns, key=lambda column: [*report.protocols, ""].index(column.protocol)):
+        outcome, colour = report.outcomes.get((task.title, column)), report.colour(column)
         if outcome is None:
             if report.has_failed(task.title, column):
-                yield Bar(column_name(report, column), None, None, "failed", i)
+                yield Bar(column_name(report, column), None, None, "failed", colour)
             continue
         score = outcome.score
         ends = score.interval_95
         if ends is None and score.std is not None and score.mean is not None:
             ends = (score.mean - score.std, score.mean + score.std)
-        yield Bar(column_name(report, column), score.mean, ends, score_text(score.mean, outcome.primary), i)
+        yield Bar(column_name(report, column), score.mean, ends, score_text(score.mean, outcome.primary), colour)
     for one, score in _shown_published(report, task):
         yield Bar(f"{one.name} (published)", score / 100, None, f"{score:.1f} %", None)
 

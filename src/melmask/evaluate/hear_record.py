@@ -63,6 +63,8 @@ class Outcome(NamedTuple):
 class TaskFacts(NamedTuple):
     """What results.json says of a task."""
 
+    number: int
+    """Its place in the file."""
     title: str
     name: str
     embedding_type: str
@@ -103,6 +105,24 @@ class Report(NamedTuple):
     def of_task(self, title: str) -> list[Outcome]:
         """The outcomes of a task, in the order of the columns."""
         return [self.outcomes[title, column] for column in self.columns if (title, column) in self.outcomes]
+
+    @property
+    def protocols(self) -> list[str]:
+        """Those that judged a model, in the order of the columns."""
+        return list(dict.fromkeys(column.protocol for column in self.columns if column.protocol))
+
+    def of_protocol(self, protocol: str) -> "Report":
+        """What one protocol judged, and the models that failed everywhere: only such scores can be compared."""
+        columns = [column for column in self.columns if column.protocol in (protocol, "")]
+        outcomes = {key: outcome for key, outcome in self.outcomes.items() if key[1].protocol == protocol}
+        failed = [failure for failure in self.failed if failure.column.protocol in (protocol, "")]
+        titles = {title for title, _ in outcomes} | {failure.title for failure in failed}
+        tasks = [task for task in self.tasks if task.title in titles]
+        return self._replace(columns=columns, outcomes=outcomes, failed=failed, tasks=tasks)
+
+    def colour(self, column: Column) -> int:
+        """The number of a model's colour, the same for all protocols."""
+        return next(i for i, model in enumerate(self.models) if model["name"] == column.model)
 
     def has_failed(self, title: str, column: Column) -> bool:
         """Whether a model did not get through a task; a failure without a protocol is one of all of them."""
@@ -150,7 +170,8 @@ def read_report(results: Path) -> Report:
 
 
 def _report(results: Path, content: dict[str, Any]) -> Report:
-    tasks = [_task(facts, Path(content.get("tasks_folder") or "")) for facts in content["tasks"]]
+    folder = Path(content.get("tasks_folder") or "")
+    tasks = [_task(number, facts, folder) for number, facts in enumerate(content["tasks"])]
     rows = [(row["task"], _outcome(results, row)) for row in content["results"]]
     failed = [
         Failure(Column(row["model"], row.get("protocol") or ""), row["task"], str(row["reason"]))
@@ -173,9 +194,10 @@ def _report(results: Path, content: dict[str, Any]) -> Report:
     )
 
 
-def _task(facts: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
+def _task(number: int, facts: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
     folder = Path(facts.get("folder") or "")
     return TaskFacts(
+        number=number,
         title=facts["title"],
         name=facts["name"],
         embedding_type=facts["embedding_type"],

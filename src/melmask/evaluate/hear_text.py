@@ -55,8 +55,7 @@ def spread_text(score: Score, metric: str) -> str:
 
 def column_name(report: Report, column: Column) -> str:
     """The model's name, with the protocol where the page has several."""
-    protocols = {one.protocol for one in report.columns if one.protocol}
-    return f"{column.model}, {column.protocol}" if len(protocols) > 1 and column.protocol else column.model
+    return f"{column.model}, {column.protocol}" if len(report.protocols) > 1 and column.protocol else column.model
 
 
 def metrics_of(outcomes: list[Outcome]) -> list[str]:
