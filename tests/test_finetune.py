@@ -21,8 +21,10 @@ from melmask.finetune_job import finetune
 from melmask.predict_job import predict_files
 from melmask.settings import with_overrides
 from melmask.train import finetune as finetuning
+from melmask.train import probe_head
 from melmask.train.finetune import Clips, Finetuning
 from melmask.train.finetune_config import FinetuneConfig
+from melmask.train.probe_head import Head, fit_head
 
 LABELS = list(PITCHES_HZ)
 
@@ -103,12 +105,14 @@ def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, s
     np.testing.assert_array_equal(tuned, melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene)
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_path, monkeypatch, trained):
+@pytest.mark.parametrize("at", [(0, 0), (5, 0), (5, 1)], ids=["behind the probe", "between epochs", "in an epoch"])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_path, monkeypatch, trained, at):
     save = Finetuning._save
+    monkeypatch.setattr(finetuning, "_SNAPSHOT_INTERVAL_S", 0.0)
 
-    def killed(self, path, epoch):
-        save(self, path, epoch)
-        if epoch == 5:
+    def killed(self, path, epoch, losses):
+        save(self, path, epoch, losses)
+        if (epoch, len(losses)) == at:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Finetuning, "_save", killed)
@@ -186,7 +190,7 @@ def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_pa
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["epoch"] == 0
     assert first["score"] > 0.7
-    ((vectors, targets),) = rows
+    (vectors, targets), _ = rows
     assert vectors == targets
     assert vectors > 50 if most > 50 else 25 < vectors <= 50
 
@@ -294,7 +298,8 @@ def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(e
                   [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
     with pytest.raises(TrainingError, match=r"epoch 1: .* a learning_rate below 1e\+30"):
         training.run(clips, clips, lambda *_: 0.0, tmp_path / "finetune.pt", lambda _: None)
-    assert not (tmp_path / "finetune.pt").exists()
+    kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
+    assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
 
 
 def test_a_file_given_twice_is_labelled_once(trained, table, tmp_path):
@@ -381,7 +386,8 @@ def test_settings_that_cannot_be_used_are_refused():
             configured(setting)
 
 
-def test_it_begins_with_the_linear_probe(encoder, table):
+def test_it_begins_with_the_linear_probe(encoder, table, monkeypatch):
+    monkeypatch.setattr(probe_head, "_PENALTIES", (1.0,))
     model = melmask.load(encoder.name, "cpu")
     rows = [row for row in read_table(table) if row["path"] != "broken.wav"]
     logmels, _ = finetune_job._read_logmels(model, [table.parent / row["path"] for row in rows])
@@ -390,11 +396,31 @@ def test_it_begins_with_the_linear_probe(encoder, table):
     training = Finetuning(
         model.model, "multiclass", 3, configured(), 64, 10.0, torch.device("cpu"), torch.float32
     )  # fmt: skip
-    training._fit_head(clips)
-    vectors = np.stack([model.embed(table.parent / row["path"]).scene for row in rows])
-    train, *_ = standardize(vectors)
+    vectors = training._head_rows(clips)
+    fit_head(training.head, "multiclass", vectors, vectors)
+    scenes = np.stack([model.embed(table.parent / row["path"], scene="mean+std").scene for row in rows])
+    train, *_ = standardize(scenes)
     expected = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(train, numbers).predict_proba(train)
     np.testing.assert_allclose(training.predict(clips)[0], expected, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_the_probe_is_no_surer_than_validation_bears(kind):
+    """What cannot be learnt is answered with the classes' shares, what can be learnt is learnt."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, noise = torch.randn(40, 20, generator=generator), torch.randn(40, 20, generator=generator)
+    targets = torch.eye(2)[torch.arange(40) % 2]
+    told = vectors.clone()
+    told[:, 0] = 10 * targets[:, 0]
+    sure = []
+    for rows, checked in ((told, told), (vectors, noise)):
+        head = Head(20, 2)
+        fit_head(head, kind, (rows, targets), (checked, targets))
+        with torch.no_grad():
+            logits = head(rows)
+        sure.append((logits.softmax(1) if kind == "multiclass" else logits.sigmoid())[:, 0])
+    assert (sure[0] - targets[:, 0]).abs().mean() < 0.1
+    assert (sure[1] - 0.5).abs().max() < 0.2
 
 
 def test_layers_below_learn_more_slowly(encoder):
@@ -411,17 +437,38 @@ def test_layers_below_learn_more_slowly(encoder):
     assert len(shares) == len(list(training.network.parameters()))
 
 
-def test_patches_left_out_change_nothing_but_what_is_averaged(encoder):
+def test_vectors_in_training_are_those_of_prediction(encoder):
+    """Units of a long crop together, mean and deviation, and a share of patches left out that is none."""
     config = configured("patch_dropout=0.001", "mixup=0")
     training = Finetuning(
         melmask.load(encoder.name, "cpu").model, "multiclass", 3, config, 64, 10.0, torch.device("cpu"), torch.float32
     )
-    crops = torch.randn(2, 80, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        dropped = training._vectors(crops, np.random.default_rng(0), True)
-        whole = torch.stack([training._steps(crop[None]).mean(0) for crop in crops])
-    # A thousandth of 20 patches is none: the two ways to compute the mean agree.
-    torch.testing.assert_close(dropped, whole, rtol=1e-4, atol=1e-4)
+    unit = encoder.card.model.frames
+    for frames in (64, 2 * unit, 2 * unit + 16):
+        crops = torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            dropped = training._vectors(crops, np.random.default_rng(0), True)
+        whole = [training._scene(training._steps_of(crop.T.numpy()), frames) for crop in crops.half()]
+        torch.testing.assert_close(dropped, torch.stack(whole).detach(), rtol=2e-3, atol=2e-3)
+
+
+def test_the_deviation_of_patches_that_are_there(encoder):
+    training = Finetuning(
+        melmask.load(encoder.name, "cpu").model, "multiclass", 3, configured("patch_dropout=0.5"), 64, 10.0,
+        torch.device("cpu"), torch.float32,
+    )  # fmt: skip
+    crops = torch.randn(2, 80, 2 * encoder.card.model.frames, generator=torch.Generator().manual_seed(0))
+    vectors = training._vectors(crops, np.random.default_rng(0), True)
+    rng, rows, width = np.random.default_rng(0), training._grid_rows, encoder.card.model.width
+    parts = [training._kept_tokens(unit, rng) for unit in crops.split(encoder.card.model.frames, dim=2)]
+    tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    for clip, r in [(0, 0), (1, rows - 1)]:
+        there = tokens[clip][row[clip] == r]
+        mean, std = vectors[clip].view(2, rows, width)[:, r]
+        torch.testing.assert_close(mean, there.mean(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(std, there.std(0, correction=0), rtol=1e-3, atol=1e-3)
+    vectors.sum().backward()
+    assert all(p.grad.isfinite().all() for p in training.encoder.parameters() if p.grad is not None)
 
 
 def test_rare_classes_weigh_more_where_balanced():
@@ -467,3 +514,19 @@ def test_probabilities_are_those_of_the_head(encoder):
     for kind, expected in [("multiclass", logits.softmax(1)), ("multilabel", logits.sigmoid())]:
         classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind=kind), weights)
         np.testing.assert_allclose(classifier.probabilities(vectors), expected, rtol=1e-5)
+
+
+def test_steps_of_a_head_of_deviations_see_a_second_around_them(encoder):
+    """Part by part as at once, and at the middle of a long sound the moments of just that second."""
+    rng, dims = np.random.default_rng(0), 2 * encoder.embedding_size()
+    weights = {name: torch.zeros(dims) if name == "mean" else torch.ones(dims) for name in ("mean", "std")}
+    weights |= {"linear.weight": torch.from_numpy(rng.standard_normal((3, dims)) / 10), "linear.bias": torch.zeros(3)}
+    classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind="multiclass", scene="mean+std"), weights)
+    frames = rng.standard_normal((40, dims // 2)).astype(np.float32)
+    whole = np.concatenate(list(classifier.of_steps([frames], 160.0)))
+    parts = list(classifier.of_steps(np.split(frames, [1, 4, 20, 21, 38]), 160.0))
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5)
+    # Three steps of 160 ms on either side.
+    for step, window in [(20, frames[17:24]), (0, frames[:4]), (39, frames[36:])]:
+        moments = np.concatenate([window.mean(0), window.std(0)])[None]
+        np.testing.assert_allclose(whole[step], classifier.probabilities(moments)[0], rtol=1e-4)

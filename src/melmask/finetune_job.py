@@ -108,7 +108,7 @@ def _trained(
         files.kind,
         len(files.classes),
         config,
-        _crop_frames(model, parts["train"]),
+        _crop_frames(model, parts["train"], files.kind, config.crop_s),
         model.card.front_end.hop_ms,
         model.device,
         pick_precision(HardwareConfig(), model.device),
@@ -146,7 +146,7 @@ def _save(
         model.model,
         card,
         training.head.state_dict(),
-        ClassifierCard(labels=files.classes, kind=files.kind, scores=scores),
+        ClassifierCard(labels=files.classes, kind=files.kind, scene=training.scene, scores=scores),
     )
 
 
@@ -255,11 +255,12 @@ def _clips(model: AudioEncoder, files: LabelledFiles, logmels: dict[Path, np.nda
     return Clips(kept, targets)
 
 
-def _crop_frames(model: AudioEncoder, train: Clips) -> int:
-    """The model's unit, or what nearly all clips fit into if they are shorter; whole patches."""
-    unit, patch = model.card.model.frames, model.card.model.patch_frames
+def _crop_frames(model: AudioEncoder, train: Clips, kind: Kind, crop_s: float) -> int:
+    """What nearly all clips fit into, up to the longest crop, or the model's unit for events; whole patches."""
+    patch, front_end = model.card.model.patch_frames, model.card.front_end
+    limit = model.card.model.frames if kind == "event" else round(1000 * crop_s / front_end.hop_ms)
     longest = int(np.quantile([len(logmel) for logmel in train.logmels], 0.95))
-    return min(unit, max(1, round(longest / patch)) * patch)
+    return max(1, round(min(limit, longest) / patch)) * patch
 
 
 def _score(kind: Kind, probabilities: np.ndarray, targets: np.ndarray) -> float:

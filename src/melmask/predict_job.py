@@ -70,7 +70,8 @@ def predict_files(
     # One file twice in a row would pass for one of double length.
     paths = list(dict.fromkeys(paths))
     todo = [path for path in paths if str(path) not in done]
-    embedded = embed_files(classifier.encoder, todo, keep_frames=events, hop_ms=hop_ms)
+    scene = classifier.card.scene
+    embedded = embed_files(classifier.encoder, todo, keep_frames=events, hop_ms=hop_ms, scene=scene)
     with journal:
         for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
             done[str(path)] = rows = _rows_of(classifier, parts, events, hop_ms, choice)
@@ -136,21 +137,38 @@ def _rows_of(
     hop_ms: float | None,
     choice: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """One file's rows, or one with its error; of a long file only probabilities are kept."""
-    steps: list[np.ndarray] = []
-    for part in parts:
-        if part.error is not None:
-            return [{"error": part.error}]
-        if part.frames is not None and len(part.frames):
-            steps.append(classifier.probabilities(part.frames))
-        if part.last and not events:
-            assert part.scene is not None
-            row = classifier.probabilities(part.scene[None])[0]
-            labels = iterate_labels(classifier.card, row, choice["threshold"])
-            return [{"label": label, "probability": round(p, 6)} for label, p in labels]
+    """One file's rows, or one with its error."""
+    if events:
+        return _events_of(classifier, parts, hop_ms, choice)
+    # Without frame vectors a file is one part.
+    (part,) = parts
+    if part.error is not None:
+        return [{"error": part.error}]
+    assert part.scene is not None
+    row = classifier.probabilities(part.scene[None])[0]
+    labels = iterate_labels(classifier.card, row, choice["threshold"])
+    return [{"label": label, "probability": round(p, 6)} for label, p in labels]
+
+
+def _events_of(
+    classifier: AudioClassifier, parts: Iterator[FileEmbedding], hop_ms: float | None, choice: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What sounds when; of a long file only probabilities are kept."""
+    encoder, errors = classifier.encoder, []
+
+    def frames() -> Iterator[np.ndarray]:
+        for part in parts:
+            if part.error is not None:
+                errors.append(part.error)
+            elif part.frames is not None and len(part.frames):
+                yield part.frames
+
+    grid, front_end = encoder.step_grid(hop_ms), encoder.card.front_end
+    steps = list(classifier.of_steps(frames(), grid.hop_frames * front_end.hop_ms))
+    if errors:
+        return [{"error": errors[0]}]
     probabilities = np.concatenate(steps)
-    encoder = classifier.encoder
-    times_ms = encoder.step_grid(hop_ms).times_ms(len(probabilities), encoder.card.front_end)
+    times_ms = grid.times_ms(len(probabilities), front_end)
     half_ms = float(np.diff(times_ms).mean()) / 2 if len(times_ms) > 1 else 0.0
     found = []
     for event in events_of(probabilities, times_ms, classifier.card.labels, **choice):

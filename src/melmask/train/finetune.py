@@ -1,6 +1,6 @@
 """Supervised training of a pre-trained encoder and a linear head on labelled log-mels.
 
-What is random comes from (seed, epoch), and an epoch's end is the whole state, so a killed run goes on there exactly.
+What is random comes from (seed, epoch, batch), so a killed run goes on from its last snapshot exactly.
 """
 
 import copy
@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from melmask.hardware import exact_float32_products
 from melmask.models.mae import MaskedAutoencoder
 from melmask.progress import duration_text
 from melmask.train.finetune_config import FinetuneConfig
+from melmask.train.probe_head import Head, Kind, fit_head
 
-Kind = Literal["multiclass", "multilabel", "event"]
 _FINETUNE_STREAM = 4
-_HEAD_ITERATIONS = 200
+_SNAPSHOT_INTERVAL_S = 120.0
 _HEAD_STEPS = 10_000
 """Of event tasks as many steps, evenly taken, decide where the head begins: their vectors are held at once."""
 
@@ -41,25 +41,6 @@ class Clips(NamedTuple):
 
     logmels: Sequence[np.ndarray]
     targets: Sequence[np.ndarray]
-
-
-class Head(nn.Module):
-    """A linear layer on vectors standardised by fixed moments."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dims: int, classes: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dims))
-        self.register_buffer("std", torch.ones(dims))
-        self.linear = nn.Linear(dims, classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(..., dims) to logits (..., classes)."""
-        return self.linear((vectors - self.mean) / self.std)
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -84,11 +65,15 @@ class Finetuning:
         self.config, self.kind, self.device, self.precision = config, kind, device, precision
         self.encoder = model.encoder.to(device).train().requires_grad_(True)
         self._grid_rows, self._crop_frames, self._hop_ms = model.encoder.grid.rows, crop_frames, hop_ms
-        self.head = Head(self._grid_rows * model.config.width, classes).to(device)
+        # A step of an event task has no deviation over time.
+        self.scene = "mean" if kind == "event" else config.scene
+        self._spread = self.scene == "mean+std"
+        self.head = Head((1 + self._spread) * self._grid_rows * model.config.width, classes).to(device)
         self.network = nn.ModuleDict({"encoder": self.encoder, "head": self.head})
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
         self._weights: Tensor | None = None
         self.best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "weights": {}}
+        self._saved_s = time.monotonic()
 
     def run(self, train: Clips, valid: Clips, judge: Judge, snapshot: Path, report: Report) -> None:
         """Train until the last epoch or until patience ends, from `snapshot` on if it exists.
@@ -98,18 +83,20 @@ class Finetuning:
             OutputError: it cannot be written.
             TrainingError: loss or weights are no longer finite; nothing of that epoch is kept.
         """
-        epoch = self._resume(snapshot)
+        resumed = self._resume(snapshot)
+        epoch, losses = resumed or (0, [])
         self._weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
-        if epoch == 0:
-            self._fit_head(train)
+        if resumed is None:
+            fit_head(self.head, self.kind, self._head_rows(train), self._head_rows(valid))
             score = judge(*self.predict(valid))
             self._consider(score, 0)
+            self._save(snapshot, 0, [])
             report({"epoch": 0, "score": score})
         start = time.monotonic()
         for number in range(epoch, self.config.epochs):
             if number - self.best["epoch"] >= self.config.patience_epochs:
                 break
-            loss = self._epoch(number, train)
+            loss = self._epoch(number, train, losses if number == epoch else [], snapshot)
             probabilities, targets = self.predict(valid)
             # The last step may break the weights without a loss that says so.
             if not (math.isfinite(loss) and np.isfinite(probabilities).all()):
@@ -119,7 +106,7 @@ class Finetuning:
                 )
             score = judge(probabilities, targets)
             self._consider(score, number + 1)
-            self._save(snapshot, number + 1)
+            self._save(snapshot, number + 1, [])
             left = (time.monotonic() - start) / (number + 1 - epoch) * (self.config.epochs - number - 1)
             report({"epoch": number + 1, "loss": loss, "score": score, "left": duration_text(left)})
         self.network.load_state_dict(self.best["weights"])
@@ -132,7 +119,7 @@ class Finetuning:
         with exact_float32_products(self.device):
             for logmel, target in zip(clips.logmels, clips.targets, strict=True):
                 steps = self._steps_of(logmel)
-                logits = self.head(steps if self.kind == "event" else self._mean_over_time(steps, len(logmel))[None])
+                logits = self.head(steps if self.kind == "event" else self._scene(steps, len(logmel))[None])
                 found.append(_activate(logits, self.kind).float().cpu().numpy())
                 targets.append(self._step_targets(target, len(steps)) if self.kind == "event" else target[None])
         self.network.train()
@@ -145,11 +132,12 @@ class Finetuning:
         x = F.pad(x, (0, -len(logmel) % self.encoder.config.patch_frames))
         return torch.cat([self._steps(piece[None]) for piece in x.split(unit, dim=1)])
 
-    def _mean_over_time(self, steps: Tensor, frames: int) -> Tensor:
-        """The scene vector: each step counts by the audio in it."""
+    def _scene(self, steps: Tensor, frames: int) -> Tensor:
+        """The scene vector (dims,): each step counts by the audio in it, as in `features.py`."""
         weights = step_durations_frames(frames, self.encoder.config.patch_frames)
         shares = torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self.device)
-        return shares @ steps
+        mean = shares @ steps
+        return torch.cat([mean, (shares @ (steps - mean).square()).sqrt()]) if self._spread else mean
 
     def _steps(self, units: Tensor) -> Tensor:
         """(1, mels, frames) -> (steps, dims)."""
@@ -161,13 +149,15 @@ class Finetuning:
         centres = np.minimum(np.arange(steps) * patch + patch // 2, len(target) - 1)
         return target[centres]
 
-    def _epoch(self, epoch: int, train: Clips) -> float:
-        config, rng = self.config, np.random.default_rng((_FINETUNE_STREAM, self.config.seed, epoch))
-        order, losses = rng.permutation(len(train.logmels)), []
+    def _epoch(self, epoch: int, train: Clips, losses: list[Tensor], snapshot: Path) -> float:
+        """The rest of an epoch behind the batches that have these losses; the mean loss of all."""
+        config, stream = self.config, (_FINETUNE_STREAM, self.config.seed, epoch)
+        order = np.random.default_rng(stream).permutation(len(train.logmels))
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         self.encoder.requires_grad_(epoch >= config.head_epochs)
         with exact_float32_products(self.device):
-            for number, rows in enumerate(batches):
+            for number in range(len(losses), len(batches)):
+                rows, rng = batches[number], np.random.default_rng((*stream, number))
                 self._set_rate(epoch + number / len(batches))
                 crops, targets = self._batch([train.logmels[r] for r in rows], [train.targets[r] for r in rows], rng)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -178,6 +168,9 @@ class Finetuning:
                 nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
                 self.optimizer.step()
                 losses.append(loss.detach())
+                # What is broken is not saved: the epoch's end says so.
+                if time.monotonic() - self._saved_s > _SNAPSHOT_INTERVAL_S and torch.stack(losses).isfinite().all():
+                    self._save(snapshot, epoch, losses)
         return float(torch.stack(losses).mean())
 
     def _batch(
@@ -207,20 +200,30 @@ class Finetuning:
     def _vectors(self, crops: Tensor, rng: np.random.Generator, learning: bool) -> Tensor:
         """(batch, dims), or (batch, steps, dims) in event tasks."""
         with torch.set_grad_enabled(learning):
-            if self.kind == "event" or not self.config.patch_dropout:
+            if self.kind == "event":
                 tokens = list(self.encoder.encode_layers(crops))[-1]
-                steps = pool(tokens, self._grid_rows, self.encoder.config.cls_token, "concat")
-                return steps if self.kind == "event" else steps.mean(1)
-            patches = self.encoder.patches_of(crops)
-            kept = max(1, round(patches.shape[1] * (1 - self.config.patch_dropout)))
-            noise = torch.from_numpy(rng.random((len(crops), patches.shape[1]), dtype=np.float32)).to(self.device)
-            ids = noise.argsort(1)[:, :kept].sort(1).values
-            tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
-            # The mean over time of each row of patches, of those that are there.
-            row = (ids // (patches.shape[1] // self._grid_rows))[:, :, None]
-            of_row = (row == torch.arange(self._grid_rows, device=self.device)).to(tokens.dtype)
-            sums = of_row.transpose(1, 2) @ tokens
-            return (sums / of_row.sum(1).clamp(min=1)[:, :, None]).flatten(1)
+                return pool(tokens, self._grid_rows, self.encoder.config.cls_token, "concat")
+            parts = [self._kept_tokens(unit, rng) for unit in crops.split(self.encoder.config.frames, dim=2)]
+            tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+            # Mean and deviation over time of each row of patches, of those that are there.
+            of_row = F.one_hot(row, self._grid_rows).to(tokens.dtype)
+            of_row = (of_row / of_row.sum(1, keepdim=True).clamp(min=1)).transpose(1, 2)
+            mean = of_row @ tokens
+            if not self._spread:
+                return mean.flatten(1)
+            from_mean = tokens - mean.gather(1, row[:, :, None].expand_as(tokens))
+            # The root's slope has no bound at 0.
+            std = (of_row @ from_mean.square()).clamp(min=1e-8).sqrt()
+            return torch.cat([mean.flatten(1), std.flatten(1)], dim=1)
+
+    def _kept_tokens(self, unit: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Encode a part of the patches of (batch, mels, frames): tokens (batch, kept, width), the row of each."""
+        patches = self.encoder.patches_of(unit)
+        kept = max(1, round(patches.shape[1] * (1 - self.config.patch_dropout)))
+        noise = torch.from_numpy(rng.random((len(unit), patches.shape[1]), dtype=np.float32)).to(self.device)
+        ids = noise.argsort(1)[:, :kept].sort(1).values
+        tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
+        return tokens.float(), ids // (patches.shape[1] // self._grid_rows)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.kind == "multiclass":
@@ -268,35 +271,6 @@ class Finetuning:
             weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
             self.best = {"score": score, "epoch": epochs, "weights": weights}
 
-    def _fit_head(self, train: Clips) -> None:
-        """Begin with the linear probe: a head fitted to the untouched encoder's vectors (arXiv 2202.10054).
-
-        Its inputs are standardised by their moments.
-        """
-        rows, targets = self._head_rows(train)
-        self.head.mean.copy_(rows.mean(0))
-        self.head.std.copy_(rows.std(0, correction=0).clamp(min=1e-4))
-        inputs = ((rows - self.head.mean) / self.head.std).double().cpu()
-        weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
-        bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
-        lbfgs = torch.optim.LBFGS([weight, bias], max_iter=_HEAD_ITERATIONS, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            lbfgs.zero_grad()
-            logits = inputs @ weight.T + bias
-            if self.kind == "multiclass":
-                terms = -(targets * logits.log_softmax(-1)).sum()
-            else:
-                terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-            total = terms + 0.5 * weight.square().sum()
-            total.backward()
-            return total
-
-        lbfgs.step(loss)
-        with torch.no_grad():
-            self.head.linear.weight.copy_(weight)
-            self.head.linear.bias.copy_(bias)
-
     def _head_rows(self, train: Clips) -> tuple[Tensor, Tensor]:
         """Vectors (rows, dims) and targets (rows, classes) float64: of each clip, or of steps evenly taken from all."""
         rows, targets, before = [], [], 0
@@ -311,29 +285,32 @@ class Finetuning:
                     targets.append(self._step_targets(target, len(steps))[kept])
                     before += len(steps)
                 else:
-                    rows.append(self._mean_over_time(steps, len(logmel))[None])
+                    rows.append(self._scene(steps, len(logmel))[None])
                     targets.append(target[None])
-        return torch.cat(rows), torch.from_numpy(np.concatenate(targets)).double()
+        return torch.cat(rows), torch.from_numpy(np.concatenate(targets))
 
-    def _save(self, path: Path, epoch: int) -> None:
+    def _save(self, path: Path, epoch: int, losses: list[Tensor]) -> None:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "epoch": epoch,
+            "losses": [float(loss) for loss in losses],
         }
         with atomic_write(path) as file:
             torch.save(state, file)
+        self._saved_s = time.monotonic()
 
-    def _resume(self, path: Path) -> int:
+    def _resume(self, path: Path) -> tuple[int, list[Tensor]] | None:
+        """The whole epochs that are done and the losses of the batches of the next; None without a snapshot."""
         if not path.exists():
-            return 0
+            return None
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best = copy.deepcopy(state["best"])
-            return int(state["epoch"])
+            return int(state["epoch"]), list(torch.tensor(state["losses"], device=self.device))
         except Exception as error:
             # torch.load raises whatever the damaged bytes lead it to.
             raise CheckpointError(f"{path} is damaged or of another training; delete it to begin anew") from error

@@ -17,16 +17,21 @@ class FinetuneConfig:
     it is."""
     warmup_epochs: float = 1.0
     """Linear warm-up, within the head's epochs and again when the encoder joins."""
+    scene: Literal["mean", "mean+std"] = "mean+std"
+    """What is kept of a clip's frame vectors over time: their mean, or their deviation too. None in event tasks."""
+    crop_s: float = 10.0
+    """Longest stretch of a clip a step sees, cut into units like whole clips; one unit in event tasks."""
     batch_size: int = 64
     """Clips a step."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-3
     """Peak rate of the head and the last block; half-cosine decay to zero."""
     layer_decay: float = 0.75
     """Each block below learns at this share of the one above (BEiT, arXiv 2106.08254)."""
     weight_decay: float = 0.05
     """Decoupled decay of matrices."""
-    patch_dropout: float = 0.25
-    """Share of patches left out of each crop in training (PaSST, arXiv 2110.05069); none in event tasks."""
+    patch_dropout: float = 0.0
+    """Share of patches left out of each crop in training (PaSST, arXiv 2110.05069): quicker epochs, but vectors unlike
+    those of whole clips; none in event tasks."""
     mixup: float = 0.3
     """Two crops are mixed, log-mels and labels, with a weight from Beta(mixup, mixup); 0: none. None in event tasks."""
     time_mask_ms: float = 200.0
@@ -45,6 +50,8 @@ class FinetuneConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "patience_epochs"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give at least 1")
+        _check(self.crop_s > 0, f"crop_s is {self.crop_s}; give a positive length")
+        _check(self.scene in ("mean", "mean+std"), f"scene is {self.scene!r}; give 'mean' or 'mean+std'")
         for name in ("head_epochs", "warmup_epochs", "mixup", "time_mask_ms", "frequency_mask_mels", "weight_decay"):
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
         for name in ("patch_dropout", "label_smoothing"):
