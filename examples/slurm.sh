@@ -19,7 +19,8 @@ shift 2
 
 first_machine=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))  # so that two jobs on one machine do not meet
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun --shutdown-timeout 120 \
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120  # seconds for a large model to be saved; PyTorch before 2.12 has 30
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$first_machine:$port" --rdzv-id "$SLURM_JOB_ID" \
     -m melmask pretrain "$store" --out "$run" "$@"

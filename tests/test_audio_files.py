@@ -216,3 +216,10 @@ def test_a_manifest_without_paths_is_refused(tmp_path, content, words):
         read_manifest(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_values_beyond_all_sound_are_refused(written):
+    """Their log-mel would be infinite."""
+    wave = tones(0.2)
+    wave[100] = 1e30
+    assert_refused(written("loud.wav", wave, subtype="FLOAT"), "holds samples of 1e+30; expected -1 to 1")

@@ -185,6 +185,26 @@ def test_a_rollback_passes_over_the_batches_that_led_to_it(store, configure, tmp
     assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path))
 
 
+def test_what_follows_a_rollback_is_judged_by_what_came_before_its_snapshot(store, configure, tmp_path, monkeypatch):
+    """The high losses of the beginning, run through again, are no spike after the low ones that led to the fault."""
+    losses = iter([8.0, 4.0, 1.0, 1.0, 1.0, float("nan"), 8.0, 4.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(Engine, "step", lambda *_: (torch.tensor(next(losses)), torch.ones(())))
+    settings = ("run.on_divergence=rollback", "run.spike_factor=3", "run.log_interval_steps=1")
+    assert pretrain(store, tmp_path, configure(*settings, "run.snapshot_interval_s=1e9")).step == 6
+    assert (tmp_path / EVENTS).read_text().count('"rollback"') == 1
+
+
+def test_a_resumed_run_remembers_what_a_spike_is_judged_by(store, configure, tmp_path, monkeypatch):
+    losses = iter([1.0, 1.0, 1.0, 5.0])
+    monkeypatch.setattr(Engine, "step", lambda *_: (torch.tensor(next(losses)), torch.ones(())))
+    settings = ("run.spike_factor=3", "run.log_interval_steps=2", "run.max_minutes=1e-9")
+    for step in (1, 2, 3):
+        assert pretrain(store, tmp_path, configure(*settings)).step == step
+    with pytest.raises(TrainingError, match=r"step 4: a loss of 5 is 5\.0 times the usual 1"):
+        pretrain(store, tmp_path, configure(*settings))
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0]
+
+
 def test_a_run_rolled_back_and_stopped_goes_on_as_if_it_had_not(store, configure, tmp_path, spoilt_batch):
     spoilt_batch(2, float("nan"))
     settings = ("run.on_divergence=rollback", "run.log_interval_steps=1", "run.snapshot_interval_s=0")
@@ -212,8 +232,11 @@ def test_a_spike_stops_the_run_with_its_facts(store, configure, tmp_path, spoilt
 
 def test_only_a_jump_is_a_spike():
     watch = LossWatch(3.0)
-    assert all(watch.fault(loss, loss, 1.0) is None for loss in (9.0, 1.0, 1.0, 1.0, 1.0, 2.9))
+    for loss in (9.0, 1.0, 1.0, 1.0, 1.0, 2.9):
+        assert watch.fault(loss, loss, 1.0) is None
+        watch.recent.append(loss)
     assert "4.0 times" in watch.fault(1.0, 4.0, 1.0)
+    assert "4.0 times" in LossWatch(3.0, list(watch.recent)).fault(1.0, 4.0, 1.0)
     assert watch.fault(1.0, 1.0, float("inf")) == "the gradient is not finite"
     assert LossWatch(0.0).fault(1.0, 1e9, 1.0) is None
 

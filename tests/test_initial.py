@@ -6,6 +6,7 @@ import torch
 import melmask
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
+from melmask.config import FrontEndConfig
 from melmask.data.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.mae import build_model
@@ -24,13 +25,16 @@ def source(configure, tmp_path_factory):
     return folder
 
 
+FRONT_END = FrontEndConfig()
+
+
 def state(config, seed):
     return build_model(config.model, seed).state_dict()
 
 
 def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure):
     config = configure("model.frames=96")
-    weights, text = initial_weights(source, config)
+    weights, text = initial_weights(source, config, FRONT_END)
     expected = state(configure(), 11)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
@@ -40,10 +44,17 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
     assert torch.equal(long.encoder.positions_for(4), short.encoder.positions)
 
 
+def test_another_front_end_is_said(source, configure):
+    _, text = initial_weights(source, configure(), FrontEndConfig(hop_samples=320, max_hz=4000.0))
+    assert text.endswith("it knows other log-mels: hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here")
+    with pytest.raises(ConfigError, match=r"the store has 40 mel bands, but .* 80; prepare a store of mels=80"):
+        initial_weights(source, configure("model.mels=40", "model.patch_mels=8"), FRONT_END)
+
+
 @pytest.mark.parametrize("change", ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32"])
 def test_another_decoder_starts_at_random(source, configure, change):
     config = configure(change)
-    weights, text = initial_weights(source, config)
+    weights, text = initial_weights(source, config, FRONT_END)
     trained, fresh = state(configure(), 11), state(config, 0)
     for name, tensor in weights.items():
         assert torch.equal(tensor, (trained if name.startswith("encoder.") else fresh)[name])
@@ -52,7 +63,7 @@ def test_another_decoder_starts_at_random(source, configure, change):
 
 def test_a_cls_token_is_dropped_or_made(source, configure):
     without = configure("model.cls_token=false")
-    weights, _ = initial_weights(source, without)
+    weights, _ = initial_weights(source, without, FRONT_END)
     assert "encoder.cls_token" not in weights
     assert torch.equal(weights["encoder.patch_embed.weight"], state(configure(), 11)["encoder.patch_embed.weight"])
 
@@ -67,9 +78,9 @@ def test_a_cls_token_is_dropped_or_made(source, configure):
 )
 def test_another_encoder_is_refused_in_one_line(source, configure, change, message):
     with pytest.raises(ConfigError, match=message):
-        initial_weights(source, configure(change))
+        initial_weights(source, configure(change), FRONT_END)
     with pytest.raises(CheckpointError, match="does not exist"):
-        initial_weights(source / "nowhere", configure())
+        initial_weights(source / "nowhere", configure(), FRONT_END)
 
 
 def test_a_run_starts_from_the_weights_and_resumes_from_its_own(source, store_folder, configure, tmp_path, capsys):

@@ -11,7 +11,7 @@ import torch
 from melmask.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.evaluate import monitor
-from melmask.evaluate.monitor import FeatureRank, NearestNeighbours, rankme
+from melmask.evaluate.monitor import FeatureRank, NearestNeighbours, _even_units, rankme
 from melmask.evaluate.probe import knn_probe
 from melmask.geometry import step_durations_frames
 from melmask.models.mae import build_model
@@ -132,24 +132,27 @@ def test_a_mean_that_all_rows_share_lowers_the_rank():
     assert rankme(vectors + 1000) < 1.1
 
 
-def test_the_feature_rank_is_that_of_the_first_unit_of_each_file(store, configure, state, good_paths):
+def test_the_feature_rank_is_that_of_units_all_over_the_sound(store, configure, state):
     encoder = encoder_of(state)
-    vectors = []
-    for path in good_paths:
-        # Units are encoded independently, so the file's first steps are those of its first unit.
-        frames = int(1 + soundfile.info(path).frames // 160)
-        steps = encoder.embed(path, pooling="mean").frames[: UNIT_FRAMES // 16]
-        weights = step_durations_frames(min(frames, UNIT_FRAMES), 16)
-        vectors.append(weights @ steps / weights.sum())
     result = FeatureRank(store, configure())(state)
-    assert result == {"feature_rank": pytest.approx(rankme(np.array(vectors)), rel=1e-3)}
+    places = _even_units(store.frames, UNIT_FRAMES, 512)
+    assert {clip for clip, _ in places} == set(range(len(store)))
+    crops = [np.empty((min(UNIT_FRAMES, store.frames[clip]), 80), dtype="<f2") for clip, _ in places]
+    for crop, place in zip(crops, places, strict=True):
+        store.read_into(crop, *place)
+    logmels = [torch.from_numpy(crop).T.float() for crop in crops]
+    vectors = []
+    for logmel, steps in zip(logmels, encoder.embed_segments(logmels, pooling="mean"), strict=True):
+        weights = step_durations_frames(logmel.shape[1], 16)
+        vectors.append(weights @ steps / weights.sum())
+    assert result["rank_units"] == len(places)
+    assert result["feature_rank"] == pytest.approx(rankme(np.array(vectors)), rel=1e-3)
 
 
-def test_the_sample_of_clips_is_bounded_and_depends_on_the_seed(store, configure, state, encoded, monkeypatch):
-    monkeypatch.setattr(monitor, "RANK_CLIPS", 3)
-    first, again, other = (FeatureRank(store, configure(), seed)(state)["feature_rank"] for seed in (0, 0, 1))
-    assert first == again != other
-    assert [len(frames) for _, frames in encoded] == [3, 3, 3]
+def test_units_lie_evenly_and_inside_their_clips():
+    assert _even_units(np.array([100]), 40, 5) == [(0, 10), (0, 30), (0, 50), (0, 60)], "the last two are the same"
+    assert _even_units(np.array([10, 300, 10]), 40, 4) == [(1, 30), (1, 110), (1, 190), (1, 260)]
+    assert _even_units(np.array([20, 20, 20]), 40, 3) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_separable_classes_score_one(store, configure, state, labelled, write_table):

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from melmask.audio.statistics import moments_of
-from melmask.checkpoint.folder import read_card
+from melmask.checkpoint.folder import load_checkpoint, read_card
 from melmask.config import FrontEndConfig
 from melmask.data.store import Store, StoreWriter
 from melmask.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from melmask.models.mae import build_model
 from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
+from melmask.train.clock import Clock
 from melmask.train.metrics import read_metrics
 from melmask.train.optimizer import build_optimizer, learning_rate
 from melmask.train.pretrain import Outcome, pretrain
@@ -208,13 +209,14 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_r
     assert_same_weights(tmp_path, whole_run)
 
 
-def test_values_that_are_no_numbers_end_the_run_and_keep_the_last_snapshot(store, configure, tmp_path):
+def test_values_that_are_no_numbers_end_the_run_and_keep_the_last_snapshot(store, configure, tmp_path, monkeypatch):
     block = np.random.default_rng(0).normal(-7, 4, (64, 80))
     good = store_of(tmp_path / "good", [block])
     bad = store_of(tmp_path / "bad", [np.where(block > 0, np.nan, block)])
     run = tmp_path / "run"
     pretrain(good, run, configure(ONE_STEP))
     weights = last_weights(run)
+    monkeypatch.setattr(pretrain_module, "check_store", lambda *_: None)
     # A snapshot is due after every step, but one of a broken model would be worse than none.
     with pytest.raises(
         TrainingError, match=r"step 2: the loss is not finite .*; the last good snapshot is in"
@@ -257,14 +259,49 @@ def test_a_checkpoint_before_the_first_metrics_is_plain_json(store, configure, t
 
 def test_the_run_is_described_in_run_json(whole_run, store, configure):
     facts = json.loads((whole_run / "run.json").read_text())
-    assert facts == {"pretrain": to_dict(configure()), "store": str(store.folder), "frames": store.frames.sum()}
+    known = {"pretrain": to_dict(configure()), "store": str(store.folder), "store_sha256": store.sha256}
+    assert facts == {**known, "frames": store.frames.sum(), "hop_ms": 10.0}
 
 
 def test_another_store_is_refused_when_a_run_goes_on(store, configure, tmp_path):
     other = store_of(tmp_path / "other", [np.random.default_rng(0).normal(-7, 4, (640, 80))])
     pretrain(store, tmp_path / "run", configure(ONE_STEP))
-    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames, .* has 640; use another --out"):
+    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames; .* has 640 and other clips"):
         pretrain(other, tmp_path / "run", configure())
+    values = [np.random.default_rng(seed).normal(-7, 4, (100 + seed, 80)) for seed in (0, 1)]
+    forth, back = store_of(tmp_path / "forth", values), store_of(tmp_path / "back", values[::-1])
+    pretrain(forth, tmp_path / "run2", configure(ONE_STEP))
+    with pytest.raises(ConfigError, match="other clips or another front end"):
+        pretrain(back, tmp_path / "run2", configure())
+
+
+def test_checkpoints_of_a_training_that_went_further_are_set_aside(store, configure, tmp_path, capsys):
+    pretrain(store, tmp_path, configure("optimizer.steps=4"))
+    (tmp_path / "snapshot.pt").unlink()
+    pretrain(store, tmp_path, configure("optimizer.steps=4", ONE_STEP))
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000001"]
+    assert (tmp_path / "checkpoints" / "set-aside-step-0000004" / "model.safetensors").exists()
+    assert "of a training that went further" in capsys.readouterr().err
+
+
+def test_hooks_get_the_card_that_checkpoints_have(store, configure, tmp_path):
+    """What a picture shows depends on how the targets were made."""
+    cards = []
+    config = configure("masking.normalize_target=true", "run.picture_interval_steps=1", ONE_STEP)
+    pretrain(store, tmp_path, config, [lambda state: cards.append(state.card)])
+    saved = load_checkpoint(checkpoints_of(tmp_path)[-1])[1]
+    assert cards[0].training["config"] == saved.training["config"] == to_dict(config)
+
+
+def test_what_is_done_beside_training_is_not_counted_as_throughput(monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr("melmask.train.clock.time.monotonic", lambda: now_s[0])
+    clock = Clock(0, 50.0)
+    now_s[0] += 4
+    with clock.beside():
+        now_s[0] += 30
+    rates = clock.rates(2, 10, 8)
+    assert (rates["crops_per_s"], rates["seconds"], rates["left_s"]) == (4.0, 84.0, 16.0)
 
 
 def test_hooks_see_the_model_at_their_interval_and_at_the_end(store, configure, tmp_path):

@@ -204,6 +204,11 @@ def test_rollbacks_and_skips_are_reported(make_run, kinds, level):
     assert level_of(make_run(healthy_rows(), events), "Mishaps") == level
 
 
+def test_few_sounds_cannot_have_many_directions(make_run):
+    few = [row | {"feature_rank": 4.0, "rank_units": 9} for row in healthy_rows()]
+    assert level_of(make_run(few), "Feature variety") == "ok"
+
+
 def test_what_is_usual_at_the_start_and_at_the_end_is_no_warning(make_run):
     started = [row | {"gradient_norm": 50.0 if row["step"] <= 100 else 0.5} for row in healthy_rows()]
     assert level_of(make_run(started), "Gradient") == "ok"

@@ -184,3 +184,20 @@ def test_the_description_has_every_setting_its_value_and_its_meaning():
     assert all(line.split("  # ")[1].strip() for line in lines)
     assert "run.seed = 3  # Decides weights, crops, masks and order." in lines
     assert [line for line in lines if line.startswith("model.decoder_positions = grid  # 1-D sinusoid")]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optimizer.max_gradient_norm=-1",
+        "optimizer.weight_decay=nan",
+        "optimizer.weight_decay=-5",
+        "optimizer.epochs=inf",
+        "optimizer.learning_rate=inf",
+        "run.seed=99999999999999999999999",
+    ],
+)
+def test_numbers_that_no_run_can_use_are_refused(setting):
+    name, value = setting.split("=")
+    with pytest.raises(ConfigError, match=rf"{name} is {value}.*; give "):
+        with_overrides(PretrainConfig(), [setting])

@@ -201,7 +201,13 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _check(self.name in ("adamw", "muon"), f"optimizer.name is {self.name!r}; give 'adamw' or 'muon'")
-        _check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; give a positive rate")
+        _check(
+            0 < self.learning_rate < math.inf,
+            f"optimizer.learning_rate is {self.learning_rate}; give a positive rate",
+        )
+        for name in ("weight_decay", "max_gradient_norm", "epochs"):
+            value = getattr(self, name)
+            _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
         _check(self.steps > 0, f"optimizer.steps is {self.steps}; give at least 1")
         _check(
             0 <= self.warmup_steps <= self.steps,
@@ -251,7 +257,7 @@ class RunConfig:
     """A project at Weights & Biases that gets the numbers too (`pip install 'melmask[wandb]'`); empty: none."""
 
     def __post_init__(self):
-        _check(self.seed >= 0, f"run.seed is {self.seed}; give 0 or more")
+        _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
         _check(
             self.log_interval_steps > 0,
             f"run.log_interval_steps is {self.log_interval_steps}; give at least 1",

@@ -16,6 +16,8 @@ AUDIO_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 """What the bundled libsndfile reads; other files in a scanned folder are passed over."""
 
 _BLOCK_FRAMES = 1 << 18
+_LOUDEST = 1e12
+"""Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
 RESAMPLER_QUALITY = "HQ"
 # How libsndfile notes a wav or aiff file whose header promises more bytes of sound than follow.
 _CUT_OFF_NOTE = re.compile(r"^ ?(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -60,6 +62,10 @@ def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
         read += len(block)
         if not np.isfinite(block).all():
             raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
+        if np.abs(block).max() > _LOUDEST:
+            raise AudioFileError(
+                f"{path} holds samples of {np.abs(block).max():.3g}; expected -1 to 1: repair or leave out the file"
+            )
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     # Streams of unknown length announce a huge number; a broken-off file announces more than it holds.
     announced = _announced_samples(file)

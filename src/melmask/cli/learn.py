@@ -67,7 +67,7 @@ def pretrain(options: argparse.Namespace) -> int:
     if options.init is not None and (options.out / SNAPSHOT).exists():
         say(f"{options.out} has begun and goes on with its own weights, not with {options.init}")
     elif options.init is not None:
-        weights, text = initial_weights(options.init, config)
+        weights, text = initial_weights(options.init, config, store.front_end)
         say(text)
     hooks = monitors(store, config, options.monitor, options.audio_root) if first else []
     page = partial(write_run_page, numbers=RunNumbers(options.out))

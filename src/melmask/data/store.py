@@ -10,6 +10,7 @@ A shard counts once its index is there, and an index is written only after its d
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 from functools import lru_cache
@@ -209,6 +210,12 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def sha256(self) -> str:
+        """Of what decides crops: front end, statistics, and the clips' lengths in their order."""
+        facts = json.dumps([to_dict(self.front_end), to_dict(self.statistics)])
+        return hashlib.sha256(facts.encode() + self.frames.astype("<i8").tobytes()).hexdigest()
 
     def read_into(self, out: np.ndarray, clip: int, first_frame: int) -> None:
         """Fill `out` (frames, mels) float16, C-contiguous, with the clip's frames from `first_frame` on."""

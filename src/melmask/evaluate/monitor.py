@@ -31,7 +31,7 @@ from melmask.progress import track
 from melmask.train.pretrain import Hook, StepState
 from melmask.viz.training import ReconstructionPictures
 
-RANK_CLIPS = 512
+RANK_UNITS = 512
 MONITOR_CLIPS = 2000
 LONGEST_S = 30.0
 """What is kept of a labelled file: 2000 such files are 1 GB of float16 log-mels."""
@@ -57,26 +57,35 @@ def rankme(vectors: Float[np.ndarray, "rows dims"]) -> float:
 
 
 class FeatureRank:
-    """A training hook: {"feature_rank": RankMe} of the first unit of up to 512 clips, the same ones every time.
+    """A training hook: {"feature_rank": RankMe} of up to 512 units, the same ones every time, and how many they are.
 
-    A clip's vector is the mean of its tokens over frequency and time (pooling 'mean'). The rank cannot exceed
-    min(clips, width), and it grows with the number of clips (the paper takes 25,600): compare steps and runs on one
-    store, not with published figures.
+    They lie evenly over all the sound of the store, so a few long recordings give as many as many short ones. A unit's
+    vector is the mean of its tokens over frequency and time (pooling 'mean'). The rank cannot exceed
+    min(units, width), and it grows with their number (the paper takes 25,600): compare steps and runs on one store, not
+    with published figures.
     """
 
-    def __init__(self, store: Store, config: PretrainConfig, seed: int = 0):
-        chosen = np.random.default_rng(seed).choice(len(store), min(RANK_CLIPS, len(store)), replace=False)
+    def __init__(self, store: Store, config: PretrainConfig):
         self._hardware = config.hardware
         self._logmels: list[Tensor] = []
-        for clip in chosen:
+        for clip, first in _even_units(store.frames, config.model.frames, RANK_UNITS):
             crop = np.empty((min(config.model.frames, int(store.frames[clip])), store.front_end.mels), dtype="<f2")
-            store.read_into(crop, int(clip), 0)
+            store.read_into(crop, clip, first)
             self._logmels.append(torch.from_numpy(crop).T)
 
     def __call__(self, state: StepState) -> dict[str, float]:
-        """The rank of the clips' vectors under the model of this step."""
+        """The rank of the units' vectors under the model of this step."""
         vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, "mean")
-        return {"feature_rank": rankme(vectors)} if np.isfinite(vectors).all() else {}
+        return {"feature_rank": rankme(vectors), "rank_units": len(vectors)} if np.isfinite(vectors).all() else {}
+
+
+def _even_units(frames: np.ndarray, unit_frames: int, most: int) -> list[tuple[int, int]]:
+    """(clip, first frame) of at most `most` different units, evenly over clips of `frames` each, one after another."""
+    ends = np.cumsum(frames)
+    at = ((np.arange(most) + 0.5) * ends[-1] / most).astype(np.int64)
+    clips = np.searchsorted(ends, at, side="right")
+    firsts = np.minimum(at - (ends - frames)[clips], np.maximum(frames[clips] - unit_frames, 0))
+    return list(dict.fromkeys(zip(clips.tolist(), firsts.tolist(), strict=True)))
 
 
 class NearestNeighbours:
@@ -252,7 +261,7 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
         if labels is not None:
             raise ConfigError("run.picture_interval_steps is 0, so nothing is monitored; set it, or drop --monitor")
         return []
-    hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config, config.run.seed)]
+    hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config)]
     if labels is not None:
         hooks.append(NearestNeighbours(labels, store, config, audio_root=audio_root, seed=config.run.seed))
     return hooks

@@ -49,7 +49,7 @@ class _TensorBoard(Board):
     def __init__(self, folder: Path, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():

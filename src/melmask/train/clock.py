@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -50,19 +51,22 @@ class Clock:
             self._waited_s += time.monotonic() - start_s
             yield item
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is done in here, such as looking and saving, is part of the run's time but not of its throughput."""
+        start_s = time.monotonic()
+        yield
+        self._logged_s += time.monotonic() - start_s
+
     def restarted(self, step: int) -> None:
         """The run has gone back to `step`: what was measured since the last log does not count."""
         self._logged_s, self._logged_step, self._waited_s = time.monotonic(), step, 0.0
 
-    def steps_since_log(self, step: int) -> int:
-        """Steps of the log interval that `step` ends."""
-        return step - self._logged_step
-
     def rates(self, step: int, steps: int, crops_per_step: int) -> dict[str, float]:
-        """Throughput since the last call; `data_wait` is the share of time spent waiting for data."""
+        """Throughput since the last call; `data_wait` is the share of that time spent waiting for data."""
         now_s = time.monotonic()
         interval_s = now_s - self._logged_s
-        step_s = interval_s / self.steps_since_log(step)
+        step_s = interval_s / (step - self._logged_step)
         wait = self._waited_s / interval_s
         self.restarted(step)
         return {

@@ -78,11 +78,11 @@ class Engine:
         device = self._processes.device
         total = torch.zeros((), device=device)
         for part, masks, share, last in self._micro_batches(crops, masked):
-            logmel = torch.from_numpy(part).to(device, non_blocking=True).float().transpose(1, 2)
+            logmel = _to_device(torch.from_numpy(part), device).float().transpose(1, 2)
             logmel = (logmel - self._statistics.mean) / self._statistics.std
             logmel = logmel.repeat_interleave(self._config.masking.masks_per_crop, dim=0)
             with self._exchange_gradients(last):
-                masks = masks.to(device, non_blocking=True)
+                masks = _to_device(masks, device)
                 self.lap("data")
                 with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
                     loss = self._network(logmel, masks, self._config.masking).loss * share
@@ -179,6 +179,11 @@ class Engine:
                 for name, value in weights.items()
             }
         model.load_state_dict(weights)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    # Only a copy from pinned memory does not wait for what the GPU has still to do.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _nothing(_part: str) -> None:

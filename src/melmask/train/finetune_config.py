@@ -32,7 +32,7 @@ class FinetuneConfig:
     patch_dropout: float = 0.0
     """Share of patches left out of each crop in training (PaSST, arXiv 2110.05069): quicker epochs, but vectors unlike
     those of whole clips; none in event tasks."""
-    mixup: float = 0.3
+    mixup: float = 0.0
     """Two crops are mixed, log-mels and labels, with a weight from Beta(mixup, mixup); 0: none. None in event tasks."""
     time_mask_ms: float = 200.0
     """A stretch of each crop up to this long is blanked (SpecAugment, arXiv 1904.08779); 0: none."""

@@ -5,17 +5,18 @@ from pathlib import Path
 from torch import Tensor
 
 from melmask.checkpoint.locate import load_any
-from melmask.config import PretrainConfig
+from melmask.config import FrontEndConfig, PretrainConfig
 from melmask.errors import ConfigError
 from melmask.models.mae import build_model
+from melmask.settings import to_dict
 
 
-def initial_weights(source: Path, config: PretrainConfig) -> tuple[dict[str, Tensor], str]:
+def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndConfig) -> tuple[dict[str, Tensor], str]:
     """Weights for a new run of `config` from any model that can be loaded, and a sentence on what was taken.
 
     Units may be longer or shorter than the model's: positions are computed for the new grid, not stored. The decoder is
     taken if the model has one of the same shape and positions, else it starts at random, and so does a CLS token that
-    the model lacks.
+    the model lacks. The sentence says how the model's front end differs from `front_end`, the store's.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -27,6 +28,10 @@ def initial_weights(source: Path, config: PretrainConfig) -> tuple[dict[str, Ten
     wanted, has = config.model, card.model
     for name in ("mels", "patch_mels", "patch_frames", "width", "depth", "heads"):
         if getattr(wanted, name) != getattr(has, name):
+            if name == "mels":
+                raise ConfigError(
+                    f"the store has {wanted.mels} mel bands, but {path} {has.mels}; prepare a store of mels={has.mels}"
+                )
             raise ConfigError(
                 f"model.{name} is {getattr(wanted, name)}, but {path} has {getattr(has, name)}; "
                 f"set model.{name}={getattr(has, name)}"
@@ -40,4 +45,6 @@ def initial_weights(source: Path, config: PretrainConfig) -> tuple[dict[str, Ten
     text = f"starting from {path}: its encoder and {'its' if same_decoder else 'a new'} decoder"
     if (has.mels, has.frames) != (wanted.mels, wanted.frames):
         text += f", units of {wanted.frames} frames instead of {has.frames}"
-    return weights, text
+    own, given_to = to_dict(card.front_end), to_dict(front_end)
+    others = [f"{name} {own[name]:g} there and {given_to[name]:g} here" for name in own if own[name] != given_to[name]]
+    return weights, text + (f"; it knows other log-mels: {', '.join(others)}" if others else "")

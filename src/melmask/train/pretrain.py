@@ -1,14 +1,16 @@
 """The pre-training loop. One step: crops, masks, forward, backward, clip, AdamW (`engine.py`).
 
 Everything random is a pure function of (seed, batch number), so a run's state is its weights, moments and position, and
-a resumed run equals an uninterrupted one. Every process runs this loop; what one of them alone knows - signals, the
-time - they agree on where they log.
+a resumed run equals an uninterrupted one. Every process runs this loop; on what one of them alone knows - signals, the
+time - they agree while a step is computed.
 """
 
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ from melmask.train.metrics import Log, MetricsLog
 from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes, joined_processes
 from melmask.train.resume import check_store, note_run
-from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot
+from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot, set_aside_beyond
 from melmask.train.watch import LossWatch
 
 
@@ -113,20 +115,27 @@ class _Loop:
     ):
         self._store, self._run, self._config, self._card = store, run, config, card
         self._engine, self._processes = engine, processes
-        self._step, self._skipped, seconds = load_snapshot(run, engine)
-        self._clock = Clock(self._step, seconds)
-        self._watch = LossWatch(config.run.spike_factor)
+        self._clock = self._stand_at(load_snapshot(run, engine))
         self._rollbacks, self._loss, self._stopped_by = 0, float("nan"), 0
         self._page_s = 0.0
         # Products of this size say within a few per cent what the machine can do, in milliseconds.
         self._peak_flops = matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count
         self._step_flops = step_flops(config.model, config.masking.ratio, config.views)
 
+    def _stand_at(self, position: Position) -> Clock:
+        """Make this the run's position; a clock that counts from there."""
+        self._step, self._skipped = position.step, position.skipped
+        self._losses = list(torch.tensor(position.losses, device=self._processes.device))
+        self._watch = LossWatch(self._config.run.spike_factor, position.recent)
+        return Clock(position.step, position.seconds)
+
     def go(self, hooks: Sequence[Hook], page: Page | None, save_first: bool) -> Outcome:
         """Train to the end, or until something stops it."""
         steps, first = self._config.optimizer.steps, self._processes.first
         if first:
             note_run(self._run, self._config, self._store)
+            for path in set_aside_beyond(self._run, self._step):
+                sys.stderr.write(f"melmask: {path} is of a training that went further than this one; set aside\n")
         with closing(self._open_log() if first else Log()) as log, _signals(self._processes.count) as received:
             self._loss = log.last_loss
             log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
@@ -137,7 +146,8 @@ class _Loop:
             while not ended:
                 ended = self._train(log, hooks, page if first else None, received)
             stopped = self._step < steps
-            log.event(self._step, "stop" if stopped else "done", f"signal {self._stopped_by}" if stopped else "")
+            why = f"signal {self._stopped_by}" if self._stopped_by else "run.max_minutes"
+            log.event(self._step, "stop" if stopped else "done", why if stopped else "")
             if page is not None and first:
                 page(self._run)
         return Outcome(self._step, steps, self._loss, self._stopped_by)
@@ -151,45 +161,52 @@ class _Loop:
         steps = config.optimizer.steps
         rows = processes.rank, processes.count
         stream = CropStream(self._store, config.data, config.model.frames, config.run.seed, *rows)
-        loss_sum, worst_loss = torch.zeros(2, device=processes.device).unbind()
         ahead = stream.batches(self._step + self._skipped, steps - self._step, config.hardware.readers)
         with closing(ahead):
             for crops in clock.waits(ahead):
                 rate = learning_rate(self._step, config)
+                wishes = processes.begin_maximum(lambda: self._wishes(received))
                 loss, norm = self._engine.step(crops, self._masks(), rate)
-                loss_sum, worst_loss = loss_sum + loss, torch.maximum(worst_loss, loss)
+                self._losses.append(loss)
                 self._step += 1
 
                 looks = self._every(config.run.picture_interval_steps)
                 logs = self._every(config.run.log_interval_steps)
-                last, saves = self._agree(logs, received)
-                if not (logs or saves or looks):
+                stopped_by, out_of_time, due = wishes()
+                self._stopped_by = int(stopped_by)
+                last = self._step == steps or bool(stopped_by or out_of_time)
+                if not (logs or last or due or looks):
                     continue
                 # The one place where the device is waited for; a broken model is never saved.
-                mean_loss = float(processes.mean(loss_sum)) / clock.steps_since_log(self._step)
-                worst, gradient_norm = processes.maximum(float(worst_loss), float(norm))
-                fault = self._watch.fault(mean_loss, worst, gradient_norm)
+                losses = processes.mean(torch.stack(self._losses))
+                mean_loss, worst_loss = float(losses.mean()), float(losses.max())
+                (gradient_norm,) = processes.maximum(float(norm))
+                fault = self._watch.fault(mean_loss, worst_loss, gradient_norm)
                 if fault is not None:
                     facts = f"{fault} (learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
                     self._go_back(facts, log, page)
                     return False
                 if logs:
                     self._loss = mean_loss
-                    loss_sum, worst_loss = torch.zeros_like(loss_sum), torch.zeros_like(worst_loss)
-                    row = {"step": self._step, "loss": mean_loss, "learning_rate": rate, "gradient_norm": gradient_norm}
-                    row |= clock.rates(self._step, steps, config.data.batch_size)
-                    row["peak_share"] = (
-                        self._step_flops * row["crops_per_s"] / config.data.batch_size / self._peak_flops
-                    )
-                    log.write(row | {"memory_mb": memory_mb(processes.device)}, steps)
-                    self._show(page)
-                if saves:
-                    self._save()
-                if looks:
-                    log.note(self._step, self._look(hooks))
+                    self._losses = []
+                    self._watch.recent.append(mean_loss)
+                    self._log({"loss": mean_loss, "learning_rate": rate, "gradient_norm": gradient_norm}, log)
+                with clock.beside():
+                    if logs:
+                        self._show(page)
+                    if last or due:
+                        self._save([] if logs else losses.tolist())
+                    if looks:
+                        log.note(self._step, self._look(hooks))
                 if last:
                     break
         return True
+
+    def _log(self, numbers: dict[str, float], log: Log) -> None:
+        config, steps = self._config, self._config.optimizer.steps
+        row = {"step": self._step, **numbers, **self._clock.rates(self._step, steps, config.data.batch_size)}
+        row["peak_share"] = self._step_flops * row["crops_per_s"] / config.data.batch_size / self._peak_flops
+        log.write(row | {"memory_mb": memory_mb(self._processes.device)}, steps)
 
     def _masks(self) -> Tensor:
         """The masks of this process' crops in this step, those of a crop one after another."""
@@ -205,17 +222,12 @@ class _Loop:
         """Whether it is the turn of something done each so many steps (0: never but at the end), and at the end."""
         return self._step == self._config.optimizer.steps or (interval_steps > 0 and not self._step % interval_steps)
 
-    def _agree(self, logs: bool, received: list[int]) -> tuple[bool, bool]:
-        """Whether this call ends here, and whether to save; several processes decide it together, where they log."""
-        if self._processes.count > 1 and not logs:
-            return False, False
+    def _wishes(self, received: list[int]) -> tuple[float, float, float]:
+        """What this process wants: the signal to stop by, or 0; whether its time is over; whether to save."""
         config, clock = self._config.run, self._clock
         out_of_time = 0 < config.max_minutes * 60 <= clock.seconds_here()
         due = clock.seconds_since_save() >= config.snapshot_interval_s
-        stopped_by, out_of_time, due = self._processes.maximum(*map(float, (sum(received[:1]), out_of_time, due)))
-        self._stopped_by = int(stopped_by)
-        last = self._step == self._config.optimizer.steps or bool(stopped_by or out_of_time)
-        return last, last or bool(due)
+        return float(sum(received[:1])), float(out_of_time), float(due)
 
     def _look(self, hooks: Sequence[Hook]) -> dict[str, float]:
         """What the hooks of the first process say of the model; gathering it may need all of them."""
@@ -230,9 +242,10 @@ class _Loop:
             self._page_s = self._clock.seconds_here()
             page(self._run)
 
-    def _save(self) -> None:
-        position = Position(self._step, self._skipped, self._clock.seconds())
-        card = _with_training(self._card, position, self._loss, self._config)
+    def _save(self, losses: Sequence[float] = ()) -> None:
+        seconds = self._clock.seconds()
+        position = Position(self._step, self._skipped, seconds, list(losses), list(self._watch.recent))
+        card = _with_training(self._card, position, self._loss)
         save_snapshot(self._run, position, self._engine, card, self._config.run, self._processes)
         self._clock.saved()
         self._rollbacks = 0
@@ -253,7 +266,8 @@ class _Loop:
             )
         position = load_snapshot(self._run, self._engine)
         self._rollbacks += 1
-        self._step, self._skipped = position.step, at + self._skipped - position.step
+        # Its clock goes on: the time was spent.
+        self._stand_at(position._replace(skipped=at + self._skipped - position.step))
         self._clock.restarted(self._step)
         log.event(self._step, "rollback", f"{fault}; back from step {at}, passing over {at - self._step} batches")
 
@@ -265,7 +279,12 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
             f"model.mels is {config.model.mels} but {store.folder} has {store.front_end.mels} mel bands; "
             f"set model.mels={store.front_end.mels} or prepare another store"
         )
-    return ModelCard(model=config.model, front_end=store.front_end, statistics=store.statistics)
+    return ModelCard(
+        model=config.model,
+        front_end=store.front_end,
+        statistics=store.statistics,
+        training={"config": to_dict(config)},
+    )
 
 
 def _check_batch(config: PretrainConfig, processes: int) -> None:
@@ -276,18 +295,14 @@ def _check_batch(config: PretrainConfig, processes: int) -> None:
         )
 
 
-def _with_training(card: ModelCard, position: Position, loss: float, config: PretrainConfig) -> ModelCard:
+def _with_training(card: ModelCard, position: Position, loss: float) -> ModelCard:
     # None before the first log interval is over: JSON has no NaN.
     known = loss if math.isfinite(loss) else None
     training: dict[str, Any] = {"step": position.step, "loss": known, "minutes": round(position.seconds / 60, 2)}
-    if config.optimizer.ema_decay:
-        training["weights"] = f"exponential moving average, decay {config.optimizer.ema_decay}"
-    return ModelCard(
-        model=card.model,
-        front_end=card.front_end,
-        statistics=card.statistics,
-        training=training | {"config": to_dict(config)},
-    )
+    decay = card.training["config"]["optimizer"]["ema_decay"]
+    if decay:
+        training["weights"] = f"exponential moving average, decay {decay}"
+    return replace(card, training=training | card.training)
 
 
 @contextmanager
@@ -299,7 +314,8 @@ def _signals(processes: int) -> Iterator[list[int]]:
         received.append(number)
         # One process dies of the second. Of several each gets two: its own, and the one that torchrun passes on.
         if processes == 1:
-            signal.signal(number, before[number])
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
 
     before = {}
     try:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -24,6 +24,8 @@ class Processes(NamedTuple):
     rank: int
     count: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
+    """Of several: what they agree by on the CPU, while the device computes."""
 
     @property
     def first(self) -> bool:
@@ -39,8 +41,25 @@ class Processes(NamedTuple):
         dist.all_reduce(finite, dist.ReduceOp.MAX)
         return finite.tolist()
 
+    def begin_maximum(self, values: Callable[[], Sequence[float]]) -> Callable[[], Sequence[float]]:
+        """Begin to find the greatest of each value over all processes; what is returned waits for the answer.
+
+        One process looks at its values only then.
+        """
+        if self.count == 1:
+            return values
+        own = torch.tensor(values(), dtype=torch.float64)
+        work = dist.all_reduce(own, dist.ReduceOp.MAX, group=self.control, async_op=True)
+
+        def answer() -> list[float]:
+            assert work is not None
+            work.wait()
+            return own.tolist()
+
+        return answer
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of a scalar over all processes."""
+        """The mean of each number over all processes."""
         if self.count > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -85,6 +104,6 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), count, device)
+        yield Processes(dist.get_rank(), count, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
         dist.destroy_process_group()

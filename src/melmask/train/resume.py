@@ -66,19 +66,25 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
 
 def note_run(run: Path, config: PretrainConfig, store: Store) -> None:
     """Write the run's configuration and which store it is for."""
-    write_json(
-        run / RUN_FILE, {"pretrain": to_dict(config), "store": str(store.folder), "frames": int(store.frames.sum())}
-    )
+    facts = {
+        "pretrain": to_dict(config),
+        "store": str(store.folder.resolve()),
+        "store_sha256": store.sha256,
+        "frames": int(store.frames.sum()),
+        "hop_ms": store.front_end.hop_ms,
+    }
+    write_json(run / RUN_FILE, facts)
 
 
 def check_store(run: Path, store: Store) -> None:
     """Raise ConfigError if the run was begun with a store of other content: its crops would be others."""
     path = run / RUN_FILE
-    begun_with = json.loads(path.read_text()).get("frames") if path.exists() else None
+    begun_with = json.loads(path.read_text()) if path.exists() else {}
     frames = int(store.frames.sum())
-    if begun_with not in (None, frames):
+    if (begun_with.get("frames", frames), begun_with.get("store_sha256", store.sha256)) != (frames, store.sha256):
         raise ConfigError(
-            f"{run} was begun with a store of {begun_with} frames, {store.folder} has {frames}; use another --out"
+            f"{run} was begun with a store of {begun_with['frames']} frames; {store.folder} has {frames} and other "
+            "clips or another front end: give the store that it was begun with, or another --out"
         )
 
 

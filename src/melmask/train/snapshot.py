@@ -7,6 +7,7 @@ metrics.jsonl           one line a log interval; events.jsonl: starts, stops, ro
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,22 @@ from melmask.train.engine import Engine
 from melmask.train.processes import Processes
 
 RUN_FILE, SNAPSHOT, CHECKPOINTS = "run.json", "snapshot.pt", "checkpoints"
+_ASIDE = "set-aside-"
 
 
 class Position(NamedTuple):
-    """How far a run is: optimizer steps done, batches passed over after rollbacks, seconds of training."""
+    """How far a run is."""
 
     step: int = 0
+    """Optimizer steps done."""
     skipped: int = 0
+    """Batches passed over after rollbacks."""
     seconds: float = 0.0
+    """Of training."""
+    losses: Sequence[float] = ()
+    """Of the steps since the last log."""
+    recent: Sequence[float] = ()
+    """Mean losses of the last log intervals, which a spike is judged by."""
 
 
 def save_snapshot(
@@ -63,14 +72,30 @@ def load_snapshot(run: Path, engine: Engine) -> Position:
         return Position()
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        position = Position(state["step"], state.get("skipped", 0), state["seconds"])
+        position = Position(**{name: state[name] for name in Position._fields if name in state})
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged; delete it to start the run again from step 0") from error
+        checkpoints = checkpoints_of(run)
+        or_else = f", or start another run with --init {checkpoints[-1]}" if checkpoints else ""
+        raise CheckpointError(f"{path} is damaged; delete it to start the run again from step 0{or_else}") from error
     try:
         engine.load_state(state)
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is of another model; resume with the settings in {run / RUN_FILE}") from error
     return position
+
+
+def set_aside_beyond(run: Path, step: int) -> list[Path]:
+    """Rename checkpoints of later steps, which this training has not reached: of one that lost its snapshot, say.
+
+    They would pass for the run's newest, and push its own out. Nothing is deleted but what an earlier call renamed.
+    """
+    renamed = []
+    for checkpoint in checkpoints_of(run):
+        if step_of(checkpoint) > step:
+            target = checkpoint.with_name(f"{_ASIDE}{checkpoint.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            renamed.append(checkpoint.rename(target))
+    return renamed
 
 
 def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:

@@ -154,11 +154,13 @@ def _features_are_rich(record: RunRecord) -> Check | None:
     if series is None:
         return None
     now, best, width = float(series.values[-1]), float(series.values.max()), record.setting("model.width")
+    # So many sounds cannot have more directions.
+    most = min(width, record.last("rank_units") or width)
     seen = f"the features use about {now:.0f}{f' of {width:.0f}' if width else ''} directions"
     advice = "All sounds get nearly the same vector: start another run with a lower optimizer.learning_rate."
     if now < 0.1 * best:
         return Check("bad", title, f"They collapsed: {seen}, after {best:.0f} at the best. {advice}")
-    if now < 0.05 * width:
+    if now < 0.05 * most:
         if series.steps[-1] < 0.1 * record.setting("optimizer.steps"):
             return Check("warn", title, f"So far {seen}. Few at the start are usual; they should soon become more.")
         return Check("bad", title, f"They are poor: {seen}. {advice}")
@@ -187,11 +189,13 @@ def _nothing_went_wrong(record: RunRecord) -> Check | None:
     title = "Mishaps"
     if record.events and record.events[-1].kind == "spike":
         step, _, text = record.events[-1]
+        goes_back = record.settings.get("run.on_divergence") == "rollback"
+        back = "" if goes_back else "go on with run.on_divergence=rollback, or "
         return Check(
             "bad",
             title,
-            f"The run broke off at step {step:,}: {text}. Go on with run.on_divergence=rollback, or start another run "
-            "with a lower optimizer.learning_rate.",
+            f"The run broke off at step {step:,}: {text}. To mend it, {back}"
+            "start another run with a lower optimizer.learning_rate, and look for sound that is not like the rest.",
         )
     rollbacks, skips = ([event for event in record.events if event.kind == kind] for kind in ("rollback", "skip"))
     if not rollbacks and not skips:

@@ -145,8 +145,8 @@ class RunRecord(NamedTuple):
 
     @property
     def frame_s(self) -> float:
-        """Time between the frames of a store."""
-        return FrontEndConfig().hop_ms / 1000
+        """Time between the frames of the store; runs of older versions do not say it."""
+        return (_number(self.facts.get("hop_ms")) or FrontEndConfig().hop_ms) / 1000
 
 
 def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
