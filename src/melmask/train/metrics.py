@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from melmask.files import atomic_write
+from melmask.files import atomic_write, output_error
 from melmask.progress import duration_text
 from melmask.train.boards import Board
 
@@ -84,14 +84,19 @@ class MetricsLog(Log):
             sys.stderr.write(f"\nmelmask: step {step}: {text}\n")
 
     def _append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise output_error(self._run / METRICS, error) from error
         for board in self._boards:
             board.add(row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def close(self) -> None:
         """Flush everything."""
-        self._file.close()
+        # What a full disk did not take has been reported.
+        with contextlib.suppress(OSError):
+            self._file.close()
         for board in self._boards:
             board.close()
         if sys.stderr.isatty():
