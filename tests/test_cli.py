@@ -1,6 +1,7 @@
 """The command line as a user types it: the main job at toy size, and every kind of bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -311,6 +312,19 @@ def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     assert "go on with: melmask pretrain" in out
     assert list((tmp_path / "run" / "checkpoints").glob("step-*")) and (tmp_path / "run" / "snapshot.pt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
+    def job(_):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr("melmask.cli.learn.describe", job)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["settings", "tiny"]) == 128 + number
+    assert capsys.readouterr().err == "\nmelmask: stopped; the same command goes on where it was\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_a_run_may_start_from_or_be_watched_with_is_checked_first(job, refused, tmp_path):

@@ -1,8 +1,12 @@
 """The command `melmask`. Each command's work is imported when it runs, so that help is quick."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from melmask import __version__
 from melmask.cli import judge, learn, use
@@ -22,12 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     try:
         _take_settings(parser, options, rest)
-        return options.run(options)
+        with _sigterm_interrupts():
+            return options.run(options)
     except MelmaskError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         sys.stderr.write("\nmelmask: stopped; the same command goes on where it was\n")
-        return EXIT_SIGNAL + 2
+        return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
         sys.stderr.close()
@@ -36,6 +41,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and space"
         )
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, from a scheduler say, ends a job as Ctrl-C does: temporary files go, and one line says what to do."""
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(_number: int, _frame: Any) -> None:
+        raise _Terminated
+
+    # Only the main thread may set handlers.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
