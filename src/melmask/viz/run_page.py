@@ -34,7 +34,7 @@ _LOOKS = {
     "data_wait": Look("Waiting for data", "share of the time", "Should be near zero.", percent=True, from_zero=True),
     "memory_mb": Look("Memory", "MB", from_zero=True),
 }
-_NOT_DRAWN = ("seconds", "left_s")
+_NOT_DRAWN = ("seconds", "left_s", "rank_units")
 _URGENCY: tuple[Level, ...] = ("bad", "warn", "wait", "ok")
 _SIGNS: dict[Level, tuple[str, str]] = {
     "ok": ("✓", "ok"),
