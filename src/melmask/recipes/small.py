@@ -7,7 +7,7 @@ time      53 minutes at that rate; the run of the figures took longer, beside ot
 expected  loss .48; linear probe of seven tasks, scenes of mean and deviation, .780 (one seed); tiny .771, log-mel .582,
           untrained .682 (benchmarks/results/2026-11-23-small-and-finetune.md)
 
-Settings are those of tiny (docs/log.md) with twice the batch, which halves what Muon costs; none was tuned at this size.
+Settings are those of tiny (docs/log.md) with twice the batch, which halves what Muon costs; none was tuned here.
 """
 
 from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
