@@ -174,6 +174,49 @@ def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
     assert np.mean(near) > 0.6
 
 
+def events_told(classifier, folder, monkeypatch, active, seconds, **settings):
+    """(start_s, end_s) of the events of a file whose first class sounds at these steps, the last one if negative."""
+
+    def of_steps(self, parts, step_ms):
+        steps = np.zeros((sum(map(len, parts)), len(self.card.labels)), np.float32)
+        steps[active, 0] = 0.9
+        yield steps
+
+    monkeypatch.setattr(AudioClassifier, "of_steps", of_steps)
+    soundfile.write(folder / "x.wav", tone("low", seconds, np.random.default_rng(0)), RATE_HZ)
+    predict_files(classifier, [folder / "x.wav"], folder / "x.jsonl", events=True, **settings)
+    rows = [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()]
+    return [(row["start_s"], row["end_s"]) for row in rows if row["label"]], rows
+
+
+def test_an_event_is_as_long_as_the_steps_it_covers(trained, tmp_path, monkeypatch):
+    classifier = load_classifier(trained[0], "cpu")
+
+    def told(active, seconds=3.0, **settings):
+        return events_told(classifier, tmp_path, monkeypatch, active, seconds, **settings)[0]
+
+    # Steps are centred at 75 + 160 k ms; five of 160 ms are 0.8 s, with filters of one, two and three steps alike.
+    five = [(0.475, 1.275)]
+    assert told([3, 4, 5, 6, 7], median_filter_ms=0.0) == five
+    assert told([3, 4, 5, 6, 7]) == told([3, 4, 5, 6, 7], median_filter_ms=330.0) == five
+    assert told([3, 4, 5, 6, 7], median_filter_ms=500.0) == five
+    assert told([3], median_filter_ms=500.0) == []
+    # The least duration is of what is written.
+    assert told([3, 4, 5, 6, 7], min_duration_ms=800.0) == five
+    assert told([3, 4, 5, 6, 7], min_duration_ms=801.0) == []
+    assert told([3], min_duration_ms=160.0) == [(0.475, 0.635)]
+    assert told([0]) == [(0.0, 0.155)]
+    # At the end of the file an event ends, though the step goes on; also where there is but one step.
+    assert told([-1], 2.0, min_duration_ms=0.0)[0][1] == 2.0
+    assert told([0], 0.12, min_duration_ms=0.0) == [(0.0, 0.12)]
+
+
+def test_a_file_without_events_has_a_row(trained, tmp_path, monkeypatch):
+    events, rows = events_told(load_classifier(trained[0], "cpu"), tmp_path, monkeypatch, [], 1.0)
+    assert not events
+    assert rows == [{"path": str(tmp_path / "x.wav"), "label": None, "probability": None}]
+
+
 @pytest.mark.parametrize("most", [10_000, 50])
 def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_path, monkeypatch, most):
     monkeypatch.setattr(finetuning, "_HEAD_STEPS", most)
@@ -332,8 +375,13 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     assert (rows[0]["label"], rows[1]["error"]) == ("", "")
     with pytest.raises(InputError, match="none of the 1 files could be read"):
         predict_files(classifier, [broken], tmp_path / "y.csv")
+    assert list(tmp_path.glob(".y*")) == []
     with pytest.raises(ConfigError, match=r"does not end in \.csv, \.jsonl, \.parquet"):
         predict_files(classifier, [broken], tmp_path / "y.txt")
+    with pytest.raises(ConfigError, match="min_duration_ms is nan; give 0 or more"):
+        predict_files(classifier, [broken], tmp_path / "y.csv", min_duration_ms=float("nan"))
+    with pytest.raises(ConfigError, match="median_filter_ms is -1; give 0 or more"):
+        predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=-1.0)
 
 
 def test_a_killed_prediction_goes_on_behind_what_is_done(trained, table, tmp_path, monkeypatch):
@@ -357,6 +405,26 @@ def test_a_killed_prediction_goes_on_behind_what_is_done(trained, table, tmp_pat
     assert len(calls) == 4 + 3
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
     assert not journal.exists()
+
+
+def test_what_failed_is_tried_again_and_other_jobs_failures_are_not_counted(trained, table, tmp_path):
+    classifier = load_classifier(trained[0], "cpu")
+    good, bad, out = tmp_path / "good.wav", tmp_path / "bad.wav", tmp_path / "made" / "x.csv"
+    good.write_bytes((table.parent / "0.wav").read_bytes())
+    bad.write_text("no sound")
+    predict_files(classifier, [good], out)
+    whole = out.read_text()
+
+    # What a killed job left behind: a failure, and one of a file that is no longer asked for.
+    settings = {"median_filter_ms": 250.0, "min_duration_ms": 125.0, "threshold": 0.5}
+    lines = [[classifier.sha256, False, None, settings],
+             *({"path": str(path), "rows": [{"error": "then"}]} for path in (good, bad))]  # fmt: skip
+    journal = out.with_name(".x.csv.partial.jsonl")
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert predict_files(classifier, [good], out) == (1, 0, 1)
+    assert out.read_text() == whole
+    journal.write_text("no journal\n")
+    assert predict_files(classifier, [good, bad], out) == (1, 1, 2)
 
 
 def test_what_is_no_classifier_is_refused_in_one_line(run_folder, trained, tmp_path):

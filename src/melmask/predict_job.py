@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -12,11 +13,12 @@ from melmask.classifier import AudioClassifier, iterate_labels
 from melmask.errors import ConfigError, InputError
 from melmask.evaluate.events import events_of
 from melmask.extract import FileEmbedding, embed_files
-from melmask.files import output_error
+from melmask.files import ensure_folder, output_error
 from melmask.progress import track
 from melmask.tables import write_rows
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+_NOTHING: dict[str, Any] = {"label": None, "probability": None}
 
 
 class PredictionReport(NamedTuple):
@@ -40,7 +42,8 @@ def predict_files(
 ) -> PredictionReport:
     """Write a row for each label of each file: path, label, probability; with `events` also start_s and end_s.
 
-    A file's rows depend on its sound alone. A file that cannot be read has one row with its `error`.
+    A file's rows depend on its sound alone. A file in which nothing is above the threshold has one row without a
+    label, a file that cannot be read one with its `error`; the next call tries that again.
 
     Args:
         classifier: As `load_classifier` gives it. One trained on whole clips tells events only in so far as a step
@@ -48,13 +51,13 @@ def predict_files(
         paths: Sound files of any length.
         out: X.csv, X.jsonl or X.parquet.
         events: What sounds when, instead of what a whole file is.
-        threshold: Least probability of a label; of one label a clip, the likeliest is always given.
+        threshold: What a label's probability has to exceed; of one label a clip, the likeliest is always given.
         hop_ms: Time between the steps of events; by default the model's patch.
-        median_filter_ms: Over time, before the threshold.
+        median_filter_ms: Over time, before the threshold: as many whole steps as fit, an odd number.
         min_duration_ms: Shorter events are dropped.
 
     Raises:
-        ConfigError: an unknown suffix, or a threshold that is none.
+        ConfigError: an unknown suffix, or a threshold, hop, filter or duration that cannot be.
         InputError: no file was given, or none could be read.
         OutputError: the table cannot be written.
     """
@@ -64,7 +67,12 @@ def predict_files(
         raise InputError("no files were given; expected one sound file at least")
     if not 0 <= threshold < 1:
         raise ConfigError(f"--threshold is {threshold:g}; give a probability from 0 to below 1")
-    choice = {"median_filter_ms": median_filter_ms, "min_duration": min_duration_ms, "threshold": threshold}
+    choice = {"median_filter_ms": median_filter_ms, "min_duration_ms": min_duration_ms}
+    for name, value in choice.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value:g}; give 0 or more milliseconds")
+    choice["threshold"] = threshold
+    ensure_folder(out.parent)
     journal = _Journal(out, [classifier.sha256, events, hop_ms, choice])
     done = journal.read()
     # One file twice in a row would pass for one of double length.
@@ -76,8 +84,9 @@ def predict_files(
         for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
             done[str(path)] = rows = _rows_of(classifier, parts, events, hop_ms, choice)
             journal.add(str(path), rows)
-    failed = [rows[0]["error"] for rows in done.values() if rows and "error" in rows[0]]
+    failed = [done[str(path)][0]["error"] for path in paths if "error" in done[str(path)][0]]
     if len(failed) == len(paths):
+        journal.remove()
         raise InputError(f"none of the {len(paths)} files could be read, as {failed[0]}")
     table = [{"path": str(path), **row} for path in paths for row in done[str(path)]]
     write_rows(out, ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"], table)
@@ -94,13 +103,14 @@ class _Journal:
         self._file: IO[str] | None = None
 
     def read(self) -> dict[str, list[dict[str, Any]]]:
-        """Path -> rows of what the same job has done; what is left of another one is dropped."""
+        """Path -> rows of what the same job has done without an error; what is left of another one is dropped."""
         try:
             head, *lines = self._path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError):
+            # The last line is empty, or cut off by a kill.
+            entries = [json.loads(line) for line in lines[:-1]] if head == self._head else []
+        except (OSError, ValueError):
             return {}
-        # The last line is empty, or cut off by a kill.
-        return {entry["path"]: entry["rows"] for entry in map(json.loads, lines[:-1])} if head == self._head else {}
+        return {entry["path"]: entry["rows"] for entry in entries if "error" not in entry["rows"][0]}
 
     def __enter__(self) -> None:
         done = self.read()
@@ -137,9 +147,9 @@ def _rows_of(
     hop_ms: float | None,
     choice: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """One file's rows, or one with its error."""
+    """One file's rows, never none, or one with its error."""
     if events:
-        return _events_of(classifier, parts, hop_ms, choice)
+        return _events_of(classifier, parts, hop_ms, choice) or [_NOTHING]
     # Without frame vectors a file is one part.
     (part,) = parts
     if part.error is not None:
@@ -147,35 +157,42 @@ def _rows_of(
     assert part.scene is not None
     row = classifier.probabilities(part.scene[None])[0]
     labels = iterate_labels(classifier.card, row, choice["threshold"])
-    return [{"label": label, "probability": round(p, 6)} for label, p in labels]
+    return [{"label": label, "probability": round(p, 6)} for label, p in labels] or [_NOTHING]
 
 
 def _events_of(
     classifier: AudioClassifier, parts: Iterator[FileEmbedding], hop_ms: float | None, choice: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What sounds when; of a long file only probabilities are kept."""
-    encoder, errors = classifier.encoder, []
+    encoder, errors, duration_s = classifier.encoder, [], 0.0
 
     def frames() -> Iterator[np.ndarray]:
+        nonlocal duration_s
         for part in parts:
+            duration_s = part.duration_s
             if part.error is not None:
                 errors.append(part.error)
             elif part.frames is not None and len(part.frames):
                 yield part.frames
 
-    grid, front_end = encoder.step_grid(hop_ms), encoder.card.front_end
-    steps = list(classifier.of_steps(frames(), grid.hop_frames * front_end.hop_ms))
+    grid, front_end, labels = encoder.step_grid(hop_ms), encoder.card.front_end, classifier.card.labels
+    step_ms = grid.hop_frames * front_end.hop_ms
+    steps = list(classifier.of_steps(frames(), step_ms))
     if errors:
         return [{"error": errors[0]}]
     probabilities = np.concatenate(steps)
     times_ms = grid.times_ms(len(probabilities), front_end)
-    half_ms = float(np.diff(times_ms).mean()) / 2 if len(times_ms) > 1 else 0.0
+    # The kit's filter of an even width is no median: of two steps it takes either, and lengthens every event.
+    width = int(choice["median_filter_ms"] / step_ms + 1e-6)
+    filter_ms = (width - 1 + width % 2) * step_ms if width else 0.0
     found = []
-    for event in events_of(probabilities, times_ms, classifier.card.labels, **choice):
+    for event in events_of(probabilities, times_ms, labels, filter_ms, 0.0, choice["threshold"]):
         inside = (times_ms >= event.start_ms) & (times_ms <= event.end_ms)
-        mean = float(probabilities[inside, classifier.card.labels.index(event.label)].mean())
-        # A step stands for the time up to half-way to its neighbours.
-        start_s, end_s = max(0.0, event.start_ms - half_ms) / 1000, (event.end_ms + half_ms) / 1000
-        times = {"start_s": round(start_s, 4), "end_s": round(end_s, 4)}
-        found.append({**times, "label": event.label, "probability": round(mean, 6)})
+        mean = float(probabilities[inside, labels.index(event.label)].mean())
+        # A step stands for the time up to half-way to its neighbours, in as far as the file lasts.
+        start_s = max(0.0, event.start_ms - step_ms / 2) / 1000
+        end_s = min(duration_s, (event.end_ms + step_ms / 2) / 1000)
+        if (end_s - start_s) * 1000 > choice["min_duration_ms"] - 1e-6:
+            times = {"start_s": round(start_s, 4), "end_s": round(end_s, 4)}
+            found.append({**times, "label": event.label, "probability": round(mean, 6)})
     return found

@@ -92,6 +92,8 @@ def predict(options: argparse.Namespace) -> int:
     print(f"{options.out}: {report.rows} rows of {report.files} files")
     if options.events and classifier.card.kind != "event":
         print("the classifier was trained on whole clips: its events say which steps sound like such a clip")
+    if classifier.card.kind == "event" and not options.events:
+        print("the classifier was trained on events: with --events it tells when each sounds")
     if report.failed:
         print(f"{report.failed} files could not be read; their rows have an error")
     return 0
@@ -177,7 +179,7 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", type=Path, required=True, help="a folder written by melmask finetune")
     sub.add_argument("--out", type=Path, required=True, help="X.csv, X.jsonl or X.parquet")
     sub.add_argument("--events", action="store_true", help="what sounds when, instead of what a whole file is")
-    sub.add_argument("--threshold", type=float, default=0.5, help="least probability of a label (%(default)s)")
+    sub.add_argument("--threshold", type=float, default=0.5, help="what a probability has to exceed (%(default)s)")
     sub.add_argument(
         "--hop-ms", type=float, help="time between the steps of events, a divisor of a patch's (a patch's)"
     )
