@@ -13,7 +13,7 @@ from hear_folders import RATE_HZ, write_event_task, write_fold_task, write_tag_t
 from melmask.audio.files import read_audio
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.evaluate import embeddings as embeddings_module
-from melmask.evaluate.clients import Choice, distinct_names, open_client, slug
+from melmask.evaluate.clients import Choice, name_apart, open_client, slug
 from melmask.evaluate.embeddings import batch_size, embed_task
 from melmask.evaluate.tasks import Event, read_task
 
@@ -134,12 +134,80 @@ def test_answers_that_cannot_be_used_are_refused(write_module, sound):
         short.scenes(sound(0.5, 0)[None])
 
 
-def test_names_of_models_are_made_distinct_and_fit_for_a_folder(run_folder):
-    clients = [open_client(str(run_folder), CPU) for _ in range(2)]
-    distinct_names(clients)
-    assert [client.name for client in clients] == ["run 1", "run 2"]
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("parts", "gave a Tensor for timestamp embeddings; expected a pair"),
+        (
+            "torch.stack([parts.mean(2), parts.std(2)], 2), times[0]",
+            r"times with the shape \(9,\); expected .* \(1, 9\)",
+        ),
+        ("torch.stack([parts.mean(2), parts.std(2)], 2), times.flip(1)", "gave times that do not ascend"),
+        ("torch.stack([parts.mean(2), parts.std(2)], 2), times / 0", "gave times with NaN or infinity"),
+        ("torch.stack([parts.mean(2), parts.std(2)], 2), times.numpy()", "gave times as ndarray; expected a torch"),
+        ("torch.stack([parts.mean(2), parts.std(2)], 2).numpy(), times", "expected"),
+        ("parts.mean(2), times", "expected finite numbers of shape"),
+    ],
+)
+def test_time_stamps_that_cannot_be_used_are_refused(write_module, sound, answer, message):
+    text = MODULE.replace("torch.stack([parts.mean(2), parts.std(2)], 2), times", answer)
+    client = open_client(write_module("wrong_times", text), CPU)
+    with pytest.raises(InputError, match=message):
+        client.timestamps(sound(0.5, 0)[None])
+
+
+def test_names_tell_models_of_a_report_apart_and_are_fit_for_a_folder(run_folder):
+    def opened(*choices):
+        return [open_client(str(run_folder), choice) for choice in choices]
+
+    wide = Choice(scene="mean+std", device="cpu")
+    first = opened(CPU, wide)
+    name_apart(first, {})
+    assert [client.name for client in first] == ["run", "run 2"]
+    report = {client.name: client.identity for client in first}
+    # Of a further call, in another order: what is known keeps its name, what is new takes the next.
+    later = opened(wide, Choice(layer=(1,), device="cpu"), CPU)
+    name_apart(later, report)
+    assert [client.name for client in later] == ["run 2", "run 3", "run"]
+    (unknown,) = opened(wide)
+    name_apart([unknown], {"run": None})
+    assert unknown.name == "run"
+    # "run-2" and "run 2" would share a folder.
+    (other,) = opened(Choice(layer=(1,), device="cpu"))
+    name_apart([other], {"run": "x", "run-2": "y"})
+    assert other.name == "run 3"
     assert slug("untrained a/b: c") == "untrained-a-b-c"
     assert slug("..") == "model"
+
+
+def test_a_module_is_another_one_when_code_it_imports_or_its_weights_change(tmp_path, monkeypatch, write_module):
+    package, weights = tmp_path / "their_package", tmp_path / "weights"
+    for folder in (package, weights):
+        folder.mkdir()
+    (package / "__init__.py").touch()
+    (package / "api.py").write_text("from their_helper import *\n" + MODULE)
+    (package / "network.py").write_text("WIDTH = 3")
+    (tmp_path / "their_helper.py").write_text("DEPTH = 4")
+    (tmp_path / "unrelated.py").write_text("x = 1")
+    (weights / "model.bin").write_bytes(b"1")
+    source = f"python:their_package.api={weights}"
+    write_module("their_flat_model", "import their_helper\n" + MODULE)
+    identities = [open_client(source, CPU).identity]
+    for path, content in [
+        (package / "network.py", "WIDTH = 4"),
+        (tmp_path / "their_helper.py", "DEPTH = 5"),
+        (weights / "model.bin", "2"),
+    ]:
+        path.write_text(content)
+        identities.append(open_client(source, CPU).identity)
+    assert len(set(identities)) == 4
+    flat = open_client("python:their_flat_model", CPU).identity
+    (tmp_path / "unrelated.py").write_text("x = 2")
+    assert (open_client(source, CPU).identity, open_client("python:their_flat_model", CPU).identity) == (
+        identities[-1], flat,
+    )  # fmt: skip
+    (tmp_path / "their_helper.py").write_text("DEPTH = 6")
+    assert open_client("python:their_flat_model", CPU).identity != flat
 
 
 def test_a_batch_is_as_large_as_the_kits(run_folder, tasks):

@@ -270,8 +270,28 @@ def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monke
     ]
     (failure,) = report["failed"]
     assert (failure["task"], failure["reason"]) == ("bursts-v1-full", "NotImplementedError: no events")
-    report = evaluate(["logmel"], hear_folder, out, tasks=["bursts"], protocols=["knn"], choice=CPU)
-    assert report["failed"][-1]["reason"] == "the knn protocol is for scene tasks; use hear or linear for events"
+    reason = "the knn protocol is for scene tasks; use hear or linear for events"
+    with pytest.raises(InputError, match=f"nothing could be judged, as {reason}"):
+        evaluate(["logmel"], hear_folder, out, tasks=["bursts"], protocols=["knn"], choice=CPU)
+    report = json.loads((out / "results.json").read_text())
+    assert len(report["results"]) == 3
+    assert report["failed"][-1]["reason"] == reason
+
+
+def test_a_model_with_other_settings_is_another_one_in_the_report(hear_folder, run_folder, tmp_path):
+    def judged(scene):
+        choice = Choice(scene=scene, device="cpu")
+        return evaluate([str(run_folder)], hear_folder, tmp_path, tasks=["tags"], protocols=["knn"], choice=choice)
+
+    first, both, again = judged("mean"), judged("mean+std"), judged("mean")
+    assert [model["name"] for model in both["models"]] == ["run", "run 2"]
+    assert [model["settings"] for model in both["models"]] == [
+        "last layer, concat, mean, each 40 ms, fp32",
+        "last layer, concat, mean+std, each 40 ms, fp32",
+    ]
+    assert both["results"][0] == first["results"][0] == again["results"][0]
+    assert both["results"][1]["model"] == "run 2"
+    assert again["models"] == both["models"]
 
 
 def test_wrong_calls_are_refused_before_any_work(hear_folder, tmp_path):

@@ -65,13 +65,7 @@ def predict_files(
         raise ConfigError(f"{out} does not end in {', '.join(SUFFIXES)}; give one of these")
     if not paths:
         raise InputError("no files were given; expected one sound file at least")
-    if not 0 <= threshold < 1:
-        raise ConfigError(f"--threshold is {threshold:g}; give a probability from 0 to below 1")
-    choice = {"median_filter_ms": median_filter_ms, "min_duration_ms": min_duration_ms}
-    for name, value in choice.items():
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{name} is {value:g}; give 0 or more milliseconds")
-    choice["threshold"] = threshold
+    choice = _checked(median_filter_ms=median_filter_ms, min_duration_ms=min_duration_ms, threshold=threshold)
     ensure_folder(out.parent)
     journal = _Journal(out, [classifier.sha256, events, hop_ms, choice])
     done = journal.read()
@@ -92,6 +86,14 @@ def predict_files(
     write_rows(out, ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"], table)
     journal.remove()
     return PredictionReport(len(paths) - len(failed), len(failed), len(table))
+
+
+def _checked(**choice: float) -> dict[str, float]:
+    for name, value in choice.items():
+        if not 0 <= value < (1 if name == "threshold" else math.inf):
+            known = "a probability from 0 to below 1" if name == "threshold" else "0 or more milliseconds"
+            raise ConfigError(f"{name} is {value:g}; give {known}")
+    return choice
 
 
 class _Journal:

@@ -6,10 +6,14 @@ logmel                                     mean and standard deviation of each m
 python:MODULE, python:MODULE=WEIGHTS       a module that offers load_model and the two embedding functions
 """
 
+import ast
 import hashlib
 import importlib
+import itertools
 import json
 import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -43,13 +47,23 @@ class Choice(NamedTuple):
 class Client:
     """A model behind the HEAR API.
 
-    Attributes: `name` (unique among those judged together), `source` (what was asked for), `identity` (a digest: equal
-    where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
+    Attributes: `name` (unique in a report), `source` (what was asked for), `settings` (what of it is judged, for
+    people), `identity` (a digest: equal where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
     """
 
-    def __init__(self, name: str, source: str, identity: str, module: Any, model: Any, device: torch.device):
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        identity: str,
+        module: Any,
+        model: Any,
+        device: torch.device,
+        settings: str = "",
+    ):
         self.name = name
         self.source = source
+        self.settings = settings
         self.identity = hashlib.sha256(identity.encode()).hexdigest()
         self._module, self._model, self._device = module, model, device
         try:
@@ -75,17 +89,27 @@ class Client:
         self, audio: Float[np.ndarray, "clips samples"]
     ) -> tuple[Float[np.ndarray, "clips steps dims"], Float[np.ndarray, "clips steps"]]:
         """A vector each step and the times of their centres in ms; raises InputError like `scenes`."""
-        vectors, times_ms = self._call("get_timestamp_embeddings", audio)
-        times = np.asarray(times_ms.detach().cpu().numpy(), dtype=np.float64)
-        expected = (len(audio), times.shape[-1], self.timestamp_size)
-        return self._checked(vectors, expected, "timestamp embeddings"), times
+        answer = self._call("get_timestamp_embeddings", audio)
+        if not (isinstance(answer, Sequence) and len(answer) == 2):
+            raise InputError(
+                f"{self.source} gave a {type(answer).__name__} for timestamp embeddings; expected a pair of tensors, "
+                "vectors and times in ms"
+            )
+        vectors, times_ms = answer
+        steps = vectors.shape[1] if isinstance(vectors, Tensor) and vectors.ndim == 3 else 0
+        times = self._checked(times_ms, (len(audio), steps), "times", np.float64)
+        if not steps or (np.diff(times, axis=1) <= 0).any():
+            raise InputError(f"{self.source} gave times that do not ascend; expected those of one or more steps, in ms")
+        return self._checked(vectors, (len(audio), steps, self.timestamp_size), "timestamp embeddings"), times
 
     def _call(self, function: str, audio: np.ndarray) -> Any:
         with torch.no_grad():
             return getattr(self._module, function)(torch.from_numpy(audio).to(self._device), self._model)
 
-    def _checked(self, vectors: Tensor, shape: tuple[int, ...], what: str) -> np.ndarray:
-        array = vectors.detach().cpu().float().numpy()
+    def _checked(self, answer: Any, shape: tuple[int, ...], what: str, dtype: type = np.float32) -> np.ndarray:
+        if not isinstance(answer, Tensor):
+            raise InputError(f"{self.source} gave {what} as {type(answer).__name__}; expected a torch.Tensor")
+        array = answer.detach().cpu().to(torch.float64 if dtype is np.float64 else torch.float32).numpy()
         if array.shape != shape or not np.isfinite(array).all():
             kind = "NaN or infinity" if array.shape == shape else f"the shape {array.shape}"
             raise InputError(f"{self.source} gave {what} with {kind}; expected finite numbers of shape {shape}")
@@ -112,16 +136,29 @@ def open_client(source: str, choice: Choice) -> Client:
         name = f"untrained {name}"
     layer = None if choice.layer is None else list(choice.layer)
     model = hear.hear_model(trained, choice.hop_ms, layer, choice.pooling, choice.scene)
-    settings = [trained.sha256, trained.precision, model.layer, model.pooling, model.scene, model.hop_ms]
-    return Client(name, source, json.dumps(settings), hear, model, trained.device)
+    identity = [trained.sha256, trained.precision, model.layer, model.pooling, model.scene, model.hop_ms]
+    layers = "last layer" if layer is None else f"layer {'+'.join(map(str, layer))}"
+    settings = f"{layers}, {model.pooling}, {model.scene}, each {model.hop_ms:g} ms, {trained.precision}"
+    return Client(name, source, json.dumps(identity), hear, model, trained.device, settings)
 
 
-def distinct_names(clients: list[Client]) -> None:
-    """Number the names that occur more than once, in place."""
-    names = [client.name for client in clients]
-    for index, client in enumerate(clients):
-        if names.count(client.name) > 1:
-            client.name = f"{client.name} {names[: index + 1].count(client.name)}"
+def name_apart(clients: Sequence[Client], known: Mapping[str, str | None]) -> None:
+    """Number names in place, so that neither two clients nor a client and another model of a report share one.
+
+    Args:
+        clients: In the order in which they are named.
+        known: Name -> identity of the models of a report, None where it is not known: that passes for the same.
+    """
+    identities = {slug(name): identity for name, identity in known.items()}
+    taken: set[str] = set()
+    for client in clients:
+        for number in itertools.count(1):
+            name = client.name if number == 1 else f"{client.name} {number}"
+            # Names become folders, where some of them would meet.
+            if slug(name) not in taken and identities.get(slug(name)) in (None, client.identity):
+                break
+        client.name = name
+        taken.add(slug(name))
 
 
 def slug(name: str) -> str:
@@ -150,9 +187,8 @@ def _python_client(source: str, choice: Choice) -> Client:
     except Exception as error:
         # Whatever somebody else's code raises, its first line says more than ours could.
         raise CheckpointError(f"load_model of {name} failed: {_first_line(error)}") from error
-    return Client(
-        name, source, json.dumps([name, _file_facts(module.__file__), _file_facts(weights)]), module, model, device
-    )
+    identity = json.dumps([name, _code_facts(name), _file_facts(Path(weights)) if weights else []])
+    return Client(name, source, identity, module, model, device)
 
 
 def _import(name: str) -> ModuleType:
@@ -172,15 +208,53 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _file_facts(path: str | None) -> list[Any]:
-    """What tells one version of a file from another: a digest of small ones, size and time of large ones."""
-    file = Path(path) if path else None
-    if file is None or not file.is_file():
-        return [path]
-    facts = file.stat()
+def _file_facts(path: Path) -> list[Any]:
+    """What tells one version of a file, or of a folder's files, from another: of large ones size and time."""
+    if path.is_dir():
+        return [[str(file), *_file_facts(file)] for file in sorted(path.rglob("*")) if file.is_file()]
+    if not path.is_file():
+        return [str(path)]
+    facts = path.stat()
     if facts.st_size < 1 << 20:
-        return [path, hashlib.sha256(file.read_bytes()).hexdigest()]
-    return [path, facts.st_size, facts.st_mtime_ns]
+        return [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
+    return [str(path), facts.st_size, facts.st_mtime_ns]
+
+
+def _code_facts(name: str) -> list[Any]:
+    """The same of the Python code of a module: of its package, and of what it imports from beside that.
+
+    Other installed packages do not count.
+    """
+    first = name.partition(".")[0]
+    top = sys.modules[first]
+    place = next(iter(top.__path__)) if hasattr(top, "__path__") else top.__file__
+    if place is None:
+        return [name]
+    root = Path(place).parent
+    found: dict[str, list[Any]] = {}
+    waiting = [first]
+    while waiting:
+        package = waiting.pop()
+        if package in found:
+            continue
+        files = [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]
+        found[package] = [[str(f.relative_to(root)), *_file_facts(f)[1:]] for f in files if f.is_file()]
+        if root.name not in ("site-packages", "dist-packages"):
+            waiting += [other for file in files if file.is_file() for other in _imports(file)]
+    return sorted(found.items())
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The first names of the modules that a file imports."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
 
 
 class _LogMelModel:

@@ -23,7 +23,7 @@ import torch
 
 from melmask import __version__
 from melmask.errors import ConfigError, InputError, MelmaskError, OutputError, unknown_name
-from melmask.evaluate.clients import Choice, Client, distinct_names, open_client, slug
+from melmask.evaluate.clients import Choice, Client, name_apart, open_client, slug
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
 from melmask.evaluate.heads import HeadConfig, head_precision
 from melmask.evaluate.hear_page import write_hear_page
@@ -73,6 +73,7 @@ def evaluate(
 
     Raises:
         InputError, CheckpointError, ConfigError: a task folder, model, protocol or choice that cannot be used.
+        InputError: nothing of this call worked; the report says why.
         OutputError: `out` cannot be written to.
     """
     for protocol in protocols:
@@ -85,17 +86,20 @@ def evaluate(
     device = pick_device(choice.device)
     precision = head_precision(precision, device)
     grids = {task.title: grid_of(task, grid_points, precision) for task in found}
-    clients = [open_client(source, choice) for source in models]
-    distinct_names(clients)
+    clients = [open_client(source, choice) for source in dict.fromkeys(models)]
     ensure_folder(out)
     report = _read_report(out, tasks_folder)
+    name_apart(clients, {model["name"]: model.get("identity") for model in report["models"]})
+    reasons: list[str | None] = []
     for client in clients:
         _put(report["models"], ("name",), _facts_of_model(client))
         for task in found:
             _put(report["tasks"], ("title",), _facts_of_task(task))
             for protocol in protocols:
-                _judge_pair(client, task, protocol, grids[task.title], seed, device, out, report)
+                reasons.append(_judge_pair(client, task, protocol, grids[task.title], seed, device, out, report))
                 write_report(out, report)
+    if all(reasons):
+        raise InputError(f"nothing could be judged, as {reasons[0]}; all reasons are in {out / RESULTS}")
     return report
 
 
@@ -108,7 +112,8 @@ def _judge_pair(
     device: torch.device,
     out: Path,
     report: dict[str, Any],
-) -> None:
+) -> str | None:
+    """Put what was found into the report; returns the reason why nothing was."""
     names = {"model": client.name, "task": task.title, "protocol": protocol}
     report["failed"] = [entry for entry in report["failed"] if not names.items() <= entry.items()]
     try:
@@ -118,10 +123,12 @@ def _judge_pair(
     except Exception as error:
         # Somebody else's module may raise anything; the other pairs are none the worse for it.
         reason = str(error) if isinstance(error, MelmaskError) else f"{type(error).__name__}: {error}"
-        report["failed"].append({**names, "reason": (reason.splitlines() or [type(error).__name__])[0]})
+        reason = (reason.splitlines() or [type(error).__name__])[0]
+        report["failed"].append({**names, "reason": reason})
         report["results"] = [entry for entry in report["results"] if not names.items() <= entry.items()]
-    else:
-        _put(report["results"], ("model", "task", "protocol"), {**names, **result})
+        return reason
+    _put(report["results"], ("model", "task", "protocol"), {**names, **result})
+    return None
 
 
 def _evaluate_pair(
@@ -216,6 +223,8 @@ def _facts_of_model(client: Client) -> dict[str, Any]:
     return {
         "name": client.name,
         "source": client.source,
+        "settings": client.settings,
+        "identity": client.identity,
         "scene_size": client.scene_size,
         "timestamp_size": client.timestamp_size,
         "sample_rate_hz": client.sample_rate_hz,

@@ -308,14 +308,14 @@ def _leaks(report: Report) -> str:
 def _models(report: Report) -> str:
     rows = "".join(
         f"<tr><td>{escape(str(model['name']))}</td><td>{escape(str(model.get('source', '')))}</td>"
+        f"<td>{escape(str(model.get('settings', '')))}</td>"
         f"<td>{_size(model.get('scene_size'))}</td><td>{_size(model.get('timestamp_size'))}</td>"
         f"<td>{_size(model.get('sample_rate_hz'))}</td></tr>"
         for model in report.models
     )
-    head = (
-        "<tr><th>model</th><th>from</th><th>values a clip</th><th>values a time step</th><th>sample rate, Hz</th></tr>"
-    )
-    return f'<div class="scroll"><table>{head}{rows}</table></div>'
+    titles = ("model", "from", "features", "values a clip", "values a time step", "sample rate, Hz")
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
 
 
 def _size(value: object) -> str:
