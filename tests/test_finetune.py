@@ -1,5 +1,6 @@
 """Fine-tuning and prediction from the files a user has to the table a user gets."""
 
+import contextlib
 import csv
 import json
 
@@ -15,13 +16,14 @@ import melmask
 from melmask import finetune_job
 from melmask.classifier import AudioClassifier, ClassifierCard, load_classifier
 from melmask.cli import main
-from melmask.errors import CheckpointError, ConfigError, InputError, TrainingError
+from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
 from melmask.evaluate.probe import standardize
+from melmask.files import atomic_write
 from melmask.finetune_job import finetune
 from melmask.predict_job import predict_files
 from melmask.settings import with_overrides
 from melmask.train import finetune as finetuning
-from melmask.train import probe_head
+from melmask.train import probe_head, snapshot
 from melmask.train.finetune import Clips, Finetuning
 from melmask.train.finetune_config import FinetuneConfig
 from melmask.train.probe_head import Head, fit_head
@@ -125,6 +127,51 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_
     assert ours["best"]["score"] == theirs["best"]["score"]
     with pytest.raises(InputError, match="has begun with another config; choose another --out"):
         finetune(str(run_folder), table, tmp_path, configured("seed=1"), device="cpu")
+
+
+def test_a_line_an_epoch_survives_a_kill_before_it_is_saved(run_folder, table, tmp_path, monkeypatch):
+    save = Finetuning._save
+
+    def killed(self, path, epoch, losses):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        save(self, path, epoch, losses)
+
+    monkeypatch.setattr(Finetuning, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(str(run_folder), table, tmp_path, configured("epochs=3"), device="cpu")
+    monkeypatch.setattr(Finetuning, "_save", save)
+    finetune(str(run_folder), table, tmp_path, configured("epochs=3"), device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_and_a_stop_while_it_saves_are_told_as_such(run_folder, table, tmp_path, monkeypatch, stop):
+    class Broken:
+        def write(self, _):
+            raise stop
+
+    @contextlib.contextmanager
+    def broken(path):
+        with atomic_write(path):
+            yield Broken()
+
+    monkeypatch.setattr(snapshot, "atomic_write", broken)
+    error, message = (KeyboardInterrupt, None) if isinstance(stop, KeyboardInterrupt) else (OutputError, "No space")
+    with pytest.raises(error, match=message):
+        finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+
+
+def test_a_damaged_record_of_the_job_is_refused_in_one_line(run_folder, table, tmp_path):
+    (tmp_path / "finetune.json").write_text('{"model": ')
+    with pytest.raises(CheckpointError, match=r"finetune\.json is damaged .* delete .* to begin anew"):
+        finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+
+
+def test_a_finetuned_model_is_one_to_go_on_with(trained):
+    out, _ = trained
+    assert melmask.load(out, "cpu").sha256 == melmask.load(out / "classifier", "cpu").sha256
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tmp_path, monkeypatch):
@@ -304,6 +351,57 @@ def test_a_tenth_validates_also_where_labels_are_rare(tmp_path, several):
     assert parts[-1] == "train"
 
 
+def test_what_validates_is_spread_over_the_labels_and_leaves_each_one_clip_or_group_to_train_on(tmp_path):
+    header = ("path", "label")
+    # Of two clips a label a fifth, not a half; of one clip a label nothing.
+    cells = [(f"l{i % 50}",) for i in range(100)] + [(f"single{i}",) for i in range(5)]
+    parts = parts_of(tmp_path, header, cells)
+    assert parts.count("valid") == 21
+    assert {label for (label,), part in zip(cells, parts, strict=True) if part == "train"} == {c for (c,) in cells}
+    # One of each label where a tenth would do.
+    cells = [(LABELS[i % 3],) for i in range(30)]
+    held = [label for (label,), part in zip(cells, parts_of(tmp_path, header, cells), strict=True) if part == "valid"]
+    assert sorted(held) == sorted(LABELS)
+    # The group that only has a label trains, and the smaller of the others validates.
+    cells = [("a", "g0")] * 5 + [("b", "g1")] * 5 + [("a", "g2")] * 9 + [("b", "g2")] * 9 + [("c", "g1")]
+    parts = parts_of(tmp_path, ("path", "label", "group"), cells)
+    assert [part for (_, group), part in zip(cells, parts, strict=True) if group == "g0"] == ["valid"] * 5
+    assert parts.count("valid") == 5
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "what"),
+    [
+        (("path", "label"), [("a",), ("b",), ("c",)], "clip"),
+        (("path", "label", "group"), [("a", "g"), ("b", "g"), ("a", "g"), ("b", "g")], "group"),
+    ],
+)
+def test_where_nothing_can_be_held_out_a_split_is_asked_for(tmp_path, header, cells, what):
+    with pytest.raises(InputError, match=f"no {what} can be held out to validate, .* mark rows `valid` in a column"):
+        parts_of(tmp_path, header, cells)
+
+
+def test_labels_that_no_readable_clip_teaches_are_named_or_refused(run_folder, table, tmp_path, capsys):
+    rows = [("path", "label", "split"), *([row["path"], row["label"], row["split"]] for row in read_table(table))]
+    missing = ("gone.wav", "unheard", "train")
+    several = write_table(table.parent, [*rows, missing], "several.csv")
+    finetune(str(run_folder), several, tmp_path / "a", configured("epochs=1"), device="cpu")
+    told = capsys.readouterr().err
+    assert "train 18, valid 9, test 9 clips\nno clip to train on has unheard: 1 of 4 labels stay unknown\n" in told
+    # Of two labels, one has no file that can be read.
+    lows = [row for row in rows[1:] if row[1] == "low" and row[0] != "broken.wav"]
+    single = write_table(table.parent, [rows[0], *lows, missing], "single.csv")
+    with pytest.raises(InputError, match="the readable files to train on have 'low'; expected 2 or more labels"):
+        finetune(str(run_folder), single, tmp_path / "b", configured("epochs=1"), device="cpu")
+
+
+def test_a_class_that_does_not_occur_does_not_count(run_folder):
+    probabilities = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.4]])
+    targets = np.array([[1.0, 0, 0], [0, 1, 0]])
+    assert finetune_job._score("multilabel", probabilities, targets) == 1.0
+    assert finetune_job._score("multilabel", probabilities, 0 * targets) == 0.0
+
+
 @pytest.mark.parametrize(
     ("splits", "labels", "message"),
     [
@@ -447,6 +545,7 @@ def test_settings_that_cannot_be_used_are_refused():
     for setting, message in [
         ("epochs=0", "epochs is 0; give at least 1"),
         ("patch_dropout=1", "patch_dropout is 1.0; give a share from 0 to below 1"),
+        ("seed=-1", "seed is -1; give a whole number from 0"),
         ("layer_decay=0", "layer_decay is 0.0; give a share above 0"),
         ("mixupp=0.1", "the nearest is 'mixup'"),
     ]:
@@ -489,6 +588,30 @@ def test_the_probe_is_no_surer_than_validation_bears(kind):
         sure.append((logits.softmax(1) if kind == "multiclass" else logits.sigmoid())[:, 0])
     assert (sure[0] - targets[:, 0]).abs().mean() < 0.1
     assert (sure[1] - 0.5).abs().max() < 0.2
+
+
+def test_a_head_ignores_what_did_not_vary_in_training(encoder, tmp_path):
+    """Clips of one patch have no deviation over time; of longer ones it is large."""
+    training = Finetuning(
+        melmask.load(encoder.name, "cpu").model, "multiclass", 2, configured("epochs=4", "head_epochs=0"), 16, 10.0, torch.device("cpu"),
+        torch.float32,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    clips = [(rng.standard_normal((16, 80)) + 2 * (i % 2)).astype(np.float16) for i in range(24)]
+    short = Clips(clips, [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])
+    scores = iter(np.arange(5.0).tolist())
+    training.run(short, short, lambda *_: next(scores), tmp_path / "finetune.pt", lambda _: None)
+    long = Clips([np.concatenate([c, d]) for c, d in zip(clips[:-2], clips[2:], strict=True)], short.targets[:-2])
+    sure, longer = (training.predict(part)[0][:22] for part in (short, long))
+    assert (sure.argmax(1) == longer.argmax(1)).mean() > 0.9
+    assert np.abs(longer - sure).max() < 0.3
+
+
+def test_a_blanked_stretch_leaves_three_quarters_of_a_crop():
+    x = np.ones((200, 80, 16), np.float32)
+    finetuning._blank(x, 20, 2, np.random.default_rng(0))
+    blank = (x == 0).all(1).sum(1)
+    assert set(blank.tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_layers_below_learn_more_slowly(encoder):

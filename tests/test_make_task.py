@@ -118,13 +118,17 @@ def test_a_group_that_is_tested_and_trained_on_is_reported(labelled, tmp_path):
     assert "3 groups are tested and trained on, as the table has it" in make_task(table, tmp_path).notes
 
 
-def test_labels_apart_by_semicolons_make_a_multilabel_task(labelled, tmp_path):
-    table = labelled("path,labels", lambda i: [["dog; cat", "cat;cat", ""][i % 3]])
+@pytest.mark.parametrize("column", ["labels", "label"])
+def test_labels_apart_by_semicolons_make_a_multilabel_task(labelled, tmp_path, column):
+    table = labelled(f"path,{column}", lambda i: [["dog; cat", "cat;cat", ""][i % 3]])
     task = read_task(make_task(table, tmp_path, folds=3).folder)
     assert (task.embedding_type, task.prediction_type) == ("scene", "multilabel")
     assert task.metrics == ("mAP", "d_prime", "aucroc")
     labels = {name: items for files in task.files.values() for name, items in files.items()}
     assert [labels[f"c{i:02d}.wav"] for i in range(3)] == [["dog", "cat"], ["cat"], []]
+    table = labelled("path,label", lambda i: [["dog; cat", "cat"][i % 2]])
+    task = read_task(make_task(table, tmp_path / "one", kind="multiclass", folds=3).folder)
+    assert task.labels == ("cat", "dog; cat")
 
 
 def test_rows_with_times_make_an_event_task(tmp_path):

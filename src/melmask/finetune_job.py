@@ -23,10 +23,10 @@ import numpy as np
 from melmask.classifier import ClassifierCard, save_classifier
 from melmask.config import HardwareConfig
 from melmask.encoder import AudioEncoder, load
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, CheckpointError, InputError
 from melmask.evaluate.labels import sorted_names
 from melmask.evaluate.metrics import scene_score
-from melmask.evaluate.task_table import ClipTable, read_clips, spread
+from melmask.evaluate.task_table import ClipTable, read_clips
 from melmask.evaluate.tasks import METADATA, Event, Task, read_task
 from melmask.files import atomic_write, ensure_folder, write_json
 from melmask.hardware import pick_precision
@@ -34,8 +34,7 @@ from melmask.progress import track
 from melmask.train.finetune import Clips, Finetuning, Kind
 from melmask.train.finetune_config import FinetuneConfig
 
-_VALID_PARTS = 10
-_SEPARATOR = ";"
+_VALID_PARTS, _MOST_PARTS = 10, 5
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ def finetune(
     with atomic_write(out / "failed.csv", "w") as file:
         csv.writer(file).writerows([("path", "reason"), *((str(p), reason) for p, reason in errors.items())])
     parts = {part: _clips(model, files, logmels, part) for part in ("train", "valid", "test")}
-    for part in ("train", "valid"):
-        if not parts[part].logmels:
-            raise InputError(f"no readable file is left to {part} on; {len(errors)} of {len(files.paths)} failed")
+    _check_parts(files, parts, len(errors))
     training = _trained(model, files, config, parts, out)
     scores: dict[str, Any] = {"epoch": training.best["epoch"], "unreadable": len(errors)}
     for part in ("valid", "test"):
@@ -97,6 +94,26 @@ def finetune(
             scores[part] = _scores(files, *training.predict(parts[part])) | {"clips": len(parts[part].logmels)}
     _save(out / "classifier", model, training, files, scores)
     return scores
+
+
+def _check_parts(files: LabelledFiles, parts: dict[str, Clips], failed: int) -> None:
+    """Refuse what nothing can be learnt from; say what is learnt from what."""
+    for part in ("train", "valid"):
+        if not parts[part].logmels:
+            raise InputError(f"no readable file is left to {part} on; {failed} of {len(files.paths)} failed")
+    occurs = np.any([target.reshape(-1, len(files.classes)).any(0) for target in parts["train"].targets], axis=0)
+    known = [label for label, there in zip(files.classes, occurs, strict=True) if there]
+    fewest = 2 if files.kind == "multiclass" else 1
+    if len(known) < fewest:
+        there = ", ".join(map(repr, known)) or "no label"
+        raise InputError(f"the readable files to train on have {there}; expected {fewest} or more labels")
+    sys.stderr.write(", ".join(f"{part} {len(clips.logmels)}" for part, clips in parts.items()) + " clips\n")
+    unknown = [label for label in files.classes if label not in known]
+    if unknown:
+        named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        sys.stderr.write(
+            f"no clip to train on has {named}: {len(unknown)} of {len(files.classes)} labels stay unknown\n"
+        )
 
 
 def _trained(
@@ -116,8 +133,7 @@ def _trained(
     primary = "accuracy" if files.kind == "multiclass" else "mAP"
 
     def report(line: dict[str, Any]) -> None:
-        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: value for key, value in line.items() if key != "left"}) + "\n")
+        _put_line(out / "metrics.jsonl", {key: value for key, value in line.items() if key != "left"})
         score = f"validation {primary} {line['score']:.4f}"
         if line["epoch"]:
             score = f"loss {line['loss']:.4f}  {score}  at most {line['left']} left"
@@ -129,6 +145,14 @@ def _trained(
 
     training.run(parts["train"], parts["valid"], judge, out / "finetune.pt", report)
     return training
+
+
+def _put_line(path: Path, line: dict[str, Any]) -> None:
+    """Add an epoch's line; what a killed training wrote of this epoch and later ones goes."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [text for text in lines if json.loads(text)["epoch"] < line["epoch"]]
+    with atomic_write(path, "w") as file:
+        file.writelines(text + "\n" for text in [*kept, json.dumps(line)])
 
 
 def _save(
@@ -152,8 +176,6 @@ def _save(
 
 def _table_files(path: Path, audio_root: Path | None, seed: int, fold: str) -> LabelledFiles:
     table = read_clips(path, audio_root=audio_root)
-    if table.kind == "multiclass" and any(_SEPARATOR in label for labels in table.targets for label in labels):
-        table = read_clips(path, "multilabel", audio_root)
     kind: Kind = "multilabel" if table.kind == "multilabel" else "event" if table.kind == "event" else "multiclass"
     parts = _parts(table, seed, fold)
     known = {name for names, part in zip(table.names, parts, strict=True) if part == "train" for name in names}
@@ -189,14 +211,40 @@ def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
 
 
 def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
-    """Rows (of those) to validate on: about a tenth, with all but rare classes, and whole groups if there are any."""
-    names = table.names
-    clips_of = Counter(name for row in rows for name in names[row])
-    typical = int(np.median(list(clips_of.values() or [0])))
-    units = len({table.groups[row] for row in rows}) if table.groups else len(rows)
-    parts = max(2, min(_VALID_PARTS, typical, units))
-    # The first parts get the rare classes: the last one validates, so that those are learnt at least.
-    return [row for row, part in zip(rows, spread(table, rows, parts, seed), strict=True) if part == parts - 1]
+    """Rows (of those) to validate on: a tenth, more where it has not each label, at most a fifth.
+
+    Labels have their share of it, groups stay whole, and of each label a group or clip is left to train on.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    names = {row: table.names[row] or [""] for row in rows}
+    units: dict[str, list[int]] = {}
+    for row in np.random.default_rng(seed).permutation(rows).tolist():
+        units.setdefault(table.groups[row] if table.groups else str(row), []).append(row)
+    labels_of = {unit: {name for row in own for name in names[row]} for unit, own in units.items()}
+    left = Counter(name for labels in labels_of.values() for name in labels)
+    # Each unit counts for its rarest label, and of each label the units are at even places.
+    rarest = {unit: min(labels, key=lambda name: (left[name], name)) for unit, labels in labels_of.items()}
+    count, turn = Counter(rarest.values()), Counter[str]()
+    place: dict[str, float] = {}
+    for unit, name in rarest.items():
+        place[unit] = (turn[name] + 0.5) / count[name]
+        turn[name] += 1
+    enough = max(1, round(len(rows) / _VALID_PARTS), min(len(left), len(rows) // _MOST_PARTS))
+    held: list[int] = []
+    for unit in sorted(units, key=lambda unit: (max(0, len(units[unit]) - enough), place[unit])):
+        spare = all(left[name] > 1 for name in labels_of[unit])
+        if spare and (not held or len(held) + len(units[unit]) <= enough):
+            held += units[unit]
+            left.subtract(labels_of[unit])
+    if not held:
+        what = "group" if table.groups else "clip"
+        raise InputError(
+            f"{table.source}: no {what} can be held out to validate, as each is the last of a label; label more, or "
+            "mark rows `valid` in a column `split`"
+        )
+    return held
 
 
 def _task_files(task: Task, fold: str) -> LabelledFiles:
@@ -264,11 +312,16 @@ def _crop_frames(model: AudioEncoder, train: Clips, kind: Kind, crop_s: float) -
 
 
 def _score(kind: Kind, probabilities: np.ndarray, targets: np.ndarray) -> float:
-    return scene_score("top1_acc" if kind == "multiclass" else "mAP", probabilities, targets > 0.5)
+    found = targets > 0.5
+    if kind == "multiclass":
+        return scene_score("top1_acc", probabilities, found)
+    # A class that does not occur among these clips says nothing of the classifier.
+    occurring = found.any(0)
+    return scene_score("mAP", probabilities[:, occurring], found[:, occurring]) if occurring.any() else 0.0
 
 
 def _scores(files: LabelledFiles, probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """The primary score, and each class's recall or average precision."""
+    """The primary score, and each class's recall or average precision; classes that do not occur have none."""
     found = targets > 0.5
     if files.kind == "multiclass":
         right = probabilities.argmax(1) == targets.argmax(1)
@@ -281,7 +334,7 @@ def _scores(files: LabelledFiles, probabilities: np.ndarray, targets: np.ndarray
         for i, label in enumerate(files.classes)
         if found[:, i].any()
     }
-    return {"mAP": scene_score("mAP", probabilities, found), "average_precision": precision}
+    return {"mAP": _score(files.kind, probabilities, targets), "average_precision": precision}
 
 
 def _digest_of(files: LabelledFiles) -> str:
@@ -291,8 +344,11 @@ def _digest_of(files: LabelledFiles) -> str:
 
 def _check_same_job(out: Path, job: dict[str, Any]) -> None:
     path = out / "finetune.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else job
-    different = [key for key in job if known.get(key) != job[key]]
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else job
+        different = [key for key in job if known.get(key) != job[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete {out} to begin anew, or choose another") from error
     if different:
         raise InputError(f"{out} has begun with another {' and '.join(different)}; choose another --out, or delete it")
     write_json(path, job)

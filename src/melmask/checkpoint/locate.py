@@ -1,4 +1,4 @@
-"""From what a user names - a run, a checkpoint folder, another project's file, a Hub name - to a model."""
+"""From what a user names - a run, a fine-tuning, a checkpoint folder, another's file, a Hub name - to a model."""
 
 from pathlib import Path
 
@@ -24,7 +24,8 @@ def load_any(source: Path) -> tuple[MaskedAutoencoder, ModelCard, Path]:
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a run, a checkpoint folder or a .pth file")
     steps = sorted((source / "checkpoints").glob("step-*"))
-    folder = steps[-1] if steps else source
+    classifier = source / "classifier"
+    folder = steps[-1] if steps else classifier if (classifier / CONFIG).exists() else source
     if not steps and (source / "run.json").exists():
         raise CheckpointError(
             f"{source} is a run without a checkpoint yet; let melmask pretrain go on until it saves one"

@@ -1,7 +1,8 @@
 """A user's own labels, of one of three kinds, as the clips of a task; and how they are divided into splits.
 
     multiclass   path,label                    one row a clip
-    multilabel   path,labels                   one row a clip, labels separated by ";", none at all allowed
+    multilabel   path,labels                   one row a clip, labels separated by ";", none at all allowed; a column
+                                               `label` with a ";" in any row is such a one
     event        path,label,start_s,end_s      one row an event; a clip without events has one row with these empty
 
 Each with `group`, `fold` and `split` as in `melmask.evaluate.labels`.
@@ -23,6 +24,7 @@ from melmask.evaluate.tasks import FEWEST_FOLDS, Event
 
 KINDS = ("multiclass", "multilabel", "event")
 SCHEMES = ("fold", "split", "new")
+_SEPARATOR = ";"
 _EVENT_COLUMNS = ("label", "start_s", "end_s")
 _VALID_PARTS = 5
 """Where a table has no validation rows, one part in so many of its training rows."""
@@ -77,7 +79,7 @@ def read_clips(path: Path, kind: str | None = None, audio_root: Path | None = No
 
     Args:
         path: the CSV file, see the head of this module.
-        kind: one of `KINDS`; "multilabel" also splits a column `label` at ";".
+        kind: one of `KINDS`; "multiclass" takes a label with a ";" for one.
         audio_root: where relative paths start, see `read_labels`.
 
     Raises:
@@ -107,7 +109,8 @@ def _kind_of(path: Path, columns: dict[str, list[str]]) -> str:
         raise InputError(
             f"{path} has columns `label` and `labels`; say which counts with --kind multiclass or multilabel"
         )
-    return "multilabel" if "labels" in columns else "multiclass"
+    several = "labels" in columns or any(_SEPARATOR in label for label in columns.get("label", ()))
+    return "multilabel" if several else "multiclass"
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
@@ -147,7 +150,9 @@ def _multilabel(
     table = _table(path, columns, audio_root)
     tables.check_unique(path, table.paths)
     cells = _column(path, columns, "label" if "labels" not in columns and "label" in columns else "labels")
-    return table, [list(dict.fromkeys(name.strip() for name in cell.split(";") if name.strip())) for cell in cells]
+    return table, [
+        list(dict.fromkeys(name.strip() for name in cell.split(_SEPARATOR) if name.strip())) for cell in cells
+    ]
 
 
 def _events(path: Path, columns: dict[str, list[str]], audio_root: Path | None) -> tuple[LabelTable, list[list[Event]]]:

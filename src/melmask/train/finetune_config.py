@@ -35,9 +35,10 @@ class FinetuneConfig:
     mixup: float = 0.0
     """Two crops are mixed, log-mels and labels, with a weight from Beta(mixup, mixup); 0: none. None in event tasks."""
     time_mask_ms: float = 200.0
-    """A stretch of each crop up to this long is blanked (SpecAugment, arXiv 1904.08779); 0: none."""
+    """A stretch of each crop up to this long, and a quarter of it, is blanked (SpecAugment, arXiv 1904.08779); 0:
+    none."""
     frequency_mask_mels: int = 8
-    """A band up to this wide is blanked; 0: none."""
+    """A band up to this wide, and a quarter of all, is blanked; 0: none."""
     label_smoothing: float = 0.1
     """Share of each multiclass target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -57,6 +58,7 @@ class FinetuneConfig:
         for name in ("patch_dropout", "label_smoothing"):
             _check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; give a share from 0 to below 1")
         _check(0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; give a share above 0, at most 1")
+        _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to below 2 ** 63")
         _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; give a positive rate")
 
 

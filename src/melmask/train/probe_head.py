@@ -10,6 +10,8 @@ Kind = Literal["multiclass", "multilabel", "event"]
 _PENALTIES = (1000.0, 100.0, 10.0, 1.0)
 """Of the squared weights against the summed loss of all rows."""
 _ITERATIONS = 200
+_CONSTANT, _IGNORED = 1e-3, 1e9
+"""What varies less than this share of the median feature tells nothing; divided by so much it says nothing either."""
 
 
 class Head(nn.Module):
@@ -35,11 +37,13 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
     """Set a head to the linear probe (arXiv 2202.10054) of vectors (rows, dims) and their targets (rows, classes).
 
     Of several penalties the one with the least loss on the validation rows is taken: a head that is too sure of itself
-    has large gradients, and they would spoil the encoder before it has learnt anything.
+    has large gradients, and they would spoil the encoder before it has learnt anything. What hardly varies is ignored:
+    the deviation over time of clips of a single patch is 0, and of longer ones, seen later, it is not.
     """
     with torch.no_grad():
+        std = train[0].std(0, correction=0)
         head.mean.copy_(train[0].mean(0))
-        head.std.copy_(train[0].std(0, correction=0).clamp(min=1e-4))
+        head.std.copy_(torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED))
     inputs, checked = (((rows - head.mean) / head.std).double().cpu() for rows, _ in (train, valid))
     targets, truth = train[1].double(), valid[1].double()
     weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)

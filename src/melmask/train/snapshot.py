@@ -49,16 +49,27 @@ def save_snapshot(
     model, state = engine.inference_model(), {**position._asdict(), **engine.state()}
     if processes.first:
         save_checkpoint(run / CHECKPOINTS / f"step-{position.step:07d}", model, card)
-        try:
-            with atomic_write(run / SNAPSHOT) as file:
-                torch.save(state, file)
-        except RuntimeError as error:
-            # torch.save reports a full disk as an unexpected position in its archive.
-            cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error))
-            raise output_error(run / SNAPSHOT, cause) from error
+        write_state(run / SNAPSHOT, state)
         for old in superfluous(checkpoints_of(run), keep):
             shutil.rmtree(old, ignore_errors=True)
     processes.wait()
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and numbers so that the file appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with atomic_write(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # torch.save reports whatever stops it, a full disk or Ctrl-C, as an unexpected position in its archive.
+        cause = error.__context__
+        if cause is not None and not isinstance(cause, Exception):
+            raise cause from None
+        raise output_error(path, cause if isinstance(cause, OSError) else OSError(str(error))) from error
 
 
 def load_snapshot(run: Path, engine: Engine) -> Position:
