@@ -592,10 +592,8 @@ def test_the_probe_is_no_surer_than_validation_bears(kind):
 
 def test_a_head_ignores_what_did_not_vary_in_training(encoder, tmp_path):
     """Clips of one patch have no deviation over time; of longer ones it is large."""
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 2, configured("epochs=4", "head_epochs=0"), 16, 10.0, torch.device("cpu"),
-        torch.float32,
-    )  # fmt: skip
+    model, config = melmask.load(encoder.name, "cpu").model, configured("epochs=4", "head_epochs=0")
+    training = Finetuning(model, "multiclass", 2, config, 16, 10.0, torch.device("cpu"), torch.float32)
     rng = np.random.default_rng(0)
     clips = [(rng.standard_normal((16, 80)) + 2 * (i % 2)).astype(np.float16) for i in range(24)]
     short = Clips(clips, [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])

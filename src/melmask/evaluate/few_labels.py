@@ -51,6 +51,7 @@ PER_CLASS: tuple[int | str, ...] = (1, 2, 5, 10, ALL)
 DRAWS = 5
 MOST_NEIGHBORS = 10
 LINEAR, KNN = CLASSIFIERS
+_CELL = 24
 _COLUMNS = (
     "task representation classifier per_class mean_per_class accuracy std low_95 high_95 draws test_low_95 test_high_95"
 )
@@ -366,13 +367,13 @@ def _task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
     facts = f"{task['classes']} classes, chance {task['chance']:.3f}, {splits} split{'s' * (splits > 1)}, "
     for judge in CLASSIFIERS:
         yield f"{name}, {judge} probe: {facts}{draws} draw{'s' * (draws > 1)}"
-        yield f"{'labels per class':<18}" + "".join(f"{representation:>20}" for representation in task["scores"])
+        yield f"{'labels per class':<18}" + "".join(f"{representation:>{_CELL}}" for representation in task["scores"])
         for index, point in enumerate(task["points"]):
             label = f"{point['per_class']}{'*' * bool(point['classes_with_fewer'])}"
             label += f" ({point['mean_per_class']:.1f})" if point["per_class"] == ALL else ""
             yield f"{label:<18}{''.join(_cell(of[judge][index]) for of in task['scores'].values())}".rstrip()
         yield ""
-    yield "±: half the 95 % t-interval over draws; it is about which clips were drawn, not about which were tested"
+    yield "[low, high]: 95 % t-interval over draws; it is about which clips were drawn, not about which were tested"
     fewest = next((point for point in task["points"] if point["classes_with_fewer"]), None)
     if fewest is not None:
         short = len(fewest["classes_with_fewer"])
@@ -388,6 +389,6 @@ def _task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
 
 def _cell(score: dict[str, Any]) -> str:
     if score["interval_95"] is None:
-        return f"{score['accuracy']:.3f}        ".rjust(20)
+        return f"{score['accuracy']:.3f}".ljust(len("0.000 [0.000, 0.000]")).rjust(_CELL)
     low, high = score["interval_95"]
-    return f"{score['accuracy']:.3f} ± {(high - low) / 2:.3f}".rjust(20)
+    return f"{score['accuracy']:.3f} [{low:.3f}, {high:.3f}]".rjust(_CELL)
