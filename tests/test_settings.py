@@ -77,6 +77,7 @@ def test_overrides_that_are_valid_only_together_may_be_given_together():
         ("optimizer.learning_rat", "optimizer.learning_rate"),
         ("learning_rate", "optimizer.learning_rate"),
         ("lerning_rate", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
         ("optimiser.steps", "optimizer.steps"),
         ("training.batch_size", "data.batch_size"),
         ("model.patch_size", "model.patch_mels"),

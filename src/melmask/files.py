@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from melmask.errors import OutputError
 
 
@@ -55,3 +57,23 @@ def ensure_folder(path: Path) -> Path:
     except OSError as error:
         raise output_error(path, error) from error
     return path
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make `folder` as `ensure_folder` does, and keep other jobs from it until this one is done, or dies.
+
+    Raises:
+        OutputError: it cannot be written to, or another job is at it.
+    """
+    lock = FileLock(ensure_folder(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"another melmask is writing to {folder}; wait for it, or choose another place") from None
+    except OSError as error:
+        raise output_error(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

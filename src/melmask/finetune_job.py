@@ -28,7 +28,7 @@ from melmask.evaluate.labels import sorted_names
 from melmask.evaluate.metrics import scene_score
 from melmask.evaluate.task_table import ClipTable, read_clips
 from melmask.evaluate.tasks import METADATA, Event, Task, read_task
-from melmask.files import atomic_write, ensure_folder, write_json
+from melmask.files import atomic_write, claimed, write_json
 from melmask.hardware import pick_precision
 from melmask.progress import track
 from melmask.train.finetune import Clips, Finetuning, Kind
@@ -80,8 +80,13 @@ def finetune(
     is_task = (labels / METADATA).is_file()
     files = _task_files(read_task(labels), fold) if is_task else _table_files(labels, audio_root, config.seed, fold)
     model = load(source, device)
-    ensure_folder(out)
-    _check_same_job(out, {"model": model.sha256, "labels": _digest_of(files), "config": asdict(config)})
+    with claimed(out):
+        _check_same_job(out, {"model": model.sha256, "labels": _digest_of(files), "config": asdict(config)})
+        return _finetuned(model, files, config, out)
+
+
+def _finetuned(model: AudioEncoder, files: LabelledFiles, config: FinetuneConfig, out: Path) -> dict[str, Any]:
+    """Train, save and score."""
     logmels, errors = _read_logmels(model, files.paths)
     with atomic_write(out / "failed.csv", "w") as file:
         csv.writer(file).writerows([("path", "reason"), *((str(p), reason) for p, reason in errors.items())])

@@ -85,7 +85,10 @@ def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
 def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     # A bare `learning_rate` is nearest to `optimizer.learning_rate`: compare the last parts too.
     tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    near = difflib.get_close_matches(path, list(known), 1, 0.6)
+    # lr is short for learning_rate, and nearest to nothing.
+    initials = {"".join(word[:1] for word in tail.split("_")): key for tail, key in tails.items() if "_" in tail}
+    short = path.rsplit(".", 1)[-1]
+    near = [initials[short]] if short in initials else difflib.get_close_matches(path, list(known), 1, 0.6)
     near = near or [tails[t] for t in difflib.get_close_matches(path.rsplit(".", 1)[-1], list(tails), 1, 0.6)]
     hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
     return f"unknown configuration key {path!r}; {hint}"

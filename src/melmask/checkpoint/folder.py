@@ -4,6 +4,7 @@ config.json holds all that inference needs: architecture, front end, statistics;
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,9 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
         # safetensors makes its file readable by its owner alone.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
+        # On the disk before an older one is let go of: power may fail.
+        with (partial / WEIGHTS).open("rb") as file:
+            os.fsync(file.fileno())
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)

@@ -21,7 +21,7 @@ from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
 from melmask.data.store import StoreWriter
 from melmask.errors import AudioFileError, InputError
-from melmask.files import ensure_folder
+from melmask.files import claimed
 from melmask.hardware import available_cores
 from melmask.progress import track
 
@@ -53,13 +53,12 @@ def prepare(
     Raises:
         InputError: no sound files, or none of them readable.
         StoreError: the store was begun with another front end.
-        OutputError: the folder cannot be written to.
+        OutputError: the folder cannot be written to, or another job is at it.
     """
     # resolve() would follow links.
     paths = dict.fromkeys(os.path.abspath(path) for path in find_audio(sources))  # noqa: PTH100
-    ensure_folder(folder)
     workers = threads or available_cores()
-    with closing(StoreWriter(folder, front_end, shard_mb)) as writer:
+    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb)) as writer:
         todo = [path for path in paths if path not in writer.done]
         for clip in track(_clips(todo, front_end, workers), len(todo), "prepare"):
             if clip.error is None:

@@ -33,7 +33,7 @@ from melmask.evaluate.metrics import higher_is_better
 from melmask.evaluate.probe import t_interval, wilson_interval
 from melmask.evaluate.protocol import GRID_POINTS, PROTOCOLS, SplitResult, grid_of, run_task
 from melmask.evaluate.tasks import DataSplit, Task, find_tasks
-from melmask.files import atomic_write, ensure_folder, write_json
+from melmask.files import atomic_write, claimed, write_json
 from melmask.hardware import pick_device
 from melmask.progress import track
 
@@ -74,7 +74,7 @@ def evaluate(
     Raises:
         InputError, CheckpointError, ConfigError: a task folder, model, protocol or choice that cannot be used.
         InputError: nothing of this call worked; the report says why.
-        OutputError: `out` cannot be written to.
+        OutputError: `out` cannot be written to, or another job is at it.
     """
     for protocol in protocols:
         if protocol not in PROTOCOLS:
@@ -87,13 +87,26 @@ def evaluate(
     precision = head_precision(precision, device)
     grids = {task.title: grid_of(task, grid_points, precision) for task in found}
     clients = [open_client(source, choice) for source in dict.fromkeys(models)]
-    ensure_folder(out)
+    with claimed(out):
+        return _evaluate(clients, found, protocols, grids, seed, device, out, tasks_folder)
+
+
+def _evaluate(
+    clients: Sequence[Client],
+    tasks: Sequence[Task],
+    protocols: Sequence[str],
+    grids: dict[str, list[HeadConfig]],
+    seed: int,
+    device: torch.device,
+    out: Path,
+    tasks_folder: Path,
+) -> dict[str, Any]:
     report = _read_report(out, tasks_folder)
     name_apart(clients, {model["name"]: model.get("identity") for model in report["models"]})
     reasons: list[str | None] = []
     for client in clients:
         _put(report["models"], ("name",), _facts_of_model(client))
-        for task in found:
+        for task in tasks:
             _put(report["tasks"], ("title",), _facts_of_task(task))
             for protocol in protocols:
                 reasons.append(_judge_pair(client, task, protocol, grids[task.title], seed, device, out, report))

@@ -9,7 +9,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from melmask.config import PretrainConfig
 from melmask.data.store import Store
 from melmask.data.stream import CropStream
 from melmask.errors import ConfigError, TrainingError
-from melmask.files import ensure_folder
+from melmask.files import claimed
 from melmask.geometry import grid_of
 from melmask.hardware import keep_freed_memory, matmul_peak
 from melmask.models.flops import step_flops
@@ -92,12 +92,14 @@ def pretrain(
     Raises:
         ConfigError: the model does not fit the store's front end, the run was begun with another store, or the batch
             cannot be shared by the processes.
+        OutputError: the run's folder cannot be written to, or another job is at it.
         TrainingError: the loss is not finite any more or has jumped; the last snapshot is kept.
     """
     keep_freed_memory()
-    with joined_processes(config.hardware) as processes:
+    with joined_processes(config.hardware) as processes, ExitStack() as own:
         _check_batch(config, processes.count)
-        ensure_folder(run)
+        if processes.first:
+            own.enter_context(claimed(run))
         check_store(run, store)
         card = build_card(store, config)
         engine = Engine(config, store.statistics, processes)

@@ -1,0 +1,53 @@
+"""Folders that jobs write to: one job at a time."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from hear_folders import write_fold_task
+
+from melmask.config import FrontEndConfig
+from melmask.data.prepare import prepare
+from melmask.errors import OutputError
+from melmask.evaluate.clients import Choice
+from melmask.evaluate.hear_job import evaluate
+from melmask.files import claimed
+from melmask.finetune_job import finetune
+from melmask.train.finetune_config import FinetuneConfig
+from melmask.train.pretrain import pretrain
+
+
+def test_a_folder_is_one_jobs_until_that_ends(tmp_path):
+    message = "another melmask is writing to .*out; wait"
+    with claimed(tmp_path / "out"), pytest.raises(OutputError, match=message), claimed(tmp_path / "out"):
+        pass
+    with claimed(tmp_path / "out"):
+        pass
+
+
+def test_a_killed_job_leaves_its_folder_free(tmp_path):
+    holds = "import sys, pathlib, melmask.files as f\nwith f.claimed(pathlib.Path(sys.argv[1])): print(), input()"
+    words = [sys.executable, "-u", "-c", holds, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        job.stdout.readline()
+        with pytest.raises(OutputError), claimed(tmp_path):
+            pass
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    with claimed(tmp_path):
+        pass
+
+
+def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folder, sound_folder, tmp_path):
+    out, task = tmp_path / "out", write_fold_task(tmp_path / "tasks")
+    for job in (
+        lambda: prepare([sound_folder], out, FrontEndConfig()),
+        lambda: pretrain(store, out, configure()),
+        lambda: finetune(str(run_folder), task, out, FinetuneConfig(), device="cpu"),
+        lambda: evaluate(["logmel"], task.parent, out, choice=Choice(device="cpu")),
+    ):
+        with claimed(out), pytest.raises(OutputError, match="another melmask is writing to"):
+            job()
+    assert [path.name for path in out.iterdir()] in ([], [".lock"])
