@@ -240,7 +240,7 @@ def test_an_event_is_as_long_as_the_steps_it_covers(trained, tmp_path, monkeypat
     classifier = load_classifier(trained[0], "cpu")
 
     def told(active, seconds=3.0, **settings):
-        return events_told(classifier, tmp_path, monkeypatch, active, seconds, **settings)[0]
+        return events_told(classifier, tmp_path, monkeypatch, active, seconds, **{"hop_ms": 160.0} | settings)[0]
 
     # Steps are centred at 75 + 160 k ms; five of 160 ms are 0.8 s, with filters of one, two and three steps alike.
     five = [(0.475, 1.275)]
@@ -256,6 +256,9 @@ def test_an_event_is_as_long_as_the_steps_it_covers(trained, tmp_path, monkeypat
     # At the end of the file an event ends, though the step goes on; also where there is but one step.
     assert told([-1], 2.0, min_duration_ms=0.0)[0][1] == 2.0
     assert told([0], 0.12, min_duration_ms=0.0) == [(0.0, 0.12)]
+    # Steps of 40 ms are the default.
+    (event,) = told(list(range(20, 40)), hop_ms=None)
+    assert event[1] - event[0] == pytest.approx(0.8)
 
 
 def test_a_file_without_events_has_a_row(trained, tmp_path, monkeypatch):

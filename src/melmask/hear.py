@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from melmask.checkpoint.folder import ModelCard
 from melmask.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, ConfigError
 
@@ -64,13 +65,16 @@ def hear_model(
     Raises:
         ConfigError: a choice that the model does not offer.
     """
-    card = encoder.card
-    divisors = [d for d in range(1, card.model.patch_frames + 1) if card.model.patch_frames % d == 0]
-    hops_ms = [d * card.front_end.hop_ms for d in divisors]
-    fitting = [hop for hop in hops_ms if hop <= _LONGEST_HOP_MS] or hops_ms[:1]
-    hop_ms = fitting[-1] if hop_ms is None else hop_ms
+    hop_ms = default_hop_ms(encoder.card) if hop_ms is None else hop_ms
     encoder.check_choice(layer, pooling, hop_ms, scene)
     return HearModel(encoder, hop_ms, layer, pooling, scene)
+
+
+def default_hop_ms(card: ModelCard) -> float:
+    """The longest time between frame vectors within HEAR's 50 ms that the model's patches allow, or their shortest."""
+    divisors = [d for d in range(1, card.model.patch_frames + 1) if card.model.patch_frames % d == 0]
+    hops_ms = [d * card.front_end.hop_ms for d in divisors]
+    return ([hop for hop in hops_ms if hop <= _LONGEST_HOP_MS] or hops_ms[:1])[-1]
 
 
 def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel) -> Float[Tensor, "clips dims"]:

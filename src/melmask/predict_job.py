@@ -14,6 +14,7 @@ from melmask.errors import ConfigError, InputError
 from melmask.evaluate.events import events_of
 from melmask.extract import FileEmbedding, embed_files
 from melmask.files import ensure_folder, output_error
+from melmask.hear import default_hop_ms
 from melmask.progress import track
 from melmask.tables import write_rows
 
@@ -52,7 +53,7 @@ def predict_files(
         out: X.csv, X.jsonl or X.parquet.
         events: What sounds when, instead of what a whole file is.
         threshold: What a label's probability has to exceed; of one label a clip, the likeliest is always given.
-        hop_ms: Time between the steps of events; by default the model's patch.
+        hop_ms: Time between the steps of events; by default the longest within 50 ms, as in HEAR.
         median_filter_ms: Over time, before the threshold: as many whole steps as fit, an odd number.
         min_duration_ms: Shorter events are dropped.
 
@@ -66,6 +67,8 @@ def predict_files(
     if not paths:
         raise InputError("no files were given; expected one sound file at least")
     choice = _checked(median_filter_ms=median_filter_ms, min_duration_ms=min_duration_ms, threshold=threshold)
+    if events and hop_ms is None:
+        hop_ms = default_hop_ms(classifier.encoder.card)
     ensure_folder(out.parent)
     journal = _Journal(out, [classifier.sha256, events, hop_ms, choice])
     done = journal.read()

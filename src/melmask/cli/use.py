@@ -181,7 +181,7 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--events", action="store_true", help="what sounds when, instead of what a whole file is")
     sub.add_argument("--threshold", type=float, default=0.5, help="what a probability has to exceed (%(default)s)")
     sub.add_argument(
-        "--hop-ms", type=float, help="time between the steps of events, a divisor of a patch's (a patch's)"
+        "--hop-ms", type=float, help="time between the steps of events, a divisor of a patch's (40 if it is)"
     )
     sub.add_argument("--median-filter-ms", type=float, default=250.0, help="over time, for events (%(default)s)")
     sub.add_argument("--min-duration-ms", type=float, default=125.0, help="of an event (%(default)s)")
