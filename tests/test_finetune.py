@@ -211,6 +211,8 @@ def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
     predict_files(classifier, paths, tmp_path / "x.parquet", events=True, hop_ms=40.0, median_filter_ms=0.0)
     rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert {"path", "start_s", "end_s", "label", "probability", "error"} == set(rows[0])
+    types = {field.name: str(field.type) for field in pq.read_schema(tmp_path / "x.parquet")}
+    assert (types["error"], types["start_s"]) == ("string", "double")
     assert all(0 <= row["start_s"] < row["end_s"] <= 3.1 for row in rows)
     truth = json.loads((folder / "test.json").read_text())
     near = [

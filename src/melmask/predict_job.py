@@ -86,7 +86,8 @@ def predict_files(
         journal.remove()
         raise InputError(f"none of the {len(paths)} files could be read, as {failed[0]}")
     table = [{"path": str(path), **row} for path in paths for row in done[str(path)]]
-    write_rows(out, ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"], table)
+    times = {"start_s": float, "end_s": float} if events else {}
+    write_rows(out, {"path": str, **times, "label": str, "probability": float, "error": str}, table)
     journal.remove()
     return PredictionReport(len(paths) - len(failed), len(failed), len(table))
 

@@ -16,7 +16,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,14 +269,17 @@ def _write_npz(file: Any, tables: Iterable[pa.Table], settings: dict[str, Any]) 
     np.savez(file, **arrays, **frames)
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: Path, columns: Mapping[str, type[str] | type[float]], rows: Sequence[dict[str, Any]]) -> None:
     """A small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
+
+    Columns have their types there even where they are empty, so that tables of many jobs fit together.
 
     Raises:
         OutputError: where it cannot be written.
     """
     if path.suffix == ".parquet":
-        arrays = {name: pa.array([row.get(name) for row in rows]) for name in columns}
+        types = {str: pa.string(), float: pa.float64()}
+        arrays = {name: pa.array([row.get(name) for row in rows], types[kind]) for name, kind in columns.items()}
         with atomic_write(path) as file:
             pq.write_table(pa.table(arrays), file)
         return
