@@ -223,7 +223,7 @@ def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
     Raises:
         InputError: there is no such row.
     """
-    names = {row: table.names[row] or [""] for row in rows}
+    names = [own or [""] for own in table.names]
     units: dict[str, list[int]] = {}
     for row in np.random.default_rng(seed).permutation(rows).tolist():
         units.setdefault(table.groups[row] if table.groups else str(row), []).append(row)

@@ -319,7 +319,7 @@ class Finetuning:
 def _blank(x: np.ndarray, widest: int, axis: int, rng: np.random.Generator) -> None:
     """Set a stretch of random place and width along `axis` of each crop to 0, the corpus mean, in place.
 
-    At most a quarter of a crop, of which more than the label has to be left.
+    At most a quarter of a crop: enough has to be left to tell by.
     """
     if widest < 1:
         return
