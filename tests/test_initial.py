@@ -38,7 +38,7 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
     expected = state(configure(), 11)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
-    assert text.endswith("its encoder and its decoder, units of 96 frames instead of 64")
+    assert text.endswith("its encoder and its decoder, units of 80x96 instead of 80x64")
     # The longer model's first columns are where the shorter one had them.
     short, long = build_model(configure().model), build_model(config.model)
     assert torch.equal(long.encoder.positions_for(4), short.encoder.positions)
@@ -47,8 +47,16 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
 def test_another_front_end_is_said(source, configure):
     _, text = initial_weights(source, configure(), FrontEndConfig(hop_samples=320, max_hz=4000.0))
     assert text.endswith("it knows other log-mels: hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here")
-    with pytest.raises(ConfigError, match=r"the store has 40 mel bands, but .* 80; prepare a store of mels=80"):
-        initial_weights(source, configure("model.mels=40", "model.patch_mels=8"), FRONT_END)
+
+
+def test_another_number_of_mel_bands_is_another_number_of_rows_from_the_lowest_band_on(source, configure):
+    config = configure("model.mels=128")
+    weights, text = initial_weights(source, config, FrontEndConfig(mels=128))
+    assert "units of 128x64 instead of 80x64; it knows other log-mels: mels 80 there and 128 here" in text
+    tall, low = build_model(config.model), build_model(configure().model)
+    tall.load_state_dict(weights)
+    assert torch.equal(tall.encoder.positions[: 5 * 4], low.encoder.positions)
+    assert len(tall.encoder.positions) == 8 * 4
 
 
 @pytest.mark.parametrize("change", ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32"])
