@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from melmask.hardware import available_cores, inference_precision, keep_freed_memory, quick_products_are_exact
+from melmask import hardware
+from melmask.hardware import (
+    available_cores,
+    inference_precision,
+    keep_freed_memory,
+    quick_products_are_exact,
+    use_threads,
+)
 
 CPU = torch.device("cpu")
 
@@ -55,3 +62,19 @@ def test_memory_can_be_kept_and_cores_counted():
     keep_freed_memory()
     assert torch.ones(10_000_000).sum() == 10_000_000
     assert available_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("told", "threads", "sharing", "expected"),
+    [("1", 0, 1, 1), ("", 0, 1, 6), ("none", 0, 1, 6), ("0", 0, 1, 6), ("1", 0, 3, 2), ("1", 4, 1, 4)],
+)
+def test_a_process_alone_keeps_to_the_threads_it_was_told(monkeypatch, told, threads, sharing, expected):
+    """torchrun tells each of several processes 1, whatever the cores."""
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(hardware, "available_cores", lambda: 6)
+    before = torch.get_num_threads()
+    try:
+        use_threads(threads, sharing)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

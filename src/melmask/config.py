@@ -291,7 +291,7 @@ class HardwareConfig:
     """Arithmetic of the forward and backward pass; 'auto' is bf16 where the device computes it natively. fp16 scales
     the loss, and is for GPUs without bf16."""
     threads: int = 0
-    """CPU threads of the arithmetic; 0 for all cores this process may use."""
+    """CPU threads of the arithmetic; 0 for OMP_NUM_THREADS or, without it, all cores this process may use."""
     readers: int = 2
     """Threads that read batches ahead."""
     micro_batch: int = 0

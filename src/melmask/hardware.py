@@ -127,8 +127,14 @@ def available_cores() -> int:
 
 
 def use_threads(threads: int, sharing: int = 1) -> None:
-    """Compute with `threads` CPU threads; 0 for this process' part of the cores if `sharing` processes use them."""
-    torch.set_num_threads(threads or max(1, available_cores() // sharing))
+    """Compute with `threads` CPU threads; 0 for this process' part of the cores if `sharing` processes use them.
+
+    A process alone keeps to OMP_NUM_THREADS where that is set: more threads than cores are free are many times slower.
+    Of several, torchrun sets it to 1, whatever the cores.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "") if sharing == 1 else ""
+    cores = int(told) if told.isdecimal() and int(told) else max(1, available_cores() // sharing)
+    torch.set_num_threads(threads or cores)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, cpu_size: int = _CPU_PRODUCT_SIZE) -> float:
