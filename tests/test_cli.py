@@ -350,3 +350,16 @@ def test_bench_says_how_fast_and_where_a_step_goes(run, refused, tmp_path):
 def test_a_scene_that_does_not_exist_is_refused(job, sounds, refused, tmp_path):
     text = refused("embed", sounds, "--model", job / "run", "--out", tmp_path / "x.npz", "--scene", "median")
     assert "known are mean, mean+std" in text
+
+
+def test_convert_deletes_nothing_that_is_not_its_own(run_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years")
+    for target in (out, run_folder):
+        before = sorted(path.name for path in target.iterdir())
+        assert main(["convert", str(run_folder), str(target)]) == 2
+        assert "would be lost; give a new or an empty folder" in capsys.readouterr().err
+        assert sorted(path.name for path in target.iterdir()) == before
+    for _ in range(2):
+        assert main(["convert", str(run_folder), str(tmp_path / "new")]) == 0

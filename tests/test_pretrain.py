@@ -1,7 +1,9 @@
+import io
 import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from melmask.audio.statistics import moments_of
 from melmask.checkpoint.folder import load_checkpoint, read_card
+from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig
 from melmask.data.store import Store, StoreWriter
 from melmask.errors import CheckpointError, ConfigError, OutputError, TrainingError
@@ -371,3 +374,23 @@ def test_weight_decay_is_for_matrices_only(configure):
         "encoder.norm.weight",
         "encoder.blocks.0.attn.q_bias",
     } < free_names
+
+
+def test_a_run_outlives_the_reader_of_its_log(store, configure, tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert pretrain(store, tmp_path, configure("optimizer.steps=4")).step == 4
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000004"]
+
+
+def test_a_copy_of_a_checkpoint_under_a_longer_name_is_not_the_runs(store, configure, tmp_path):
+    pretrain(store, tmp_path, configure("optimizer.steps=4"))
+    kept = tmp_path / "checkpoints" / "step-0000004-good"
+    shutil.copytree(checkpoints_of(tmp_path)[0], kept)
+    assert pretrain(store, tmp_path, configure("optimizer.steps=4")).step == 4
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000004"]
+    assert load_any(tmp_path)[2].name == "step-0000004"
+    assert kept.exists()

@@ -51,6 +51,8 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
     Raises:
         OutputError: where it cannot be written.
     """
+    # A folder named "." has no name to put another one beside.
+    folder = folder.absolute()
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -23,7 +23,7 @@ def load_any(source: Path) -> tuple[MaskedAutoencoder, ModelCard, Path]:
         return *read_foreign(source), source
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a run, a checkpoint folder or a .pth file")
-    steps = sorted((source / "checkpoints").glob("step-*"))
+    steps = sorted(path for path in (source / "checkpoints").glob("step-*") if path.name[len("step-") :].isdecimal())
     classifier = source / "classifier"
     folder = steps[-1] if steps else classifier if (classifier / CONFIG).exists() else source
     if not steps and (source / "run.json").exists():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from melmask.cli.options import Command, add_model, add_settings_help
 from melmask.config import Statistics
+from melmask.errors import OutputError
 from melmask.settings import to_dict, with_overrides
 from melmask.train.finetune_config import FinetuneConfig
 
@@ -102,9 +103,13 @@ def predict(options: argparse.Namespace) -> int:
 def convert(options: argparse.Namespace) -> int:
     """Others' checkpoints to ours, or ours to the original's."""
     from melmask.checkpoint.convert import save_msm_mae
-    from melmask.checkpoint.folder import save_checkpoint
+    from melmask.checkpoint.folder import CONFIG, WEIGHTS, save_checkpoint
     from melmask.checkpoint.locate import load_any
 
+    # The folder is replaced as a whole.
+    others = {path.name for path in options.out.iterdir()} - {CONFIG, WEIGHTS} if options.out.is_dir() else set()
+    if others:
+        raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or an empty folder")
     model, card, source = load_any(options.model)
     card = replace(card, front_end=with_overrides(card.front_end, options.settings))
     if options.statistics:

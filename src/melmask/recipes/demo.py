@@ -1,14 +1,15 @@
 """Two minutes on two CPU cores, for the synthetic sounds of `melmask demo`."""
 
-from melmask.config import DataConfig, OptimizerConfig, PretrainConfig, RunConfig
+from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
 from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """A narrow, shallow network that learns the demo's patterns in a few hundred steps."""
+    """A narrow, shallow network that learns the demo's patterns in a few hundred steps; Muon and targets as in tiny."""
     return PretrainConfig(
         model=preset("tiny", depth=4, decoder_width=96, decoder_heads=3),
+        masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=128),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=800, warmup_steps=60),
+        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=800, warmup_steps=60),
         run=RunConfig(log_interval_steps=25, snapshot_interval_s=30.0, picture_interval_steps=200),
     )

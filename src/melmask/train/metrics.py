@@ -65,8 +65,7 @@ class MetricsLog(Log):
             f"{row['crops_per_s']:.0f} crops/s  {duration_text(row['left_s'])} left"
         )
         # On a terminal one line is written over and over.
-        sys.stderr.write(f"\r{text:<78}" if sys.stderr.isatty() else text + "\n")
-        sys.stderr.flush()
+        _say(f"\r{text:<78}" if sys.stderr.isatty() else text + "\n")
 
     def note(self, step: int, numbers: dict[str, float]) -> None:
         """Log numbers of their own, without a loss; `read_metrics` joins them to the step's row if it has one."""
@@ -74,14 +73,14 @@ class MetricsLog(Log):
             return
         self._append({"step": step, **numbers})
         named = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        sys.stderr.write(f"\n{named}\n" if sys.stderr.isatty() else f"step {step}: {named}\n")
+        _say(f"\n{named}\n" if sys.stderr.isatty() else f"step {step}: {named}\n")
 
     def event(self, step: int, event: str, text: str) -> None:
         """Note something that happened at `step` in events.jsonl; what went wrong is said on the terminal too."""
         with (self._run / EVENTS).open("a") as file:
             file.write(json.dumps({"step": step, "event": event, "text": text}) + "\n")
         if event in ("rollback", "spike"):
-            sys.stderr.write(f"\nmelmask: step {step}: {text}\n")
+            _say(f"\nmelmask: step {step}: {text}\n")
 
     def _append(self, row: dict[str, Any]) -> None:
         try:
@@ -101,3 +100,10 @@ class MetricsLog(Log):
             board.close()
         if sys.stderr.isatty():
             sys.stderr.write("\n")
+
+
+def _say(text: str) -> None:
+    """To standard error, if anybody still reads it: a run is worth more than its log."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -127,4 +127,5 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The run's whole checkpoints, oldest first."""
-    return sorted((run / CHECKPOINTS).glob("step-*"))
+    # A copy that somebody has kept under a longer name is not the run's.
+    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.name[len("step-") :].isdecimal())
