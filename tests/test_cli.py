@@ -240,7 +240,7 @@ def test_what_is_no_model_is_refused(sounds, refused, tmp_path):
         ("optimizer.steps=many", "expected a whole number"),
         ("model.patch_mels=7", "divisor of model.mels"),
         ("masking.ratio=1.5", "between 0 and 1"),
-        ("hardware.threads=-1", "hardware.threads is -1; give 0 or more"),
+        ("hardware.threads=-1", "hardware.threads is -1; give 0 to 1024"),
         ("run.snapshot_interval_s=-1", "run.snapshot_interval_s is -1.0; give 0 or more"),
         ("hardware.precision=fp16", "'fp32'"),
         ("--optimizer.learning_rat=1", "nearest is 'optimizer.learning_rate'"),

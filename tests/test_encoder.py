@@ -312,6 +312,7 @@ def test_by_default_the_last_layer_is_normalised(encoder, sound):
         ({"pooling": "max"}, "pooling is 'max'; known are concat, mean, mean.max, cls"),
         ({"hop_ms": 30.0}, "hop_ms is 30; this model's steps allow 10, 20, 40, 80, 160"),
         ({"hop_ms": 0.0}, "hop_ms is 0; this model's steps allow"),
+        ({"hop_ms": float("nan")}, "hop_ms is nan; this model's steps allow"),
         ({"hop_ms": 320.0}, "hop_ms is 320; this model's steps allow"),
     ],
 )

@@ -309,7 +309,7 @@ class HardwareConfig:
             f"hardware.precision is {self.precision!r}; give 'auto', 'fp32', 'bf16' or 'fp16'",
         )
         _check(self.readers > 0, f"hardware.readers is {self.readers}; give at least 1")
-        _check(self.threads >= 0, f"hardware.threads is {self.threads}; give 0 or more")
+        _check(0 <= self.threads <= 1024, f"hardware.threads is {self.threads}; give 0 to 1024")
         _check(self.micro_batch >= 0, f"hardware.micro_batch is {self.micro_batch}; give 0 or more")
         _check(self.sharding in ("none", "fsdp"), f"hardware.sharding is {self.sharding!r}; give 'none' or 'fsdp'")
 

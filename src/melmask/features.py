@@ -5,6 +5,7 @@ divisor of it, the clip is passed through once a *phase*, each shifted by one mo
 interleaved: dense frame vectors from a model with wide patches. The scene vector always comes from the unshifted phase.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -83,7 +84,7 @@ def step_grid(patch_frames: int, hop_ms: float | None, config: FrontEndConfig) -
     """
     if hop_ms is None:
         return StepGrid(patch_frames, patch_frames)
-    hop_frames = round(hop_ms / config.hop_ms)
+    hop_frames = round(hop_ms / config.hop_ms) if math.isfinite(hop_ms) else 0
     if abs(hop_frames * config.hop_ms - hop_ms) > 1e-6 or hop_frames < 1 or patch_frames % hop_frames:
         known = [d * config.hop_ms for d in range(1, patch_frames + 1) if patch_frames % d == 0]
         raise ConfigError(f"hop_ms is {hop_ms:g}; this model's steps allow {', '.join(f'{ms:g}' for ms in known)}")

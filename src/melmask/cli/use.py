@@ -126,6 +126,13 @@ def convert(options: argparse.Namespace) -> int:
         f"{card.front_end.sample_rate_hz} Hz, "
         f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
     )
+    if options.to == "msm-mae":
+        print(
+            "the file holds neither these statistics nor the front end nor the number of heads: tell them to its reader"
+            f" (melmask: --statistics {card.statistics.mean:g} {card.statistics.std:g})"
+        )
+        if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
+            print("readers of that form take heads for 64 wide, as some of these are not: they compute something else")
     return 0
 
 
