@@ -363,3 +363,13 @@ def test_convert_deletes_nothing_that_is_not_its_own(run_folder, tmp_path, capsy
         assert sorted(path.name for path in target.iterdir()) == before
     for _ in range(2):
         assert main(["convert", str(run_folder), str(tmp_path / "new")]) == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")])
+def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
+    def failing(_):
+        raise error
+
+    monkeypatch.setattr("melmask.cli.learn.settings", failing)
+    assert main(["settings", "demo"]) == 2
+    assert capsys.readouterr().err.startswith("melmask: error: out of memory; take a smaller batch")

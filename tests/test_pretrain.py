@@ -208,6 +208,7 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_r
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000001"]
     pretrain(store, tmp_path, configure())
     assert_same_weights(tmp_path, whole_run)
 

@@ -20,6 +20,9 @@ _ORDER = (
 )
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
     parser = _parser()
@@ -37,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output, such as `head`, has seen enough.
         sys.stderr.close()
         return 0
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a RuntimeError for it.
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):
+            raise
+        return _fail("out of memory; take a smaller batch (pretrain: hardware.micro_batch, data.batch_size) or model")
     except OSError as error:
         return _fail(
             f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and space"

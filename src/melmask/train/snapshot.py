@@ -15,7 +15,7 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import RunConfig
-from melmask.errors import CheckpointError
+from melmask.errors import CheckpointError, OutputError
 from melmask.files import atomic_write, output_error
 from melmask.train.engine import Engine
 from melmask.train.processes import Processes
@@ -48,8 +48,16 @@ def save_snapshot(
     """
     model, state = engine.inference_model(), {**position._asdict(), **engine.state()}
     if processes.first:
-        save_checkpoint(run / CHECKPOINTS / f"step-{position.step:07d}", model, card)
-        write_state(run / SNAPSHOT, state)
+        checkpoint = run / CHECKPOINTS / f"step-{position.step:07d}"
+        known = checkpoint.exists()
+        save_checkpoint(checkpoint, model, card)
+        try:
+            write_state(run / SNAPSHOT, state)
+        except OutputError:
+            # On a full disk each start would leave one more that nothing goes on from.
+            if not known:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
         for old in superfluous(checkpoints_of(run), keep):
             shutil.rmtree(old, ignore_errors=True)
     processes.wait()
