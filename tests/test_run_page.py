@@ -105,7 +105,7 @@ class _Tags(HTMLParser):
 
 def written(run, numbers=None):
     path = write_run_page(run, numbers)
-    assert path == run / "index.html" and not list(run.glob(".*"))
+    assert path == run / "index.html" and not list(run.glob(".*.partial"))
     return _Tags(path.read_text(encoding="utf-8"))
 
 
