@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from melmask.hardware import pick_device, use_threads
 
 _PATIENCE = timedelta(hours=1)
 """The others wait so long for the first one, which alone looks at the model as it goes."""
+_SETTLE_S = 0.25
 
 
 class Processes(NamedTuple):
@@ -106,4 +108,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), count, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
+        # gloo's threads let go of the last tensors under the GIL, which destroying the groups holds while it waits for
+        # these threads: now and then that would never end. Asleep, this thread leaves the GIL to them.
+        time.sleep(_SETTLE_S)
         dist.destroy_process_group()
