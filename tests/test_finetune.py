@@ -17,7 +17,9 @@ from melmask import finetune_job
 from melmask.classifier import AudioClassifier, ClassifierCard, load_classifier
 from melmask.cli import main
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
+from melmask.evaluate import labelled_files
 from melmask.evaluate.probe import standardize
+from melmask.evaluate.tasks import read_task
 from melmask.files import atomic_write
 from melmask.finetune_job import finetune
 from melmask.predict_job import predict_files
@@ -165,8 +167,60 @@ def test_a_full_disk_and_a_stop_while_it_saves_are_told_as_such(run_folder, tabl
 
 def test_a_damaged_record_of_the_job_is_refused_in_one_line(run_folder, table, tmp_path):
     (tmp_path / "finetune.json").write_text('{"model": ')
+    (tmp_path / "finetune.pt").touch()
     with pytest.raises(CheckpointError, match=r"finetune\.json is damaged .* delete .* to begin anew"):
         finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+
+
+def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, table, tmp_path):
+    rows = [["path", "label", "split"], *([row["path"], row["label"], row["split"]] for row in read_table(table))]
+    unreadable = [["broken.wav", "low", "train"], ["gone.wav", "high", "train"]]
+    first = write_table(table.parent, [rows[0], *unreadable, *(row for row in rows if row[2] == "valid")], "first.csv")
+    with pytest.raises(InputError, match="no readable file is left to train on; 2 of"):
+        finetune(str(run_folder), first, tmp_path, configured("epochs=1"), device="cpu")
+    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+    with pytest.raises(InputError, match="has begun with another labels"):
+        finetune(str(run_folder), first, tmp_path, configured("epochs=1"), device="cpu")
+
+
+def test_a_table_named_by_another_path_is_the_same_job(run_folder, table, tmp_path, monkeypatch):
+    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+    monkeypatch.chdir(table.parent.parent)
+    finetune(str(run_folder), table.relative_to(table.parent.parent), tmp_path, configured("epochs=1"), device="cpu")
+
+
+def test_a_file_repaired_since_does_not_pass_for_learnt_from(run_folder, tmp_path):
+    rng, rows = np.random.default_rng(0), [("path", "label")]
+    for i in range(12):
+        soundfile.write(tmp_path / f"{i}.wav", tone(LABELS[i % 2], 0.5, rng), RATE_HZ)
+        rows.append((f"{i}.wav", LABELS[i % 2]))
+    kept = (tmp_path / "3.wav").read_bytes()
+    (tmp_path / "3.wav").write_bytes(b"no sound")
+    table, out = write_table(tmp_path, rows), tmp_path / "out"
+    finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+    (tmp_path / "3.wav").write_bytes(kept)
+    with pytest.raises(InputError, match=r"3\.wav can be read now, but could not when .* began \(1 such files\)"):
+        finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+    (tmp_path / "3.wav").write_bytes(b"no sound")
+    (tmp_path / "5.wav").unlink()
+    with pytest.raises(InputError, match=r"5\.wav cannot be read now, but could"):
+        finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+
+
+def test_damaged_lines_of_metrics_go(run_folder, table, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n{"epo\n[]\n\xff\n')
+    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "setting", ["crop_s", "time_mask_ms", "mixup", "weight_decay", "warmup_epochs", "learning_rate"]
+)
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_settings_are_finite(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting} is {value}; give a finite number"):
+        configured(f"{setting}={value}")
 
 
 def test_a_finetuned_model_is_one_to_go_on_with(trained):
@@ -180,6 +234,16 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tm
     found = finetune(str(run_folder), table, tmp_path, configured("patience_epochs=3"), device="cpu")
     assert found["epoch"] == 2
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_test_part_without_labels_has_no_score(run_folder, tmp_path, capsys):
+    rng, rows = np.random.default_rng(1), [("path", "labels", "split")]
+    for i in range(24):
+        soundfile.write(tmp_path / f"{i}.wav", tone(LABELS[i % 2], 0.5, rng), RATE_HZ)
+        rows.append((f"{i}.wav", LABELS[i % 2] if i < 18 else "", "train" if i < 12 else "valid" if i < 18 else "test"))
+    arguments = ["finetune", str(run_folder), str(write_table(tmp_path, rows))]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu", "epochs=1"]) == 0
+    assert "test  mAP unknown, as no label occurs on 6 clips" in capsys.readouterr().out
 
 
 def test_several_labels_a_clip(run_folder, tmp_path):
@@ -292,15 +356,15 @@ def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_pa
 
 def test_folds_of_a_table_and_of_a_task(run_folder, tmp_path):
     folder = write_fold_task(tmp_path, folds=4)
-    files = finetune_job._task_files(finetune_job.read_task(folder), "fold02")
+    files = labelled_files.task_files(read_task(folder), "fold02")
     parts = {path.parent.name: part for path, part in zip(files.paths, files.parts, strict=True)}
     assert parts == {"fold02": "test", "fold03": "valid", "fold00": "train", "fold01": "train"}
     with pytest.raises(InputError, match="--fold is 'x'; pitches-v1-full has fold00, fold01"):
-        finetune_job._task_files(finetune_job.read_task(folder), "x")
+        labelled_files.task_files(read_task(folder), "x")
     for i in range(30):
         (tmp_path / f"{i}.wav").touch()
     rows = [("path", "label", "fold"), *((f"{i}.wav", LABELS[i % 3], i % 5 + 1) for i in range(30))]
-    files = finetune_job._table_files(write_table(tmp_path, rows), None, 0, "5")
+    files = labelled_files.table_files(write_table(tmp_path, rows), None, 0, "5")
     parts = {int(path.stem) % 5 + 1: part for path, part in zip(files.paths, files.parts, strict=True)}
     assert parts == {5: "test", 1: "valid", 2: "train", 3: "train", 4: "train"}
 
@@ -309,7 +373,7 @@ def test_groups_stay_together_where_a_validation_set_is_made(tmp_path):
     for i in range(60):
         (tmp_path / f"{i}.wav").touch()
     rows = [("path", "label", "group"), *((f"{i}.wav", LABELS[i % 3], f"g{i // 6}") for i in range(60))]
-    files = finetune_job._table_files(write_table(tmp_path, rows), None, 0, "")
+    files = labelled_files.table_files(write_table(tmp_path, rows), None, 0, "")
     groups = {part: {int(p.stem) // 6 for p, own in zip(files.paths, files.parts, strict=True) if own == part}
               for part in ("train", "valid")}  # fmt: skip
     assert groups["valid"]
@@ -321,7 +385,7 @@ def parts_of(folder, header, cells, fold=""):
     for i in range(len(cells)):
         (folder / f"{i}.wav").touch()
     table = write_table(folder, [header, *((f"{i}.wav", *own) for i, own in enumerate(cells))])
-    files = finetune_job._table_files(table, None, 0, fold)
+    files = labelled_files.table_files(table, None, 0, fold)
     assert [path.stem for path in files.paths] == [str(i) for i in range(len(cells))]
     return files.parts
 
@@ -374,6 +438,32 @@ def test_what_validates_is_spread_over_the_labels_and_leaves_each_one_clip_or_gr
     assert parts.count("valid") == 5
 
 
+def test_a_rare_label_is_validated_too(tmp_path):
+    header = ("path", "label")
+    for seed_of_order in range(5):
+        order = np.random.default_rng(seed_of_order).permutation(100)
+        cells = [("rare",) if row < 3 else ("common",) for row in order]
+        held = [c for c, part in zip(cells, parts_of(tmp_path, header, cells), strict=True) if part == "valid"]
+        assert (len(held), held.count(("rare",))) == (10, 1)
+    # Most clips have no label at all.
+    cells = [("a;b",)] * 2 + [("b",)] * 2 + [("",)] * 36
+    held = [c for c, part in zip(cells, parts_of(tmp_path, header, cells), strict=True) if part == "valid"]
+    assert len(held) == 4
+    assert {name for (cell,) in held for name in cell.split(";")} == {"a", "b", ""}
+
+
+def test_a_tiny_group_alone_does_not_validate(tmp_path):
+    cells = [("ab"[i % 2], f"g{min(i // 2, 5)}") for i in range(8)] + [
+        ("ab"[i % 2], f"h{i // 9}") for i in range(72)
+    ]  # fmt: skip
+    parts = parts_of(tmp_path, ("path", "label", "group"), cells)
+    assert 8 <= parts.count("valid") <= 16
+    # A group of a sixth follows a tiny one, though a tenth would be enough.
+    cells = [("ab"[i % 2], "tiny") for i in range(2)] + [("ab"[i % 2], f"h{i // 10}") for i in range(60)]
+    parts = parts_of(tmp_path, ("path", "label", "group"), cells)
+    assert parts.count("valid") == 12
+
+
 @pytest.mark.parametrize(
     ("header", "cells", "what"),
     [
@@ -404,7 +494,8 @@ def test_a_class_that_does_not_occur_does_not_count(run_folder):
     probabilities = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.4]])
     targets = np.array([[1.0, 0, 0], [0, 1, 0]])
     assert finetune_job._score("multilabel", probabilities, targets) == 1.0
-    assert finetune_job._score("multilabel", probabilities, 0 * targets) == 0.0
+    with pytest.raises(InputError, match="nothing to validate on has a label; mark clips with labels `valid`"):
+        finetune_job._score("multilabel", probabilities, 0 * targets)
 
 
 @pytest.mark.parametrize(
@@ -690,7 +781,7 @@ def test_the_commands(run_folder, table, tmp_path, capsys):
 def test_a_table_of_one_label_is_refused(tmp_path):
     table = write_table(tmp_path, [("path", "label"), ("a.wav", "x"), ("b.wav", "x")])
     with pytest.raises(InputError):
-        finetune_job._table_files(table, None, 0, "")
+        labelled_files.table_files(table, None, 0, "")
 
 
 def test_probabilities_are_those_of_the_head(encoder):

@@ -11,10 +11,10 @@ OUT/
 import csv
 import hashlib
 import json
+import math
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +24,14 @@ from melmask.classifier import ClassifierCard, save_classifier
 from melmask.config import HardwareConfig
 from melmask.encoder import AudioEncoder, load
 from melmask.errors import AudioFileError, CheckpointError, InputError
-from melmask.evaluate.labels import sorted_names
+from melmask.evaluate.labelled_files import LabelledFiles, table_files, task_files
 from melmask.evaluate.metrics import scene_score
-from melmask.evaluate.task_table import ClipTable, read_clips
-from melmask.evaluate.tasks import METADATA, Event, Task, read_task
+from melmask.evaluate.tasks import METADATA, Event, read_task
 from melmask.files import atomic_write, claimed, write_json
 from melmask.hardware import pick_precision
 from melmask.progress import track
 from melmask.train.finetune import Clips, Finetuning, Kind
 from melmask.train.finetune_config import FinetuneConfig
-
-_VALID_PARTS, _MOST_PARTS = 10, 5
-
-
-@dataclass(frozen=True)
-class LabelledFiles:
-    """paths; labels (names, or events) and part ('train', 'valid', 'test') of each; the classes and kind of task."""
-
-    paths: list[Path]
-    labels: list[list[Any]]
-    parts: list[str]
-    classes: list[str]
-    kind: Kind
 
 
 def finetune(
@@ -78,16 +64,30 @@ def finetune(
         CheckpointError, OutputError, TrainingError: as their names say.
     """
     is_task = (labels / METADATA).is_file()
-    files = _task_files(read_task(labels), fold) if is_task else _table_files(labels, audio_root, config.seed, fold)
+    files = task_files(read_task(labels), fold) if is_task else table_files(labels, audio_root, config.seed, fold)
     model = load(source, device)
     with claimed(out):
-        _check_same_job(out, {"model": model.sha256, "labels": _digest_of(files), "config": asdict(config)})
-        return _finetuned(model, files, config, out)
+        known = _known_job(out)
+        job = {"model": model.sha256, "config": asdict(config), "fold": fold, "labels": _digest_of(files)}
+        different = [key for key in job if known and known.get(key) != job[key]]
+        if different:
+            raise InputError(f"{out} has begun with another {different[0]}; choose another --out, or delete it")
+        logmels, errors = _read_logmels(model, files.paths)
+        unreadable = sorted(str(path.resolve()) for path in errors)
+        _check_same_unreadable(out, known.get("unreadable", unreadable), unreadable)
+        write_json(out / "finetune.json", job | {"unreadable": unreadable})
+        return _finetuned(model, files, logmels, errors, config, out)
 
 
-def _finetuned(model: AudioEncoder, files: LabelledFiles, config: FinetuneConfig, out: Path) -> dict[str, Any]:
+def _finetuned(
+    model: AudioEncoder,
+    files: LabelledFiles,
+    logmels: dict[Path, np.ndarray],
+    errors: dict[Path, str],
+    config: FinetuneConfig,
+    out: Path,
+) -> dict[str, Any]:
     """Train, save and score."""
-    logmels, errors = _read_logmels(model, files.paths)
     with atomic_write(out / "failed.csv", "w") as file:
         csv.writer(file).writerows([("path", "reason"), *((str(p), reason) for p, reason in errors.items())])
     parts = {part: _clips(model, files, logmels, part) for part in ("train", "valid", "test")}
@@ -106,19 +106,29 @@ def _check_parts(files: LabelledFiles, parts: dict[str, Clips], failed: int) -> 
     for part in ("train", "valid"):
         if not parts[part].logmels:
             raise InputError(f"no readable file is left to {part} on; {failed} of {len(files.paths)} failed")
-    occurs = np.any([target.reshape(-1, len(files.classes)).any(0) for target in parts["train"].targets], axis=0)
-    known = [label for label, there in zip(files.classes, occurs, strict=True) if there]
+    known = _labels_in(files, parts["train"])
     fewest = 2 if files.kind == "multiclass" else 1
     if len(known) < fewest:
         there = ", ".join(map(repr, known)) or "no label"
         raise InputError(f"the readable files to train on have {there}; expected {fewest} or more labels")
     sys.stderr.write(", ".join(f"{part} {len(clips.logmels)}" for part, clips in parts.items()) + " clips\n")
-    unknown = [label for label in files.classes if label not in known]
-    if unknown:
-        named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        sys.stderr.write(
-            f"no clip to train on has {named}: {len(unknown)} of {len(files.classes)} labels stay unknown\n"
-        )
+    of_valid = _labels_in(files, parts["valid"])
+    for what, there, effect in (
+        ("train", known, "stay unknown"),
+        ("validate", of_valid, "have no part in the choice of the epoch"),
+    ):
+        missing = [label for label in files.classes if label not in there]
+        if missing:
+            named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            sys.stderr.write(
+                f"no clip to {what} on has {named}: {len(missing)} of {len(files.classes)} labels {effect}\n"
+            )
+
+
+def _labels_in(files: LabelledFiles, clips: Clips) -> list[str]:
+    """The labels that occur in these clips, one at least."""
+    occurs = np.any([target.reshape(-1, len(files.classes)).any(0) for target in clips.targets], axis=0)
+    return [label for label, there in zip(files.classes, occurs, strict=True) if there]
 
 
 def _trained(
@@ -154,10 +164,18 @@ def _trained(
 
 def _put_line(path: Path, line: dict[str, Any]) -> None:
     """Add an epoch's line; what a killed training wrote of this epoch and later ones goes."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [text for text in lines if json.loads(text)["epoch"] < line["epoch"]]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    kept = [text for text in lines if _epoch_of(text) < line["epoch"]]
     with atomic_write(path, "w") as file:
         file.writelines(text + "\n" for text in [*kept, json.dumps(line)])
+
+
+def _epoch_of(text: str) -> float:
+    """Of a line of metrics.jsonl; infinity of what is none."""
+    try:
+        return float(json.loads(text)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _save(
@@ -177,99 +195,6 @@ def _save(
         training.head.state_dict(),
         ClassifierCard(labels=files.classes, kind=files.kind, scene=training.scene, scores=scores),
     )
-
-
-def _table_files(path: Path, audio_root: Path | None, seed: int, fold: str) -> LabelledFiles:
-    table = read_clips(path, audio_root=audio_root)
-    kind: Kind = "multilabel" if table.kind == "multilabel" else "event" if table.kind == "event" else "multiclass"
-    parts = _parts(table, seed, fold)
-    known = {name for names, part in zip(table.names, parts, strict=True) if part == "train" for name in names}
-    if kind == "multiclass" and len(known) < 2:
-        raise InputError(f"{path}: all rows to train on have label {known.pop()!r}; a classifier needs two labels")
-    return LabelledFiles(table.paths, table.targets, parts, table.class_names, kind)
-
-
-def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
-    """Each row's part: the table's, or folds with one to test and one to validate; a tenth validates if none does."""
-    if fold and table.folds is None:
-        raise InputError(f"--fold is {fold!r}, but {table.source} has no column `fold`; leave --fold out or add it")
-    if table.splits is not None and not fold:
-        parts = list(table.splits)
-    elif table.folds is not None:
-        folds = sorted_names(table.folds)
-        chosen = fold or folds[0]
-        if chosen not in folds:
-            raise InputError(f"--fold is {chosen!r}; the table has {', '.join(folds)}")
-        following = folds[(folds.index(chosen) + 1) % len(folds)]
-        # Of two folds one tests, and the validation clips come from the other.
-        part_of = {following: "valid" if len(folds) > 2 else "train", chosen: "test"}
-        parts = [part_of.get(name, "train") for name in table.folds]
-    else:
-        parts = ["train"] * len(table.paths)
-    rows = [row for row, part in enumerate(parts) if part == "train"]
-    if not rows:
-        raise InputError(f"{table.source} has no row to train on, only {' and '.join(sorted(set(parts)))}; mark some")
-    if "valid" not in parts:
-        for row in _held_out(table, rows, seed):
-            parts[row] = "valid"
-    return parts
-
-
-def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
-    """Rows (of those) to validate on: a tenth, more where it has not each label, at most a fifth.
-
-    Labels have their share of it, groups stay whole, and of each label a group or clip is left to train on.
-
-    Raises:
-        InputError: there is no such row.
-    """
-    names = [own or [""] for own in table.names]
-    units: dict[str, list[int]] = {}
-    for row in np.random.default_rng(seed).permutation(rows).tolist():
-        units.setdefault(table.groups[row] if table.groups else str(row), []).append(row)
-    labels_of = {unit: {name for row in own for name in names[row]} for unit, own in units.items()}
-    left = Counter(name for labels in labels_of.values() for name in labels)
-    # Each unit counts for its rarest label, and of each label the units are at even places.
-    rarest = {unit: min(labels, key=lambda name: (left[name], name)) for unit, labels in labels_of.items()}
-    count, turn = Counter(rarest.values()), Counter[str]()
-    place: dict[str, float] = {}
-    for unit, name in rarest.items():
-        place[unit] = (turn[name] + 0.5) / count[name]
-        turn[name] += 1
-    enough = max(1, round(len(rows) / _VALID_PARTS), min(len(left), len(rows) // _MOST_PARTS))
-    held: list[int] = []
-    for unit in sorted(units, key=lambda unit: (max(0, len(units[unit]) - enough), place[unit])):
-        spare = all(left[name] > 1 for name in labels_of[unit])
-        if spare and (not held or len(held) + len(units[unit]) <= enough):
-            held += units[unit]
-            left.subtract(labels_of[unit])
-    if not held:
-        what = "group" if table.groups else "clip"
-        raise InputError(
-            f"{table.source}: no {what} can be held out to validate, as each is the last of a label; label more, or "
-            "mark rows `valid` in a column `split`"
-        )
-    return held
-
-
-def _task_files(task: Task, fold: str) -> LabelledFiles:
-    names = [split.name for split in task.data_splits]
-    if fold and fold not in names:
-        raise InputError(f"--fold is {fold!r}; {task.title} has {', '.join(names)}")
-    split = task.data_splits[names.index(fold) if fold else 0]
-    rates = sorted((int(p.name) for p in task.folder.iterdir() if p.name.isdigit()), reverse=True)
-    if not rates:
-        raise InputError(f"{task.folder} has no folder of sounds such as 16000; unpack the task whole")
-    paths, labels, parts = [], [], []
-    for part in ("train", "valid", "test"):
-        for name in getattr(split, part):
-            for file, items in task.files[name].items():
-                paths.append(task.audio_folder(name, rates[0]) / file)
-                labels.append(items)
-                parts.append(part)
-    kind = "event" if task.embedding_type == "event" else task.prediction_type
-    assert kind in ("multiclass", "multilabel", "event")
-    return LabelledFiles(paths, labels, parts, list(task.labels), kind)
 
 
 def _read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
@@ -322,7 +247,9 @@ def _score(kind: Kind, probabilities: np.ndarray, targets: np.ndarray) -> float:
         return scene_score("top1_acc", probabilities, found)
     # A class that does not occur among these clips says nothing of the classifier.
     occurring = found.any(0)
-    return scene_score("mAP", probabilities[:, occurring], found[:, occurring]) if occurring.any() else 0.0
+    if not occurring.any():
+        raise InputError("nothing to validate on has a label; mark clips with labels `valid` in a column `split`")
+    return scene_score("mAP", probabilities[:, occurring], found[:, occurring])
 
 
 def _scores(files: LabelledFiles, probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
@@ -339,21 +266,34 @@ def _scores(files: LabelledFiles, probabilities: np.ndarray, targets: np.ndarray
         for i, label in enumerate(files.classes)
         if found[:, i].any()
     }
-    return {"mAP": _score(files.kind, probabilities, targets), "average_precision": precision}
+    return {"mAP": float(np.mean(list(precision.values()))) if precision else None, "average_precision": precision}
 
 
 def _digest_of(files: LabelledFiles) -> str:
-    rows = [[str(p), labels, part] for p, labels, part in zip(files.paths, files.labels, files.parts, strict=True)]
+    rows = [
+        [str(path.resolve()), labels, part]
+        for path, labels, part in zip(files.paths, files.labels, files.parts, strict=True)
+    ]
     return hashlib.sha256(json.dumps([files.kind, files.classes, rows]).encode()).hexdigest()
 
 
-def _check_same_job(out: Path, job: dict[str, Any]) -> None:
+def _known_job(out: Path) -> dict[str, Any]:
+    """What `out` has begun with; nothing where nothing has been trained yet."""
     path = out / "finetune.json"
+    if not path.exists() or not ((out / "finetune.pt").exists() or (out / "classifier").exists()):
+        return {}
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else job
-        different = [key for key in job if known.get(key) != job[key]]
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete {out} to begin anew, or choose another") from error
-    if different:
-        raise InputError(f"{out} has begun with another {' and '.join(different)}; choose another --out, or delete it")
-    write_json(path, job)
+
+
+def _check_same_unreadable(out: Path, known: list[str], unreadable: list[str]) -> None:
+    """Refuse to score what was learnt without some files, or with some that are gone, as if it were otherwise."""
+    changed = sorted(set(known) ^ set(unreadable))
+    if changed:
+        now = "cannot be read now, but could" if changed[0] in unreadable else "can be read now, but could not"
+        raise InputError(
+            f"{changed[0]} {now} when {out} began ({len(changed)} such files); put it back as it was, or choose "
+            "another --out"
+        )

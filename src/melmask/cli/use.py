@@ -65,7 +65,8 @@ def finetune(options: argparse.Namespace) -> int:
     for part in ("valid", "test"):
         if part in scores:
             metric = "accuracy" if "accuracy" in scores[part] else "mAP"
-            print(f"{part:<6}{metric} {scores[part][metric]:.4f} on {scores[part]['clips']} clips")
+            value = "unknown, as no label occurs" if scores[part][metric] is None else f"{scores[part][metric]:.4f}"
+            print(f"{part:<6}{metric} {value} on {scores[part]['clips']} clips")
     if scores["unreadable"]:
         print(f"{scores['unreadable']} files could not be read; the reasons are in {options.out / 'failed.csv'}")
     print(f"next: melmask predict FILES --model {options.out} --out X.csv")

@@ -1,5 +1,6 @@
 """How a classifier is trained: the settings of `melmask finetune`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,8 @@ class FinetuneConfig:
     """Decides order, crops and augmentation."""
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            _check(not isinstance(value, float) or math.isfinite(value), f"{name} is {value}; give a finite number")
         for name in ("epochs", "batch_size", "patience_epochs"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give at least 1")
         _check(self.crop_s > 0, f"crop_s is {self.crop_s}; give a positive length")
