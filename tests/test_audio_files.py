@@ -191,7 +191,7 @@ def test_a_file_name_that_no_table_can_hold_is_refused_before_any_work(tmp_path)
 
 @pytest.mark.parametrize(("name", "separator"), [("list.csv", ","), ("list.tsv", "\t")])
 def test_a_manifests_relative_paths_start_at_its_folder(tmp_path, name, separator):
-    rows = [("label", "path"), ("dog", "sub/a.wav"), ("cat", "/far/b.wav"), ("none", "")]
+    rows = [("label", " Path"), ("dog", "sub/a.wav"), ("cat", "/far/b.wav"), ("none", "")]
     # The byte-order mark that spreadsheets write.
     text = "\ufeff" + "".join(separator.join(row) + "\n" for row in rows)
     (tmp_path / name).write_text(text, encoding="utf-8")

@@ -145,8 +145,9 @@ def test_answers_that_cannot_be_used_are_refused(write_module, sound):
         ("torch.stack([parts.mean(2), parts.std(2)], 2), times.flip(1)", "gave times that do not ascend"),
         ("torch.stack([parts.mean(2), parts.std(2)], 2), times / 0", "gave times with NaN or infinity"),
         ("torch.stack([parts.mean(2), parts.std(2)], 2), times.numpy()", "gave times as ndarray; expected a torch"),
-        ("torch.stack([parts.mean(2), parts.std(2)], 2).numpy(), times", "expected"),
-        ("parts.mean(2), times", "expected finite numbers of shape"),
+        ("torch.stack([parts.mean(2), parts.std(2)], 2).numpy(), times", "timestamp embeddings as ndarray"),
+        ("parts[:, :0, :2], times[:, :0]", "gave times that do not ascend; expected those of one or more steps"),
+        ("parts.mean(2), times", r"timestamp embeddings with the shape \(1, 9\); expected finite numbers of shape"),
     ],
 )
 def test_time_stamps_that_cannot_be_used_are_refused(write_module, sound, answer, message):
@@ -178,6 +179,19 @@ def test_names_tell_models_of_a_report_apart_and_are_fit_for_a_folder(run_folder
     assert other.name == "run 3"
     assert slug("untrained a/b: c") == "untrained-a-b-c"
     assert slug("..") == "model"
+
+
+def test_a_model_is_the_same_wherever_its_weights_lie(tmp_path, write_module):
+    source = write_module("their_moved_model")
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"the same")
+    first, second = (open_client(f"{source}={tmp_path / name}", CPU) for name in ("a.bin", "b.bin"))
+    assert first.identity == second.identity
+
+
+def test_a_module_may_put_something_else_in_its_place(write_module):
+    text = f"{MODULE}\nimport sys, types\nsys.modules[__name__] = types.SimpleNamespace(**globals())\n"
+    assert open_client(write_module("odd_model", text), CPU).scene_size == 3
 
 
 def test_a_module_is_another_one_when_code_it_imports_or_its_weights_change(tmp_path, monkeypatch, write_module):

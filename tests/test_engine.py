@@ -194,6 +194,11 @@ def test_what_follows_a_rollback_is_judged_by_what_came_before_its_snapshot(stor
     assert (tmp_path / EVENTS).read_text().count('"rollback"') == 1
 
 
+def test_damaged_lines_of_metrics_are_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": "x"}\n[]\n\xff\n{"step": 2.5}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
 def test_a_resumed_run_remembers_what_a_spike_is_judged_by(store, configure, tmp_path, monkeypatch):
     losses = iter([1.0, 1.0, 1.0, 5.0])
     monkeypatch.setattr(Engine, "step", lambda *_: (torch.tensor(next(losses)), torch.ones(())))

@@ -40,6 +40,14 @@ def test_a_killed_job_leaves_its_folder_free(tmp_path):
         pass
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_job(tmp_path):
+    left, others = tmp_path / ".state.pt.123.partial", tmp_path / ".somebody-elses.partial"
+    for path in (left, others):
+        path.touch()
+    with claimed(tmp_path):
+        assert (left.exists(), others.exists()) == (False, True)
+
+
 def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folder, sound_folder, tmp_path):
     out, task = tmp_path / "out", write_fold_task(tmp_path / "tasks")
     for job in (

@@ -319,6 +319,9 @@ def test_an_event_is_as_long_as_the_steps_it_covers(trained, tmp_path, monkeypat
     assert told([3, 4, 5, 6, 7], min_duration_ms=801.0) == []
     assert told([3], min_duration_ms=160.0) == [(0.475, 0.635)]
     assert told([0]) == [(0.0, 0.155)]
+    # The first step stands for the beginning, too, and the last for the end, where steps are shorter.
+    assert told([0, 1, 2, 3, 4], hop_ms=40.0) == [(0.0, 0.215)]
+    assert told([-5, -4, -3, -2, -1], hop_ms=40.0)[0][1] == 3.0
     # At the end of the file an event ends, though the step goes on; also where there is but one step.
     assert told([-1], 2.0, min_duration_ms=0.0)[0][1] == 2.0
     assert told([0], 0.12, min_duration_ms=0.0) == [(0.0, 0.12)]
@@ -570,12 +573,22 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     with pytest.raises(InputError, match="none of the 1 files could be read"):
         predict_files(classifier, [broken], tmp_path / "y.csv")
     assert list(tmp_path.glob(".y*")) == []
-    with pytest.raises(ConfigError, match=r"does not end in \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(ConfigError, match=r"is no file that ends in \.csv, \.jsonl, \.parquet"):
         predict_files(classifier, [broken], tmp_path / "y.txt")
-    with pytest.raises(ConfigError, match="min_duration_ms is nan; give 0 or more"):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.csv is no file"):
+        predict_files(classifier, [broken], tmp_path / "folder.csv")
+    with pytest.raises(ConfigError, match="min_duration_ms is nan; give 0 to an hour"):
         predict_files(classifier, [broken], tmp_path / "y.csv", min_duration_ms=float("nan"))
-    with pytest.raises(ConfigError, match="median_filter_ms is -1; give 0 or more"):
+    with pytest.raises(ConfigError, match="median_filter_ms is -1; give 0 to an hour"):
         predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=-1.0)
+    with pytest.raises(ConfigError, match=r"median_filter_ms is 1e\+15; give 0 to an hour, in milliseconds"):
+        predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=1e15)
+    # Before what an earlier job has done is replaced.
+    (tmp_path / ".y.csv.partial.jsonl").write_text("of an earlier job")
+    with pytest.raises(ConfigError, match="hop_ms is 7; this model's steps allow"):
+        predict_files(classifier, [broken], tmp_path / "y.csv", events=True, hop_ms=7.0)
+    assert (tmp_path / ".y.csv.partial.jsonl").read_text() == "of an earlier job"
 
 
 def test_a_killed_prediction_goes_on_behind_what_is_done(trained, table, tmp_path, monkeypatch):

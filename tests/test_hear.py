@@ -72,3 +72,7 @@ def test_what_cannot_be_used_is_refused(folder, monkeypatch):
     monkeypatch.setenv("MELMASK_HOP_MS", "often")
     with pytest.raises(ConfigError, match="MELMASK_HOP_MS is 'often'"):
         hear.load_model(str(folder))
+    for number in ("nan", "inf", "1.5"):
+        monkeypatch.setenv("MELMASK_LAYER", number)
+        with pytest.raises(ConfigError, match=f"MELMASK_LAYER is {number}; give a whole number"):
+            hear.load_model(str(folder))

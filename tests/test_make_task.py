@@ -293,7 +293,7 @@ def pets(i):
         ("path,label", animals, {"folds": 2}, ConfigError, "2 folds were asked for; expected 3 or more"),
         ("path,label", animals, {"folds": 13}, InputError, "13 splits are to be made of 12 clips"),
         ("path,label,group", pets, {}, InputError, "5 splits are to be made of 1 groups"),
-        ("path,label,fold", pets, {"scheme": "fold"}, InputError, "has 1 folds; expected 3 or more"),
+        ("path,label,fold", pets, {"scheme": "fold"}, InputError, "has 1 as folds; expected 3 or more"),
         ("path,label", animals, {"scheme": "split"}, InputError, "splits are none; expected train and test"),
         ("path,label", animals, {"scheme": "random"}, ConfigError, "scheme is 'random'; expected one of fold, split"),
         ("path,label", animals, {"kind": "scene"}, ConfigError, "kind of labels is 'scene'; expected one of"),

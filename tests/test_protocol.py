@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -276,6 +277,32 @@ def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monke
     report = json.loads((out / "results.json").read_text())
     assert len(report["results"]) == 3
     assert report["failed"][-1]["reason"] == reason
+
+
+def test_a_model_that_failed_and_was_repaired_keeps_its_name(hear_folder, tmp_path, monkeypatch):
+    text = (
+        "import torch\n"
+        "class M: sample_rate, scene_embedding_size, timestamp_embedding_size = 16000, 1, 1\n"
+        "def load_model(p=''): return M()\n"
+        "def get_scene_embeddings(a, m): return a.std(1)\n"
+        "def get_timestamp_embeddings(a, m): raise NotImplementedError\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    calls = {"models": ["python:mended_model"], "tasks_folder": hear_folder, "out": tmp_path / "out", "choice": CPU}
+    (tmp_path / "mended_model.py").write_text(text)
+    with pytest.raises(InputError, match="nothing could be judged, as python:mended_model gave scene embeddings"):
+        evaluate(**calls, tasks=["tags"], protocols=["knn"])
+    (tmp_path / "mended_model.py").write_text(text.replace("a.std(1)", "a.std(1, keepdim=True)"))
+    monkeypatch.delitem(sys.modules, "mended_model")
+    report = evaluate(**calls, tasks=["tags"], protocols=["knn"])
+    assert [model["name"] for model in report["models"]] == ["mended_model"]
+    assert ([result["model"] for result in report["results"]], report["failed"]) == (["mended_model"], [])
+
+
+def test_one_model_by_two_paths_is_judged_once(hear_folder, run_folder, tmp_path):
+    models = [str(run_folder), f"{run_folder}/", f"untrained:{run_folder}"]
+    report = evaluate(models, hear_folder, tmp_path, tasks=["tags"], protocols=["knn"], choice=CPU)
+    assert [model["name"] for model in report["models"]] == ["run", "untrained run"]
 
 
 def test_a_model_with_other_settings_is_another_one_in_the_report(hear_folder, run_folder, tmp_path):

@@ -74,6 +74,15 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise output_error(folder, error) from error
     try:
+        remove_partial(folder)
         yield
     finally:
         lock.release()
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when it was killed; no other job may be writing there."""
+    for path in folder.glob(".*.partial"):
+        if path.name.split(".")[-2].isdecimal():
+            with contextlib.suppress(OSError):
+                path.unlink()

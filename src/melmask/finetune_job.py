@@ -33,6 +33,9 @@ from melmask.progress import track
 from melmask.train.finetune import Clips, Finetuning, Kind
 from melmask.train.finetune_config import FinetuneConfig
 
+_FEWEST_PARTS = 20
+"""One clip to validate on to so many to train on is worth a word."""
+
 
 def finetune(
     source: str,
@@ -112,6 +115,11 @@ def _check_parts(files: LabelledFiles, parts: dict[str, Clips], failed: int) -> 
         there = ", ".join(map(repr, known)) or "no label"
         raise InputError(f"the readable files to train on have {there}; expected {fewest} or more labels")
     sys.stderr.write(", ".join(f"{part} {len(clips.logmels)}" for part, clips in parts.items()) + " clips\n")
+    if len(parts["valid"].logmels) * _FEWEST_PARTS < len(parts["train"].logmels):
+        sys.stderr.write(
+            "few clips validate, so chance has a say in which epoch is the best; mark more rows `valid` in a column "
+            "`split`\n"
+        )
     of_valid = _labels_in(files, parts["valid"])
     for what, there, effect in (
         ("train", known, "stay unknown"),

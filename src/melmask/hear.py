@@ -50,11 +50,13 @@ def load_model(model_file_path: str = "") -> HearModel:
     path = model_file_path or os.environ.get("MELMASK_MODEL", "")
     if not path:
         raise CheckpointError("no model given; pass its path to load_model or set MELMASK_MODEL")
-    layer = int(_number("MELMASK_LAYER", 0.0)) or None
+    layer = _number("MELMASK_LAYER", 0.0)
+    if not layer.is_integer():
+        raise ConfigError(f"MELMASK_LAYER is {layer:g}; give a whole number")
     hop_ms = _number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None
     pooling = os.environ.get("MELMASK_POOLING", "concat")
     scene = os.environ.get("MELMASK_SCENE", "mean")
-    return hear_model(load(path), hop_ms, layer, pooling, scene)
+    return hear_model(load(path), hop_ms, int(layer) or None, pooling, scene)
 
 
 def hear_model(

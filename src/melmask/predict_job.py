@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,6 +18,7 @@ from melmask.progress import track
 from melmask.tables import write_rows
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+_LONGEST_MS = 3_600_000.5
 _NOTHING: dict[str, Any] = {"label": None, "probability": None}
 
 
@@ -62,13 +62,12 @@ def predict_files(
         InputError: no file was given, or none could be read.
         OutputError: the table cannot be written.
     """
-    if out.suffix not in SUFFIXES:
-        raise ConfigError(f"{out} does not end in {', '.join(SUFFIXES)}; give one of these")
+    if out.suffix not in SUFFIXES or out.is_dir():
+        raise ConfigError(f"{out} is no file that ends in {', '.join(SUFFIXES)}; give one of these")
     if not paths:
         raise InputError("no files were given; expected one sound file at least")
     choice = _checked(median_filter_ms=median_filter_ms, min_duration_ms=min_duration_ms, threshold=threshold)
-    if events and hop_ms is None:
-        hop_ms = default_hop_ms(classifier.encoder.card)
+    hop_ms = _hop_ms(classifier, hop_ms) if events else None
     ensure_folder(out.parent)
     journal = _Journal(out, [classifier.sha256, events, hop_ms, choice])
     done = journal.read()
@@ -92,10 +91,17 @@ def predict_files(
     return PredictionReport(len(paths) - len(failed), len(failed), len(table))
 
 
+def _hop_ms(classifier: AudioClassifier, hop_ms: float | None) -> float:
+    """Checked before anything of an earlier job is replaced."""
+    hop_ms = default_hop_ms(classifier.encoder.card) if hop_ms is None else hop_ms
+    classifier.encoder.check_choice(None, "concat", hop_ms, classifier.card.scene)
+    return hop_ms
+
+
 def _checked(**choice: float) -> dict[str, float]:
     for name, value in choice.items():
-        if not 0 <= value < (1 if name == "threshold" else math.inf):
-            known = "a probability from 0 to below 1" if name == "threshold" else "0 or more milliseconds"
+        if not 0 <= value < (1 if name == "threshold" else _LONGEST_MS):
+            known = "a probability from 0 to below 1" if name == "threshold" else "0 to an hour, in milliseconds"
             raise ConfigError(f"{name} is {value:g}; give {known}")
     return choice
 
@@ -195,9 +201,9 @@ def _events_of(
     for event in events_of(probabilities, times_ms, labels, filter_ms, 0.0, choice["threshold"]):
         inside = (times_ms >= event.start_ms) & (times_ms <= event.end_ms)
         mean = float(probabilities[inside, labels.index(event.label)].mean())
-        # A step stands for the time up to half-way to its neighbours, in as far as the file lasts.
-        start_s = max(0.0, event.start_ms - step_ms / 2) / 1000
-        end_s = min(duration_s, (event.end_ms + step_ms / 2) / 1000)
+        # A step stands for the time up to half-way to its neighbours, the first and the last up to the file's ends.
+        start_s = 0.0 if event.start_ms <= times_ms[0] else (event.start_ms - step_ms / 2) / 1000
+        end_s = duration_s if event.end_ms >= times_ms[-1] else (event.end_ms + step_ms / 2) / 1000
         if (end_s - start_s) * 1000 > choice["min_duration_ms"] - 1e-6:
             times = {"start_s": round(start_s, 4), "end_s": round(end_s, 4)}
             found.append({**times, "label": event.label, "probability": round(mean, 6)})

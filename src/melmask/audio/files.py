@@ -152,8 +152,9 @@ def read_manifest(path: Path) -> list[Path]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            if "path" not in (rows.fieldnames or ()):
-                columns = ", ".join(rows.fieldnames or ()) or "none"
+            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+            if "path" not in rows.fieldnames:
+                columns = ", ".join(rows.fieldnames) or "none"
                 raise InputError(f"{path} has no column 'path' (its columns: {columns}); add one")
             paths = [path.parent / row["path"] for row in rows if row["path"]]
     except (UnicodeDecodeError, csv.Error, OSError) as error:

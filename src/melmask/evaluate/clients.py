@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,11 +95,12 @@ class Client:
                 "vectors and times in ms"
             )
         vectors, times_ms = answer
-        steps = vectors.shape[1] if isinstance(vectors, Tensor) and vectors.ndim == 3 else 0
+        steps = vectors.shape[1] if isinstance(vectors, Tensor) and vectors.ndim == 3 else 1
+        vectors = self._checked(vectors, (len(audio), steps, self.timestamp_size), "timestamp embeddings")
         times = self._checked(times_ms, (len(audio), steps), "times", np.float64)
         if not steps or (np.diff(times, axis=1) <= 0).any():
             raise InputError(f"{self.source} gave times that do not ascend; expected those of one or more steps, in ms")
-        return self._checked(vectors, (len(audio), steps, self.timestamp_size), "timestamp embeddings"), times
+        return vectors, times
 
     def _call(self, function: str, audio: np.ndarray) -> Any:
         with torch.no_grad():
@@ -191,7 +191,7 @@ def _python_client(source: str, choice: Choice) -> Client:
     return Client(name, source, identity, module, model, device)
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -211,13 +211,14 @@ def _first_line(error: Exception) -> str:
 def _file_facts(path: Path) -> list[Any]:
     """What tells one version of a file, or of a folder's files, from another: of large ones size and time."""
     if path.is_dir():
-        return [[str(file), *_file_facts(file)] for file in sorted(path.rglob("*")) if file.is_file()]
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return [[str(file.relative_to(path)), *_file_facts(file)] for file in files]
     if not path.is_file():
         return [str(path)]
     facts = path.stat()
     if facts.st_size < 1 << 20:
-        return [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
-    return [str(path), facts.st_size, facts.st_mtime_ns]
+        return [hashlib.sha256(path.read_bytes()).hexdigest()]
+    return [facts.st_size, facts.st_mtime_ns]
 
 
 def _code_facts(name: str) -> list[Any]:
@@ -226,9 +227,10 @@ def _code_facts(name: str) -> list[Any]:
     Other installed packages do not count.
     """
     first = name.partition(".")[0]
-    top = sys.modules[first]
-    place = next(iter(top.__path__)) if hasattr(top, "__path__") else top.__file__
-    if place is None:
+    # A module may put anything in its own place there.
+    top = sys.modules.get(first)
+    place = next(iter(getattr(top, "__path__", ())), None) or getattr(top, "__file__", None)
+    if not isinstance(place, str):
         return [name]
     root = Path(place).parent
     found: dict[str, list[Any]] = {}
@@ -238,7 +240,7 @@ def _code_facts(name: str) -> list[Any]:
         if package in found:
             continue
         files = [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]
-        found[package] = [[str(f.relative_to(root)), *_file_facts(f)[1:]] for f in files if f.is_file()]
+        found[package] = [[str(f.relative_to(root)), *_file_facts(f)] for f in files if f.is_file()]
         if root.name not in ("site-packages", "dist-packages"):
             waiting += [other for file in files if file.is_file() for other in _imports(file)]
     return sorted(found.items())

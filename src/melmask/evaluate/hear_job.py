@@ -33,7 +33,7 @@ from melmask.evaluate.metrics import higher_is_better
 from melmask.evaluate.probe import t_interval, wilson_interval
 from melmask.evaluate.protocol import GRID_POINTS, PROTOCOLS, SplitResult, grid_of, run_task
 from melmask.evaluate.tasks import DataSplit, Task, find_tasks
-from melmask.files import atomic_write, claimed, write_json
+from melmask.files import atomic_write, claimed, remove_partial, write_json
 from melmask.hardware import pick_device
 from melmask.progress import track
 
@@ -86,9 +86,14 @@ def evaluate(
     device = pick_device(choice.device)
     precision = head_precision(precision, device)
     grids = {task.title: grid_of(task, grid_points, precision) for task in found}
-    clients = [open_client(source, choice) for source in dict.fromkeys(models)]
+    clients: dict[str, Client] = {}
+    for source in models:
+        # One model by two paths is judged once.
+        client = open_client(source, choice)
+        clients.setdefault(client.identity, client)
     with claimed(out):
-        return _evaluate(clients, found, protocols, grids, seed, device, out, tasks_folder)
+        remove_partial(out / "embeddings")
+        return _evaluate(list(clients.values()), found, protocols, grids, seed, device, out, tasks_folder)
 
 
 def _evaluate(
@@ -102,7 +107,9 @@ def _evaluate(
     tasks_folder: Path,
 ) -> dict[str, Any]:
     report = _read_report(out, tasks_folder)
-    name_apart(clients, {model["name"]: model.get("identity") for model in report["models"]})
+    # What never gave a result leaves its name to a repaired one.
+    judged = {result["model"] for result in report["results"]}
+    name_apart(clients, {model["name"]: model.get("identity") for model in report["models"] if model["name"] in judged})
     reasons: list[str | None] = []
     for client in clients:
         _put(report["models"], ("name",), _facts_of_model(client))

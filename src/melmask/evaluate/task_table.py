@@ -266,8 +266,8 @@ def _given_folds(table: ClipTable) -> Division:
     given = sorted_names(table.folds or [])
     if len(given) < FEWEST_FOLDS:
         raise InputError(
-            f"{table.source} has {len(given)} folds; expected {FEWEST_FOLDS} or more: to test, to validate and to "
-            "train; choose --scheme new"
+            f"{table.source} has {', '.join(given) or 'none'} as folds; expected {FEWEST_FOLDS} or more: to test, to "
+            "validate and to train; choose --scheme new"
         )
     splits = _fold_names(len(given))
     name_of = dict(zip(given, splits, strict=True))

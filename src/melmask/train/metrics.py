@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +21,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         # A kill may cut the last line short.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
-            rows.setdefault(row["step"], {}).update(row)
+            rows.setdefault(operator.index(row["step"]), {}).update(row)
     return list(rows.values())
 
 
