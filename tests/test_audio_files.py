@@ -140,7 +140,7 @@ def test_a_truncated_flac_is_refused(written, kept):
     assert_refused(path)
 
 
-@pytest.mark.parametrize("kind", ["WAV", "AIFF"])
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "W64"])
 def test_a_header_that_announces_more_than_the_file_holds_is_refused(written, kind):
     path = written("cut", tones(2), RATE_HZ, kind)
     path.write_bytes(path.read_bytes()[:20000])
@@ -182,11 +182,31 @@ def test_sources_that_give_nothing_are_refused(tmp_path):
         find_audio([tmp_path / "nowhere"])
 
 
-def test_a_file_name_that_no_table_can_hold_is_refused_before_any_work(tmp_path):
-    path = tmp_path / "caf\udce9.wav"
-    path.touch()
-    with pytest.raises(InputError, match=r"caf\\udce9.wav has a name that is not UTF-8; rename"):
-        find_audio([tmp_path])
+def test_a_file_name_that_no_table_can_hold_fails_alone(tmp_path, written):
+    written("good.wav", tones(1))
+    (tmp_path / "caf\udce9.wav").touch()
+    odd, good = find_audio([tmp_path])
+    assert good.name == "good.wav"
+    with pytest.raises(AudioFileError, match=r"caf\\udce9.wav has a name that is not UTF-8; rename"):
+        read_audio(odd, RATE_HZ)
+
+
+def test_a_link_to_nowhere_is_a_missing_file(tmp_path):
+    (tmp_path / "a.wav").symlink_to("gone.wav")
+    (path,) = find_audio([tmp_path])
+    assert_refused(path, "is a link to gone.wav, which does not exist")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_that_ends_within_a_page_is_refused(written, subtype):
+    path = written("cut.ogg", np.random.default_rng(0).uniform(-0.5, 0.5, 5 * RATE_HZ), RATE_HZ, "OGG", subtype)
+    whole = path.read_bytes()
+    last_page = whole.rfind(b"OggS")
+    for kept in (len(whole) - 1, len(whole) * 3 // 4, last_page + 26, last_page + 27, last_page + 4):
+        path.write_bytes(whole[:kept])
+        assert_refused(path, "breaks off within a page", "restore or leave out")
+    path.write_bytes(whole)
+    assert len(read_audio(path, RATE_HZ)) == 5 * RATE_HZ
 
 
 @pytest.mark.parametrize(("name", "separator"), [("list.csv", ","), ("list.tsv", "\t")])

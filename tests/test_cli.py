@@ -373,3 +373,12 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
     monkeypatch.setattr("melmask.cli.learn.settings", failing)
     assert main(["settings", "demo"]) == 2
     assert capsys.readouterr().err.startswith("melmask: error: out of memory; take a smaller batch")
+
+
+def test_a_reader_that_has_gone_is_told_by_the_exit_status():
+    words = [sys.executable, "-m", "melmask", "settings"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

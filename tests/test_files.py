@@ -1,5 +1,7 @@
 """Folders that jobs write to: one job at a time."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -7,12 +9,13 @@ import sys
 import pytest
 from hear_folders import write_fold_task
 
+from melmask import files
 from melmask.config import FrontEndConfig
 from melmask.data.prepare import prepare
 from melmask.errors import OutputError
 from melmask.evaluate.clients import Choice
 from melmask.evaluate.hear_job import evaluate
-from melmask.files import claimed
+from melmask.files import atomic_write, claimed
 from melmask.finetune_job import finetune
 from melmask.train.finetune_config import FinetuneConfig
 from melmask.train.pretrain import pretrain
@@ -46,6 +49,36 @@ def test_what_a_kill_left_half_written_goes_with_the_next_job(tmp_path):
         path.touch()
     with claimed(tmp_path):
         assert (left.exists(), others.exists()) == (False, True)
+
+
+def test_where_a_file_system_has_no_locks_work_goes_on(tmp_path, monkeypatch):
+    for error in (NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")):
+
+        def acquire(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(files.FileLock, "acquire", acquire)
+        with claimed(tmp_path):
+            pass
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    target, link = tmp_path / "a" / "target.txt", tmp_path / "link.txt"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        with atomic_write(link, "w") as file:
+            file.write(text)
+        assert (link.is_symlink(), target.read_text()) == (True, text)
+    assert [path.name for path in target.parent.iterdir()] == ["target.txt"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_only_a_regular_file_is_replaced(tmp_path, kind):
+    path = tmp_path / "x"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(OutputError, match="x is there and no regular file; choose another"), atomic_write(path):
+        pass
+    assert path.exists()
 
 
 def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folder, sound_folder, tmp_path):

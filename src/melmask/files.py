@@ -1,6 +1,7 @@
 """Writing so that a killed or full-disk run never leaves half a file under its final name."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from melmask.errors import OutputError
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
@@ -19,7 +22,11 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         OutputError: where the file cannot be written; whatever was at `path` before is still there.
     """
+    # A link stays, and what it leads to is written.
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is there and no regular file; choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open(mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
@@ -71,8 +78,12 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(f"another melmask is writing to {folder}; wait for it, or choose another place") from None
-    except OSError as error:
-        raise output_error(folder, error) from error
+    except (OSError, NotImplementedError) as error:
+        # Some shared file systems have no locks; work there is better than none.
+        if not (isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS):
+            raise output_error(folder, error) from error
+        yield
+        return
     try:
         remove_partial(folder)
         yield

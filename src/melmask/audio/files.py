@@ -1,6 +1,7 @@
 """Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,10 +20,13 @@ _BLOCK_FRAMES = 1 << 18
 _LOUDEST = 1e12
 """Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
 RESAMPLER_QUALITY = "HQ"
-# How libsndfile notes a wav or aiff file whose header promises more bytes of sound than follow.
-_CUT_OFF_NOTE = re.compile(r"^ ?(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+# How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
+_CUT_OFF_NOTE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _STREAM_BYTES = 0x7FF00000
 """Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
+_PAGE_HEADER_BYTES, _LONGEST_PAGE_BYTES = 27, 65_307
+"""Of Ogg; the number of segments, whose lengths follow, is the header's last byte."""
+_ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
 def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
@@ -68,9 +72,25 @@ def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
             )
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     # Streams of unknown length announce a huge number; a broken-off file announces more than it holds.
+    if file.format == "OGG" and _last_page_is_cut(path):
+        raise AudioFileError(f"{path} breaks off within a page, after {read} samples; restore or leave out the file")
     announced = _announced_samples(file)
     if read < announced < 1 << 62:
         raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; restore or leave out the file")
+
+
+def _last_page_is_cut(path: Path) -> bool:
+    """Whether an Ogg file ends before its last page does (RFC 3533, section 6), which libsndfile passes over."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST_PAGE_BYTES))
+        end = file.read()
+    first = end.rfind(b"OggS")
+    page = end[first:] if first >= 0 else b""
+    if len(page) < _PAGE_HEADER_BYTES:
+        return first >= 0
+    segments = page[_PAGE_HEADER_BYTES:][: page[_PAGE_HEADER_BYTES - 1]]
+    return _PAGE_HEADER_BYTES + page[_PAGE_HEADER_BYTES - 1] + sum(segments) > len(page)
 
 
 def _announced_samples(file: soundfile.SoundFile) -> int:
@@ -106,7 +126,10 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> AudioFileError:
     if not path.exists():
-        return AudioFileError(f"{path} does not exist; check the path")
+        if _ESCAPED.search(str(path)):
+            return AudioFileError(f"{path} has a name that is not UTF-8; rename the file")
+        what = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
+        return AudioFileError(f"{path} {what}; check the path")
     if path.is_file() and not path.stat().st_size:
         return AudioFileError(f"{path} is empty (0 bytes); leave it out or replace it")
     reason = str(error).rstrip(".").rsplit(": ", 1)[-1]
@@ -115,10 +138,11 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
 
 
 def find_audio(sources: Iterable[Path]) -> list[Path]:
-    """Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
+    r"""Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
 
     A folder gives the files with a known sound suffix, sorted; a manifest those in its `path` column (relative
-    paths start at the manifest's folder).
+    paths start at the manifest's folder). Bytes of a name that are not UTF-8 are spelt out as \udcXX, and such a
+    file fails when it is read.
 
     Raises:
         InputError: for a source that does not exist or gives no file.
@@ -126,7 +150,7 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for source in sources:
         if source.is_dir():
-            paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and _may_be_sound(p))
             if not paths:
                 raise InputError(f"{source} holds no sound files; expected {_suffix_text()} somewhere below it")
         elif not source.exists():
@@ -136,15 +160,14 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
         else:
             paths = [source]
         found.update(dict.fromkeys(paths))
-    for path in found:
-        if str(path) != _writable_name(path):
-            raise InputError(f"{_writable_name(path)} has a name that is not UTF-8; rename the file")
-    return list(found)
+    # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold: spelt out, the name
+    # leads to no file, and reading says why.
+    return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found]
 
 
-def _writable_name(path: Path) -> str:
-    # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold.
-    return str(path).encode(errors="backslashreplace").decode()
+def _may_be_sound(path: Path) -> bool:
+    # A link that leads nowhere is somebody's file, and missing.
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def read_manifest(path: Path) -> list[Path]:

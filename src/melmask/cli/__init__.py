@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nmelmask: stopped; the same command goes on where it was\n")
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
+        # The reader of our output, such as `head`, has seen enough; what is not done yet stays so.
         sys.stderr.close()
-        return 0
+        return EXIT_SIGNAL + signal.SIGPIPE
     except (MemoryError, RuntimeError) as error:
         # PyTorch has a RuntimeError for it.
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):
