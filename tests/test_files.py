@@ -9,9 +9,12 @@ import sys
 import pytest
 from hear_folders import write_fold_task
 
+import melmask
 from melmask import files
+from melmask.audio.files import find_audio
 from melmask.config import FrontEndConfig
 from melmask.data.prepare import prepare
+from melmask.embed_job import embed_table
 from melmask.errors import OutputError
 from melmask.evaluate.clients import Choice
 from melmask.evaluate.hear_job import evaluate
@@ -49,6 +52,14 @@ def test_what_a_kill_left_half_written_goes_with_the_next_job(tmp_path):
         path.touch()
     with claimed(tmp_path):
         assert (left.exists(), others.exists()) == (False, True)
+
+
+def test_one_table_is_one_jobs(tmp_path, run_folder, sound_folder):
+    model, paths, out = melmask.load(run_folder, "cpu"), find_audio([sound_folder]), tmp_path / "x.parquet"
+    with claimed(tmp_path / "x.parquet.parts"), pytest.raises(OutputError, match=r"writing to .*x\.parquet\.parts"):
+        embed_table(model, paths, out)
+    embed_table(model, paths, out)
+    assert not (tmp_path / "x.parquet.parts").exists()
 
 
 def test_where_a_file_system_has_no_locks_work_goes_on(tmp_path, monkeypatch):

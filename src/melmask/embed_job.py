@@ -60,21 +60,20 @@ def embed_table(
     if job.complete:
         return JobReport(rows_of(out), len(paths) - rows_of(out), settings["scene_dimensions"], 0.0, 0.0)
     start_s, sound_s = time.monotonic(), 0.0
-    todo = job.todo()
-    remaining = job.paths_of(todo)
     choice = {"layer": layer, "pooling": pooling, "hop_ms": hop_ms, "keep_frames": keep_frames, "scene": scene}
-    embedded = embed_files(model, remaining, **choice)
 
-    def counted():
+    def counted(remaining: Sequence[Path]):
         nonlocal sound_s
-        rows_of_files = itertools.groupby(embedded, key=lambda row: row.path)
+        rows_of_files = itertools.groupby(embed_files(model, remaining, **choice), key=lambda row: row.path)
         for _, rows in track(rows_of_files, len(remaining), "embed"):
             for row in rows:
                 sound_s += row.duration_s
                 yield row
 
-    job.write(todo, counted())
-    failed = job.merge()
+    with job.claimed():
+        todo = job.todo()
+        job.write(todo, counted(job.paths_of(todo)))
+        failed = job.merge()
     wall_s = time.monotonic() - start_s
     return JobReport(len(paths) - len(failed), len(failed), settings["scene_dimensions"], sound_s, wall_s)
 

@@ -78,26 +78,27 @@ def embed_table_on_ray(
     job = TableJob(out, paths, settings)
     if job.complete:
         return JobReport(rows_of(out), len(paths) - rows_of(out), settings["scene_dimensions"], 0.0, 0.0)
-    todo = job.todo()
     sound_s = 0.0
-    if todo:
-        parts = ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
-        done = parts.map(
-            PartWriter,
-            fn_constructor_args=(
-                str(source),
-                device,
-                model.precision,
-                model.card.front_end,
-                model.card.statistics,
-                job,
-                choice,
-            ),
-            concurrency=workers,
-            num_cpus=1,
-            num_gpus=1 if device.startswith("cuda") else 0,
-        )
-        sound_s = sum(row["sound_s"] for row in done.take_all())
-    failed = job.merge()
+    with job.claimed():
+        todo = job.todo()
+        if todo:
+            parts = ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
+            done = parts.map(
+                PartWriter,
+                fn_constructor_args=(
+                    str(source),
+                    device,
+                    model.precision,
+                    model.card.front_end,
+                    model.card.statistics,
+                    job,
+                    choice,
+                ),
+                concurrency=workers,
+                num_cpus=1,
+                num_gpus=1 if device.startswith("cuda") else 0,
+            )
+            sound_s = sum(row["sound_s"] for row in done.take_all())
+        failed = job.merge()
     wall_s = time.monotonic() - start_s
     return JobReport(len(paths) - len(failed), len(failed), settings["scene_dimensions"], sound_s, wall_s)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from melmask.encoder import AudioEncoder
 from melmask.errors import InputError, OutputError
 from melmask.extract import FileEmbedding
 from melmask.features import grouped
-from melmask.files import atomic_write, ensure_folder, write_json
+from melmask.files import atomic_write, claimed, ensure_folder, write_json
 from melmask.settings import to_dict
 
 SUFFIXES = (".parquet", ".npz")
@@ -100,6 +101,10 @@ class TableJob:
         elif (begun := json.loads(job.read_text())) != settings:
             wrong = ", ".join(key for key in settings if begun.get(key) != settings[key])
             raise OutputError(f"{self._folder} belongs to a job with another {wrong}; delete it or use another --out")
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Keep other jobs from the parts until all is done; raises OutputError where another one has them."""
+        return claimed(self._folder)
 
     def todo(self) -> list[int]:
         """Numbers of the parts that are not there yet."""
