@@ -356,6 +356,16 @@ def test_nothing_readable_is_an_error(tmp_path):
         prepare([tmp_path], tmp_path / "store", FRONT_END)
 
 
+def test_a_newer_store_is_left_alone(sound_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "VERSION", 9)
+    prepare([sound_folder], tmp_path, FRONT_END)
+    monkeypatch.setattr(store_module, "VERSION", 1)
+    before = (tmp_path / "store.json").read_bytes()
+    with pytest.raises(StoreError, match=r"shard-00000\.parquet is melmask-store version 9; this writes 1: update"):
+        prepare([sound_folder], tmp_path, FRONT_END)
+    assert (tmp_path / "store.json").read_bytes() == before
+
+
 def test_nothing_but_silence_is_an_error(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
     with pytest.raises(InputError, match="all silent"):

@@ -32,7 +32,7 @@ class Moments(NamedTuple):
         """
         std = (self.squares / self.count) ** 0.5 if self.count else 0.0
         if not std > 1e-6:
-            raise InputError("the sound is all silent, so there is nothing to learn from; check the files")
+            raise InputError("the sound is all silent or too short, so there is nothing to learn from; check the files")
         return Statistics(mean=self.mean, std=std)
 
 

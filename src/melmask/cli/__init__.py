@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("out of memory; take a smaller batch (pretrain: hardware.micro_batch, data.batch_size) or model")
     except OSError as error:
         return _fail(
-            f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and space"
+            f"{error.filename or 'the output'}: {error.strerror or error}; check the path, its permissions and space"
         )
 
 

@@ -49,7 +49,7 @@ class StoreWriter:
     Shards whose data is missing or cut off are dropped, so that their files are done again.
 
     Raises:
-        StoreError: if the folder holds shards made with another front end.
+        StoreError: if the folder holds shards made with another front end, or by a newer melmask.
         OutputError: when a shard cannot be written.
     """
 
@@ -59,7 +59,7 @@ class StoreWriter:
         self._shard_bytes = shard_mb << 20
         indexes = read_indexes(folder)
         for path, table in indexes:
-            _check_front_end(path, table, front_end)
+            _check_same(path, table, front_end)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         self.done = {p for _, t in indexes for p, f in zip(*_columns(t, "path", "frames"), strict=True) if f}
         self._known_failures = {
@@ -275,7 +275,10 @@ def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
     return size == expected
 
 
-def _check_front_end(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
+def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
+    version = _facts(table)["version"]
+    if version > VERSION:
+        raise StoreError(f"{path} is {FORMAT} version {version}; this writes {VERSION}: update melmask")
     found = from_dict(FrontEndConfig, _facts(table)["front_end"])
     if found != front_end:
         raise StoreError(
