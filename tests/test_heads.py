@@ -164,13 +164,15 @@ def test_fewer_epochs_than_a_validation_takes_still_give_a_head():
     assert (head.best.score, head.epoch, head.epochs) == (0.7, 1, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(p):
+def test_dropout_zeroes_its_share_and_keeps_the_mean(p, dtype):
     dropout = SeededDropout(p, torch.Generator().manual_seed(0))
-    x = torch.ones(1001, 333, requires_grad=True)
+    x = torch.ones(1001, 333, requires_grad=True, dtype=dtype)
     dropped = dropout(x)
+    assert dropped.dtype == dtype
     assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.005)
-    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert dropped.float().mean().item() == pytest.approx(1, abs=0.01)
     dropped.sum().backward()
     assert torch.equal(x.grad, dropped.detach())
     # Each place of a 64-bit draw is a fair one, and the next draw is another.

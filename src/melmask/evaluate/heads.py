@@ -220,9 +220,28 @@ class SeededDropout(nn.Module):
         if self._generator is None:
             self._generator = torch.Generator(x.device).manual_seed(self._seed)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-        sixteen = bits.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: x.numel()]
-        keep = (sixteen >= round(self.p * 2**16) - 2**15).view(x.shape)
-        return x * (keep.to(x.dtype) / (1 - self.p))
+        sixteen = bits.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: x.numel()].view(x.shape)
+        # 0 and -1, all bits set: a comparison into its own type, and a bitwise product, take a twentieth of the time of
+        # booleans on CPU.
+        mask = torch.ge(sixteen, round(self.p * 2**16) - 2**15, out=sixteen).neg_()
+        return _Masked.apply(x, mask.to(_BITS_OF[x.dtype]), 1 / (1 - self.p))
+
+
+_BITS_OF = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+class _Masked(torch.autograd.Function):
+    """x and its gradient, where `mask` has all bits set, times `scale`; else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.mask, ctx.scale = mask, scale
+        return (x.view(mask.dtype) & mask).view(x.dtype).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return (gradient.view(ctx.mask.dtype) & ctx.mask).view(gradient.dtype).mul_(ctx.scale), None, None
 
 
 def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,13 +11,14 @@ knn          the ten nearest training vectors vote; nothing is trained (scene ta
 """
 
 import functools
+import importlib
 import itertools
 import random
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -151,6 +152,10 @@ def run_splits(
         candidates, seeds = [_LINEAR], [*LINEAR_SEEDS]
     with side_by_side(len(splits) * len(candidates) * len(seeds), data.device) as (submit, stop):
         begun = [_begin(data, split, protocol, candidates, seeds, submit, stop) for split in splits]
+        # A second each, while the heads train; who lacks them is told by the score that needs them.
+        for scorer in ("sklearn.metrics", "scipy.sparse.csgraph"):
+            with suppress(ImportError):
+                importlib.import_module(scorer)
         while begun:
             yield _finish(data, *begun.pop(0))
 
@@ -199,9 +204,13 @@ def _begin(
         """Each point has chance of its own, whichever others are tried."""
         return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
-    return rows, [
-        [submit(train, config, own_seed(seed, number)) for number, config in enumerate(candidates)] for seed in seeds
-    ]
+    # Long ones first, so that no thread waits long for the last: the larger, and those that learn slowly.
+    order = sorted(range(len(candidates)), key=lambda n: (-candidates[n].hidden_layers, candidates[n].learning_rate))
+    begun: list[list[Future[Trained]]] = []
+    for seed in seeds:
+        futures = {number: submit(train, candidates[number], own_seed(seed, number)) for number in order}
+        begun.append([futures[number] for number in range(len(candidates))])
+    return rows, begun
 
 
 def _finish(data: TaskRows, rows: _SplitRows, training: list[list["Future[Trained]"]]) -> SplitResult:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from melmask.hardware import exact_float32_products
+from melmask.hardware import exact_float32_products, keep_freed_memory
 
 T = TypeVar("T")
 Submit = Callable[..., "Future[Any]"]
@@ -26,6 +26,7 @@ def side_by_side(jobs: int, device: torch.device) -> Iterator[tuple[Submit, thre
     On leaving, for whatever reason, jobs not begun are dropped, and the event asks those under way to end. One job at
     a time computes on a GPU.
     """
+    keep_freed_memory()
     threads = torch.get_num_threads()
     workers = min(jobs, threads) if device.type == "cpu" else 1
     share = threads // workers
