@@ -11,7 +11,7 @@ from melmask.data.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.mae import build_model
 from melmask.settings import with_overrides
-from melmask.train.initial import initial_weights
+from melmask.train.initial import initial_weights, resized_embedding
 from melmask.train.resume import resolve_config
 from melmask.train.snapshot import checkpoints_of
 
@@ -69,6 +69,32 @@ def test_another_decoder_starts_at_random(source, configure, change):
     assert "a new decoder" in text
 
 
+def test_patches_may_have_another_shape(source, configure):
+    weights, text = initial_weights(source, configure("model.patch_frames=8"), FRONT_END)
+    assert "its encoder and a new decoder, patches of 16x8 instead of 16x16" in text
+    trained = state(configure(), 11)
+    assert weights["encoder.patch_embed.weight"].shape == (32, 16 * 8)
+    for name, tensor in weights.items():
+        if name.startswith("encoder.") and name != "encoder.patch_embed.weight":
+            assert torch.equal(tensor, trained[name])
+
+
+@pytest.mark.parametrize("after", [(16, 8), (4, 4), (20, 24), (16, 16)])
+def test_a_resized_embedding_says_the_same_of_resized_patches(after):
+    generator = torch.Generator().manual_seed(0)
+    patches, weight = torch.randn(3, 256, generator=generator), torch.randn(5, 256, generator=generator)
+    if after < (16, 16):
+        # Of a smaller patch only what is smooth can be told.
+        ramp = torch.linspace(-1, 1, 16)
+        smooth = torch.stack([torch.ones(256), ramp.repeat(16), ramp.repeat_interleave(16)])
+        patches, weight = patches[:, :3] @ smooth, weight[:, :3] @ smooth
+    images = patches.unflatten(1, (1, 16, 16))
+    resized_patches = torch.nn.functional.interpolate(images, size=after, mode="bilinear", antialias=True)
+    said = resized_patches.flatten(1) @ resized_embedding(weight, (16, 16), after).T
+    expected = patches @ weight.T
+    assert (said - expected).norm() < (0.06 if after < (16, 16) else 1e-5) * expected.norm()
+
+
 def test_a_cls_token_is_dropped_or_made(source, configure):
     without = configure("model.cls_token=false")
     weights, _ = initial_weights(source, without, FRONT_END)
@@ -81,7 +107,7 @@ def test_a_cls_token_is_dropped_or_made(source, configure):
     [
         ("model.width=64", r"model.width is 64, but .* has 32; set model.width=32"),
         ("model.depth=3", r"model.depth is 3, but .* has 2; set model.depth=2"),
-        ("model.patch_frames=8", r"model.patch_frames is 8, but .* has 16; set model.patch_frames=16"),
+        ("model.heads=4", r"model.heads is 4, but .* has 2; set model.heads=2"),
     ],
 )
 def test_another_encoder_is_refused_in_one_line(source, configure, change, message):
