@@ -62,8 +62,8 @@ def resized_embedding(
 ) -> Float[Tensor, "width after"]:
     """The patch embedding for patches of another shape, (mels, frames) before and after.
 
-    What it says of a patch resized bilinearly is what `weight` says of the patch as it was, or the nearest to that where
-    patches become smaller (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
+    What it says of a patch resized bilinearly is what `weight` says of the patch as it was, or the nearest to that
+    where patches become smaller (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
     """
     unit = torch.eye(before[0] * before[1], dtype=torch.float64).unflatten(1, (1, *before))
     resizing = functional.interpolate(unit, size=after, mode="bilinear", antialias=True).flatten(1).T
