@@ -87,7 +87,7 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
 def test_only_a_regular_file_is_replaced(tmp_path, kind):
     path = tmp_path / "x"
     path.mkdir() if kind == "folder" else os.mkfifo(path)
-    with pytest.raises(OutputError, match="x is there and no regular file; choose another"), atomic_write(path):
+    with pytest.raises(OutputError, match="x: there is something that is no regular file; choose"), atomic_write(path):
         pass
     assert path.exists()
 
