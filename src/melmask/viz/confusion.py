@@ -82,7 +82,7 @@ def _write_title(axes: "Axes", title: str, truth: np.ndarray, predicted: np.ndar
     rows = int(tested.sum())
     summary = f"{rows:,} tested"
     if rows:
-        summary += f", {np.mean(truth[tested] == predicted[tested]):.1%} right"
+        summary += f", {np.sum(truth[tested] == predicted[tested]):,} right"
     axes.set_title(title, loc="left", pad=24, color=INK, fontsize=12, fontweight="bold", parse_math=False)
     axes.annotate(
         summary, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9
