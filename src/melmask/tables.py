@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class TableJob:
         check_table_path(path)
         self._path, self._paths, self._settings = path, paths, settings
         self._files_per_part = FILES_PER_PART  # carried along where a job is sent to other processes
-        self._folder = path.with_name(path.name + ".parts")
+        self._folder, self._merged = path.with_name(path.name + ".parts"), False
         self.complete = path.exists() and read_settings(path) == settings
         if self.complete:
             return
@@ -102,9 +102,20 @@ class TableJob:
             wrong = ", ".join(key for key in settings if begun.get(key) != settings[key])
             raise OutputError(f"{self._folder} belongs to a job with another {wrong}; delete it or use another --out")
 
-    def claimed(self) -> AbstractContextManager[None]:
-        """Keep other jobs from the parts until all is done; raises OutputError where another one has them."""
-        return claimed(self._folder)
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other jobs from the parts; once they are merged, they go.
+
+        Raises:
+            OutputError: another job has them.
+        """
+        try:
+            with claimed(self._folder):
+                yield
+        finally:
+            # Behind the lock: on network file systems a file that is open keeps its folder.
+            if self._merged:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def todo(self) -> list[int]:
         """Numbers of the parts that are not there yet."""
@@ -126,7 +137,7 @@ class TableJob:
                 _write_parquet(file, tables, _part_schema(self._settings))
 
     def merge(self) -> list[tuple[str, str]]:
-        """Write the table from its parts and remove them; returns (path, reason) of the files that failed.
+        """Write the table from its parts; returns (path, reason) of the files that failed.
 
         `<name>.failed.csv` lists these too.
 
@@ -139,7 +150,7 @@ class TableJob:
             rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
             failed += [(row["path"], row["error"]) for row in rows if row["error"]]
         if len(failed) == len(self._paths):
-            shutil.rmtree(self._folder)
+            self._merged = True
             raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
             good = (table for part in parts for table in _good_rows(part, _schema(self._settings)))
@@ -152,7 +163,7 @@ class TableJob:
         if failed:
             with atomic_write(failures, "w") as file:
                 csv.writer(file).writerows([("path", "reason"), *failed])
-        shutil.rmtree(self._folder)
+        self._merged = True
         return failed
 
     def _part(self, number: int) -> Path:
