@@ -1,3 +1,4 @@
+import os
 import struct
 
 import numpy as np
@@ -191,6 +192,16 @@ def test_a_file_name_that_no_table_can_hold_fails_alone(tmp_path, written):
         read_audio(odd, RATE_HZ)
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.wav")
+    assert_refused(tmp_path / "x.wav", "is a pipe or device", "save the sound as a file")
+    assert_refused(tmp_path, "cannot be read as sound")
+
+
+def test_a_name_that_no_file_system_takes_fails_alone(tmp_path):
+    assert_refused(tmp_path / ("x" * 300 + ".wav"), "cannot be opened (File name too long); check the path")
+
+
 def test_a_link_to_nowhere_is_a_missing_file(tmp_path):
     (tmp_path / "a.wav").symlink_to("gone.wav")
     (path,) = find_audio([tmp_path])
@@ -211,7 +222,7 @@ def test_an_ogg_file_that_ends_within_a_page_is_refused(written, subtype):
 
 @pytest.mark.parametrize(("name", "separator"), [("list.csv", ","), ("list.tsv", "\t")])
 def test_a_manifests_relative_paths_start_at_its_folder(tmp_path, name, separator):
-    rows = [("label", " Path"), ("dog", "sub/a.wav"), ("cat", "/far/b.wav"), ("none", "")]
+    rows = [("label", " Path"), ("dog", "sub/a.wav"), ("cat", " /far/b.wav "), ("none", "")]
     # The byte-order mark that spreadsheets write.
     text = "\ufeff" + "".join(separator.join(row) + "\n" for row in rows)
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -223,9 +234,10 @@ def test_a_manifests_relative_paths_start_at_its_folder(tmp_path, name, separato
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"file,label\na.wav,dog\n", "no column 'path' .its columns: file, label.; add one"),
+        (b"file,label\na.wav,dog\n", "no column 'path' .its columns: file, label.; add one, commas"),
         (b"", "no column 'path' .its columns: none.; add one"),
         (b"path,label\n", "lists no files"),
+        (b'"path,label\na.wav,x\n', "not a CSV text file"),
         (b"path\n\xff\xfe\x00caf\xe9\n", "not a CSV text file"),
     ],
 )

@@ -382,3 +382,18 @@ def test_a_reader_that_has_gone_is_told_by_the_exit_status():
     done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("", "an empty path; give a file or folder"), ("no\nsuch\x00", r"no\nsuch\x00 does not exist; give files")],
+)
+def test_one_line_is_one_line_whatever_a_name_holds(source, message, tmp_path, capsys):
+    try:
+        status = main(["prepare", source, "--out", str(tmp_path / "store")])
+    except SystemExit as left:
+        status = left.code
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert (error.count("\n"), "\x00" in error) == (1, False)

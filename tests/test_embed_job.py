@@ -229,6 +229,7 @@ def test_progress_counts_files(model, long_paths, tmp_path, monkeypatch):
 def test_parts_of_another_job_are_refused(model, paths, tmp_path):
     out = tmp_path / "x.parquet"
     tables.TableJob(out, paths, tables.settings_of(model, paths, pooling="mean"))
+    (tmp_path / "x.parquet.parts" / "part-000000.parquet").touch()
     with pytest.raises(OutputError, match="belongs to a job with another pooling, dimensions"):
         embed_table(model, paths, out)
 

@@ -60,6 +60,30 @@ def test_one_table_is_one_jobs(tmp_path, run_folder, sound_folder):
         embed_table(model, paths, out)
     embed_table(model, paths, out)
     assert not (tmp_path / "x.parquet.parts").exists()
+    assert "it was there already" not in str(embed_table(model, paths, tmp_path / "y.parquet"))
+    assert "the table was there already, of the same files and settings" in str(embed_table(model, paths, out))
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.parquet"])
+def test_a_damaged_table_or_job_is_no_traceback(tmp_path, run_folder, sound_folder, name):
+    model, paths, out = melmask.load(run_folder, "cpu"), find_audio([sound_folder]), tmp_path / name
+    out.touch()
+    embed_table(model, paths, out)
+    out.write_bytes(out.read_bytes()[:3000])
+    parts = tmp_path / f"{name}.parts"
+    parts.mkdir()
+    for content in ("", "[1]"):
+        (parts / "job.json").write_text(content)
+        with pytest.raises(OutputError, match=r"job\.json is damaged .* delete .*parts or use another --out"):
+            embed_table(model, paths, out)
+    # A job that has done nothing stands in nobody's way; one that has does.
+    (parts / "job.json").write_text('{"pooling": "cls"}')
+    (parts / "part-000000.parquet").touch()
+    with pytest.raises(OutputError, match=r"belongs to a job with another .*pooling.*files; delete it"):
+        embed_table(model, paths, out)
+    (parts / "part-000000.parquet").unlink()
+    embed_table(model, paths, out)
+    assert [path.name for path in tmp_path.glob("*.parts")] == []
 
 
 def test_where_a_file_system_has_no_locks_work_goes_on(tmp_path, monkeypatch):

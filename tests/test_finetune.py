@@ -20,7 +20,7 @@ from melmask.errors import CheckpointError, ConfigError, InputError, OutputError
 from melmask.evaluate import labelled_files
 from melmask.evaluate.probe import standardize
 from melmask.evaluate.tasks import read_task
-from melmask.files import atomic_write
+from melmask.files import atomic_write, locked
 from melmask.finetune_job import finetune
 from melmask.predict_job import predict_files
 from melmask.settings import with_overrides
@@ -589,6 +589,14 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     with pytest.raises(ConfigError, match="hop_ms is 7; this model's steps allow"):
         predict_files(classifier, [broken], tmp_path / "y.csv", events=True, hop_ms=7.0)
     assert (tmp_path / ".y.csv.partial.jsonl").read_text() == "of an earlier job"
+
+
+def test_one_table_of_predictions_is_one_jobs(trained, table, tmp_path):
+    classifier, paths, out = load_classifier(trained[0], "cpu"), [table.parent / "0.wav"], tmp_path / "x.csv"
+    with locked(tmp_path / ".x.csv.partial.lock", out), pytest.raises(OutputError, match=r"is writing to .*x\.csv"):
+        predict_files(classifier, paths, out)
+    predict_files(classifier, paths, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
 def test_a_killed_prediction_goes_on_behind_what_is_done(trained, table, tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ class JobReport(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.files} files, {self.dimensions} dimensions"
+        if not self.wall_s:
+            text += "; the table was there already, of the same files and settings: delete it to make it anew"
         if self.sound_s:
             factor = self.sound_s / self.wall_s
             text += (

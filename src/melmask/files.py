@@ -73,20 +73,32 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: it cannot be written to, or another job is at it.
     """
-    lock = FileLock(ensure_folder(folder) / ".lock")
+    with locked(ensure_folder(folder) / ".lock", folder) as alone:
+        if alone:
+            remove_partial(folder)
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: Path) -> Iterator[bool]:
+    """Hold the lock file `path`, which stays; gives False where the file system has no locks.
+
+    Raises:
+        OutputError: it cannot be written, or another job holds it and writes to `what`.
+    """
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise OutputError(f"another melmask is writing to {folder}; wait for it, or choose another place") from None
+        raise OutputError(f"another melmask is writing to {what}; wait for it, or choose another place") from None
     except (OSError, NotImplementedError) as error:
         # Some shared file systems have no locks; work there is better than none.
         if not (isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS):
-            raise output_error(folder, error) from error
-        yield
+            raise output_error(what, error) from error
+        yield False
         return
     try:
-        remove_partial(folder)
-        yield
+        yield True
     finally:
         lock.release()
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from melmask.classifier import AudioClassifier, iterate_labels
 from melmask.errors import ConfigError, InputError
 from melmask.evaluate.events import events_of
 from melmask.extract import FileEmbedding, embed_files
-from melmask.files import ensure_folder, output_error
+from melmask.files import atomic_write, ensure_folder, locked, output_error
 from melmask.hear import default_hop_ms
 from melmask.progress import track
 from melmask.tables import write_rows
@@ -110,7 +111,9 @@ class _Journal:
     """What is done, a line a file, so that a killed job goes on behind it; gone when the table is written."""
 
     def __init__(self, out: Path, job: list[Any]):
-        self._path = out.with_name(f".{out.name}.partial.jsonl")
+        self._out, self._path = out, out.with_name(f".{out.name}.partial.jsonl")
+        self._lock_path = self._path.with_suffix(".lock")
+        self._own = ExitStack()
         self._head = json.dumps(job)
         self._file: IO[str] | None = None
 
@@ -125,31 +128,38 @@ class _Journal:
         return {entry["path"]: entry["rows"] for entry in entries if "error" not in entry["rows"][0]}
 
     def __enter__(self) -> None:
+        self._own.enter_context(locked(self._lock_path, self._out))
         done = self.read()
+        with atomic_write(self._path, "w") as file:
+            file.write(self._head + "\n")
+            file.writelines(_line(path, rows) for path, rows in done.items())
         try:
-            self._file = self._path.open("w", encoding="utf-8")
-            self._file.write(self._head + "\n")
-            for path, rows in done.items():
-                self.add(path, rows)
+            self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise output_error(self._path, error) from error
 
     def __exit__(self, *_: object) -> None:
         assert self._file is not None
         self._file.close()
+        self._own.close()
 
     def add(self, path: str, rows: list[dict[str, Any]]) -> None:
         """Take in one file's rows."""
         assert self._file is not None
         try:
-            self._file.write(json.dumps({"path": path, "rows": rows}) + "\n")
+            self._file.write(_line(path, rows))
             self._file.flush()
         except OSError as error:
             raise output_error(self._path, error) from error
 
     def remove(self) -> None:
         """The table is written."""
-        self._path.unlink(missing_ok=True)
+        for path in (self._path, self._lock_path):
+            path.unlink(missing_ok=True)
+
+
+def _line(path: str, rows: list[dict[str, Any]]) -> str:
+    return json.dumps({"path": path, "rows": rows}) + "\n"
 
 
 def _rows_of(

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,9 +99,19 @@ class TableJob:
         job = self._folder / "job.json"
         if not job.exists():
             write_json(job, settings)
-        elif (begun := json.loads(job.read_text())) != settings:
-            wrong = ", ".join(key for key in settings if begun.get(key) != settings[key])
-            raise OutputError(f"{self._folder} belongs to a job with another {wrong}; delete it or use another --out")
+            return
+        try:
+            begun = dict(json.loads(job.read_text()))
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
+        wrong = [key for key in settings if begun.get(key) != settings[key]]
+        if wrong and not any(self._folder.glob("part-*")):
+            # Nothing was done by it.
+            write_json(job, settings)
+        elif wrong:
+            # Their digest differs as well where their number does.
+            what = ", ".join(dict.fromkeys(key.removesuffix("_sha256") for key in wrong))
+            raise OutputError(f"{self._folder} belongs to a job with another {what}; delete it or use another --out")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -174,10 +185,11 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     """The settings in a table, None if it is no table of ours."""
     try:
         if path.suffix == ".npz":
-            with np.load(path) as arrays:
+            # Of a damaged file NumPy leaves open what it has opened itself.
+            with path.open("rb") as file, np.load(file) as arrays:
                 return json.loads(str(arrays["settings"]))
         return json.loads(pq.read_schema(path).metadata[_KEY])
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pa.ArrowException):
         return None
 
 

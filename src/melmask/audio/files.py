@@ -45,6 +45,9 @@ def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
     """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty."""
     produced = 0
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # Opening a pipe that nobody writes to would wait for ever.
+            raise AudioFileError(f"{path} is a pipe or device, no file; save the sound as a file")
         with soundfile.SoundFile(path) as file:
             mono = _mono_blocks(path, file)
             for block in _resampled(mono, file.samplerate, sample_rate_hz):
@@ -125,7 +128,12 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> AudioFileError:
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as unlike:
+        # A name that is too long, say: Path.exists() raises what it does not take for an absence.
+        return AudioFileError(f"{path} cannot be opened ({unlike.strerror}); check the path")
+    if not there:
         if _ESCAPED.search(str(path)):
             return AudioFileError(f"{path} has a name that is not UTF-8; rename the file")
         what = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
@@ -174,12 +182,13 @@ def read_manifest(path: Path) -> list[Path]:
     """The `path` column of a CSV (or tab-separated .tsv) file; other columns are ignored."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
             if "path" not in rows.fieldnames:
                 columns = ", ".join(rows.fieldnames) or "none"
-                raise InputError(f"{path} has no column 'path' (its columns: {columns}); add one")
-            paths = [path.parent / row["path"] for row in rows if row["path"]]
+                raise InputError(f"{path} has no column 'path' (its columns: {columns}); add one, commas between them")
+            names = [(row["path"] or "").strip() for row in rows]
+            paths = [path.parent / name for name in names if name]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path} is not a CSV text file ({error}); expected a header line with 'path'") from error
     if not paths:

@@ -1,6 +1,7 @@
 """The command `melmask`. Each command's work is imported when it runs, so that help is quick."""
 
 import argparse
+import re
 import signal
 import sys
 import threading
@@ -102,5 +103,7 @@ def _take_settings(parser: argparse.ArgumentParser, options: argparse.Namespace,
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"melmask: error: {message}\n")
+    # Names of files and what other libraries say may hold line breaks and the like.
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message)
+    sys.stderr.write(f"melmask: error: {line}\n")
     return EXIT_BAD_INPUT

@@ -5,7 +5,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from melmask.cli.options import EXIT_SIGNAL, Command, add_settings_help
+from melmask.cli.options import EXIT_SIGNAL, Command, add_settings_help, source_path
 from melmask.config import FrontEndConfig
 from melmask.recipes import RECIPES, recipe
 from melmask.settings import describe, to_dict, with_overrides
@@ -113,7 +113,7 @@ def _add_demo(sub: argparse.ArgumentParser) -> None:
 
 def _add_prepare(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "sources", type=Path, nargs="+", metavar="SOURCE", help="folder, sound file, or CSV with a path column"
+        "sources", type=source_path, nargs="+", metavar="SOURCE", help="folder, sound file, or CSV with a path column"
     )
     sub.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     sub.add_argument("--threads", type=int, default=None, help="decoding threads (all cores)")

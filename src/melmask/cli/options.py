@@ -51,3 +51,10 @@ def add_settings_help(sub: argparse.ArgumentParser, example: str, listing: str) 
     sub.set_defaults(settings=[])
     sub.usage = f"{sub.format_usage().removeprefix('usage: ').rstrip()} [KEY=VALUE ...]"
     sub.epilog = f"KEY=VALUE, last: change settings, as {example}; {listing}"
+
+
+def source_path(text: str) -> Path:
+    """A path on the command line; an empty word, of a variable that is not set, is not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; give a file or folder")
+    return Path(text)

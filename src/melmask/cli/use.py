@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from melmask.cli.options import Command, add_model, add_settings_help
+from melmask.cli.options import Command, add_model, add_settings_help, source_path
 from melmask.config import Statistics
 from melmask.errors import OutputError
 from melmask.settings import to_dict, with_overrides
@@ -160,7 +160,7 @@ def export(options: argparse.Namespace) -> int:
 
 def _add_embed(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "sources", type=Path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
+        "sources", type=source_path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
     )
     sub.add_argument("--out", type=Path, required=True, help="X.parquet or X.npz")
     sub.add_argument("--engine", choices=("local", "ray"), default="local", help="where to compute (%(default)s)")
@@ -187,7 +187,7 @@ def _add_finetune(sub: argparse.ArgumentParser) -> None:
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "sources", type=Path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
+        "sources", type=source_path, nargs="+", metavar="SOURCE", help="sound file, folder, or CSV with a path column"
     )
     sub.add_argument("--model", type=Path, required=True, help="a folder written by melmask finetune")
     sub.add_argument("--out", type=Path, required=True, help="X.csv, X.jsonl or X.parquet")

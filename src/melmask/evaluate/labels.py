@@ -96,7 +96,7 @@ def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
     check_unique(path, paths)
     labels = columns["label"]
     if len(set(labels)) < 2:
-        raise InputError(f"{path}: all {len(labels)} rows have label {labels[0]!r}; a probe needs two classes")
+        raise InputError(f"{path}: all {len(labels)} rows have label {labels[0]!r}; expected two or more")
     groups, folds, splits = (optional_column(path, name, columns) for name in ("group", "fold", "split"))
     if folds is not None and all(fold.lower() in SPLIT_NAMES for fold in folds):
         folds, splits = None, splits or folds
@@ -126,7 +126,8 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """Line number and values of every line that is not blank, the header among them."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, values) for values in reader if values]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a CSV table with `path` and `label`") from None
@@ -185,13 +186,21 @@ def resolve_paths(path: Path, names: list[str], audio_root: Path | None) -> list
     roots = [audio_root] if audio_root is not None else [path.parent, path.absolute().parent.parent]
     for root in roots:
         # Any row will do: single missing files are reported where they are read.
-        if any((root / name).exists() for name in relative):
+        if any(_exists(root / name) for name in relative):
             return [root / name for name in names]
     looked = " or ".join(str(root) for root in roots)
     raise InputError(
         f"{path}: neither {relative[0]!r} nor any other file of it is below {looked}; say with --audio-root where "
         "the paths start"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # A name that is too long, say.
+        return False
 
 
 def check_unique(path: Path, paths: list[Path]) -> None:

@@ -134,7 +134,9 @@ def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) 
     units = len(set(table.groups)) if grouped and table.groups is not None else int(np.bincount(labels).max())
     if units < folds:
         what = "groups" if grouped else "rows in the largest class"
-        raise InputError(f"{folds} folds were asked for, but there are {units} {what}; ask for fewer folds")
+        raise InputError(
+            f"{folds} folds were asked for, but there are {units} {what}; label more, or add a column `split`"
+        )
     kind, word = (StratifiedGroupKFold, "group") if grouped else (StratifiedKFold, "random")
     splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
     none = np.empty(0, dtype=np.int64)
