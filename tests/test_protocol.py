@@ -253,7 +253,7 @@ def test_several_calls_come_together_in_one_report(hear_folder, run_folder, tmp_
     assert [(r["model"], r["protocol"]) for r in report["results"]] == [("log-mel", "hear"), ("run", "knn")]
 
 
-def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monkeypatch):
+def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "half_model.py").write_text(
         "import torch\n"
         "class M: sample_rate, scene_embedding_size, timestamp_embedding_size = 16000, 1, 1\n"
@@ -276,7 +276,8 @@ def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monke
         evaluate(["logmel"], hear_folder, out, tasks=["bursts"], protocols=["knn"], choice=CPU)
     report = json.loads((out / "results.json").read_text())
     assert len(report["results"]) == 3
-    assert report["failed"][-1]["reason"] == reason
+    assert report["failed"] == [failure]
+    assert f"log-mel on bursts-v1-full: left out, as {reason}" in capsys.readouterr().err
 
 
 def test_a_model_that_failed_and_was_repaired_keeps_its_name(hear_folder, tmp_path, monkeypatch):
