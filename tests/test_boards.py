@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from melmask.config import PretrainConfig, RunConfig
-from melmask.errors import ConfigError, MissingExtraError
-from melmask.train.boards import WANDB_ID, open_boards
+from melmask.errors import ConfigError, MissingExtraError, OutputError
+from melmask.train.boards import WANDB_ID, Board, open_boards
 from melmask.train.metrics import MetricsLog
 
 CONFIG = replace(PretrainConfig(), run=RunConfig(wandb_project="tones"))
@@ -85,3 +85,17 @@ def test_without_a_project_nothing_is_asked_of_weights_and_biases(wandb, tmp_pat
     for board in open_boards(tmp_path, 0, PretrainConfig()):
         board.close()
     assert wandb.calls == [] and not (tmp_path / WANDB_ID).exists()
+
+
+def test_a_full_disk_behind_a_board_is_told_with_the_run(tmp_path):
+    class Full(Board):
+        def add(self, step, numbers):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    log = MetricsLog(tmp_path, 0, [Full()])
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}: No space left on device; choose"):
+        log.write(ROW, 40)
+    log.close()

@@ -78,8 +78,11 @@ class MetricsLog(Log):
 
     def event(self, step: int, event: str, text: str) -> None:
         """Note something that happened at `step` in events.jsonl; what went wrong is said on the terminal too."""
-        with (self._run / EVENTS).open("a") as file:
-            file.write(json.dumps({"step": step, "event": event, "text": text}) + "\n")
+        try:
+            with (self._run / EVENTS).open("a") as file:
+                file.write(json.dumps({"step": step, "event": event, "text": text}) + "\n")
+        except OSError as error:
+            raise output_error(self._run / EVENTS, error) from error
         if event in ("rollback", "spike"):
             _say(f"\nmelmask: step {step}: {text}\n")
 
@@ -89,16 +92,18 @@ class MetricsLog(Log):
             self._file.flush()
         except OSError as error:
             raise output_error(self._run / METRICS, error) from error
-        for board in self._boards:
-            board.add(row["step"], {name: value for name, value in row.items() if name != "step"})
+        try:
+            for board in self._boards:
+                board.add(row["step"], {name: value for name, value in row.items() if name != "step"})
+        except OSError as error:
+            raise output_error(self._run, error) from error
 
     def close(self) -> None:
         """Flush everything."""
         # What a full disk did not take has been reported.
-        with contextlib.suppress(OSError):
-            self._file.close()
-        for board in self._boards:
-            board.close()
+        for ended in (self._file, *self._boards):
+            with contextlib.suppress(OSError):
+                ended.close()
         if sys.stderr.isatty():
             sys.stderr.write("\n")
 
