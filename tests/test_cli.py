@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -397,3 +398,10 @@ def test_one_line_is_one_line_whatever_a_name_holds(source, message, tmp_path, c
     error = capsys.readouterr().err
     assert message in error
     assert (error.count("\n"), "\x00" in error) == (1, False)
+
+
+def test_a_run_outlives_a_closed_standard_error(job, tmp_path):
+    words = shlex.join([sys.executable, "-m", "melmask", "pretrain", str(job / "store"), "--out", str(tmp_path), *TOY])
+    done = subprocess.run(["sh", "-c", f"{words} 2>&-"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "snapshot.pt").exists()

@@ -59,7 +59,10 @@ def test_another_number_of_mel_bands_is_another_number_of_rows_from_the_lowest_b
     assert len(tall.encoder.positions) == 8 * 4
 
 
-@pytest.mark.parametrize("change", ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32"])
+@pytest.mark.parametrize(
+    "change",
+    ["model.decoder_depth=2", "model.decoder_positions=grid", "model.decoder_width=32", "model.decoder_heads=1"],
+)
 def test_another_decoder_starts_at_random(source, configure, change):
     config = configure(change)
     weights, text = initial_weights(source, config, FRONT_END)
@@ -131,6 +134,15 @@ def test_a_run_starts_from_the_weights_and_resumes_from_its_own(source, store_fo
     ours = melmask.load(run, device="cpu").model.state_dict()
     for name, tensor in state(configure(), 11).items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_run_without_its_record_or_with_anothers_does_not_go_on(store, tmp_path):
+    (tmp_path / "snapshot.pt").touch()
+    with pytest.raises(CheckpointError, match=r"run\.json is missing, but snapshot\.pt is there; put it back"):
+        resolve_config(tmp_path, "tiny", [], store)
+    (tmp_path / "run.json").write_text('{"pretrain": {"optimizer": {"newthing": 1}}}')
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged or of another melmask .unknown configuration key"):
+        resolve_config(tmp_path, "tiny", [], store)
 
 
 def test_epochs_become_steps(store, tmp_path):

@@ -23,6 +23,7 @@ from melmask.models.mae import build_model
 from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
 from melmask.train.clock import Clock
+from melmask.train.engine import Engine
 from melmask.train.metrics import read_metrics
 from melmask.train.optimizer import build_optimizer, learning_rate
 from melmask.train.pretrain import Outcome, pretrain
@@ -117,7 +118,7 @@ def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(whole_run, stor
     assert all(torch.equal(ours[key], theirs[key]) for key in ours | theirs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_with_a_snapshot_that_resumes_exactly(whole_run, store, configure, tmp_path, number):
     handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     config = configure("run.picture_interval_steps=3")
@@ -209,8 +210,62 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_r
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000001"]
+    last = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stop" and "cannot write" in last["text"]
     pretrain(store, tmp_path, configure())
     assert_same_weights(tmp_path, whole_run)
+
+
+def test_an_echo_of_a_signal_loses_nothing_and_a_later_one_ends_at_once(store, configure, tmp_path, monkeypatch):
+    config = configure("run.picture_interval_steps=3")
+
+    def signalled(_):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert pretrain(store, tmp_path / "echo", config, [signalled])[0::3] == (4, signal.SIGINT)
+    assert (tmp_path / "echo" / "snapshot.pt").exists()
+    monkeypatch.setattr(pretrain_module, "_ECHO_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(store, tmp_path / "again", config, [signalled])
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(store, configure, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hook = [lambda state: os.kill(os.getpid(), signal.SIGHUP)]
+        assert pretrain(store, tmp_path, configure("run.picture_interval_steps=3"), hook).step == 6
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(store, configure, tmp_path, monkeypatch):
+    step = Engine.step
+
+    def breaking(self, crops, masked, rate):
+        found = step(self, crops, masked, rate)
+        with torch.no_grad():
+            next(self.model.parameters())[0] = math.inf
+        return found
+
+    monkeypatch.setattr(Engine, "step", breaking)
+    with pytest.raises(TrainingError, match=r"step 1: the step left weights that are no finite numbers .*nothing was"):
+        pretrain(store, tmp_path, configure(ONE_STEP))
+    assert not checkpoints_of(tmp_path)
+
+
+def test_what_the_masks_and_the_rate_cannot_be_is_refused(store, configure, tmp_path):
+    with pytest.raises(ConfigError, match=r"masking.ratio is 1e-12, which hides none of .* patches; give more"):
+        pretrain(store, tmp_path, configure("masking.ratio=1e-12"))
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 1e\+39; give a positive rate, at most 1000"):
+        configure("optimizer.learning_rate=1e39")
+
+
+@pytest.mark.parametrize("state", [[], {"step": "x"}, {"step": 1, "model": {}, "optimizer": []}])
+def test_a_snapshot_of_odd_content_is_refused_in_one_line(store, configure, tmp_path, state):
+    torch.save(state, tmp_path / "snapshot.pt")
+    with pytest.raises(CheckpointError, match=r"is damaged; delete it|is of another model; resume"):
+        pretrain(store, tmp_path, configure(ONE_STEP))
 
 
 def test_values_that_are_no_numbers_end_the_run_and_keep_the_last_snapshot(store, configure, tmp_path, monkeypatch):

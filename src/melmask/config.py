@@ -11,6 +11,8 @@ from typing import Literal
 
 from melmask.errors import ConfigError
 
+_HIGHEST_RATE = 1000.0
+
 LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
 
@@ -202,8 +204,8 @@ class OptimizerConfig:
     def __post_init__(self):
         _check(self.name in ("adamw", "muon"), f"optimizer.name is {self.name!r}; give 'adamw' or 'muon'")
         _check(
-            0 < self.learning_rate < math.inf,
-            f"optimizer.learning_rate is {self.learning_rate}; give a positive rate",
+            0 < self.learning_rate <= _HIGHEST_RATE,
+            f"optimizer.learning_rate is {self.learning_rate}; give a positive rate, at most {_HIGHEST_RATE:g}",
         )
         for name in ("weight_decay", "max_gradient_norm", "epochs"):
             value = getattr(self, name)
@@ -308,7 +310,7 @@ class HardwareConfig:
             self.precision in ("auto", "fp32", "bf16", "fp16"),
             f"hardware.precision is {self.precision!r}; give 'auto', 'fp32', 'bf16' or 'fp16'",
         )
-        _check(self.readers > 0, f"hardware.readers is {self.readers}; give at least 1")
+        _check(0 < self.readers <= 1024, f"hardware.readers is {self.readers}; give 1 to 1024")
         _check(0 <= self.threads <= 1024, f"hardware.threads is {self.threads}; give 0 to 1024")
         _check(self.micro_batch >= 0, f"hardware.micro_batch is {self.micro_batch}; give 0 or more")
         _check(self.sharding in ("none", "fsdp"), f"hardware.sharding is {self.sharding!r}; give 'none' or 'fsdp'")

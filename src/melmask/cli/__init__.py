@@ -1,6 +1,7 @@
 """The command `melmask`. Each command's work is imported when it runs, so that help is quick."""
 
 import argparse
+import io
 import re
 import signal
 import sys
@@ -26,6 +27,9 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
+    if sys.stderr is None:
+        # Started with it closed: what is said is lost, the work is not.
+        sys.stderr = io.StringIO()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     try:

@@ -146,6 +146,11 @@ class Engine:
             state["scaler"] = self._scaler.state_dict()
         return _whole(state) if self._sharded else state
 
+    def is_broken(self) -> bool:
+        """Whether any weight that this process has is not a finite number."""
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters())
+        return not torch.stack([part.detach().isfinite().all() for part in own]).all()
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave, on any number of processes.
 

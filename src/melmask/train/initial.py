@@ -40,9 +40,8 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
             )
     encoder = {name for name in given if name.startswith("encoder.")} & weights.keys()
     decoder = {name for name in weights if name.startswith("decoder.")}
-    same_decoder = wanted.decoder_positions == has.decoder_positions and all(
-        name in given and given[name].shape == weights[name].shape for name in decoder
-    )
+    alike = all(getattr(wanted, name) == getattr(has, name) for name in ("decoder_positions", "decoder_heads"))
+    same_decoder = alike and all(name in given and given[name].shape == weights[name].shape for name in decoder)
     weights |= {name: given[name] for name in encoder | (decoder if same_decoder else set())}
     there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
     if there != here:

@@ -8,8 +8,9 @@ time - they agree while a step is computed.
 import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
 from melmask.data.store import Store
 from melmask.data.stream import CropStream
-from melmask.errors import ConfigError, TrainingError
+from melmask.errors import ConfigError, OutputError, TrainingError
 from melmask.files import claimed
 from melmask.geometry import grid_of
 from melmask.hardware import keep_freed_memory, matmul_peak
@@ -60,6 +61,9 @@ minute, and at the end: what it writes shows the run as it is."""
 
 _PAGE_INTERVAL_S = 30.0
 _PEAK_PRODUCT_SIZE = 1024
+_ECHO_S = 2.0
+_HANG_UP = getattr(signal, "SIGHUP", None)
+"""What the end of a terminal, or of the connection to it, sends."""
 
 
 class Outcome(NamedTuple):
@@ -145,8 +149,14 @@ class _Loop:
                 # What a run would otherwise lose if it were killed, or could not return to.
                 self._save()
             ended = self._step >= steps
-            while not ended:
-                ended = self._train(log, hooks, page if first else None, received)
+            try:
+                while not ended:
+                    ended = self._train(log, hooks, page if first else None, received)
+            except OutputError as error:
+                # Else the record would say that it still runs.
+                with suppress(OutputError):
+                    log.event(self._step, "stop", str(error))
+                raise
             stopped = self._step < steps
             why = f"signal {self._stopped_by}" if self._stopped_by else "run.max_minutes"
             log.event(self._step, "stop" if stopped else "done", why if stopped else "")
@@ -184,6 +194,9 @@ class _Loop:
                 mean_loss, worst_loss = float(losses.mean()), float(losses.max())
                 (gradient_norm,) = processes.maximum(float(norm))
                 fault = self._watch.fault(mean_loss, worst_loss, gradient_norm)
+                # The loss was computed before the step that it led to.
+                if fault is None and (last or due) and any(processes.maximum(float(self._engine.is_broken()))):
+                    fault = "the step left weights that are no finite numbers"
                 if fault is not None:
                     facts = f"{fault} (learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
                     self._go_back(facts, log, page)
@@ -290,6 +303,11 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
 
 
 def _check_batch(config: PretrainConfig, processes: int) -> None:
+    grid = grid_of(config.model)
+    if grid.visible_patches(config.masking.ratio) >= grid.patches:
+        raise ConfigError(
+            f"masking.ratio is {config.masking.ratio:g}, which hides none of {grid.patches} patches; give more"
+        )
     if config.data.batch_size % processes:
         raise ConfigError(
             f"data.batch_size is {config.data.batch_size}, which {processes} processes cannot share equally; give a "
@@ -311,18 +329,26 @@ def _with_training(card: ModelCard, position: Position, loss: float) -> ModelCar
 def _signals(processes: int) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of the first; the loop saves and ends at the next step."""
     received: list[int] = []
+    first_s = 0.0
 
     def note(number: int, _frame: Any) -> None:
-        received.append(number)
-        # One process dies of the second. Of several each gets two: its own, and the one that torchrun passes on.
-        if processes == 1:
+        nonlocal first_s
+        # One process dies of a second one that is no echo of the first: a program around this one may pass on what both
+        # got. Of several each gets two: its own, and the one that torchrun passes on.
+        if processes == 1 and received and time.monotonic() - first_s > _ECHO_S:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
+            signal.raise_signal(number)
+        first_s = first_s or time.monotonic()
+        received.append(number)
 
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, note)
+        # Whoever started this under nohup wants it to go on.
+        if _HANG_UP is not None and signal.getsignal(_HANG_UP) != signal.SIG_IGN:
+            before[_HANG_UP] = signal.signal(_HANG_UP, note)
     except ValueError:
         # Only the main thread may set handlers; elsewhere the caller decides.
         pass

@@ -13,7 +13,7 @@ from melmask.errors import CheckpointError, ConfigError
 from melmask.files import write_json
 from melmask.recipes import recipe
 from melmask.settings import from_dict, to_dict, with_overrides
-from melmask.train.snapshot import RUN_FILE
+from melmask.train.snapshot import RUN_FILE, SNAPSHOT
 
 DEFAULT_RECIPE = "tiny"
 _MAY_CHANGE = ("run.", "hardware.")
@@ -29,11 +29,15 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     """
     path = run / RUN_FILE
     if not path.exists():
+        if (run / SNAPSHOT).exists():
+            raise CheckpointError(f"{path} is missing, but {SNAPSHOT} is there; put it back, or use another --out")
         return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), overrides, store)
     try:
         saved = from_dict(PretrainConfig, json.loads(path.read_text())["pretrain"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged; use another --out") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged or of another melmask ({error}); use another --out") from error
     wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
     for key, value in after.items():
@@ -83,8 +87,8 @@ def check_store(run: Path, store: Store) -> None:
     frames = int(store.frames.sum())
     if (begun_with.get("frames", frames), begun_with.get("store_sha256", store.sha256)) != (frames, store.sha256):
         raise ConfigError(
-            f"{run} was begun with a store of {begun_with['frames']} frames; {store.folder} has {frames} and other "
-            "clips or another front end: give the store that it was begun with, or another --out"
+            f"{run} was begun with a store of {begun_with.get('frames', 'other')} frames; {store.folder} has "
+            f"{frames} and other clips or another front end: give the store that it was begun with, or another --out"
         )
 
 

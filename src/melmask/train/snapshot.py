@@ -92,13 +92,15 @@ def load_snapshot(run: Path, engine: Engine) -> Position:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         position = Position(**{name: state[name] for name in Position._fields if name in state})
+        if not isinstance(position.step, int):
+            raise TypeError("step")
     except Exception as error:
         checkpoints = checkpoints_of(run)
         or_else = f", or start another run with --init {checkpoints[-1]}" if checkpoints else ""
         raise CheckpointError(f"{path} is damaged; delete it to start the run again from step 0{or_else}") from error
     try:
         engine.load_state(state)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is of another model; resume with the settings in {run / RUN_FILE}") from error
     return position
 
