@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import time
 
 import pytest
@@ -116,3 +117,9 @@ def test_the_peak_is_the_best_product(monkeypatch):
     before = torch.get_float32_matmul_precision()
     matmul_peak(CPU, torch.bfloat16, 128)
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("seconds", [math.nan, -3.0, math.inf])
+def test_a_time_to_measure_that_is_none_is_refused(configure, seconds):
+    with pytest.raises(ConfigError, match="seconds to measure for; give 0 or more"):
+        run_bench(configure(), seconds=seconds)

@@ -259,6 +259,10 @@ def test_what_the_masks_and_the_rate_cannot_be_is_refused(store, configure, tmp_
         pretrain(store, tmp_path, configure("masking.ratio=1e-12"))
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 1e\+39; give a positive rate, at most 1000"):
         configure("optimizer.learning_rate=1e39")
+    with pytest.raises(ConfigError, match=r"data.batch_size is 1000000000000000000; give 1 to"):
+        configure("data.batch_size=1000000000000000000")
+    with pytest.raises(ConfigError, match=r"masking.masks_per_crop is 5000; give 1 to 4096"):
+        configure("masking.masks_per_crop=5000")
 
 
 @pytest.mark.parametrize("state", [[], {"step": "x"}, {"step": 1, "model": {}, "optimizer": []}])

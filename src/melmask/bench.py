@@ -5,6 +5,7 @@ steps are timed part by part, waiting for the device after each, so on a GPU the
 """
 
 import itertools
+import math
 import platform
 import resource
 import sys
@@ -23,6 +24,7 @@ from torch import Tensor
 from melmask.config import PretrainConfig, Statistics
 from melmask.data.store import Store
 from melmask.data.stream import CropStream
+from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.hardware import (
     keep_freed_memory,
@@ -142,8 +144,10 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
     """Measure steps of `config` for about `seconds`, on crops of `store` or, without one, on random numbers.
 
     Raises:
-        ConfigError: the machine lacks the device, or the model does not fit the store's front end.
+        ConfigError: no time, the machine lacks the device, or the model does not fit the store's front end.
     """
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"{seconds:g} seconds to measure for; give 0 or more")
     device = pick_device(config.hardware.device)
     precision = pick_precision(config.hardware, device)
     use_threads(config.hardware.threads)

@@ -154,7 +154,7 @@ class MaskingConfig:
 
     def __post_init__(self):
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
-        _check(self.masks_per_crop > 0, f"masking.masks_per_crop is {self.masks_per_crop}; give at least 1")
+        _check(0 < self.masks_per_crop <= 4096, f"masking.masks_per_crop is {self.masks_per_crop}; give 1 to 4096")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class DataConfig:
     """One epoch holds one crop for each crop length of audio ('time') or one crop a clip ('clip', the paper)."""
 
     def __post_init__(self):
-        _check(self.batch_size > 0, f"data.batch_size is {self.batch_size}; give at least 1")
+        _check(0 < self.batch_size <= 2**24, f"data.batch_size is {self.batch_size}; give 1 to {2**24}")
         _check(self.sampling in ("time", "clip"), f"data.sampling is {self.sampling!r}; give 'time' or 'clip'")
 
 

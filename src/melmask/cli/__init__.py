@@ -1,7 +1,7 @@
 """The command `melmask`. Each command's work is imported when it runs, so that help is quick."""
 
 import argparse
-import io
+import os
 import re
 import signal
 import sys
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
     if sys.stderr is None:
         # Started with it closed: what is said is lost, the work is not.
-        sys.stderr = io.StringIO()
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - as long as the process
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     try:

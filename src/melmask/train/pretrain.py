@@ -101,7 +101,7 @@ def pretrain(
     """
     keep_freed_memory()
     with joined_processes(config.hardware) as processes, ExitStack() as own:
-        _check_batch(config, processes.count)
+        _check_step(config, processes.count)
         if processes.first:
             own.enter_context(claimed(run))
         check_store(run, store)
@@ -302,7 +302,7 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
     )
 
 
-def _check_batch(config: PretrainConfig, processes: int) -> None:
+def _check_step(config: PretrainConfig, processes: int) -> None:
     grid = grid_of(config.model)
     if grid.visible_patches(config.masking.ratio) >= grid.patches:
         raise ConfigError(
