@@ -234,7 +234,9 @@ def test_a_manifests_relative_paths_start_at_its_folder(tmp_path, name, separato
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"file,label\na.wav,dog\n", "no column 'path' .its columns: file, label.; add one, commas"),
+        (b"file,label\na.wav,dog\n", "no column 'path' .its columns: file, label.; add one$"),
+        (b"path;label\na.wav;dog\n", "no column 'path' .its columns: path;label.; separate the columns with commas"),
+        (b"path,label,Path\na.wav,dog,b.wav\n", "two columns 'path' .its columns: path, label, path.; keep one"),
         (b"", "no column 'path' .its columns: none.; add one"),
         (b"path,label\n", "lists no files"),
         (b'"path,label\na.wav,x\n', "not a CSV text file"),

@@ -1,5 +1,6 @@
 """Numbers go to the boards of a run. A stand-in plays Weights & Biases, since tests have no network and no account."""
 
+import resource
 import sys
 import types
 from dataclasses import replace
@@ -7,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from melmask.config import PretrainConfig, RunConfig
-from melmask.errors import ConfigError, MissingExtraError, OutputError
+from melmask.errors import ConfigError, MissingExtraError
 from melmask.train.boards import WANDB_ID, Board, open_boards
-from melmask.train.metrics import MetricsLog
+from melmask.train.metrics import MetricsLog, read_metrics
 
 CONFIG = replace(PretrainConfig(), run=RunConfig(wandb_project="tones"))
 ROW = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "crops_per_s": 300.0, "left_s": 9.0}
@@ -87,15 +88,67 @@ def test_without_a_project_nothing_is_asked_of_weights_and_biases(wandb, tmp_pat
     assert wandb.calls == [] and not (tmp_path / WANDB_ID).exists()
 
 
-def test_a_full_disk_behind_a_board_is_told_with_the_run(tmp_path):
-    class Full(Board):
+class Broken(Board):
+    """Takes one row, then fails at everything."""
+
+    name = "A board"
+
+    def __init__(self, error):
+        self.rows, self.error = [], error
+
+    def add(self, step, numbers):
+        if self.rows:
+            raise self.error
+        self.rows.append(step)
+
+    def close(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("no\nnetwork")])
+def test_a_board_that_fails_is_dropped_with_one_warning_and_the_run_goes_on(tmp_path, capsys, error):
+    class Whole(Broken):
         def add(self, step, numbers):
-            raise OSError(28, "No space left on device")
+            self.rows.append(step)
 
-        def close(self):
-            raise OSError(28, "No space left on device")
-
-    log = MetricsLog(tmp_path, 0, [Full()])
-    with pytest.raises(OutputError, match=f"cannot write {tmp_path}: No space left on device; choose"):
-        log.write(ROW, 40)
+    broken, whole = Broken(error), Whole(error)
+    log = MetricsLog(tmp_path, 0, [broken, whole])
+    for step in (20, 40, 60):
+        log.write(ROW | {"step": step}, 80)
     log.close()
+    assert (broken.rows, whole.rows) == ([20], [20, 40, 60])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [20, 40, 60]
+    told = [line for line in capsys.readouterr().err.splitlines() if "takes no more numbers" in line]
+    reason = " ".join(str(error).split())
+    assert told == [f"melmask: A board takes no more numbers ({reason}); the run goes on without it"]
+
+
+def test_tensorboard_reads_what_a_resumed_run_wrote(tmp_path):
+    """By TensorBoard's own reader: values behind the point of resumption are those of the second time."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError)
+    for first_step, loss in ((0, 0.5), (20, 0.25)):
+        log = MetricsLog(tmp_path, first_step, open_boards(tmp_path, first_step, PretrainConfig()))
+        for step in range(first_step + 20, 61, 20):
+            log.write(ROW | {"step": step, "loss": loss}, 60)
+        log.close()
+    reader = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [(20, 0.5), (40, 0.25), (60, 0.25)]
+
+
+def test_a_full_disk_behind_tensorboard_costs_the_board_alone(tmp_path, capfd):
+    pytest.importorskip("tensorboard")
+    log = MetricsLog(tmp_path, 0, open_boards(tmp_path, 0, PretrainConfig()))
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for the metrics, which are shorter as yet.
+    (tmp_path / "metrics.jsonl").write_text("")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size, before[1]))
+    try:
+        log.note(20, {"rank": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.close()
+    said = capfd.readouterr().err
+    assert "TensorBoard takes no more numbers" in said and "Traceback" not in said
+    assert read_metrics(tmp_path) == [{"step": 20, "rank": 1.0}]

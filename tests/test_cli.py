@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -150,6 +151,27 @@ def test_probe_writes_scores_beside_both_baselines(job, sounds, run, tmp_path):
     assert set(scores) == {"log-mel mean+std", "untrained network", "pre-trained"}
     assert scores["log-mel mean+std"]["linear"]["accuracy"] == 1.0, "two tones differ in their spectrum"
     assert (out / "labels.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc', expected a number; start with torchrun, or unset it"),
+        ({"RANK": "-1"}, "RANK='-1', expected a number"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set; start with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2 but MASTER_ADDR is not set"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns_is_refused(job, refused, monkeypatch, tmp_path, environment, words):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert words in refused("pretrain", job / "store", "--out", tmp_path / "run", *TOY)
+
+
+def test_settings_alone_are_of_the_default_recipe(run):
+    assert run("settings", "optimizer.steps=3000") == run("settings", "tiny", "optimizer.steps=3000")
+    status, text, _ = run("settings", "optimizer.steps=3000", "run.seed=5")
+    assert status == 0 and re.search(r"optimizer.steps += 3000\b", text) and re.search(r"run.seed += 5\b", text)
 
 
 @pytest.mark.parametrize("kind", BAD_KINDS)

@@ -6,6 +6,7 @@ Sums are taken in another order, so weights agree to rounding: 1e-5 after six st
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from melmask.files import claimed
 from melmask.settings import to_dict
 from melmask.train.metrics import read_metrics
 from melmask.train.pretrain import pretrain
@@ -41,6 +43,18 @@ def torchrun(processes, store, run, config):
     command += [sys.executable, "-c", _TRAIN, str(store.folder), str(run), json.dumps(to_dict(config))]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def until(happened):
+    deadline_s = time.monotonic() + 60
+    while not happened() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
 
 
 def finished(job):
@@ -108,13 +122,11 @@ def test_a_signal_to_all_stops_them_with_one_snapshot(number, store, configure, 
     settings = ("data.batch_size=1024", "optimizer.steps=100000", "run.log_interval_steps=100000")
     job = torchrun(2, store, tmp_path, configure(*settings, "run.snapshot_interval_s=1"))
     try:
-        deadline_s = time.monotonic() + 60
-        while not (tmp_path / SNAPSHOT).exists() and time.monotonic() < deadline_s:
-            time.sleep(0.1)
+        until((tmp_path / SNAPSHOT).exists)
         # A scheduler signals each of them, and torchrun passes its own signal on.
-        workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        workers = [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
         assert len(workers) == 2
-        for pid in (*map(int, workers), job.pid):
+        for pid in (*workers, job.pid):
             os.kill(pid, number)
         job.communicate(timeout=60)
     finally:
@@ -124,6 +136,53 @@ def test_a_signal_to_all_stops_them_with_one_snapshot(number, store, configure, 
     state = state_of(tmp_path)
     assert stopped["step"] == state["step"]
     assert checkpoints_of(tmp_path)[-1].name == f"step-{state['step']:07d}"
+
+
+def test_one_killed_process_ends_the_others_with_one_line_and_the_run_goes_on(alone, store, configure, tmp_path):
+    settings = (*SETTINGS, "optimizer.steps=100000", "run.snapshot_interval_s=1", "run.log_interval_steps=100000")
+    # Without torchrun, which would end the others itself.
+    environment = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-c",
+        _TRAIN,
+        str(store.folder),
+        str(tmp_path),
+        json.dumps(to_dict(configure(*settings))),
+    ]
+    jobs = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        until((tmp_path / SNAPSHOT).exists)
+        jobs[1].kill()
+        output = jobs[0].communicate(timeout=60)[0]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+    assert "TrainingError: another process of this run has gone or cannot be reached" in output.splitlines()[-1]
+    assert state_of(tmp_path)["step"] > 0
+
+
+def test_a_run_that_another_job_has_ends_every_process_at_once(store, configure, tmp_path):
+    with claimed(tmp_path):
+        job = torchrun(2, store, tmp_path, configure())
+        output = job.communicate(timeout=60)[0]
+    assert job.returncode != 0
+    assert "another melmask is writing to" in output
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(store, configure, tmp_path):

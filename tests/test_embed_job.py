@@ -1,5 +1,8 @@
 """Embedding many files to one table: resumable, in shares, every file once."""
 
+import os
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -149,6 +152,19 @@ def test_a_finished_job_is_not_done_again(model, paths, tmp_path, decoded):
     assert decoded == [] and (report.files, report.failed) == (10, 1)
     embed_table(model, paths, out, pooling="mean")
     assert len(decoded) == 11, "another choice is another job"
+
+
+def test_files_changed_since_their_table_was_made_are_told(model, paths, tmp_path):
+    own = [tmp_path / path.name for path in paths[:3]]
+    for path, copy in zip(paths, own, strict=False):
+        shutil.copyfile(path, copy)
+    out = tmp_path / "x.parquet"
+    assert "already" not in str(embed_table(model, own, out))
+    assert "same files and settings: delete it" in str(embed_table(model, own, out))
+    later_s = out.stat().st_mtime + 10
+    os.utime(own[1], (later_s, later_s))
+    own[2].unlink()
+    assert "settings, 1 of which were changed since: delete it to make it anew" in str(embed_table(model, own, out))
 
 
 @pytest.mark.parametrize("hop_ms", [None, 40.0])

@@ -229,6 +229,14 @@ def test_rolling_back_again_and_again_ends_the_run(store, configure, tmp_path, m
     assert (tmp_path / EVENTS).read_text().count('"event": "rollback"') == 2
 
 
+def test_without_a_snapshot_to_return_to_a_fault_ends_the_run(store, configure, tmp_path, spoilt_batch):
+    spoilt_batch(4, float("nan"))
+    config = configure("run.on_divergence=rollback", "run.picture_interval_steps=3")
+    with pytest.raises(TrainingError, match=r"the loss is not finite .*; nothing was saved yet: start another run"):
+        pretrain(store, tmp_path, config, [lambda state: (tmp_path / SNAPSHOT).unlink()])
+    assert '"event": "rollback"' not in (tmp_path / EVENTS).read_text()
+
+
 def test_a_spike_stops_the_run_with_its_facts(store, configure, tmp_path, spoilt_batch):
     spoilt_batch(5, 100.0)
     with pytest.raises(TrainingError, match=r"step 6: a loss of .* times the usual .*learning rate .*gradient norm"):

@@ -7,12 +7,14 @@ import melmask
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
 from melmask.config import FrontEndConfig
+from melmask.data.prepare import prepare
+from melmask.data.store import Store
 from melmask.data.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.mae import build_model
 from melmask.settings import with_overrides
 from melmask.train.initial import initial_weights, resized_embedding
-from melmask.train.resume import resolve_config
+from melmask.train.resume import note_run, resolve_config
 from melmask.train.snapshot import checkpoints_of
 
 
@@ -156,6 +158,17 @@ def test_epochs_become_steps(store, tmp_path):
     assert (plain.optimizer.steps, plain.optimizer.warmup_steps) == (77, 7)
     with pytest.raises(ConfigError, match=r"optimizer.warmup_epochs is 4.0; give 0 to epochs = 3"):
         with_overrides(config, ["optimizer.warmup_epochs=4"])
+
+
+def test_a_store_that_has_grown_is_told_as_such_not_as_other_steps(store, sound_folder, tmp_path):
+    settings = ["optimizer.epochs=3", "optimizer.warmup_epochs=1", "data.batch_size=2", "model.frames=64"]
+    run = tmp_path / "run"
+    note_run(run, resolve_config(run, "tiny", settings, store), store)
+    assert resolve_config(run, None, [], store).optimizer.epochs == 3
+    small = tmp_path / "small"
+    prepare(sorted(sound_folder.glob("*.wav"))[:1], small, store.front_end)
+    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames; .*small has \d+ and other clips"):
+        resolve_config(run, None, [], Store(small))
 
 
 def test_steps_are_not_silently_computed_anew(store, tmp_path):

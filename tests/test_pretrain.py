@@ -27,7 +27,7 @@ from melmask.train.engine import Engine
 from melmask.train.metrics import read_metrics
 from melmask.train.optimizer import build_optimizer, learning_rate
 from melmask.train.pretrain import Outcome, pretrain
-from melmask.train.snapshot import checkpoints_of
+from melmask.train.snapshot import checkpoints_of, set_aside_beyond
 
 ONE_STEP = "run.max_minutes=1e-9"
 
@@ -216,6 +216,27 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_r
     assert_same_weights(tmp_path, whole_run)
 
 
+def test_a_full_disk_at_the_first_snapshot_leaves_the_checkpoint(store, configure, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*snapshot.pt"):
+            pretrain(store, tmp_path, configure(ONE_STEP))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (checkpoint,) = checkpoints_of(tmp_path)
+    assert load_checkpoint(checkpoint)[1].training["step"] == 1
+
+
+def test_an_event_cut_short_by_a_kill_does_not_take_the_next_one_with_it(store, configure, tmp_path):
+    pretrain(store, tmp_path, configure(ONE_STEP))
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"step": 1, "eve')
+    pretrain(store, tmp_path, configure())
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines if line.endswith("}")] == ["start", "stop", "resume", "done"]
+
+
 def test_an_echo_of_a_signal_loses_nothing_and_a_later_one_ends_at_once(store, configure, tmp_path, monkeypatch):
     config = configure("run.picture_interval_steps=3")
 
@@ -345,6 +366,21 @@ def test_checkpoints_of_a_training_that_went_further_are_set_aside(store, config
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000001"]
     assert (tmp_path / "checkpoints" / "set-aside-step-0000004" / "model.safetensors").exists()
     assert "of a training that went further" in capsys.readouterr().err
+
+
+def test_what_is_set_aside_makes_room_for_what_is_set_aside_next(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+
+    def aside_after(*steps):
+        for step in steps:
+            (checkpoints / f"step-{step:07d}").mkdir(parents=True)
+        set_aside_beyond(tmp_path, 5)
+        return sorted(int(path.name[-7:]) for path in checkpoints.glob("set-aside-*"))
+
+    assert aside_after(4, 8, 9) == [8, 9]
+    assert aside_after(5) == [8, 9], "nothing to set aside"
+    assert aside_after(7) == [7]
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000004", "step-0000005"]
 
 
 def test_hooks_get_the_card_that_checkpoints_have(store, configure, tmp_path):

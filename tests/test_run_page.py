@@ -289,6 +289,13 @@ def test_pictures_are_embedded_and_large_ones_linked(make_run):
     assert re.findall(r"(\w+): step (\d+)", page.text) == [("now", "400"), ("first", "100"), ("midway", "200")]
 
 
+@pytest.mark.parametrize(("processes", "told"), [("1 processes", False), ("8 processes", True), ("", False)])
+def test_a_run_of_several_processes_goes_on_by_torchrun(make_run, processes, told):
+    page = written(make_run(healthy_rows(), [{"step": 0, "event": "start", "text": processes}]))
+    assert "Go on after a stop, exactly where it was" in page.text
+    assert ("; it ran as 8 processes, so by torchrun as before" in page.text) == told
+
+
 def test_events_are_marked_in_every_chart(make_run):
     events = [{"step": 500, "event": "rollback", "text": "loss was nan"}, {"step": 900, "event": "resume"}]
     page = written(make_run(healthy_rows(), events))

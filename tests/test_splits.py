@@ -145,6 +145,7 @@ def test_paths_start_from_the_first_root_that_has_the_clip(tmp_path):
         ("path,label\n", "a header but no rows"),
         ("path,lable\na.wav,x\n", "no column `label`; columns are path, lable; nearest is `lable`"),
         ("path;label\na.wav;x\n", "separate the columns with commas"),
+        ("path,label,Label\na.wav,x,y\n", "2 columns are called `label`; keep or rename one"),
         ("path,label\na.wav,x\nb.wav\n", "line 3: 1 values for 2 columns"),
         ("path,label\na.wav,x\nb.wav,\n", "`label` is empty in 1 of 2 rows, first in row 2"),
         ("path,label,fold\na.wav,x,1\nb.wav,y,\n", "`fold` is empty in 1 of 2 rows"),

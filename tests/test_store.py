@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -272,6 +273,23 @@ def test_lost_shards_are_noticed(finished, lost):
     for path in finished.glob(lost):
         path.unlink()
     with pytest.raises(StoreError, match=r"shards of \d+ frames, expected \d+ .*; prepare it again"):
+        Store(finished)
+
+
+def test_an_index_of_other_columns_is_refused(finished):
+    index = finished / "shard-00001.parquet"
+    table = pq.read_table(index)
+    for other in (table.drop_columns(["first_frame"]), table.set_column(2, "frames", pa.array(["many"] * len(table)))):
+        pq.write_table(other, index)
+        with pytest.raises(StoreError, match=r"shard-00001.parquet .*delete it and prepare again"):
+            Store(finished)
+
+
+@pytest.mark.parametrize("change", [{"hours": None}, {"front_end": None}, {"statistics": {"mean": "low", "std": 1}}])
+def test_values_in_store_json_that_cannot_be_are_refused_with_its_name(finished, change):
+    facts = json.loads((finished / "store.json").read_text())
+    (finished / "store.json").write_text(json.dumps(facts | change))
+    with pytest.raises(StoreError, match=r"store.json is damaged; delete it and run melmask prepare again"):
         Store(finished)
 
 

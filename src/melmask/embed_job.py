@@ -15,18 +15,24 @@ from melmask.tables import TableJob, rows_of, settings_of
 
 
 class JobReport(NamedTuple):
-    """What one call did: files in the table, failed ones, D, and the sound and time spent in this call."""
+    """What one call did: files in the table, failed ones, D, and the sound and time spent in this call.
+
+    `newer` is the number of files that were changed since a table that was there already.
+    """
 
     files: int
     failed: int
     dimensions: int
     sound_s: float
     wall_s: float
+    newer: int = 0
 
     def __str__(self) -> str:
         text = f"{self.files} files, {self.dimensions} dimensions"
         if not self.wall_s:
-            text += "; the table was there already, of the same files and settings: delete it to make it anew"
+            text += "; the table was there already, of the same files and settings"
+            text += f", {self.newer} of which were changed since" if self.newer else ""
+            text += ": delete it to make it anew"
         if self.sound_s:
             factor = self.sound_s / self.wall_s
             text += (
@@ -34,6 +40,8 @@ class JobReport(NamedTuple):
             )
         if self.failed:
             text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
+        if self.failed and not self.wall_s:
+            text += ", and they are tried again when the table is made anew"
         return text
 
 
@@ -60,7 +68,7 @@ def embed_table(
     settings = settings_of(model, paths, layer, pooling, hop_ms, keep_frames, scene)
     job = TableJob(out, paths, settings)
     if job.complete:
-        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["scene_dimensions"], 0.0, 0.0)
+        return report_of_finished(out, paths, settings["scene_dimensions"])
     start_s, sound_s = time.monotonic(), 0.0
     choice = {"layer": layer, "pooling": pooling, "hop_ms": hop_ms, "keep_frames": keep_frames, "scene": scene}
 
@@ -78,6 +86,13 @@ def embed_table(
         failed = job.merge()
     wall_s = time.monotonic() - start_s
     return JobReport(len(paths) - len(failed), len(failed), settings["scene_dimensions"], sound_s, wall_s)
+
+
+def report_of_finished(table: Path, paths: Sequence[Path], dimensions: int) -> JobReport:
+    """Of a call that found its table finished."""
+    files, made_s = rows_of(table), table.stat().st_mtime
+    newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
+    return JobReport(files, len(paths) - files, dimensions, 0.0, 0.0, newer)
 
 
 def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:

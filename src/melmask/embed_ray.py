@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from melmask.config import FrontEndConfig, Statistics
-from melmask.embed_job import JobReport
+from melmask.embed_job import JobReport, report_of_finished
 from melmask.encoder import AudioEncoder, load
 from melmask.errors import MissingExtraError
 from melmask.extract import embed_files
-from melmask.tables import TableJob, rows_of, settings_of
+from melmask.tables import TableJob, settings_of
 
 
 class PartWriter:
@@ -77,7 +77,7 @@ def embed_table_on_ray(
     settings = settings_of(model, paths, **choice)
     job = TableJob(out, paths, settings)
     if job.complete:
-        return JobReport(rows_of(out), len(paths) - rows_of(out), settings["scene_dimensions"], 0.0, 0.0)
+        return report_of_finished(out, paths, settings["scene_dimensions"])
     sound_s = 0.0
     with job.claimed():
         todo = job.todo()

@@ -184,9 +184,13 @@ def read_manifest(path: Path) -> list[Path]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-            if "path" not in rows.fieldnames:
+            if rows.fieldnames.count("path") != 1:
                 columns = ", ".join(rows.fieldnames) or "none"
-                raise InputError(f"{path} has no column 'path' (its columns: {columns}); add one, commas between them")
+                what = "has two columns 'path'" if "path" in rows.fieldnames else "has no column 'path'"
+                hint = "keep one" if "path" in rows.fieldnames else "add one"
+                if any(mark in columns for mark in ";\t"):
+                    hint = "separate the columns with commas, or with tabs in a file that is called .tsv"
+                raise InputError(f"{path} {what} (its columns: {columns}); {hint}")
             names = [(row["path"] or "").strip() for row in rows]
             paths = [path.parent / name for name in names if name]
     except (UnicodeDecodeError, csv.Error, OSError) as error:

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from melmask.cli.options import EXIT_SIGNAL, Command, add_settings_help, source_path
-from melmask.config import FrontEndConfig
-from melmask.recipes import RECIPES, recipe
+from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from melmask.settings import describe, to_dict, with_overrides
 
 _LISTING = "melmask settings RECIPE lists them all"
@@ -73,11 +73,7 @@ def pretrain(options: argparse.Namespace) -> int:
     page = partial(write_run_page, numbers=RunNumbers(options.out))
     outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
-        watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
-        words = ["melmask", "pretrain", options.store, "--out", options.out]
-        words += [word for option in watching if option[1] is not None for word in option]
-        command = shlex.join(map(str, words))
-        say(f"stopped at step {outcome.step} of {outcome.steps}, saved; go on with: {command}")
+        say(f"stopped at step {outcome.step} of {outcome.steps}, saved; {_resumption(options)}")
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
     say(
         f"{options.out}: {outcome.steps} steps done, shown in {options.out / 'index.html'}; "
@@ -86,14 +82,25 @@ def pretrain(options: argparse.Namespace) -> int:
     return 0
 
 
+def _resumption(options: argparse.Namespace) -> str:
+    """How a stopped run goes on."""
+    from melmask.train.processes import process_count
+
+    if process_count() > 1:
+        return "go on with the same torchrun command"
+    watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
+    words = ["melmask", "pretrain", options.store, "--out", options.out]
+    words += [word for option in watching if option[1] is not None for word in option]
+    return f"go on with: {shlex.join(map(str, words))}"
+
+
 def bench(options: argparse.Namespace) -> int:
     """Measure the training step."""
     from melmask.bench import run_bench
     from melmask.data.store import Store
     from melmask.files import write_json
 
-    config = with_overrides(recipe(options.recipe), options.settings)
-    report = run_bench(config, Store(options.store) if options.store else None, options.seconds)
+    report = run_bench(_chosen(options), Store(options.store) if options.store else None, options.seconds)
     print(report)
     if options.json:
         write_json(options.json, report.as_dict())
@@ -102,8 +109,15 @@ def bench(options: argparse.Namespace) -> int:
 
 def settings(options: argparse.Namespace) -> int:
     """Print every setting of a recipe."""
-    print(describe(with_overrides(recipe(options.recipe), options.settings)))
+    print(describe(_chosen(options)))
     return 0
+
+
+def _chosen(options: argparse.Namespace) -> PretrainConfig:
+    """The recipe that the first word names, with the settings behind it; the first word may be one of these."""
+    if "=" in options.recipe:
+        return with_overrides(recipe(DEFAULT_RECIPE), [options.recipe.lstrip("-"), *options.settings])
+    return with_overrides(recipe(options.recipe), options.settings)
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
@@ -135,7 +149,7 @@ def _add_pretrain(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("recipe", nargs="?", default="tiny", help=f"{', '.join(RECIPES)} (%(default)s)")
+    sub.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help=f"{', '.join(RECIPES)} (%(default)s)")
     sub.add_argument("--store", type=Path, help="read crops from it (random numbers)")
     sub.add_argument("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
     sub.add_argument("--json", type=Path, metavar="X.json", help="write the figures there too")
@@ -143,5 +157,5 @@ def _add_bench(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("recipe", nargs="?", default="tiny", help=f"{', '.join(RECIPES)} (%(default)s)")
+    sub.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help=f"{', '.join(RECIPES)} (%(default)s)")
     add_settings_help(sub, "run.seed=1", _LISTING)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
-from melmask.errors import StoreError
+from melmask.errors import ConfigError, StoreError
 from melmask.files import atomic_write, output_error, write_json
 from melmask.settings import from_dict, to_dict
 
@@ -181,9 +181,7 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         facts = _read_facts(folder)
-        self.front_end = from_dict(FrontEndConfig, facts["front_end"])
-        self.statistics = from_dict(Statistics, facts["statistics"])
-        self.hours = float(facts["hours"])
+        self.front_end, self.statistics, self.hours = facts["front_end"], facts["statistics"], facts["hours"]
         indexes = read_indexes(folder)
         shards, firsts, frames = [], [], []
         for number, (path, table) in enumerate(indexes):
@@ -242,6 +240,7 @@ def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
             table = pq.read_table(path)
+            table = table.select(_SCHEMA.names).cast(_SCHEMA.with_metadata(table.schema.metadata))
             _facts(table)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
@@ -312,8 +311,12 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         missing = _NEEDED_FACTS - facts.keys()
         if missing:
             raise KeyError(*missing)
-        return facts
-    except (ValueError, KeyError, TypeError) as error:
+        return facts | {
+            "front_end": from_dict(FrontEndConfig, facts["front_end"]),
+            "statistics": from_dict(Statistics, facts["statistics"]),
+            "hours": float(facts["hours"]),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise StoreError(f"{path} is damaged; delete it and run melmask prepare again") from error
 
 

@@ -114,6 +114,15 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
             raise InputError(f"{path}: no column `{name}`; {describe_header(name, header)}")
     if len(rows) == 1:
         raise InputError(f"{path}: a header but no rows; expected one row per clip")
+    return columns_of(path, rows)
+
+
+def columns_of(path: Path, rows: list[tuple[int, list[str]]]) -> dict[str, list[str]]:
+    """The values of `read_rows` by column name (lower case), each without surrounding blanks."""
+    header = [name.strip().lower() for name in rows[0][1]]
+    for name in header:
+        if name and header.count(name) > 1:
+            raise InputError(f"{path}: {header.count(name)} columns are called `{name}`; keep or rename one")
     for line, values in rows:
         if len(values) != len(header):
             raise InputError(

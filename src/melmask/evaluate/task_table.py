@@ -118,13 +118,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     lines = tables.read_rows(path)
     if len(lines) < 2:
         raise InputError(f"{path}: no rows; expected a header with `path` and `label` or `labels`, then rows")
-    header = [name.strip().lower() for name in lines[0][1]]
-    for line, values in lines:
-        if len(values) != len(header):
-            raise InputError(
-                f"{path}, line {line}: {len(values)} values for {len(header)} columns; quote values that hold a comma"
-            )
-    return {name: [values[i].strip() for _, values in lines[1:]] for i, name in enumerate(header)}
+    return tables.columns_of(path, lines)
 
 
 def _column(path: Path, columns: dict[str, list[str]], name: str) -> list[str]:

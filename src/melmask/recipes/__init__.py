@@ -6,6 +6,7 @@ from melmask.config import PretrainConfig
 from melmask.errors import unknown_name
 
 RECIPES = ("demo", "tiny", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
+DEFAULT_RECIPE = "tiny"
 
 
 def recipe(name: str) -> PretrainConfig:

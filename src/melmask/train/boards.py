@@ -1,5 +1,8 @@
 """Where a run's numbers go besides its own files: TensorBoard if installed, Weights & Biases if asked for."""
 
+import os
+import socket
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ from typing import Any
 
 from melmask.config import PretrainConfig
 from melmask.errors import ConfigError, MissingExtraError
-from melmask.files import atomic_write
+from melmask.files import atomic_write, ensure_folder
 from melmask.settings import to_dict
 
 WANDB_ID = "wandb_id"
@@ -17,7 +20,9 @@ WANDB_ID = "wandb_id"
 
 
 class Board(ABC):
-    """Takes numbers as they come."""
+    """Takes numbers as they come. Attribute: `name`, what people call it."""
+
+    name: str
 
     @abstractmethod
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -44,16 +49,31 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
 
 
 class _TensorBoard(Board):
-    """Event files; resuming hides what lies beyond the first step."""
+    """Event files; resuming hides what lies beyond the first step.
+
+    Written here and now: PyTorch's writer has a thread for it, which shows its own traceback on a full disk.
+    """
+
+    name = "TensorBoard"
 
     def __init__(self, folder: Path, first_step: int):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{first_step}"
+        self._writer = RecordWriter((ensure_folder(folder) / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+        values = [self._summary.Value(tag=f"train/{name}", simple_value=value) for name, value in numbers.items()]
+        self._write(step=step, summary=self._summary(value=values))
+
+    def _write(self, **event: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **event).SerializeToString())
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -61,6 +81,8 @@ class _TensorBoard(Board):
 
 class _WeightsAndBiases(Board):
     """A run of a project; where it is kept is wandb's own matter (`WANDB_MODE=offline`: in the run's folder)."""
+
+    name = "Weights & Biases"
 
     def __init__(self, run: Path, config: PretrainConfig):
         try:

@@ -51,12 +51,13 @@ class MetricsLog(Log):
     """Appends to metrics.jsonl and to `boards`; resuming drops what lies beyond `first_step`."""
 
     def __init__(self, run: Path, first_step: int, boards: Sequence[Board] = ()):
-        self._run, self._boards = run, boards
+        self._run, self._boards = run, list(boards)
         kept = [row for row in read_metrics(run) if row["step"] <= first_step]
         self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
         with atomic_write(run / METRICS, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = (run / METRICS).open("a")
+        _end_line(run / EVENTS)
 
     def write(self, row: dict[str, Any], steps: int) -> None:
         """Log one row; `row` has step, loss, learning_rate, crops_per_s and left_s among its keys."""
@@ -92,20 +93,38 @@ class MetricsLog(Log):
             self._file.flush()
         except OSError as error:
             raise output_error(self._run / METRICS, error) from error
-        try:
-            for board in self._boards:
+        for board in list(self._boards):
+            try:
                 board.add(row["step"], {name: value for name, value in row.items() if name != "step"})
-        except OSError as error:
-            raise output_error(self._run, error) from error
+            except Exception as error:
+                # A board may be any service; a run is worth more than what others show of it.
+                self._boards.remove(board)
+                _close(board)
+                reason = " ".join(str(error).split())
+                _say(f"\nmelmask: {board.name} takes no more numbers ({reason}); the run goes on without it\n")
 
     def close(self) -> None:
         """Flush everything."""
         # What a full disk did not take has been reported.
-        for ended in (self._file, *self._boards):
-            with contextlib.suppress(OSError):
-                ended.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        for board in self._boards:
+            _close(board)
         if sys.stderr.isatty():
             sys.stderr.write("\n")
+
+
+def _end_line(path: Path) -> None:
+    """Where a kill has cut the last line short, the next one begins anew."""
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
+
+
+def _close(board: Board) -> None:
+    # One that failed may fail again.
+    with contextlib.suppress(Exception):
+        board.close()
 
 
 def _say(text: str) -> None:

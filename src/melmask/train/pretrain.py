@@ -102,8 +102,7 @@ def pretrain(
     keep_freed_memory()
     with joined_processes(config.hardware) as processes, ExitStack() as own:
         _check_step(config, processes.count)
-        if processes.first:
-            own.enter_context(claimed(run))
+        _claim(run, processes, own)
         check_store(run, store)
         card = build_card(store, config)
         engine = Engine(config, store.statistics, processes)
@@ -267,12 +266,11 @@ class _Loop:
 
     def _go_back(self, fault: str, log: Log, page: Page | None) -> None:
         """To the last snapshot, to go on behind the batches since; or the end, if that is what is configured."""
-        config, at = self._config.run, self._step
+        config, at, saved = self._config.run, self._step, (self._run / SNAPSHOT).exists()
         log.event(at, "spike", fault)
-        if config.on_divergence == "stop" or self._rollbacks >= config.max_rollbacks:
+        if config.on_divergence == "stop" or self._rollbacks >= config.max_rollbacks or not saved:
             if page is not None:
                 page(self._run)
-            saved = (self._run / SNAPSHOT).exists()
             kept = f"the last good snapshot is in {self._run}" if saved else "nothing was saved yet"
             or_else = ", or go on with run.on_divergence=rollback" if saved and config.on_divergence == "stop" else ""
             raise TrainingError(
@@ -285,6 +283,19 @@ class _Loop:
         self._stand_at(position._replace(skipped=at + self._skipped - position.step))
         self._clock.restarted(self._step)
         log.event(self._step, "rollback", f"{fault}; back from step {at}, passing over {at - self._step} batches")
+
+
+def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
+    """Keep other jobs from the run until `own` ends; if the first process cannot, none goes on."""
+    refused = None
+    if processes.first:
+        try:
+            own.enter_context(claimed(run))
+        except OutputError as error:
+            refused = error
+    (stop,) = processes.maximum(float(refused is not None))
+    if stop:
+        raise refused or OutputError(f"{run} cannot be used, as the first process of this run says; do what it says")
 
 
 def build_card(store: Store, config: PretrainConfig) -> ModelCard:

@@ -12,12 +12,14 @@ import torch
 import torch.distributed as dist
 
 from melmask.config import HardwareConfig
-from melmask.errors import ConfigError
+from melmask.errors import ConfigError, TrainingError
 from melmask.hardware import pick_device, use_threads
 
 _PATIENCE = timedelta(hours=1)
 """The others wait so long for the first one, which alone looks at the model as it goes."""
 _SETTLE_S = 0.25
+_REASON_CHARACTERS = 200
+_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Processes(NamedTuple):
@@ -74,9 +76,25 @@ class Processes(NamedTuple):
             dist.barrier()
 
 
+def process_count() -> int:
+    """How many processes the run has, known before they are joined.
+
+    Raises:
+        ConfigError: the environment has no such number.
+    """
+    return _from_environment("WORLD_SIZE", 1)
+
+
 def is_first_process() -> bool:
     """Whether this is the process of a run that speaks, known before the others are joined."""
-    return os.environ.get("RANK", "0") == "0"
+    return _from_environment("RANK", 0) == 0
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"the environment has {name}={text!r}, expected a number; start with torchrun, or unset it")
+    return int(text)
 
 
 @contextmanager
@@ -84,17 +102,21 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
     """Join the other processes of the run, if there are any; sets the number of threads, a fair share of the cores.
 
     Raises:
-        ConfigError: no such device, or fewer GPUs than processes on this machine.
+        ConfigError: no such device, fewer GPUs than processes on this machine, or not torchrun's environment.
+        TrainingError: another process of the run cannot be reached, or has gone.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = process_count()
     device = pick_device(config.device)
     if count == 1:
         use_threads(config.threads)
         yield Processes(0, 1, device)
         return
-    if "LOCAL_RANK" not in os.environ:
-        raise ConfigError(f"WORLD_SIZE is {count} but LOCAL_RANK is not set; start with torchrun, or unset WORLD_SIZE")
-    local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {count} but {missing[0]} is not set; start with torchrun, or unset WORLD_SIZE"
+        )
+    local_rank, local_count = _from_environment("LOCAL_RANK", 0), _from_environment("LOCAL_WORLD_SIZE", 1)
     use_threads(config.threads, sharing=local_count)
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -104,11 +126,33 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    with _losses_told(), _joined(device) as control:
+        yield Processes(dist.get_rank(), count, device, control)
+
+
+@contextmanager
+def _joined(device: torch.device) -> Iterator[dist.ProcessGroup | None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), count, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield dist.new_group(backend="gloo", timeout=_PATIENCE)
     finally:
         # gloo's threads let go of the last tensors under the GIL, which destroying the groups holds while it waits for
         # these threads: now and then that would never end. Asleep, this thread leaves the GIL to them.
         time.sleep(_SETTLE_S)
         dist.destroy_process_group()
+
+
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """One line of what the other processes do to this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no type for it.
+        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        reason = " ".join(str(error).split())
+        raise TrainingError(
+            f"another process of this run has gone or cannot be reached ({reason[:_REASON_CHARACTERS]}); see what it "
+            "said, and start them all again: the run goes on from its last snapshot"
+        ) from error

@@ -11,11 +11,10 @@ from melmask.data.store import Store
 from melmask.data.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.files import write_json
-from melmask.recipes import recipe
+from melmask.recipes import DEFAULT_RECIPE, recipe
 from melmask.settings import from_dict, to_dict, with_overrides
 from melmask.train.snapshot import RUN_FILE, SNAPSHOT
 
-DEFAULT_RECIPE = "tiny"
 _MAY_CHANGE = ("run.", "hardware.")
 _MAY_NOT_CHANGE = ("run.seed",)
 
@@ -24,7 +23,7 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     """The run's saved configuration if it has begun, else the recipe's; with overrides, and steps for epochs.
 
     Raises:
-        ConfigError: unknown recipe or key, or a setting that would change the result of a run that has begun.
+        ConfigError: unknown recipe or key, or a setting or store that would change the result of a run that has begun.
         CheckpointError: the run's file is damaged.
     """
     path = run / RUN_FILE
@@ -38,6 +37,8 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
         raise CheckpointError(f"{path} is damaged; use another --out") from error
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or of another melmask ({error}); use another --out") from error
+    # A store that has grown gives other steps for its epochs, which nobody has asked for.
+    check_store(run, store)
     wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
     for key, value in after.items():

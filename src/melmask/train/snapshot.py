@@ -54,8 +54,9 @@ def save_snapshot(
         try:
             write_state(run / SNAPSHOT, state)
         except OutputError:
-            # On a full disk each start would leave one more that nothing goes on from.
-            if not known:
+            # On a full disk each start would leave one more that nothing goes on from. Where there is no snapshot at
+            # all, it is the only thing left of the training.
+            if not known and (run / SNAPSHOT).exists():
                 shutil.rmtree(checkpoint, ignore_errors=True)
             raise
         for old in superfluous(checkpoints_of(run), keep):
@@ -108,15 +109,13 @@ def load_snapshot(run: Path, engine: Engine) -> Position:
 def set_aside_beyond(run: Path, step: int) -> list[Path]:
     """Rename checkpoints of later steps, which this training has not reached: of one that lost its snapshot, say.
 
-    They would pass for the run's newest, and push its own out. Nothing is deleted but what an earlier call renamed.
+    They would pass for the run's newest, and push its own out. What earlier calls renamed goes if this one does, too.
     """
-    renamed = []
-    for checkpoint in checkpoints_of(run):
-        if step_of(checkpoint) > step:
-            target = checkpoint.with_name(f"{_ASIDE}{checkpoint.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            renamed.append(checkpoint.rename(target))
-    return renamed
+    beyond = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) > step]
+    if beyond:
+        for earlier in (run / CHECKPOINTS).glob(f"{_ASIDE}*"):
+            shutil.rmtree(earlier, ignore_errors=True)
+    return [checkpoint.rename(checkpoint.with_name(f"{_ASIDE}{checkpoint.name}")) for checkpoint in beyond]
 
 
 def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:

@@ -225,9 +225,12 @@ def _events(record: RunRecord) -> str:
 def _commands(record: RunRecord) -> str:
     """What to type to go on with the run, and to use what it has learned."""
     run, store = (shlex.quote(str(path)) for path in (record.folder.resolve(), record.facts.get("store", "STORE")))
-    resume = (
-        f"<p>Go on after a stop, exactly where it was:</p><pre>{escape(f'melmask pretrain {store} --out {run}')}</pre>"
-    )
+    # The text of such an event is "8 processes".
+    begun = [event.text for event in record.events if event.kind in ("start", "resume")]
+    alone = not begun or begun[-1].partition(" ")[0] in ("", "1")
+    several = "" if alone else f"; it ran as {escape(begun[-1])}, so by torchrun as before"
+    command = escape(f"melmask pretrain {store} --out {run}")
+    resume = f"<p>Go on after a stop, exactly where it was{several}:</p><pre>{command}</pre>"
     if not record.checkpoints:
         return resume + "<p>There is no checkpoint yet to embed sounds with.</p>"
     embed = escape(f"melmask embed FOLDER --model {run} --out X.parquet")
