@@ -1,6 +1,8 @@
 """The heads of the HEAR protocol: their layers, and when training stops, compared with the kit's rules."""
 
 import math
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from melmask.evaluate import heads
 from melmask.evaluate.heads import (
+    Adam,
     HeadConfig,
     Rows,
     SeededDropout,
@@ -85,6 +88,26 @@ def test_a_trained_head_tells_the_classes_apart():
     probabilities = head.probabilities(rows_of(1).vectors)
     assert accuracy(probabilities, 0.0).score == head.best.score
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_a_step_is_that_of_pytorchs_adam_and_the_compiler_is_not_imported():
+    ours, theirs = (build_head(8, 3, HeadConfig(hidden_dim=16), 0) for _ in range(2))
+    steps = Adam(ours.parameters(), 1e-2), torch.optim.Adam(theirs.parameters(), 1e-2, fused=True)
+    for seed in range(3):
+        x = torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
+        for network, optimizer in zip((ours, theirs), steps, strict=True):
+            network.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(ours.parameters(), theirs.parameters(), strict=True))
+    code = (
+        "import sys, torch\nfrom melmask.evaluate.heads import *\n"
+        "rows = Rows(torch.randn(20, 8), torch.eye(4)[torch.arange(20) % 4])\n"
+        "judge = lambda probabilities, loss: Validation(-loss)\n"
+        "train_head(rows, rows, HeadConfig(max_epochs=3), False, judge, StopRules(True), 0)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_it_validates_each_third_epoch_and_stops_after_so_many_without_a_better_score():
