@@ -141,9 +141,10 @@ def test_a_truncated_flac_is_refused(written, kept):
     assert_refused(path)
 
 
-@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "W64"])
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "W64", "NIST", "VOC"])
 def test_a_header_that_announces_more_than_the_file_holds_is_refused(written, kind):
     path = written("cut", tones(2), RATE_HZ, kind)
+    assert len(read_audio(path, RATE_HZ)) == 2 * RATE_HZ
     path.write_bytes(path.read_bytes()[:20000])
     assert_refused(path, "breaks off", "restore or leave out")
 

@@ -22,6 +22,8 @@ _LOUDEST = 1e12
 RESAMPLER_QUALITY = "HQ"
 # How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
 _CUT_OFF_NOTE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_VOC_CUT_OFF_NOTE = "Seems to be a truncated file."
+_NIST_COUNT, _NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
 _STREAM_BYTES = 0x7FF00000
 """Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
 _PAGE_HEADER_BYTES, _LONGEST_PAGE_BYTES = 27, 65_307
@@ -77,7 +79,9 @@ def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     # Streams of unknown length announce a huge number; a broken-off file announces more than it holds.
     if file.format == "OGG" and _last_page_is_cut(path):
         raise AudioFileError(f"{path} breaks off within a page, after {read} samples; restore or leave out the file")
-    announced = _announced_samples(file)
+    if _VOC_CUT_OFF_NOTE in file.extra_info:
+        raise AudioFileError(f"{path} breaks off after {read} samples; restore or leave out the file")
+    announced = _announced_samples(path, file)
     if read < announced < 1 << 62:
         raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; restore or leave out the file")
 
@@ -96,7 +100,12 @@ def _last_page_is_cut(path: Path) -> bool:
     return _PAGE_HEADER_BYTES + page[_PAGE_HEADER_BYTES - 1] + sum(segments) > len(page)
 
 
-def _announced_samples(file: soundfile.SoundFile) -> int:
+def _announced_samples(path: Path, file: soundfile.SoundFile) -> int:
+    if file.format == "NIST":
+        # libsndfile goes by the file's size here, and says nothing.
+        with path.open("rb") as header:
+            count = _NIST_COUNT.search(header.read(_NIST_HEADER_BYTES))
+        return int(count[1]) if count else file.frames
     # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
     note = _CUT_OFF_NOTE.search(file.extra_info)
     if note is None:
