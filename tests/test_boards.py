@@ -136,6 +136,15 @@ def test_tensorboard_reads_what_a_resumed_run_wrote(tmp_path):
     assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [(20, 0.5), (40, 0.25), (60, 0.25)]
 
 
+def test_a_broken_tensorboard_is_told_and_done_without(monkeypatch, tmp_path, capsys):
+    def broken(*_):
+        raise TypeError("Descriptors cannot\nbe created directly")
+
+    monkeypatch.setattr("melmask.train.boards._TensorBoard", broken)
+    assert open_boards(tmp_path, 0, PretrainConfig()) == []
+    assert "TensorBoard takes no numbers (Descriptors cannot be created directly)" in capsys.readouterr().err
+
+
 def test_a_full_disk_behind_tensorboard_costs_the_board_alone(tmp_path, capfd):
     pytest.importorskip("tensorboard")
     log = MetricsLog(tmp_path, 0, open_boards(tmp_path, 0, PretrainConfig()))

@@ -2,11 +2,11 @@
 
 import os
 import socket
+import sys
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,14 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
     boards: list[Board] = []
     if config.run.wandb_project:
         boards.append(_WeightsAndBiases(run, config))
-    with suppress(ImportError):
+    try:
         boards.append(_TensorBoard(run / "tensorboard", first_step))
+    except ImportError:
+        pass
+    except Exception as error:
+        # Nobody has asked for it, and an installation of it may be broken in many ways.
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"melmask: TensorBoard takes no numbers ({reason}); the run goes on without it\n")
     return boards
 
 
