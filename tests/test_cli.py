@@ -344,8 +344,11 @@ def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
         time.sleep(10)
 
     monkeypatch.setattr("melmask.cli.learn.describe", job)
+    monkeypatch.setattr("melmask.audio.files.find_audio", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
+    assert capsys.readouterr().err == "\nmelmask: stopped; the same command begins anew\n"
+    assert main(["predict", "x.wav", "--model", "m", "--out", "x.csv"]) == 128 + number
     assert capsys.readouterr().err == "\nmelmask: stopped; the same command goes on where it was\n"
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,57 @@ def test_time_stamps_that_cannot_be_used_are_refused(write_module, sound, answer
     client = open_client(write_module("wrong_times", text), CPU)
     with pytest.raises(InputError, match=message):
         client.timestamps(sound(0.5, 0)[None])
+
+
+def test_a_buffer_that_is_used_again_changes_no_earlier_vectors(write_module, sound):
+    text = MODULE.replace("    return torch.stack([audio.mean(1)", "    BUFFER[:] = torch.stack([audio.mean(1)")
+    text = text.replace("amax(1)], 1)", "amax(1)], 1)\n    return BUFFER") + "BUFFER = torch.empty(1, 3)\n"
+    client = open_client(write_module("thrifty_model", text), CPU)
+    first = client.scenes(sound(0.5, 0)[None])
+    before = first.copy()
+    assert not np.array_equal(client.scenes(sound(0.5, 1)[None]), before)
+    np.testing.assert_array_equal(first, before)
+
+
+def test_what_a_module_does_to_the_process_is_undone(write_module, sound, tmp_path):
+    unruly = "import os, torch; os.chdir('/'); torch.set_default_dtype(torch.float64); torch.set_num_threads(1)\n"
+    text = MODULE.replace("    CALLS.append(path)\n", f"    {unruly}").replace("import torch\n", unruly, 1)
+    before = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        client = open_client(write_module("unruly_model", text), CPU)
+        assert client.scenes(sound(0.5, 0)[None]).shape == (1, 3)
+        assert (Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()) == (*before[:2], 2)
+    finally:
+        torch.set_num_threads(before[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (("    CALLS.append(path)\n", "    raise SystemExit('no GPU')\n"), CheckpointError, "SystemExit: no GPU"),
+        (("CALLS = []\n", "raise SystemExit(3)\n"), InputError, "cannot be imported .SystemExit: 3."),
+        (("= 16000, 3, 2", "= 0, 3, 2"), InputError, "sample_rate 0, scene_embedding_size 3 .*expected numbers from 1"),
+        (("= 16000, 3, 2", "= 16000, -1, 2"), InputError, "scene_embedding_size -1"),
+    ],
+)
+def test_a_module_that_ends_the_process_or_has_no_size_is_refused(write_module, change, error, message):
+    with pytest.raises(error, match=message):
+        open_client(write_module("bad_model", MODULE.replace(*change)), CPU)
+
+
+@pytest.mark.parametrize(("times", "told"), [("times", False), ("times / 1000", True), ("times * 100", True)])
+def test_times_that_cannot_be_ms_are_told_once(write_module, sound, capsys, times, told):
+    text = MODULE.replace("parts.std(2)], 2), times", f"parts.std(2)], 2), {times}")
+    client = open_client(write_module("slow_clock", text), CPU)
+    for _ in range(2):
+        client.timestamps(sound(0.5, 0)[None])
+    assert capsys.readouterr().err.count("for clips of 500 ms: HEAR's are in ms") == told
+
+
+def test_a_model_given_as_the_current_folder_has_its_name(run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    assert open_client(".", CPU).name == run_folder.name
 
 
 def test_names_tell_models_of_a_report_apart_and_are_fit_for_a_folder(run_folder):

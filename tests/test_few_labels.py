@@ -14,6 +14,7 @@ from melmask.errors import InputError, MissingExtraError, OutputError
 from melmask.evaluate.few_labels import curves_of_features, curves_text, draw_interval, draw_order, few_label_curves
 from melmask.evaluate.labels import LabelTable
 from melmask.evaluate.probe import knn_probe, linear_probe, neighbor_votes, standardize
+from melmask.evaluate.report import probe_tasks
 from melmask.evaluate.splits import make_splits
 from melmask.viz.few_labels import save_few_labels_picture, spread
 
@@ -170,6 +171,19 @@ def tones(tmp_path_factory):
     (folder / "broken.wav").write_text("no sound")
     (folder / "tones.csv").write_text("\n".join([*lines, "broken.wav,low,speaker0"]))
     return folder / "tones.csv"
+
+
+@pytest.mark.parametrize("judge", [few_label_curves, probe_tasks])
+def test_a_table_that_cannot_be_judged_costs_no_other(judge, encoder, tones, tmp_path, capsys):
+    unreadable = tones.parent / f"unreadable-{judge.__name__}.csv"
+    unreadable.write_text("path,label,split\nbroken.wav,low,train\nlabels.csv,high,train\nmore.csv,low,test\n")
+    for name in ("labels.csv", "more.csv"):
+        (tones.parent / name).touch()
+    report = judge(encoder, [tones, unreadable], tmp_path)
+    assert list(report["tasks"]) == ["tones"] and list(report["failed"]) == [unreadable.stem]
+    (content,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert content["failed"] == report["failed"] and content["tasks"].keys() == report["tasks"].keys()
+    assert f"{unreadable.stem} is left out: none of the 3 files" in capsys.readouterr().err
 
 
 def test_the_command_writes_scores_rows_and_a_picture(encoder, tones, tmp_path):

@@ -18,10 +18,11 @@ from melmask.classifier import AudioClassifier, ClassifierCard, load_classifier
 from melmask.cli import main
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
 from melmask.evaluate import labelled_files
+from melmask.evaluate.labelled_files import table_files
 from melmask.evaluate.probe import standardize
-from melmask.evaluate.tasks import read_task
+from melmask.evaluate.tasks import Event, read_task
 from melmask.files import atomic_write, locked
-from melmask.finetune_job import finetune
+from melmask.finetune_job import _frames_of, finetune
 from melmask.predict_job import predict_files
 from melmask.settings import with_overrides
 from melmask.train import finetune as finetuning
@@ -66,6 +67,35 @@ def table(tmp_path_factory):
 def trained(run_folder, table, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned") / "out"
     return out, finetune(str(run_folder), table, out, configured(), device="cpu")
+
+
+@pytest.mark.parametrize(("start_ms", "end_ms"), [(0, 5), (100, 110), (1440, 1460), (2960, 3000), (700, 705)])
+@pytest.mark.parametrize("frames", [300, 10])
+def test_an_event_shorter_than_a_step_counts_as_one(start_ms, end_ms, frames):
+    """Wherever it lies, and wherever the crop begins, the centre of one step is in it."""
+    first, behind = _frames_of(Event("a", start_ms, end_ms), 10.0, frames, 16)
+    assert first >= 0 and behind - first == 16
+    if frames == 300:
+        assert behind <= frames and first <= start_ms / 10 + 1 and end_ms / 10 - 1 <= behind
+        assert all(sum(first <= centre < behind for centre in range(offset, frames, 16)) == 1 for offset in range(16))
+    assert _frames_of(Event("a", 1000, 1500), 10.0, 300, 16) == (100, 151)
+
+
+def test_groups_in_several_parts_are_told_of(tmp_path, capsys):
+    rows = [("path", "label", "split", "group")]
+    for i in range(12):
+        (tmp_path / f"{i}.wav").touch()
+        rows.append((f"{i}.wav", LABELS[i % 2], ("train", "valid", "test")[i // 4], f"g{i % 3 if i < 8 else i}"))
+    table_files(write_table(tmp_path, rows), None, 0, "")
+    assert "3 groups have clips in several parts of train, valid and test" in capsys.readouterr().err
+    table_files(write_table(tmp_path, [row[:3] for row in rows]), None, 0, "")
+    assert "groups" not in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_task_is_refused(run_folder, tmp_path):
+    (tmp_path / "pets-v1-full").mkdir()
+    with pytest.raises(InputError, match=r"is a folder without task_metadata.json; give one task's folder, or a CSV"):
+        finetune(str(run_folder), tmp_path, tmp_path / "out", configured(), device="cpu")
 
 
 def test_a_classifier_is_learnt(trained):

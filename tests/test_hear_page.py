@@ -239,13 +239,13 @@ def test_names_of_labels_files_models_and_reasons_are_text(make):
     assert "/fold" not in page.text
 
 
-def test_numbers_that_are_none_are_dashes_and_have_no_place(four_tasks):
+def test_numbers_that_are_none_are_undefined_and_have_no_place(four_tasks):
     for result in four_tasks.content["results"]:
         if result["model"] == "big_one":
             result["mean"] = dict.fromkeys(result["mean"])
             result["std"] = result["interval_95"] = None
     rows = table(four_tasks.write())
-    assert [row[2] for row in rows[2:6]] == ["–"] * 4
+    assert [row[2] for row in rows[2:6]] == ["undefined"] * 4
     assert not any(row[0].startswith("mean rank") for row in rows)
     assert "there is no mean rank" in written(four_tasks.folder).text
 
@@ -284,6 +284,22 @@ def test_failures_and_leaks_are_listed(four_tasks):
     page = written(four_tasks.folder)
     for words in ("no memory", "1,234", "1 failed", "leaks in 1 task"):
         assert words in page.text
+
+
+def test_scores_found_in_different_ways_are_told(four_tasks):
+    for result in four_tasks.content["results"]:
+        points = 1 if result["model"] == "tiny" else 8
+        result["conditions"] = {"grid_points": points, "seed": 42, "head_precision": "bf16"}
+    four_tasks.write()
+    text = written(four_tasks.folder).text
+    assert "Scores of the protocol hear were found in different ways" in text
+    assert "1 point of the grid, seed 42, products in bf16 (tiny)" in text
+
+
+def test_unknown_groups_are_no_zero(four_tasks):
+    four_tasks.content["tasks"][0] |= {"leaking_files": 3, "leaking_groups": None}
+    page_rows = table(four_tasks.write(), "leaks")
+    assert page_rows[1][1:] == ["3", "–"]
 
 
 def test_a_model_that_failed_everywhere_has_a_column(four_tasks):

@@ -13,6 +13,7 @@ from melmask.evaluate.make_task import make_task
 from melmask.evaluate.task_sounds import wav_names
 from melmask.evaluate.task_table import divide, read_clips, spread
 from melmask.evaluate.tasks import DataSplit, Event, read_task
+from melmask.files import ensure_folder, locked
 
 RATE_HZ = 8000
 
@@ -71,6 +72,32 @@ def test_sounds_are_16_bit_mono_at_each_rate_and_unchanged_at_their_own(labelled
             assert rate_hz == RATE_HZ and np.array_equal(written, original)
             double = soundfile.info(task.audio_folder(split, 16000) / name)
             assert (double.samplerate, double.frames, double.channels, double.subtype) == (16000, 8000, 1, "PCM_16")
+
+
+def test_a_rate_asked_for_twice_is_written_once(labelled, tmp_path):
+    folder = make_task(labelled("path,label", animals), tmp_path, rates_hz=[RATE_HZ, RATE_HZ]).folder
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == [str(RATE_HZ)]
+
+
+def test_labels_of_which_some_are_numbers_stay_as_they_are(labelled, tmp_path):
+    names = ["007", "7", "dog"]
+    task = read_task(make_task(labelled("path,label", lambda i: [names[i % 3]]), tmp_path, folds=3).folder)
+    assert set(task.labels) == set(names)
+    assert {label for clips in task.files.values() for (label,) in clips.values()} == set(names)
+
+
+def test_two_jobs_do_not_make_one_task(labelled, tmp_path):
+    table = labelled("path,label", animals)
+    lock = ensure_folder(tmp_path / ".pets-v1-full.partial") / ".lock"
+    busy = pytest.raises(OutputError, match=r"another melmask is writing to .*pets-v1-full; wait")
+    with locked(lock, tmp_path), busy:
+        make_task(table, tmp_path)
+    # What a killed one left is cleared away.
+    (tmp_path / ".pets-v1-full.partial" / "8000").mkdir()
+    (tmp_path / ".pets-v1-full.partial" / "train.json").touch()
+    folder = make_task(table, tmp_path).folder
+    assert not list(tmp_path.glob(".pets*")) and not list(folder.glob(".*"))
+    assert not (folder / "train.json").exists()
 
 
 def test_the_metadata_have_every_key_the_kit_reads(labelled, tmp_path):

@@ -23,6 +23,13 @@ from melmask.evaluate.protocol import LINEAR_SEEDS, grid_of, run_splits
 from melmask.evaluate.tasks import read_task
 
 CPU = Choice(device="cpu")
+TWIN = (
+    "import torch\n"
+    "class M: sample_rate, scene_embedding_size, timestamp_embedding_size = 16000, 1, 1\n"
+    "def load_model(p=''): return M()\n"
+    "def get_scene_embeddings(a, m): return a.std(1, keepdim=True)\n"
+    "def get_timestamp_embeddings(a, m): raise NotImplementedError\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -281,13 +288,7 @@ def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monke
 
 
 def test_a_model_that_failed_and_was_repaired_keeps_its_name(hear_folder, tmp_path, monkeypatch):
-    text = (
-        "import torch\n"
-        "class M: sample_rate, scene_embedding_size, timestamp_embedding_size = 16000, 1, 1\n"
-        "def load_model(p=''): return M()\n"
-        "def get_scene_embeddings(a, m): return a.std(1)\n"
-        "def get_timestamp_embeddings(a, m): raise NotImplementedError\n"
-    )
+    text = TWIN.replace("a.std(1, keepdim=True)", "a.std(1)")
     monkeypatch.syspath_prepend(str(tmp_path))
     calls = {"models": ["python:mended_model"], "tasks_folder": hear_folder, "out": tmp_path / "out", "choice": CPU}
     (tmp_path / "mended_model.py").write_text(text)
@@ -298,6 +299,52 @@ def test_a_model_that_failed_and_was_repaired_keeps_its_name(hear_folder, tmp_pa
     report = evaluate(**calls, tasks=["tags"], protocols=["knn"])
     assert [model["name"] for model in report["models"]] == ["mended_model"]
     assert ([result["model"] for result in report["results"]], report["failed"]) == (["mended_model"], [])
+
+
+def test_scores_of_a_task_that_was_replaced_go(tmp_path, capsys):
+    tasks, out = tmp_path / "tasks", tmp_path / "out"
+    folder = write_tag_task(tasks)
+    (tmp_path / "twin_model.py").write_text(TWIN)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        models = ["logmel", "python:twin_model"]
+        assert len(evaluate(models, tasks, out, protocols=["knn"], choice=CPU)["results"]) == 2
+        again = evaluate(["logmel"], tasks, out, protocols=["knn"], choice=CPU)
+        assert len(again["results"]) == 2 and "left out" not in capsys.readouterr().err
+        (split,) = [path for path in folder.glob("*.json") if path.name in ("test.json",)]
+        content = json.loads(split.read_text())
+        split.write_text(json.dumps(dict(zip(content, list(content.values())[::-1], strict=True))))
+        changed = evaluate(["logmel"], tasks, out, protocols=["knn"], choice=CPU)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert [result["model"] for result in changed["results"]] == ["log-mel"]
+    assert "has other labels or sounds than before: 2 scores of it were left out" in capsys.readouterr().err
+
+
+def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, monkeypatch):
+    arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ["tags"], "protocols": ["knn"], "choice": CPU}
+    (before,) = evaluate(["logmel"], **arguments)["results"]
+    with monkeypatch.context() as context:
+
+        def leave(*_):
+            raise SystemExit(0)
+
+        context.setattr("melmask.evaluate.hear_job.embed_task", leave)
+        with pytest.raises(InputError, match=r"nothing could be judged, as SystemExit: 0 .the score is of an earlier"):
+            evaluate(["logmel"], **arguments)
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["results"] == [json.loads(json.dumps(before))] and len(report["failed"]) == 1
+    assert evaluate(["logmel"], **arguments)["failed"] == []
+
+
+def test_results_say_how_their_heads_were_found(hear_folder, tmp_path):
+    arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ["tags"], "choice": CPU, "precision": "fp32"}
+    evaluate(["logmel"], **arguments, protocols=["hear", "knn"], grid_points=1, seed=7)
+    conditions = {
+        r["protocol"]: r["conditions"] for r in json.loads((tmp_path / "results.json").read_text())["results"]
+    }
+    assert conditions == {"hear": {"grid_points": 1, "seed": 7, "head_precision": "fp32"}, "knn": {}}
+    assert "The protocol hear: 1 point of the grid, seed 7" in (tmp_path / "report.html").read_text()
 
 
 def test_one_model_by_two_paths_is_judged_once(hear_folder, run_folder, tmp_path):

@@ -145,6 +145,8 @@ def test_paths_start_from_the_first_root_that_has_the_clip(tmp_path):
         ("path,label\n", "a header but no rows"),
         ("path,lable\na.wav,x\n", "no column `label`; columns are path, lable; nearest is `lable`"),
         ("path;label\na.wav;x\n", "separate the columns with commas"),
+        ("path,labels\na.wav,x;y\n", "has a column `labels`, but here a clip has one label; melmask make-task"),
+        ("path,label,start_s,end_s\na.wav,x,0,1\n", "has a column `start_s`, but here a clip has one label"),
         ("path,label,Label\na.wav,x,y\n", "2 columns are called `label`; keep or rename one"),
         ("path,label\na.wav,x\nb.wav\n", "line 3: 1 values for 2 columns"),
         ("path,label\na.wav,x\nb.wav,\n", "`label` is empty in 1 of 2 rows, first in row 2"),

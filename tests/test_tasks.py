@@ -192,11 +192,15 @@ def test_a_task_folder_itself_is_one_task(tasks_folder):
     assert [task.title for task in find_tasks(tasks_folder / "pets-v1-full")] == ["pets-v1-full"]
 
 
-def test_a_damaged_task_matters_only_if_it_is_wanted(tasks_folder):
+def test_a_damaged_task_matters_only_if_it_is_wanted(tasks_folder, capsys):
     (tasks_folder / "birds-v1-full" / "task_metadata.json").write_text("{")
     assert len(find_tasks(tasks_folder, ["pets"])) == 2
     with pytest.raises(InputError, match="birds-v1-full"):
-        find_tasks(tasks_folder)
+        find_tasks(tasks_folder, ["birds-v1-full"])
+    assert "birds-v1-full" not in {task.title for task in find_tasks(tasks_folder)}
+    assert "a task is left out: " in capsys.readouterr().err
+    with pytest.raises(InputError, match="birds-v1-full"):
+        find_tasks(tasks_folder / "birds-v1-full")
 
 
 def test_tasks_that_are_not_there_are_refused(tasks_folder):

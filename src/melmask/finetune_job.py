@@ -67,6 +67,8 @@ def finetune(
         CheckpointError, OutputError, TrainingError: as their names say.
     """
     is_task = (labels / METADATA).is_file()
+    if labels.is_dir() and not is_task:
+        raise InputError(f"{labels} is a folder without {METADATA}; give one task's folder, or a CSV table")
     files = task_files(read_task(labels), fold) if is_task else table_files(labels, audio_root, config.seed, fold)
     model = load(source, device)
     with claimed(out):
@@ -232,13 +234,25 @@ def _clips(model: AudioEncoder, files: LabelledFiles, logmels: dict[Path, np.nda
         target = np.zeros((len(logmel), len(numbers)) if files.kind == "event" else len(numbers), dtype=np.float32)
         for label in labels:
             if isinstance(label, Event):
-                first, behind = round(label.start_ms / hop_ms), round(label.end_ms / hop_ms) + 1
+                first, behind = _frames_of(label, hop_ms, len(logmel), model.card.model.patch_frames)
                 target[first:behind, numbers[label.label]] = 1
             else:
                 target[numbers[label]] = 1
         kept.append(logmel)
         targets.append(target)
     return Clips(kept, targets)
+
+
+def _frames_of(event: Event, hop_ms: float, frames: int, shortest: int) -> tuple[int, int]:
+    """First frame of an event and the one behind its last.
+
+    A step has the label of its centre, which an event shorter than a step would mostly miss: it counts as a step long.
+    """
+    first, behind = round(event.start_ms / hop_ms), round(event.end_ms / hop_ms) + 1
+    if behind - first < shortest:
+        first = max(0, min((first + behind - shortest) // 2, frames - shortest))
+        behind = first + shortest
+    return first, behind
 
 
 def _crop_frames(model: AudioEncoder, train: Clips, kind: Kind, crop_s: float) -> int:

@@ -12,10 +12,13 @@ T = TypeVar("T")
 _LINE_INTERVAL_S = 10.0
 
 
-def track(items: Iterable[T], total: int, title: str, unit: str = "file") -> Iterator[T]:
-    """Yield `items` and report on standard error how many of `total` are done, the rate and the time left."""
+def track(items: Iterable[T], total: int, title: str, unit: str = "file", leave: bool = True) -> Iterator[T]:
+    """Yield `items` and report on standard error how many of `total` are done, the rate and the time left.
+
+    Without `leave`, a bar on a terminal goes when it is done.
+    """
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=title, unit=unit, dynamic_ncols=True)
+        yield from tqdm(items, total=total, desc=title, unit=unit, dynamic_ncols=True, leave=leave)
         return
     start_s = last_s = time.monotonic()
     for done, item in enumerate(items, 1):

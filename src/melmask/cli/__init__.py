@@ -20,6 +20,7 @@ _ORDER = (
     *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task"),
     *("finetune", "predict", "convert", "push", "export", "settings"),
 )
+_RESUMED = ("demo", "prepare", "pretrain", "embed", "evaluate", "finetune", "predict")
 
 
 _NO_MEMORY = ("can't allocate memory", "out of memory")
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MelmaskError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        sys.stderr.write("\nmelmask: stopped; the same command goes on where it was\n")
+        how = "goes on where it was" if options.command in _RESUMED else "begins anew"
+        sys.stderr.write(f"\nmelmask: stopped; the same command {how}\n")
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough; what is not done yet stays so.
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         module.add(command)
     for name, run, help, add_options in sorted(listed, key=lambda entry: _ORDER.index(entry[0])):
         sub = commands.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name)
         add_options(sub)
     return parser
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from melmask.cli.options import Command, add_choice, add_model
+from melmask.cli.options import SEED, THREADS, Command, add_choice, add_model
 
 
 def add(command: Command) -> None:
@@ -84,10 +84,8 @@ def evaluate(options: argparse.Namespace) -> int:
     print(table_text(report))
     for task in report["tasks"]:
         if task["leaking_files"] or task["leaking_groups"]:
-            print(
-                f"{task['title']}: {task['leaking_files']} sounds and {task['leaking_groups'] or 0} groups are on both "
-                "sides of a split"
-            )
+            groups = "" if task["leaking_groups"] is None else f" and {task['leaking_groups']} groups"
+            print(f"{task['title']}: {task['leaking_files']} sounds{groups} are on both sides of a split")
     print(f"scores, predictions and the page: {options.out / 'report.html'}")
     return 0
 
@@ -136,7 +134,7 @@ def _add_labels(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--scheme", default="auto", help="auto, fold, split, group or random: how rows are held out")
     sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
-    sub.add_argument("--seed", type=int, default=0, help="of the untrained network and of made-up splits")
+    sub.add_argument("--seed", type=SEED, default=0, help="of the untrained network and of made-up splits")
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
@@ -152,7 +150,7 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the MLPs' hidden layers: fp32, bf16, or auto, which is bf16 on CPUs that multiply it in hardware",
     )
-    sub.add_argument("--seed", type=int, default=42, help="of weights, dropout and order (%(default)s)")
+    sub.add_argument("--seed", type=SEED, default=42, help="of weights, dropout and order (%(default)s)")
     sub.add_argument("--hop-ms", type=float, help="time between the steps of event tasks (the longest up to 50)")
     add_choice(sub)
     sub.add_argument(
@@ -172,7 +170,7 @@ def _add_make_task(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--kind", choices=("multiclass", "multilabel", "event"), help="of labels (told from the table)")
     sub.add_argument("--scheme", choices=("fold", "split", "new"), help="which splits (the table's, or new folds)")
     sub.add_argument("--folds", type=int, default=5, help="how many new ones (%(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="of new splits (%(default)s)")
+    sub.add_argument("--seed", type=SEED, default=0, help="of new splits (%(default)s)")
     sub.add_argument("--rates", type=int, nargs="+", default=[16000], metavar="HZ", help="of the sounds (16000)")
     sub.add_argument(
         "--duration-s",
@@ -181,7 +179,7 @@ def _add_make_task(sub: argparse.ArgumentParser) -> None:
         help="every clip's length: auto, native or seconds (%(default)s)",
     )
     sub.add_argument("--audio-root", type=Path, help="where relative paths start (the table's folder, or its parent)")
-    sub.add_argument("--threads", type=int, default=None, help="decoding threads (all cores)")
+    sub.add_argument("--threads", type=THREADS, default=None, help="decoding threads (all cores)")
     sub.add_argument("--overwrite", action="store_true", help="replace a task of that name")
 
 

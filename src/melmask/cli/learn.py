@@ -5,7 +5,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from melmask.cli.options import EXIT_SIGNAL, Command, add_settings_help, source_path
+from melmask.cli.options import EXIT_SIGNAL, THREADS, Command, add_settings_help, source_path
 from melmask.config import FrontEndConfig, PretrainConfig
 from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from melmask.settings import describe, to_dict, with_overrides
@@ -130,7 +130,7 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
         "sources", type=source_path, nargs="+", metavar="SOURCE", help="folder, sound file, or CSV with a path column"
     )
     sub.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
-    sub.add_argument("--threads", type=int, default=None, help="decoding threads (all cores)")
+    sub.add_argument("--threads", type=THREADS, default=None, help="decoding threads (all cores)")
     add_settings_help(sub, "sample_rate_hz=32000", f"known are {', '.join(to_dict(FrontEndConfig()))}")
 
 

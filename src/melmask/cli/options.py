@@ -53,6 +53,20 @@ def add_settings_help(sub: argparse.ArgumentParser, example: str, listing: str) 
     sub.epilog = f"KEY=VALUE, last: change settings, as {example}; {listing}"
 
 
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of a range."""
+
+    def read(text: str) -> int:
+        if not (text.isdecimal() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r}; give a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+SEED, THREADS = whole_number(0, 2**32 - 1), whole_number(1, 4096)
+
+
 def source_path(text: str) -> Path:
     """A path on the command line; an empty word, of a variable that is not set, is not the current folder."""
     if not text:

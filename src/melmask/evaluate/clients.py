@@ -11,9 +11,11 @@ import hashlib
 import importlib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +67,7 @@ class Client:
         self.settings = settings
         self.identity = hashlib.sha256(identity.encode()).hexdigest()
         self._module, self._model, self._device = module, model, device
+        self._told_of_times = False
         try:
             self.sample_rate_hz = int(model.sample_rate)
             self.scene_size = int(model.scene_embedding_size)
@@ -74,6 +77,11 @@ class Client:
                 f"the model of {source} does not follow the HEAR API ({error}); it needs the attributes sample_rate, "
                 "scene_embedding_size and timestamp_embedding_size"
             ) from error
+        if min(self.sample_rate_hz, self.scene_size, self.timestamp_size) < 1:
+            raise InputError(
+                f"the model of {source} has sample_rate {self.sample_rate_hz}, scene_embedding_size {self.scene_size} "
+                f"and timestamp_embedding_size {self.timestamp_size}; expected numbers from 1 on"
+            )
 
     def scenes(self, audio: Float[np.ndarray, "clips samples"]) -> Float[np.ndarray, "clips dims"]:
         """One vector a clip, of audio in [-1, 1] at the model's rate.
@@ -100,16 +108,25 @@ class Client:
         times = self._checked(times_ms, (len(audio), steps), "times", np.float64)
         if not steps or (np.diff(times, axis=1) <= 0).any():
             raise InputError(f"{self.source} gave times that do not ascend; expected those of one or more steps, in ms")
+        length_ms = 1000 * audio.shape[1] / self.sample_rate_hz
+        if steps > 1 and not self._told_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
+            self._told_of_times = True
+            sys.stderr.write(
+                f"{self.source} gave times up to {times.max():g} for clips of {length_ms:g} ms: HEAR's are in ms, and "
+                "events are found by them\n"
+            )
         return vectors, times
 
     def _call(self, function: str, audio: np.ndarray) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), _process_kept():
             return getattr(self._module, function)(torch.from_numpy(audio).to(self._device), self._model)
 
     def _checked(self, answer: Any, shape: tuple[int, ...], what: str, dtype: type = np.float32) -> np.ndarray:
         if not isinstance(answer, Tensor):
             raise InputError(f"{self.source} gave {what} as {type(answer).__name__}; expected a torch.Tensor")
-        array = answer.detach().cpu().to(torch.float64 if dtype is np.float64 else torch.float32).numpy()
+        # A copy: a module may use one buffer again and again.
+        wide = torch.float64 if dtype is np.float64 else torch.float32
+        array = answer.detach().cpu().to(wide, copy=True).numpy()
         if array.shape != shape or not np.isfinite(array).all():
             kind = "NaN or infinity" if array.shape == shape else f"the shape {array.shape}"
             raise InputError(f"{self.source} gave {what} with {kind}; expected finite numbers of shape {shape}")
@@ -167,7 +184,9 @@ def slug(name: str) -> str:
 
 
 def _short_name(path: str) -> str:
-    parts = [part for part in Path(path.removeprefix("hub:")).parts if part not in ("/", "checkpoints")]
+    # "." has a name, too.
+    place = Path(path).absolute() if Path(path).exists() else Path(path.removeprefix("hub:"))
+    parts = [part for part in place.parts if part not in ("/", "checkpoints")]
     # A step of a run is told by both: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
     return "/".join(parts[-2:]) if parts[-1].startswith("step-") else parts[-1]
 
@@ -180,21 +199,35 @@ def _python_client(source: str, choice: Choice) -> Client:
             raise InputError(f"the module {name} has no function {function}; expected the HEAR 2021 API")
     device = torch.device("cpu")
     try:
-        model = module.load_model(weights) if weights else module.load_model()
-        if isinstance(model, torch.nn.Module):
-            device = torch.device(choice.device if choice.device != "auto" else _default_device())
-            model = model.to(device).eval()
-    except Exception as error:
+        with _process_kept():
+            model = module.load_model(weights) if weights else module.load_model()
+            if isinstance(model, torch.nn.Module):
+                device = torch.device(choice.device if choice.device != "auto" else _default_device())
+                model = model.to(device).eval()
+    except (Exception, SystemExit) as error:
         # Whatever somebody else's code raises, its first line says more than ours could.
         raise CheckpointError(f"load_model of {name} failed: {_first_line(error)}") from error
     identity = json.dumps([name, _code_facts(name), _file_facts(Path(weights)) if weights else []])
     return Client(name, source, identity, module, model, device)
 
 
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Somebody else's code may change what all of a process shares: undone, so that other models are as they were."""
+    folder, dtype, threads = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+
+
 def _import(name: str) -> Any:
     try:
-        return importlib.import_module(name)
-    except Exception as error:
+        with _process_kept():
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"the module {name} cannot be imported ({_first_line(error)}); install it, or set PYTHONPATH"
         ) from error
@@ -204,7 +237,7 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,7 @@ from melmask.encoder import AudioEncoder, untrained
 from melmask.extract import decoded_groups
 from melmask.features import ClipVectors, StepGrid
 from melmask.progress import track
+from melmask.settings import to_dict
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
@@ -80,6 +81,14 @@ def _vectors_of_files(
             else:
                 yield piece.path, {}, piece.error
             bands, clips = BandStatistics(), _clips(networks, grid, scene)
+
+
+def origin_of_features(model: AudioEncoder, errors: dict[Path, str]) -> dict[str, Any]:
+    """What a report says of features: how the log-mels were normalised, and which files were left out, and why."""
+    return {
+        "normalization": {"from": model.normalization, **to_dict(model.card.statistics)},
+        "unreadable": {str(path): reason for path, reason in errors.items()},
+    }
 
 
 def _clips(networks: dict[str, AudioEncoder], grid: StepGrid, scene: str) -> dict[str, ClipVectors]:

@@ -28,8 +28,8 @@ from jaxtyping import Float, Int, Int64
 
 from melmask.encoder import AudioEncoder
 from melmask.errors import InputError, MissingExtraError
-from melmask.evaluate.features import probe_features
-from melmask.evaluate.labels import LabelTable, keep_rows, read_labels
+from melmask.evaluate.features import origin_of_features, probe_features
+from melmask.evaluate.labels import LabelTable, judged_tables, keep_rows, read_labels
 from melmask.evaluate.probe import (
     GRADIENT_TOLERANCE,
     MAX_ITERATIONS,
@@ -43,7 +43,6 @@ from melmask.evaluate.splits import Split, leaking_groups, make_splits
 from melmask.files import atomic_write, ensure_folder, write_json
 from melmask.normalization import with_dataset_statistics
 from melmask.progress import track
-from melmask.settings import to_dict
 from melmask.viz.few_labels import save_few_labels_picture
 
 ALL = "all"
@@ -89,33 +88,33 @@ def few_label_curves(
         dataset_statistics: log-mels are normalised with the statistics of each task's files, not with the model's.
 
     Returns:
-        The content of few-labels.json: settings, and per task its points (numbers of labels) and for each
-        representation and classifier a score a point: accuracy, std, interval_95, test_interval_95, and accuracies
-        (draws, splits); shares between 0 and 1.
+        The content of few-labels.json: settings, and per task its points (label numbers) and for each representation
+        and classifier a score a point: accuracy, std, interval_95, test_interval_95, accuracies (draws, splits).
 
     Raises:
         InputError: a number of labels or draws, a seed or a table that cannot be used; none of its files readable.
-        OutputError: `out` cannot be written to.
-        MissingExtraError: scikit-learn or matplotlib is not installed.
+        OutputError, MissingExtraError: `out` cannot be written to; scikit-learn or matplotlib is not installed.
     """
     numbers = _checked_numbers(per_class, draws, seed)
     tables = _checked_tables(label_files, audio_root, scheme, seed)
     ensure_folder(out)
-    tasks: dict[str, Any] = {}
     choice: dict[str, Any] = {"layer": layer, "pooling": pooling, "scene": scene, "seed": seed}
-    report = {"model": model.name, **choice, "scheme": scheme, "per_class": numbers, "draws": draws, "tasks": tasks}
-    for name, table in tables.items():
+    report = {"model": model.name, **choice, "scheme": scheme, "per_class": numbers, "draws": draws}
+    report |= {"tasks": {}, "failed": {}}
+
+    def judge(name: str, table: LabelTable) -> dict[str, Any]:
         of_task = with_dataset_statistics(model, table.paths) if dataset_statistics else model
         features, errors = probe_features(of_task, table.paths, title=f"embed {name}", **choice)
         table = _readable_rows(name, table, errors)
-        tasks[name] = {
-            "normalization": {"from": of_task.normalization, **to_dict(of_task.card.statistics)},
-            "unreadable": {str(path): reason for path, reason in errors.items()},
-            **curves_of_features(features, table, numbers, draws, scheme, seed, f"fit {name}"),
-        }
-        save_few_labels_picture(out / f"few-labels-{name}.png", name, tasks[name])
+        curves = curves_of_features(features, table, numbers, draws, scheme, seed, f"fit {name}")
+        return origin_of_features(of_task, errors) | curves
+
+    for name, curves in judged_tables(tables, judge, report["failed"]):
+        report["tasks"][name] = curves
+        save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
         write_json(out / "few-labels.json", report)
-        _write_csv(out / "few-labels.csv", tasks)
+        _write_csv(out / "few-labels.csv", report["tasks"])
+    write_json(out / "few-labels.json", report)
     return report
 
 

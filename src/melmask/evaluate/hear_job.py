@@ -83,6 +83,8 @@ def evaluate(
             raise unknown_name("protocol", protocol, PROTOCOLS)
     if grid_points < 1:
         raise ConfigError(f"{grid_points} points of the grid were asked for; give at least 1")
+    # Somebody else's module may change the working directory.
+    tasks_folder, out = tasks_folder.absolute(), out.absolute()
     found = find_tasks(tasks_folder, tasks)
     choice = choice or Choice()
     device = pick_device(choice.device)
@@ -112,11 +114,12 @@ def _evaluate(
     # What never gave a result leaves its name to a repaired one.
     judged = {result["model"] for result in report["results"]}
     name_apart(clients, {model["name"]: model.get("identity") for model in report["models"] if model["name"] in judged})
+    for task in tasks:
+        _put_task(report, _facts_of_task(task))
     reasons: list[str | None] = []
     for client in clients:
         _put(report["models"], ("name",), _facts_of_model(client))
         for task in tasks:
-            _put(report["tasks"], ("title",), _facts_of_task(task))
             for protocol in protocols:
                 reasons.append(_judge_pair(client, task, protocol, grids[task.title], seed, device, out, report))
                 write_report(out, report)
@@ -124,6 +127,18 @@ def _evaluate(
         others = f"; all reasons are in {out / RESULTS}" if report["failed"] else ""
         raise InputError(f"nothing could be judged, as {reasons[0]}{others}")
     return report
+
+
+def _put_task(report: dict[str, Any], facts: dict[str, Any]) -> None:
+    """A task of other labels or sounds under a title that is known takes the place of that, and of its scores."""
+    title, digest = facts["title"], facts["sha256"]
+    before = {task["title"]: task.get("sha256") for task in report["tasks"]}.get(title)
+    if before and digest and before != digest:
+        gone = [result for result in report["results"] if result["task"] == title]
+        report["results"] = [result for result in report["results"] if result["task"] != title]
+        report["failed"] = [failure for failure in report["failed"] if failure["task"] != title]
+        sys.stderr.write(f"{title} has other labels or sounds than before: {len(gone)} scores of it were left out\n")
+    _put(report["tasks"], ("title",), facts)
 
 
 def _judge_pair(
@@ -148,12 +163,13 @@ def _judge_pair(
         result = _evaluate_pair(client, task, protocol, grid, seed, device, out)
     except OutputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Somebody else's module may raise anything; the other pairs are none the worse for it.
         reason = str(error) if isinstance(error, MelmaskError) else f"{type(error).__name__}: {error}"
         reason = (reason.splitlines() or [type(error).__name__])[0]
+        if any(names.items() <= entry.items() for entry in report["results"]):
+            reason += " (the score is of an earlier call)"
         report["failed"].append({**names, "reason": reason})
-        report["results"] = [entry for entry in report["results"] if not names.items() <= entry.items()]
         return reason
     _put(report["results"], ("model", "task", "protocol"), {**names, **result})
     return None
@@ -174,7 +190,9 @@ def _evaluate_pair(
             path = folder / f"{split.name}.json"
             facts[split.name] = _save_split(path, split, result, fingerprint, out)
     splits = [{k: v for k, v in facts[split.name].items() if k != "fingerprint"} for split in task.data_splits]
-    return _summary(task, embeddings, splits)
+    # What scores of one protocol need to have in common to compare.
+    conditions = {"grid_points": len(grid), "seed": seed, "head_precision": grid[0].precision}
+    return _summary(task, embeddings, splits) | {"conditions": conditions if protocol.startswith("hear") else {}}
 
 
 def _fingerprint(embeddings: dict[str, SplitEmbeddings], settings: list[Any]) -> str:
@@ -271,6 +289,7 @@ def _facts_of_task(task: Task) -> dict[str, Any]:
         "folder": str(task.folder.resolve()),
         "leaking_files": leaks.files,
         "leaking_groups": leaks.groups,
+        "sha256": leaks.sha256,
     }
 
 

@@ -131,7 +131,12 @@ def _verdict(report: Report) -> str:
             for outcome in report.of_task(task.title)
         )
         return "; ".join(list(scores)[:4])
-    return "No task has a score of every model, so there is no mean rank."
+    without = [
+        column for column in report.columns if not any(column in ranks(report.of_task(t.title)) for t in report.tasks)
+    ]
+    names = " and ".join(column_name(report, column) for column in without)
+    why = f": {escape(names)} {'have' if len(without) > 1 else 'has'} none" if without else ""
+    return f"No task has a score of every model{why}, so there is no mean rank."
 
 
 def _shown_published(report: Report, task: TaskFacts) -> list[tuple[Published, float]]:
@@ -238,12 +243,28 @@ def _table_notes(report: Report) -> str:
         "the splits, or the 95 % interval in brackets where there is one split, and the model's place on the task. "
         "★ marks the best; a difference within the intervals may be chance."
     ]
+    lines += [_conditions(report.of_protocol(protocol), protocol) for protocol in report.protocols]
     if _published_columns(report):
         lines.append(
             "Published numbers are for the whole official HEAR tasks and are matched by the task's name alone. They "
             "compare only if the task folder is the official one: its name, version and mode cannot prove that."
         )
     return "".join(map(_note, lines))
+
+
+def _conditions(report: Report, protocol: str) -> str:
+    """How a protocol's heads were trained, and which models' otherwise than the others'."""
+    texts: dict[str, list[str]] = {}
+    for outcome in report.outcomes.values():
+        known = outcome.conditions
+        if known:
+            points = counted(known.get("grid_points", 0), "point")
+            text = f"{points} of the grid, seed {known.get('seed')}, products in {known.get('head_precision')}"
+            texts.setdefault(text, []).append(outcome.column.model)
+    if len(texts) < 2:
+        return f"The protocol {escape(protocol)}: {escape(next(iter(texts)))}." if texts else ""
+    each = "; ".join(f"{text} ({', '.join(dict.fromkeys(models))})" for text, models in texts.items())
+    return f"<b>Scores of the protocol {escape(protocol)} were found in different ways</b>: {escape(each)}."
 
 
 def _note(text: str) -> str:
@@ -296,7 +317,7 @@ def _failures(report: Report) -> str:
 
 def _leaks(report: Report) -> str:
     rows = "".join(
-        f"<tr><td>{escape(task.title)}</td><td>{task.leaking_files:,}</td><td>{task.leaking_groups:,}</td></tr>"
+        f"<tr><td>{escape(task.title)}</td><td>{task.leaking_files:,}</td><td>{_size(task.leaking_groups)}</td></tr>"
         for task in report.tasks
         if task.leaking_files or task.leaking_groups
     )

@@ -53,6 +53,8 @@ class Outcome(NamedTuple):
     primary: str
     scores: Mapping[str, Score]
     splits: list[Split]
+    conditions: Mapping[str, Any]
+    """grid_points, seed and head_precision of `hear` and `hear-fixed`, where they are known."""
 
     @property
     def score(self) -> Score:
@@ -74,7 +76,8 @@ class TaskFacts(NamedTuple):
     metrics: list[str]
     folder: Path
     leaking_files: int
-    leaking_groups: int
+    leaking_groups: int | None
+    """None where the task names no groups."""
 
     @property
     def primary(self) -> str:
@@ -208,7 +211,7 @@ def _task(number: int, facts: Mapping[str, Any], tasks_folder: Path) -> TaskFact
         # The tasks may have been moved with the results.
         folder=folder if folder.is_dir() else tasks_folder / facts["title"],
         leaking_files=int(facts.get("leaking_files") or 0),
-        leaking_groups=int(facts.get("leaking_groups") or 0),
+        leaking_groups=None if facts.get("leaking_groups") is None else int(facts["leaking_groups"]),
     )
 
 
@@ -227,7 +230,8 @@ def _outcome(results: Path, row: Mapping[str, Any]) -> Outcome:
         )
         for split in row.get("splits") or []
     ]
-    return Outcome(Column(str(row["model"]), str(row["protocol"])), row["primary"], scores, splits)
+    column = Column(str(row["model"]), str(row["protocol"]))
+    return Outcome(column, row["primary"], scores, splits, row.get("conditions") or {})
 
 
 def _number(value: Any) -> float | None:

@@ -4,7 +4,8 @@ from html import escape
 
 from melmask.evaluate.hear_record import Column, Outcome, Report, Score, TaskFacts
 
-MISSING = "–"
+MISSING, UNDEFINED = "–", "undefined"
+"""What nobody asked for, and a score that cannot be computed, as where no event was found."""
 _NAMES = {
     "top1_acc": "share of clips whose likeliest label is right",
     "pitch_acc": "share of clips whose pitch is right",
@@ -17,6 +18,7 @@ _NAMES = {
     "event_onset_offset_50ms_20perc_fms": "F-measure of events, onsets within 50 ms and ends within 50 ms or 20 %",
     "segment_1s_er": "error rate in segments of 1 s; lower is better",
 }
+_MAIN_PARTS = ("f_measure", "error_rate")
 _NOT_PERCENT = ("d_prime",)
 
 
@@ -33,7 +35,7 @@ def name_of_metric(metric: str) -> str:
 def metric_text(value: float | None, metric: str) -> str:
     """A score as the tables write it, without its unit."""
     if value is None:
-        return MISSING
+        return UNDEFINED
     return f"{100 * value:.1f}" if is_percent(metric) else f"{value:.2f}"
 
 
@@ -59,8 +61,9 @@ def column_name(report: Report, column: Column) -> str:
 
 
 def metrics_of(outcomes: list[Outcome]) -> list[str]:
-    """All metrics of some outcomes, in their order, the primary first."""
-    return list(dict.fromkeys(metric for outcome in outcomes for metric in (outcome.primary, *outcome.scores)))
+    """All metrics of some outcomes, in their order, the primary first; the main part of an event metric only once."""
+    names = dict.fromkeys(metric for outcome in outcomes for metric in (outcome.primary, *outcome.scores))
+    return [name for name in names if not any(name == f"{other}_{part}" for other in names for part in _MAIN_PARTS)]
 
 
 def breakable(name: str) -> str:

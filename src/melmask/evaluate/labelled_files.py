@@ -1,5 +1,7 @@
 """What a classifier is fine-tuned on: labelled files, each with its part in training."""
 
+import itertools
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +38,19 @@ def table_files(path: Path, audio_root: Path | None, seed: int, fold: str) -> La
     table = read_clips(path, audio_root=audio_root)
     kind = cast(Kind, table.kind)
     parts = _parts(table, seed, fold)
+    _tell_of_shared_groups(table.groups or [], parts)
     known = {name for names, part in zip(table.names, parts, strict=True) if part == "train" for name in names}
     if kind == "multiclass" and len(known) < 2:
         raise InputError(f"{path}: all rows to train on have label {known.pop()!r}; a classifier needs two labels")
     return LabelledFiles(table.paths, table.targets, parts, table.class_names, kind)
+
+
+def _tell_of_shared_groups(groups: list[str], parts: list[str]) -> None:
+    """What is learnt from and tested on at once makes a score look better than it is."""
+    of_part = {part: {group for group, own in zip(groups, parts, strict=False) if own == part} for part in set(parts)}
+    shared = set().union(*(a & b for a, b in itertools.combinations(of_part.values(), 2)))
+    if shared:
+        sys.stderr.write(f"{len(shared)} groups have clips in several parts of train, valid and test\n")
 
 
 def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:

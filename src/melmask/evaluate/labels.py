@@ -3,6 +3,8 @@
 import csv
 import difflib
 import io
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -103,12 +105,36 @@ def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
     return LabelTable(paths, labels, groups, folds, normalise_splits(path, splits))
 
 
+def judged_tables(
+    tables: Mapping[str, LabelTable], judge: Callable[[str, LabelTable], dict[str, Any]], failed: dict[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `judge` says of each table, by name; tables that it refuses come into `failed`, with the reason.
+
+    Raises:
+        InputError: it refuses all of them.
+    """
+    for name, table in tables.items():
+        try:
+            yield name, judge(name, table)
+        except InputError as error:
+            if len(failed) == len(tables) - 1:
+                raise
+            failed[name] = str(error)
+            sys.stderr.write(f"{name} is left out: {error}\n")
+
+
 def _read_columns(path: Path) -> dict[str, list[str]]:
     """The file's values by column name (lower case), each without surrounding blanks."""
     rows = read_rows(path)
     if not rows:
         raise InputError(f"{path}: the file is empty; expected a header with `path` and `label`, then rows")
     header = [name.strip().lower() for name in rows[0][1]]
+    for name in ("start_s", "labels"):
+        if name in header:
+            raise InputError(
+                f"{path} has a column `{name}`, but here a clip has one label; melmask make-task and evaluate judge by "
+                "events and several labels"
+            )
     for name in REQUIRED_COLUMNS:
         if name not in header:
             raise InputError(f"{path}: no column `{name}`; {describe_header(name, header)}")

@@ -1,6 +1,7 @@
 """What a HEAR task has on both sides of a split: the same sound, or sounds of one group."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ from melmask.evaluate.tasks import Task
 class Leaks(NamedTuple):
     """How much is both tested and trained or validated on, in the worst of the splits.
 
-    files: distinct sounds.  groups: distinct groups; None where the task names none.
+    files: distinct sounds.  groups: distinct groups; None where the task names none.  sha256: of the task's labels and
+    sounds, by which it is known again; None where sounds are missing.
     """
 
     files: int
     groups: int | None
+    sha256: str | None
 
 
 def find_leaks(task: Task) -> Leaks:
@@ -24,19 +27,31 @@ def find_leaks(task: Task) -> Leaks:
     """
     contents = {split: _contents(task, split) for split in task.splits}
     groups = {split: {task.groups[name] for name in task.files[split] if name in task.groups} for split in task.splits}
-    return Leaks(_on_both_sides(task, contents), _on_both_sides(task, groups) if task.groups else None)
+    whole = all(len(content) == len(task.files[split]) for split, content in contents.items())
+    by_name = {split: sorted(content.items()) for split, content in contents.items()}
+    facts = json.dumps([task.labels, task.files, by_name])
+    return Leaks(
+        _on_both_sides(task, {split: set(content.values()) for split, content in contents.items()}),
+        _on_both_sides(task, groups) if task.groups else None,
+        hashlib.sha256(facts.encode()).hexdigest() if whole else None,
+    )
 
 
-def _contents(task: Task, split: str) -> set[Any]:
-    rates = sorted(path for path in task.folder.iterdir() if path.name.isdigit() and (path / split).is_dir())
-    return {_digest(rates[-1] / split / name) for name in task.files[split]} if rates else set()
+def _contents(task: Task, split: str) -> dict[str, str]:
+    """A digest of each sound that is there, at the highest rate."""
+    rates = [path for path in task.folder.iterdir() if path.name.isdigit() and (path / split).is_dir()]
+    if not rates:
+        return {}
+    folder = max(rates, key=lambda path: int(path.name)) / split
+    digests = {name: _digest(folder / name) for name in task.files[split]}
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
-        return str(path)
+        return None
 
 
 def _on_both_sides(task: Task, members: dict[str, set[Any]]) -> int:

@@ -8,7 +8,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,20 @@ from typing import Any, NamedTuple
 
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.evaluate.leaks import find_leaks
-from melmask.evaluate.task_sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
+from melmask.evaluate.task_sounds import (
+    MOST_SAMPLES,
+    SoundReport,
+    common_length_s,
+    move_to_splits,
+    wav_names,
+    write_sounds,
+)
 from melmask.evaluate.task_table import ClipTable, Division, as_kit_reads, divide, read_clips
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, Event, read_task
-from melmask.files import output_error
+from melmask.files import ensure_folder, locked, output_error
 
 AUTO, NATIVE = "auto", "native"
+_HIGHEST_RATE_HZ = 768_000
 FAILED = "failed.csv"
 _METRICS = {
     "multiclass": ["top1_acc", "mAP", "d_prime", "aucroc"],
@@ -103,6 +110,7 @@ def make_task(
         OutputError: the place cannot be written to, or has such a task already.
     """
     title, name = _title(labels_csv, name, version, mode)
+    rates_hz = tuple(dict.fromkeys(rates_hz))
     _check_options(rates_hz, duration_s)
     table, notes = as_kit_reads(read_clips(labels_csv, kind, audio_root))
     divided = partial(divide, scheme=scheme, folds=folds, seed=seed)
@@ -139,14 +147,18 @@ def _title(labels_csv: Path, name: str | None, version: str, mode: str) -> tuple
 
 
 def _check_options(rates_hz: Sequence[int], duration_s: float | str) -> None:
-    if not rates_hz or min(rates_hz) < 1:
-        raise ConfigError(f"sample rates are {', '.join(map(str, rates_hz)) or 'none'}; expected whole numbers of Hz")
+    if not rates_hz or not 1 <= min(rates_hz) <= max(rates_hz) <= _HIGHEST_RATE_HZ:
+        given = ", ".join(map(str, rates_hz)) or "none"
+        raise ConfigError(f"sample rates are {given}; expected whole numbers of Hz, at most {_HIGHEST_RATE_HZ}")
     if isinstance(duration_s, str):
         fits = duration_s in (AUTO, NATIVE)
     else:
-        fits = duration_s * min(rates_hz) >= 1 and math.isfinite(duration_s)
+        fits = duration_s * min(rates_hz) >= 1 and duration_s * max(rates_hz) <= MOST_SAMPLES
     if not fits:
-        raise ConfigError(f"the clips' duration is {duration_s!r}; expected seconds, {AUTO} or {NATIVE}")
+        most = f"{MOST_SAMPLES / max(rates_hz) / 3600:.3g} h"
+        raise ConfigError(
+            f"the clips' duration is {duration_s!r}; expected seconds, {AUTO} or {NATIVE} (a wav file takes {most})"
+        )
 
 
 def _seconds(duration_s: float | str) -> float | None:
@@ -163,19 +175,23 @@ def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
             raise OutputError(f"{folder} is no task folder, so it is not overwritten; choose another --name or --out")
     # The dot keeps it from being taken for a task, the fixed name lets the next call clear what a killed one left.
     building, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
-    try:
-        for rest in (building, replaced):
-            shutil.rmtree(rest, ignore_errors=True)
-        building.mkdir(parents=True)
-        yield building
-        if folder.exists():
-            folder.replace(replaced)
-        building.replace(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise output_error(folder, error) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    lock = ensure_folder(building) / ".lock"
+    with locked(lock, folder):
+        try:
+            for rest in building.iterdir():
+                if rest != lock:
+                    shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            shutil.rmtree(replaced, ignore_errors=True)
+            yield building
+            lock.unlink(missing_ok=True)
+            if folder.exists():
+                folder.replace(replaced)
+            building.replace(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+        except OSError as error:
+            raise output_error(folder, error) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def _readable(

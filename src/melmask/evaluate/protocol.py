@@ -17,7 +17,7 @@ import random
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from melmask.evaluate.judging import Predictions, TaskRows
 from melmask.evaluate.probe import neighbor_votes, standardize
 from melmask.evaluate.side_by_side import Submit, side_by_side
 from melmask.evaluate.tasks import DataSplit, Task
+from melmask.progress import track
 
 PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
 GRID_POINTS = 8
@@ -216,6 +217,11 @@ def _begin(
 def _finish(data: TaskRows, rows: _SplitRows, training: list[list["Future[Trained]"]]) -> SplitResult:
     """The result of a split, once its heads are trained; the best is taken of each seed's."""
     split = rows.split
+    if len(training[0]) > 1:
+        # A search takes long; tell how far it is.
+        futures = [future for of_seed in training for future in of_seed]
+        for _ in track(as_completed(futures), len(futures), f"search on {split.name}", "head", leave=False):
+            pass
     trained = [[future.result() for future in futures] for futures in training]
     heads = [_best([head for head, _ in of_seed], data.maximize) for of_seed in trained]
     vectors = rows.parts[2].vectors

@@ -9,13 +9,12 @@ import numpy as np
 
 from melmask.encoder import AudioEncoder
 from melmask.errors import InputError
-from melmask.evaluate.features import PRETRAINED, probe_features
-from melmask.evaluate.labels import LabelTable, keep_rows, read_labels
+from melmask.evaluate.features import PRETRAINED, origin_of_features, probe_features
+from melmask.evaluate.labels import LabelTable, judged_tables, keep_rows, read_labels
 from melmask.evaluate.probe import ProbeScore, knn_probe, linear_probe
 from melmask.evaluate.splits import leaking_groups, make_splits
 from melmask.files import atomic_write, ensure_folder, write_json
 from melmask.normalization import with_dataset_statistics
-from melmask.settings import to_dict
 from melmask.viz.confusion import save_confusion_picture
 
 CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
@@ -39,26 +38,33 @@ def probe_tasks(
     With `dataset_statistics` each task's log-mels are normalised with the mean and std of all its files, not with the
     model's.
 
-    Returns the content of probe.json: settings, and for each task the scores of each representation and classifier.
+    Returns the content of probe.json: settings, for each task the scores of each representation and classifier, and
+    why others have none.
 
     Raises:
-        InputError: a table that cannot be used, or none of its files readable.
+        InputError: a table that cannot be used, or no table with readable files.
         OutputError: `out` cannot be written to.
     """
     tables = {path.stem: read_labels(path, audio_root) for path in label_files}
     if len(tables) < len(label_files):
         raise InputError("two label files have the same name, which names their task; rename one")
     ensure_folder(out)
-    tasks = {}
-    for name, table in tables.items():
+    tasks: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+
+    def judge(name: str, table: LabelTable) -> dict[str, Any]:
         make_splits(table, scheme, seed)  # an unusable table is refused before its files are read
         of_task = with_dataset_statistics(model, table.paths) if dataset_statistics else model
-        tasks[name] = _probe_task(of_task, name, table, out, scheme, layer, pooling, scene, seed)
+        return _probe_task(of_task, name, table, out, scheme, layer, pooling, scene, seed)
+
     features = {"model": model.name, "layer": layer, "pooling": pooling, "scene": scene}
-    report = {**features, "scheme": scheme, "seed": seed, "tasks": tasks}
+    report = {**features, "scheme": scheme, "seed": seed, "tasks": tasks, "failed": failed}
+    for name, scores in judged_tables(tables, judge, failed):
+        tasks[name] = scores
+        write_json(out / "probe.json", report)
+        with atomic_write(out / "probe.csv", "w") as file:
+            csv.writer(file).writerows(_csv_rows(tasks))
     write_json(out / "probe.json", report)
-    with atomic_write(out / "probe.csv", "w") as file:
-        csv.writer(file).writerows(_csv_rows(tasks))
     return report
 
 
@@ -95,10 +101,9 @@ def _probe_task(
                 save_confusion_picture(out / f"{name}.png", labels, score.predictions, table.class_names, title)
     return {
         "clips": len(labels),
-        "normalization": {"from": model.normalization, **to_dict(model.card.statistics)},
         "classes": len(table.class_names),
         "splits": [split.name for split in splits],
-        "unreadable": {str(path): reason for path, reason in errors.items()},
+        **origin_of_features(model, errors),
         "leaking_groups": sum(len(leaking_groups(table, split)) for split in splits),
         "scores": scores,
     }

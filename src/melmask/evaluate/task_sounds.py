@@ -21,6 +21,9 @@ from melmask.progress import track
 
 _ALIKE = 0.1
 _USUAL_SHARE = 0.95
+MOST_SAMPLES = (2**32 - 64) // 2
+"""What the length field of a 16-bit wav file can say."""
+_PADDED_SAMPLES = 1 << 20
 # The kit puts up to 19 bytes behind a name, and file systems allow 255.
 _LONGEST_NAME_BYTES = 160
 
@@ -125,13 +128,18 @@ def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) ->
         file.setparams((1, 2, rate_hz, 0, "NONE", "not compressed"))
         for block in read_audio_blocks(path, rate_hz):
             used = block if length is None else block[: length - samples]
+            if samples + len(used) > MOST_SAMPLES:
+                raise AudioFileError(f"{path} is too long for a wav file at {rate_hz} Hz; cut it, or give a duration")
             file.writeframes(np.clip(np.rint(used * 32768.0), -32768, 32767).astype("<i2").tobytes())
             samples += len(used)
             cut = len(used) < len(block)
             if cut:
                 break
-        if length is not None:
-            file.writeframes(bytes(2 * (length - samples)))
+        missing = 0 if length is None else length - samples
+        while missing:
+            padded = min(missing, _PADDED_SAMPLES)
+            file.writeframes(bytes(2 * padded))
+            missing -= padded
     return SoundReport(samples / rate_hz, cut)
 
 

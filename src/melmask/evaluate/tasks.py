@@ -16,6 +16,7 @@ import csv
 import difflib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
     """The tasks below `folder`, sorted by folder name; `folder` may be a single task's own.
 
     Args:
-        folder: holds task folders; anything else in it is passed over.
+        folder: holds task folders; anything else in it is passed over, damaged tasks with a line to standard error.
         names: the wanted tasks, by task name ("esc50", every version of it) or folder name; all where empty.
 
     Raises:
@@ -125,12 +126,27 @@ def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
     """
     found = [folder] if (folder / METADATA).is_file() else _task_folders(folder)
     if not names:
-        return [read_task(one) for one in found]
+        return _readable_tasks(found)
     known = {one: (one.name, _name_of(one)) for one in found}
     for name in names:
         if not any(name in both for both in known.values()):
             raise unknown_name("task", name, list(dict.fromkeys(name for both in known.values() for name in both)))
     return [read_task(one) for one in found if set(known[one]) & set(names)]
+
+
+def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
+    """Those that can be used; the others are told of, unless they are all."""
+    tasks, errors = [], []
+    for folder in folders:
+        try:
+            tasks.append(read_task(folder))
+        except InputError as error:
+            errors.append(error)
+    if not tasks:
+        raise errors[0]
+    for error in errors:
+        sys.stderr.write(f"a task is left out: {error}\n")
+    return tasks
 
 
 def _task_folders(folder: Path) -> list[Path]:
@@ -276,11 +292,13 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
         raise InputError(f"{path} cannot be read ({_reason(error)}); expected a CSV table idx,label") from error
     if not rows or not {"idx", "label"} <= rows[0].keys():
         raise InputError(f"{path} has no rows under idx,label; expected one for each class")
-    label_of = {str(row["idx"]).strip(): _plain(row["label"] or "") for row in rows}
+    label_of = {str(row["idx"]).strip(): str(row["label"] or "") for row in rows}
     wanted = [str(index) for index in range(len(rows))]
     if sorted(label_of) != sorted(wanted):
         raise InputError(f"{path}: idx is {', '.join(label_of)}; expected 0 to {len(rows) - 1}, each once")
     labels = tuple(label_of[index] for index in wanted)
+    if all(label.isdecimal() for label in labels):
+        labels = tuple(map(_plain, labels))
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise InputError(f"{path}: label {twice!r} is listed twice; expected each class once, remove one")
@@ -288,7 +306,7 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def _plain(label: Any) -> str:
-    """A label as a text. The vocabularies have 007 where the splits may have 7: the kit's table reader makes it so."""
+    """A label as a text, 007 as 7: the kit's table reader makes it so where all labels are numbers."""
     text = str(label)
     return str(int(text)) if text.isdecimal() else text
 
@@ -334,7 +352,8 @@ class _SplitReader(NamedTuple):
         return events
 
     def _known(self, where: str, item: Any, known: set[str]) -> str:
-        label = _plain(item)
+        numbers = all(label.isdecimal() for label in self.labels)
+        label = _plain(item) if numbers else str(item)
         if label not in known:
             near = difflib.get_close_matches(label, self.labels, 1)
             hint = f"the nearest there is {near[0]!r}" if near else "add it there"

@@ -21,7 +21,7 @@ from melmask.features import pool
 from melmask.geometry import step_durations_frames
 from melmask.hardware import exact_float32_products
 from melmask.models.mae import MaskedAutoencoder
-from melmask.progress import duration_text
+from melmask.progress import duration_text, track
 from melmask.train.finetune_config import FinetuneConfig
 from melmask.train.probe_head import Head, Kind, fit_head
 from melmask.train.snapshot import write_state
@@ -157,7 +157,8 @@ class Finetuning:
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         self.encoder.requires_grad_(epoch >= config.head_epochs)
         with exact_float32_products(self.device):
-            for number in range(len(losses), len(batches)):
+            left = range(len(losses), len(batches))
+            for number in track(left, len(left), f"epoch {epoch + 1}", "batch", leave=False):
                 rows, rng = batches[number], np.random.default_rng((*stream, number))
                 self._set_rate(epoch + number / len(batches))
                 crops, targets = self._batch([train.logmels[r] for r in rows], [train.targets[r] for r in rows], rng)
@@ -278,7 +279,8 @@ class Finetuning:
         steps_in_all = sum(-(-len(logmel) // self.encoder.config.patch_frames) for logmel in train.logmels)
         stride = -(-steps_in_all // _HEAD_STEPS)
         with torch.no_grad(), exact_float32_products(self.device):
-            for logmel, target in zip(train.logmels, train.targets, strict=True):
+            clips = zip(train.logmels, train.targets, strict=True)
+            for logmel, target in track(clips, len(train.logmels), "embed for the first head", leave=False):
                 steps = self._steps_of(logmel)
                 if self.kind == "event":
                     kept = slice(-before % stride, None, stride)

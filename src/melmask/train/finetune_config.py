@@ -54,7 +54,7 @@ class FinetuneConfig:
             _check(not isinstance(value, float) or math.isfinite(value), f"{name} is {value}; give a finite number")
         for name in ("epochs", "batch_size", "patience_epochs"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give at least 1")
-        _check(self.crop_s > 0, f"crop_s is {self.crop_s}; give a positive length")
+        _check(0 < self.crop_s <= 3600, f"crop_s is {self.crop_s}; give a positive length, at most an hour")
         _check(self.scene in ("mean", "mean+std"), f"scene is {self.scene!r}; give 'mean' or 'mean+std'")
         for name in ("head_epochs", "warmup_epochs", "mixup", "time_mask_ms", "frequency_mask_mels", "weight_decay"):
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
