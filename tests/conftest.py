@@ -1,6 +1,8 @@
 """Small sounds, a small store and a small trained run, made once and shared; nothing may write into them."""
 
 import io
+import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -105,3 +107,19 @@ def as_file():
         return buffer.getvalue()
 
     return encoded
+
+
+@pytest.fixture(scope="session")
+def full_disk():
+    """with full_disk(250_000): no file can grow beyond so many bytes, which is what a full disk is to a writer."""
+
+    @contextmanager
+    def limited(most_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

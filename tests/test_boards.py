@@ -1,6 +1,5 @@
 """Numbers go to the boards of a run. A stand-in plays Weights & Biases, since tests have no network and no account."""
 
-import resource
 import sys
 import types
 from dataclasses import replace
@@ -145,18 +144,13 @@ def test_a_broken_tensorboard_is_told_and_done_without(monkeypatch, tmp_path, ca
     assert "TensorBoard takes no numbers (Descriptors cannot be created directly)" in capsys.readouterr().err
 
 
-def test_a_full_disk_behind_tensorboard_costs_the_board_alone(tmp_path, capfd):
+def test_a_full_disk_behind_tensorboard_costs_the_board_alone(tmp_path, capfd, full_disk):
     pytest.importorskip("tensorboard")
     log = MetricsLog(tmp_path, 0, open_boards(tmp_path, 0, PretrainConfig()))
     (events,) = (tmp_path / "tensorboard").iterdir()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Room for the metrics, which are shorter as yet.
-    (tmp_path / "metrics.jsonl").write_text("")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size, before[1]))
-    try:
+    # The metrics are shorter as yet.
+    with full_disk(events.stat().st_size):
         log.note(20, {"rank": 1.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     log.close()
     said = capfd.readouterr().err
     assert "TensorBoard takes no more numbers" in said and "Traceback" not in said

@@ -2,7 +2,6 @@ import io
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -198,16 +197,14 @@ def test_a_snapshot_of_another_network_is_not_called_damaged(store, configure, t
     assert json.loads((tmp_path / "run.json").read_text())["pretrain"]["model"]["depth"] == 2
 
 
-def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_run, store, configure, tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(
+    whole_run, store, configure, tmp_path, full_disk
+):
     pretrain(store, tmp_path, configure(ONE_STEP))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Room for the checkpoint, but not for the snapshot, which holds the moments too.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, before[1]))
-    try:
-        with pytest.raises(OutputError, match=r"cannot write .*snapshot.pt: .*; choose a writable place") as caught:
-            pretrain(store, tmp_path, configure(ONE_STEP))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused = pytest.raises(OutputError, match=r"cannot write .*snapshot.pt: .*; choose a writable place")
+    with full_disk(250_000), refused as caught:
+        pretrain(store, tmp_path, configure(ONE_STEP))
     assert "\n" not in str(caught.value)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000001"]
     last = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
@@ -216,14 +213,9 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(whole_r
     assert_same_weights(tmp_path, whole_run)
 
 
-def test_a_full_disk_at_the_first_snapshot_leaves_the_checkpoint(store, configure, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, before[1]))
-    try:
-        with pytest.raises(OutputError, match=r"cannot write .*snapshot.pt"):
-            pretrain(store, tmp_path, configure(ONE_STEP))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk_at_the_first_snapshot_leaves_the_checkpoint(store, configure, tmp_path, full_disk):
+    with full_disk(250_000), pytest.raises(OutputError, match=r"cannot write .*snapshot.pt"):
+        pretrain(store, tmp_path, configure(ONE_STEP))
     (checkpoint,) = checkpoints_of(tmp_path)
     assert load_checkpoint(checkpoint)[1].training["step"] == 1
 

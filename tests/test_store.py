@@ -1,6 +1,5 @@
 import csv
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -343,16 +342,14 @@ def test_threads_that_share_few_open_shards_read_the_right_clips(sound_folder, s
     assert all(np.array_equal(read, expected[clip]) for clip, read in zip(clips, frames, strict=True))
 
 
-def test_a_full_disk_is_reported_in_one_line_and_keeps_the_closed_shards(finished, sound_folder, tmp_path, decoded):
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_closed_shards(
+    finished, sound_folder, tmp_path, decoded, full_disk
+):
     folder = tmp_path / "full"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The kernel refuses to let a file grow, as it does on a full disk; the second shard is longer than this.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
-        with pytest.raises(OutputError, match=r"cannot write .*shard-0000\d.f16: File too large; choose") as caught:
-            prepare([sound_folder], folder, FRONT_END, threads=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused = pytest.raises(OutputError, match=r"cannot write .*shard-0000\d.f16: File too large; choose")
+    # The second shard is longer than this.
+    with full_disk(50_000), refused as caught:
+        prepare([sound_folder], folder, FRONT_END, threads=1)
     assert "\n" not in str(caught.value)
     kept = [row["path"] for row in rows_of(folder) if row["error"] is None]
     assert len(kept) == 3
