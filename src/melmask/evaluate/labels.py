@@ -129,12 +129,11 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     if not rows:
         raise InputError(f"{path}: the file is empty; expected a header with `path` and `label`, then rows")
     header = [name.strip().lower() for name in rows[0][1]]
-    for name in ("start_s", "labels"):
-        if name in header:
-            raise InputError(
-                f"{path} has a column `{name}`, but here a clip has one label; melmask make-task and evaluate judge by "
-                "events and several labels"
-            )
+    if {"start_s", "end_s"} <= set(header) or ("labels" in header and "label" not in header):
+        raise InputError(
+            f"{path} has events, or several labels a clip, and here each has one; melmask make-task and evaluate take "
+            "them"
+        )
     for name in REQUIRED_COLUMNS:
         if name not in header:
             raise InputError(f"{path}: no column `{name}`; {describe_header(name, header)}")

@@ -180,7 +180,7 @@ def read_task(folder: Path) -> Task:
     prediction_type = metadata.choice("prediction_type", PREDICTION_TYPES[embedding_type])
     splits = metadata.texts("splits")
     labels = _read_vocabulary(folder / VOCABULARY)
-    reader = _SplitReader(labels, embedding_type, prediction_type)
+    reader = _SplitReader(labels, all(map(str.isdecimal, labels)), embedding_type, prediction_type)
     files = {split: reader.read(folder / f"{split}.json") for split in splits}
     if embedding_type == "event":
         _check_distinct(folder, files)
@@ -315,6 +315,7 @@ class _SplitReader(NamedTuple):
     """Reads a split's labels, which depend on the kind of task."""
 
     labels: tuple[str, ...]
+    numbers: bool
     embedding_type: str
     prediction_type: str
 
@@ -352,8 +353,7 @@ class _SplitReader(NamedTuple):
         return events
 
     def _known(self, where: str, item: Any, known: set[str]) -> str:
-        numbers = all(label.isdecimal() for label in self.labels)
-        label = _plain(item) if numbers else str(item)
+        label = _plain(item) if self.numbers else str(item)
         if label not in known:
             near = difflib.get_close_matches(label, self.labels, 1)
             hint = f"the nearest there is {near[0]!r}" if near else "add it there"
