@@ -177,6 +177,28 @@ def test_one_killed_process_ends_the_others_with_one_line_and_the_run_goes_on(al
     assert state_of(tmp_path)["step"] > 0
 
 
+def test_a_process_that_waits_for_another_one_says_so_and_can_be_ended(store, configure, tmp_path):
+    port = str(free_port())
+    environment = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # The line comes after ten seconds, too long for a test.
+    code = "import melmask.train.processes as processes; processes._TELL_AFTER_S = 0.1\n" + _TRAIN
+    job = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.folder), str(tmp_path), json.dumps(to_dict(configure()))],
+        env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert job.stderr is not None
+        line = job.stderr.readline()
+        job.terminate()
+        job.communicate(timeout=30)
+    finally:
+        job.kill()
+    assert f"process 0 of this run waits for the other 1 at 127.0.0.1:{port}" in line
+    assert job.returncode == -signal.SIGTERM
+
+
 def test_a_run_that_another_job_has_ends_every_process_at_once(store, configure, tmp_path):
     with claimed(tmp_path):
         job = torchrun(2, store, tmp_path, configure())

@@ -360,7 +360,7 @@ def test_checkpoints_of_a_training_that_went_further_are_set_aside(store, config
     assert "of a training that went further" in capsys.readouterr().err
 
 
-def test_what_is_set_aside_makes_room_for_what_is_set_aside_next(tmp_path):
+def test_what_is_set_aside_makes_room_only_for_what_went_as_far(tmp_path):
     checkpoints = tmp_path / "checkpoints"
 
     def aside_after(*steps):
@@ -371,7 +371,9 @@ def test_what_is_set_aside_makes_room_for_what_is_set_aside_next(tmp_path):
 
     assert aside_after(4, 8, 9) == [8, 9]
     assert aside_after(5) == [8, 9], "nothing to set aside"
-    assert aside_after(7) == [7]
+    assert aside_after(7) == [7, 9], "the furthest stays"
+    assert aside_after(6, 8) == [6, 8, 9]
+    assert aside_after(9) == [9]
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000004", "step-0000005"]
 
 

@@ -2,6 +2,9 @@
 
 import math
 import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +21,10 @@ from melmask.hardware import pick_device, use_threads
 _PATIENCE = timedelta(hours=1)
 """The others wait so long for the first one, which alone looks at the model as it goes."""
 _SETTLE_S = 0.25
+_TELL_AFTER_S = 10.0
+"""Processes that are started together are all there by then, but for the imports of the slowest."""
+_PORTS = 65535
+_DIGITS = 9
 _REASON_CHARACTERS = 200
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -86,15 +93,23 @@ def process_count() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a run that speaks, known before the others are joined."""
-    return _from_environment("RANK", 0) == 0
+    """Whether this is the process of a run that speaks, known before the others are joined.
+
+    Raises:
+        ConfigError: the environment has no such number, or more than it has processes.
+    """
+    return _from_environment("RANK", 0, process_count() - 1) == 0
 
 
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise ConfigError(f"the environment has {name}={text!r}, expected a number; start with torchrun, or unset it")
-    return int(text)
+def _from_environment(name: str, least: int, most: int | None = None) -> int:
+    """The number that this variable has, the least one if it is not set."""
+    text = os.environ.get(name, str(least))
+    # Python reads no number of thousands of digits.
+    number = int(text) if text.isdecimal() and len(text) <= _DIGITS else -1
+    if number < least or (most is not None and number > most):
+        expected = f"a number from {least} on" if most is None else f"{least} to {most}" if most else "0"
+        raise ConfigError(f"the environment has {name}={text!r}, expected {expected}; start with torchrun, or unset it")
+    return number
 
 
 @contextmanager
@@ -116,6 +131,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
         raise ConfigError(
             f"WORLD_SIZE is {count} but {missing[0]} is not set; start with torchrun, or unset WORLD_SIZE"
         )
+    rank, _ = _from_environment("RANK", 0, count - 1), _from_environment("MASTER_PORT", 1, _PORTS)
     local_rank, local_count = _from_environment("LOCAL_RANK", 0), _from_environment("LOCAL_WORLD_SIZE", 1)
     use_threads(config.threads, sharing=local_count)
     if device.type == "cuda":
@@ -126,13 +142,14 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    with _losses_told(), _joined(device) as control:
-        yield Processes(dist.get_rank(), count, device, control)
+    with _losses_told(), _joined(rank, count, device) as control:
+        yield Processes(rank, count, device, control)
 
 
 @contextmanager
-def _joined(device: torch.device) -> Iterator[dist.ProcessGroup | None]:
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+def _joined(rank: int, count: int, device: torch.device) -> Iterator[dist.ProcessGroup | None]:
+    with _mortal(), _told_if_long(f"process {rank} of this run waits for the other {count - 1}"):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield dist.new_group(backend="gloo", timeout=_PATIENCE)
     finally:
@@ -140,6 +157,35 @@ def _joined(device: torch.device) -> Iterator[dist.ProcessGroup | None]:
         # these threads: now and then that would never end. Asleep, this thread leaves the GIL to them.
         time.sleep(_SETTLE_S)
         dist.destroy_process_group()
+
+
+@contextmanager
+def _mortal() -> Iterator[None]:
+    """Signals end the process at once: a handler of Python's would run only when what is waited for has come."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _told_if_long(what: str) -> Iterator[None]:
+    """Say what is waited for, and where, unless it comes soon."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    line = f"melmask: {what} at {where}; are they started, with the same address, port and WORLD_SIZE?\n"
+    timer = threading.Timer(_TELL_AFTER_S, sys.stderr.write, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -109,12 +109,15 @@ def load_snapshot(run: Path, engine: Engine) -> Position:
 def set_aside_beyond(run: Path, step: int) -> list[Path]:
     """Rename checkpoints of later steps, which this training has not reached: of one that lost its snapshot, say.
 
-    They would pass for the run's newest, and push its own out. What earlier calls renamed goes if this one does, too.
+    They would pass for the run's newest, and push its own out. Of what earlier calls renamed, only the furthest
+    one stays, if it went further than these.
     """
     beyond = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) > step]
-    if beyond:
-        for earlier in (run / CHECKPOINTS).glob(f"{_ASIDE}*"):
-            shutil.rmtree(earlier, ignore_errors=True)
+    aside = checkpoints_of(run, _ASIDE) if beyond else []
+    if aside and step_of(aside[-1]) > step_of(beyond[-1]):
+        aside.pop()
+    for earlier in aside:
+        shutil.rmtree(earlier, ignore_errors=True)
     return [checkpoint.rename(checkpoint.with_name(f"{_ASIDE}{checkpoint.name}")) for checkpoint in beyond]
 
 
@@ -131,10 +134,12 @@ def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps behind a checkpoint."""
-    return int(checkpoint.name.removeprefix("step-"))
+    return int(checkpoint.name.removeprefix(_ASIDE).removeprefix("step-"))
 
 
-def checkpoints_of(run: Path) -> list[Path]:
+def checkpoints_of(run: Path, prefix: str = "") -> list[Path]:
     """The run's whole checkpoints, oldest first."""
+    prefix += "step-"
     # A copy that somebody has kept under a longer name is not the run's.
-    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.name[len("step-") :].isdecimal())
+    own = (path for path in (run / CHECKPOINTS).glob(f"{prefix}*") if path.name[len(prefix) :].isdecimal())
+    return sorted(own, key=step_of)
