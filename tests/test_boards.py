@@ -36,11 +36,13 @@ def wandb(monkeypatch):
 
     def init(**settings):
         if module.refusal:
-            raise WandbError(module.refusal)
+            raise module.error(module.refusal)
         module.calls.append(("init", settings))
         return Run()
 
-    vars(module).update(calls=[], refusal="", init=init, Error=WandbError, Settings=lambda **settings: settings)
+    vars(module).update(
+        calls=[], refusal="", error=WandbError, init=init, Error=WandbError, Settings=lambda **settings: settings
+    )
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
@@ -69,7 +71,15 @@ def test_a_resumed_run_goes_on_as_the_same_run_there(wandb, tmp_path):
     assert second["resume"] == "allow"
 
 
-def test_a_refusal_is_one_line(wandb, tmp_path):
+def test_an_identity_that_was_not_written_is_made_anew(wandb, tmp_path):
+    (tmp_path / WANDB_ID).write_text("")
+    log_a_row(tmp_path)
+    assert wandb.calls[0][1]["id"] == (tmp_path / WANDB_ID).read_text() != ""
+
+
+@pytest.mark.parametrize("error", [WandbError, OSError, ValueError])
+def test_a_refusal_is_one_line(error, wandb, tmp_path):
+    wandb.error = error
     wandb.refusal = "No API key configured.\nUse `wandb login`."
     with pytest.raises(ConfigError, match=r"'tones', but wandb says: No API key configured. Use .*WANDB_MODE=offline"):
         open_boards(tmp_path, 0, CONFIG)

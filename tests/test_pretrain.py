@@ -17,7 +17,7 @@ from melmask.checkpoint.folder import load_checkpoint, read_card
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig
 from melmask.data.store import Store, StoreWriter
-from melmask.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from melmask.errors import CheckpointError, ConfigError, OutputError, StoreError, TrainingError
 from melmask.models.mae import build_model
 from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
@@ -195,6 +195,14 @@ def test_a_snapshot_of_another_network_is_not_called_damaged(store, configure, t
     with pytest.raises(CheckpointError, match=r"is of another model; resume with the settings in .*run.json"):
         pretrain(store, tmp_path, configure("model.depth=3"))
     assert json.loads((tmp_path / "run.json").read_text())["pretrain"]["model"]["depth"] == 2
+
+
+def test_a_store_that_is_cut_off_meanwhile_leaves_no_run_that_seems_to_go_on(configure, tmp_path):
+    other = store_of(tmp_path / "store", [np.random.default_rng(0).normal(-7, 4, (640, 80))])
+    os.truncate(next(other.folder.glob("shard-*.f16")), 0)
+    with pytest.raises(StoreError):
+        pretrain(other, tmp_path / "run", configure())
+    assert json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])["event"] == "stop"
 
 
 def test_a_full_disk_is_reported_in_one_line_and_keeps_the_last_snapshot(

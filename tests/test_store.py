@@ -189,6 +189,17 @@ def test_a_killed_job_goes_on_to_the_same_store(finished, sound_folder, tmp_path
     assert len(decoded) < 7
 
 
+def test_what_a_killed_job_has_left_is_no_data_of_a_shard_of_failures(tmp_path):
+    folder, source = tmp_path / "store", tmp_path / "sounds"
+    source.mkdir()
+    folder.mkdir()
+    (source / "broken.wav").write_bytes(b"no sound")
+    (folder / "shard-00000.partial").write_bytes(b"half")
+    with pytest.raises(InputError, match="none of the 1 files could be read"):
+        prepare([source], folder, FRONT_END)
+    assert [path.stat().st_size for path in folder.glob("shard-*.f16")] == [0]
+
+
 def test_data_without_its_index_is_not_taken_for_a_shard(finished, sound_folder, decoded):
     expected = content_of(finished)
     last = max(finished.glob("shard-*.parquet"))

@@ -108,11 +108,11 @@ class StoreWriter:
         partial = data_path.with_suffix(".partial")
         try:
             if self._file is None:
-                partial.touch()
-            else:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
+                # Also over what a killed job has left there.
+                self._file = partial.open("wb")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
             partial.replace(data_path)
         except OSError as error:
             raise output_error(data_path, error) from error

@@ -96,7 +96,7 @@ class _WeightsAndBiases(Board):
         except ImportError:
             raise MissingExtraError("wandb", "wandb") from None
         path = run / WANDB_ID
-        if not path.exists():
+        if not path.exists() or not path.read_text().strip():
             with atomic_write(path, "w") as file:
                 file.write(uuid.uuid4().hex)
         try:
@@ -109,7 +109,8 @@ class _WeightsAndBiases(Board):
                 config=to_dict(config),
                 settings=wandb.Settings(console="off", silent=True),
             )
-        except wandb.Error as error:
+        except Exception as error:
+            # Also of its service, the network or its own checks of names: not all are its own class.
             reason = " ".join(str(error).split()).rstrip(".")
             raise ConfigError(
                 f"run.wandb_project is {config.run.wandb_project!r}, but wandb says: {reason}; log in with "

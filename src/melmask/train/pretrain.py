@@ -22,7 +22,7 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
 from melmask.data.store import Store
 from melmask.data.stream import CropStream
-from melmask.errors import ConfigError, OutputError, TrainingError
+from melmask.errors import ConfigError, OutputError, StoreError, TrainingError
 from melmask.files import claimed
 from melmask.geometry import grid_of
 from melmask.hardware import keep_freed_memory, matmul_peak
@@ -151,7 +151,7 @@ class _Loop:
             try:
                 while not ended:
                     ended = self._train(log, hooks, page if first else None, received)
-            except OutputError as error:
+            except (OutputError, StoreError) as error:
                 # Else the record would say that it still runs.
                 with suppress(OutputError):
                     log.event(self._step, "stop", str(error))
