@@ -9,6 +9,7 @@ step too, though it does more.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import platform
@@ -86,12 +87,15 @@ def loss_difference(ours, literal) -> float:
     crops, masked = ours.batch()
     logmel, masked = normalized(crops).to(ours.device), masked.to(ours.device)
     visible = int((~masked[0]).sum())
-    theirs = literal_loss(literal.model, logmel, masked.float(), visible)
+    # A copy: the literal step's own process is still to get the model, from the host.
+    model = copy.deepcopy(literal.model).to(ours.device)
+    theirs = literal_loss(model, logmel, masked.float(), visible)
     return abs(float(theirs) - float(ours.engine.model(logmel, masked, MaskingConfig()).loss))
 
 
 def measure(model, batch, options, device) -> dict:
     """All rounds of one input size and batch."""
+    torch.compiler.reset()  # or this size would be compiled for sizes that vary, as it differs from the last one
     steps = steps_of(model, options, device, batch)
     difference = loss_difference(steps["fp32"][0], steps["literal"][0])
     times = steps_per_reading(device)

@@ -66,11 +66,25 @@ def test_the_literal_step_trains(literal, model, logmel):
     assert 0 < step.gradient_norm < 100
 
 
-def test_one_command_compares_the_steps(tmp_path):
+def compare(folder, *options):
+    """What the benchmark prints, and its cases."""
     smallest = ["--size", "tiny", "--batch", "8", "--rounds", "1", "--threads", "1"]
-    script = [sys.executable, BENCHMARKS / "train.py", *smallest, "--out", tmp_path / "result.json"]
+    script = [sys.executable, BENCHMARKS / "train.py", *smallest, *options, "--out", folder / "result.json"]
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    (case,) = json.loads((tmp_path / "result.json").read_text())["cases"]
+    return printed, json.loads((folder / "result.json").read_text())["cases"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_one_command_compares_the_steps_on_a_gpu(tmp_path):
+    _, cases = compare(tmp_path, "--device", "cuda")
+    assert [case["input"] for case in cases] == ["80x208", "80x608"]
+    for case in cases:
+        assert case["steps"].keys() == {"literal", "fp32", "auto", "fp32 compiled", "auto compiled"}
+        assert case["loss_difference"] < 1e-4
+
+
+def test_one_command_compares_the_steps(tmp_path):
+    printed, (case,) = compare(tmp_path)
     assert (case["input"], case["batch"]) == ("80x208", 8)
     assert case["steps"].keys() == {"literal", "fp32", "auto"}
     for name, result in case["steps"].items():
