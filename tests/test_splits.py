@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from melmask.errors import InputError
-from melmask.evaluate.labels import LabelTable, read_labels
+from melmask.evaluate.labels import LabelTable, read_labels, sorted_names
 from melmask.evaluate.splits import leaking_groups, make_splits
 
 
@@ -106,6 +106,11 @@ def test_leaking_groups_are_named():
 def test_splits_that_cannot_be_made_are_refused(labels, scheme, folds, message):
     with pytest.raises(InputError, match=re.escape(message)):
         make_splits(labels, scheme, folds=folds)
+
+
+def test_labels_that_are_numbers_of_any_length_are_ordered_by_value():
+    long, longer = "9" * 5000, "1" + "0" * 5000
+    assert sorted_names([longer, "10", long, "2"]) == ["2", "10", long, longer]
 
 
 def test_labels_are_read_with_their_columns(tmp_path):

@@ -67,6 +67,14 @@ def test_labels_that_are_numbers_are_texts_and_follow_idx(tmp_path):
     assert task.files == {"train": {"a.wav": ["7"]}, "valid": {"b.wav": ["7"]}, "test": {"c.wav": ["12"]}}
 
 
+def test_a_label_of_thousands_of_digits_is_one_like_others(tmp_path):
+    long = "9" * 5000
+    splits = {"train": {"a.wav": [long]}, "valid": {"b.wav": ["0" + long]}, "test": {"c.wav": ["12"]}}
+    task = read_task(write_task(tmp_path / "task", splits=splits, vocabulary=f"idx,label\n1,{long}\n0,12\n"))
+    assert task.labels == ("12", long)
+    assert task.files["valid"] == {"b.wav": [long]}
+
+
 def test_each_fold_is_tested_and_the_next_one_validates(tmp_path):
     names = ["fold02", "fold00", "fold03", "fold01"]
     metadata = SCENE | {"split_mode": "presplit_kfold", "splits": names}

@@ -105,7 +105,8 @@ def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path
     if shard is None:
         return paths, out
     number, _, count = shard.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+    plain = number.isdecimal() and count.isdecimal() and len(shard) < 20
+    if not (plain and int(number) < int(count)):
         raise ConfigError(f"--shard is {shard!r}; give I/N with 0 <= I < N, as 0/8 to 7/8")
     share = paths[int(number) :: int(count)]
     if not share:

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def sorted_names(names: list[str]) -> list[str]:
     """Distinct names in order: by value where all are whole numbers ("2" before "10"), else alphabetical."""
     distinct = set(names)
     if all(name.isdecimal() for name in distinct):
-        return sorted(distinct, key=lambda name: (int(name), name))
+        # Of any length, where int refuses thousands of digits.
+        return sorted(distinct, key=lambda name: (Decimal(name), name))
     return sorted(distinct)
 
 

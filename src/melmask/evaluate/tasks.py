@@ -19,6 +19,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -308,7 +309,7 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
 def _plain(label: Any) -> str:
     """A label as a text, 007 as 7: the kit's table reader makes it so where all labels are numbers."""
     text = str(label)
-    return str(int(text)) if text.isdecimal() else text
+    return str(Decimal(text)) if text.isdecimal() else text
 
 
 class _SplitReader(NamedTuple):

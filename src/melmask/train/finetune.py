@@ -102,7 +102,8 @@ class Finetuning:
             if not (math.isfinite(loss) and np.isfinite(probabilities).all()):
                 raise TrainingError(
                     f"epoch {number + 1}: the loss is {loss:g} and the network's numbers are lost; choose another "
-                    f"--out and a learning_rate below {self.config.learning_rate:g}"
+                    f"--out and a learning_rate below {self.config.learning_rate:g}, or a weight_decay below "
+                    f"{self.config.weight_decay:g}"
                 )
             score = judge(probabilities, targets)
             self._consider(score, number + 1)

@@ -138,7 +138,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints_of(run: Path, prefix: str = "") -> list[Path]:
-    """The run's whole checkpoints, oldest first."""
+    """The run's whole checkpoints, oldest first; with `prefix`, those set aside under names that begin with it."""
     prefix += "step-"
     # A copy that somebody has kept under a longer name is not the run's.
     own = (path for path in (run / CHECKPOINTS).glob(f"{prefix}*") if path.name[len(prefix) :].isdecimal())
