@@ -4,9 +4,9 @@ command   melmask pretrain STORE --recipe tiny --out runs/tiny
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
 hardware  two cores of an AMD EPYC (Zen 5) with bf16: about 400 crops a second, 1.1 GB of memory
 time      932 s measured with nothing else running, 1019 s beside tests
-expected  loss .51; linear probe of seven tasks, scenes of mean and deviation, .772, .766 and .776 with three seeds;
-          log-mel .582, untrained .668
-          (benchmarks/results/2026-11-23-main-battery-muon.md)
+expected  loss .51; linear probe of seven tasks, scenes of mean and deviation, .772, .766 and .776 with three seeds and
+          the crops as they were drawn before, .762 with those of now; log-mel .581, untrained .668
+          (benchmarks/results/2026-11-23-main-battery-muon.md, 2026-11-24-main-battery.md)
 
 What differs from the paper, and what each was worth, is in docs/log.md; msm_mae_208 is the paper's.
 """
