@@ -23,10 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from melmask.audio.files import find_audio
 from melmask.checkpoint.folder import ModelCard
-from melmask.embed_job import embed_table
-from melmask.encoder import untrained
-from melmask.hardware import matmul_peak, use_threads
+from melmask.embedding.encoder import untrained
+from melmask.embedding.folder import embed_table
 from melmask.models.presets import preset
+from melmask.system.hardware import matmul_peak, use_threads
 
 PRECISIONS = ("fp32", "bf16")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

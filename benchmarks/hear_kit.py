@@ -62,7 +62,7 @@ def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, pr
 
     from melmask.evaluate.heads import head_precision
     from melmask.evaluate.judging import TaskRows
-    from melmask.evaluate.protocol import grid_of, run_task
+    from melmask.evaluate.protocols import grid_of, run_task
     from melmask.evaluate.tasks import read_task
 
     task, found = read_task(folder), []

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from melmask.audio.logmel import LogMelSpectrogram
-from melmask.encoder import AudioEncoder
+from melmask.embedding.encoder import AudioEncoder
 
 
 def literal_attention(block, x):

@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from literal import LiteralStep, literal_loss
 
-from melmask.bench import TrainingStep, device_name, steps_per_reading
 from melmask.config import DataConfig, HardwareConfig, MaskingConfig, PretrainConfig, Statistics
-from melmask.hardware import keep_freed_memory, matmul_peak, pick_device, seconds_of, use_threads, wait_for
 from melmask.models.flops import step_flops
-from melmask.models.mae import build_model
 from melmask.models.presets import preset
+from melmask.objectives.mae import build_model
+from melmask.system.hardware import keep_freed_memory, matmul_peak, pick_device, seconds_of, use_threads, wait_for
+from melmask.train.bench import TrainingStep, device_name, steps_per_reading
 
 _remote: list[LiteralStep] = []
 

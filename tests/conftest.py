@@ -17,9 +17,9 @@ from melmask.config import (
     PretrainConfig,
     RunConfig,
 )
-from melmask.data.prepare import prepare
-from melmask.data.store import Store
-from melmask.encoder import load
+from melmask.corpus.prepare import prepare
+from melmask.corpus.store import Store
+from melmask.embedding.encoder import load
 from melmask.settings import with_overrides
 from melmask.train.pretrain import pretrain
 

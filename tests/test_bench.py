@@ -8,11 +8,12 @@ import time
 import pytest
 import torch
 
-from melmask import bench, hardware
-from melmask.bench import TrainingStep, run_bench
 from melmask.errors import ConfigError
-from melmask.hardware import matmul_peak
 from melmask.models.flops import step_flops
+from melmask.system import hardware
+from melmask.system.hardware import matmul_peak
+from melmask.train import bench
+from melmask.train.bench import TrainingStep, run_bench
 from melmask.train.pretrain import StepState, pretrain
 
 PARTS = ["data", "encoder", "decoder and loss", "backward", "optimizer"]

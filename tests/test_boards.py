@@ -9,7 +9,7 @@ import pytest
 from melmask.config import PretrainConfig, RunConfig
 from melmask.errors import ConfigError, MissingExtraError
 from melmask.train.boards import WANDB_ID, Board, open_boards
-from melmask.train.metrics import MetricsLog, read_metrics
+from melmask.train.log import MetricsLog, read_metrics
 
 CONFIG = replace(PretrainConfig(), run=RunConfig(wandb_project="tones"))
 ROW = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "crops_per_s": 300.0, "left_s": 9.0}

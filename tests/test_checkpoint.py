@@ -12,7 +12,7 @@ from melmask.checkpoint import folder as checkpoint_folder
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint, save_checkpoint
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError, OutputError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 
 TOY = ModelConfig(
     mels=40, frames=32, patch_mels=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2

@@ -16,7 +16,8 @@ from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.evaluate import embeddings as embeddings_module
 from melmask.evaluate.clients import Choice, name_apart, open_client, slug
 from melmask.evaluate.embeddings import batch_size, embed_task
-from melmask.evaluate.tasks import Event, read_task
+from melmask.evaluate.tasks import read_task
+from melmask.labels.clips import Event
 
 CPU = Choice(device="cpu")
 MODULE = """

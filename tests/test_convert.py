@@ -12,8 +12,8 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.cli import main
 from melmask.config import ModelConfig, Statistics
 from melmask.errors import CheckpointError
-from melmask.models.mae import build_model
-from melmask.models.masking import random_masks
+from melmask.objectives.mae import build_model
+from melmask.objectives.masking import random_masks
 
 SHAPES = [
     (208, (16, 16)),

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from melmask.files import claimed
 from melmask.settings import to_dict
-from melmask.train.metrics import read_metrics
+from melmask.system.files import claimed
+from melmask.train.log import read_metrics
 from melmask.train.pretrain import pretrain
 from melmask.train.snapshot import SNAPSHOT, checkpoints_of
 
@@ -29,7 +29,7 @@ MUON_TOLERANCE = 5e-4
 _TRAIN = """
 import json, pathlib, sys
 from melmask.config import PretrainConfig
-from melmask.data.store import Store
+from melmask.corpus.store import Store
 from melmask.settings import from_dict
 from melmask.train.pretrain import pretrain
 store, run = (pathlib.Path(name) for name in sys.argv[1:3])

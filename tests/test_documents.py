@@ -10,7 +10,7 @@ import soundfile
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
 from melmask.config import ModelConfig
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 from melmask.recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]

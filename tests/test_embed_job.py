@@ -8,14 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from melmask import embed_job, extract, tables
-from melmask import encoder as encoder_module
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig
-from melmask.embed_job import embed_table, shard_of
-from melmask.encoder import untrained
+from melmask.embedding import encoder as encoder_module
+from melmask.embedding import extract, tables
+from melmask.embedding import folder as embed_job
+from melmask.embedding.encoder import untrained
+from melmask.embedding.folder import embed_table, shard_of
+from melmask.embedding.tables import rows_of
 from melmask.errors import ConfigError, InputError, OutputError
-from melmask.tables import rows_of
 
 
 @pytest.fixture(scope="module")

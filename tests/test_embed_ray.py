@@ -5,18 +5,18 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from melmask import tables
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import ModelConfig
-from melmask.embed_job import embed_table
-from melmask.encoder import load
-from melmask.models.mae import build_model
+from melmask.embedding import tables
+from melmask.embedding.encoder import load
+from melmask.embedding.folder import embed_table
+from melmask.objectives.mae import build_model
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_ray_workers_write_the_table_of_one_machine(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the ray extra is not installed")
-    from melmask.embed_ray import embed_table_on_ray
+    from melmask.embedding.on_ray import embed_table_on_ray
 
     monkeypatch.setattr(tables, "FILES_PER_PART", 2)
     config = ModelConfig(width=32, depth=2, heads=2, decoder_width=0, decoder_depth=0, frames=64)

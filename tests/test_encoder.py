@@ -5,11 +5,11 @@ import pytest
 import soundfile
 import torch
 
-from melmask import encoder as encoder_module
 from melmask.checkpoint.folder import ModelCard
-from melmask.encoder import AudioEncoder, untrained
+from melmask.embedding import encoder as encoder_module
+from melmask.embedding.assemble import POOLINGS
+from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
-from melmask.features import POOLINGS
 
 RATE_HZ = 16000
 HOP = 160

@@ -11,13 +11,13 @@ import torch
 from melmask.checkpoint.folder import load_checkpoint
 from melmask.config import RunConfig, Statistics
 from melmask.errors import ConfigError, TrainingError
-from melmask.models.masking import random_masks
+from melmask.objectives.masking import random_masks
+from melmask.train.divergence import LossWatch
 from melmask.train.engine import Engine
-from melmask.train.metrics import EVENTS, read_metrics
+from melmask.train.log import EVENTS, read_metrics
 from melmask.train.pretrain import pretrain
 from melmask.train.processes import Processes
 from melmask.train.snapshot import SNAPSHOT, checkpoints_of, superfluous
-from melmask.train.watch import LossWatch
 
 CPU = Processes(0, 1, torch.device("cpu"))
 ROWS, PATCHES, VISIBLE = 8, 20, 5
@@ -58,7 +58,7 @@ def test_how_a_step_is_computed_does_not_change_it(configure, crops, hardware, m
 _COMPILED = """
 import numpy as np, torch
 from melmask.config import HardwareConfig, ModelConfig, PretrainConfig, Statistics
-from melmask.models.masking import random_masks
+from melmask.objectives.masking import random_masks
 from melmask.train.engine import Engine
 from melmask.train.processes import Processes
 model = ModelConfig(width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, frames=64)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import median_filter
 
-from melmask.evaluate.events import EVENT_METRICS, event_score, events_of
-from melmask.evaluate.tasks import Event
+from melmask.downstream.events import EVENT_METRICS, event_score, events_of
+from melmask.labels.clips import Event
 
 STORED = json.loads((Path(__file__).parent / "reference" / "sed_eval.json").read_text())
 LABELS = STORED["labels"]

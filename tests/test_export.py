@@ -8,7 +8,7 @@ import pytest
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig
-from melmask.encoder import untrained
+from melmask.embedding.encoder import untrained
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
@@ -28,7 +28,7 @@ assert "torch" not in sys.modules and "melmask" not in sys.modules
 def test_the_graph_equals_the_python_path_for_any_batch_and_length(cls_token, layer, pooling, tmp_path):
     from jaxtyping import config as jaxtyping_config
 
-    from melmask.export import export_onnx
+    from melmask.embedding.export import export_onnx
 
     config = ModelConfig(width=32, depth=2, heads=2, decoder_width=0, decoder_depth=0, frames=64, cls_token=cls_token)
     model = untrained(ModelCard(model=config), device="cpu")

@@ -5,11 +5,11 @@ import pytest
 import soundfile
 import torch
 
-from melmask import encoder as encoder_module
-from melmask import extract
+from melmask.embedding import encoder as encoder_module
+from melmask.embedding import extract
+from melmask.embedding.assemble import ClipVectors, StepGrid
+from melmask.embedding.extract import decoded_groups, embed_files
 from melmask.errors import ConfigError
-from melmask.extract import decoded_groups, embed_files
-from melmask.features import ClipVectors, StepGrid
 
 RATE_HZ = 16000
 UNIT_FRAMES = 64

@@ -10,13 +10,13 @@ import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
 
+from melmask.downstream.few_labels import curves_of_features, curves_text, draw_interval, draw_order, few_label_curves
+from melmask.downstream.probe import knn_probe, linear_probe, neighbor_votes, standardize
+from melmask.downstream.probing import probe_tasks
 from melmask.errors import InputError, MissingExtraError, OutputError
-from melmask.evaluate.few_labels import curves_of_features, curves_text, draw_interval, draw_order, few_label_curves
-from melmask.evaluate.labels import LabelTable
-from melmask.evaluate.probe import knn_probe, linear_probe, neighbor_votes, standardize
-from melmask.evaluate.report import probe_tasks
-from melmask.evaluate.splits import make_splits
-from melmask.viz.few_labels import save_few_labels_picture, spread
+from melmask.figures.few_labels import save_few_labels_picture, spread
+from melmask.labels.splits import make_splits
+from melmask.labels.tables import LabelTable
 
 NUMBERS = (1, 3, 10, "all")
 

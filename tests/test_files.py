@@ -10,17 +10,17 @@ import pytest
 from hear_folders import write_fold_task
 
 import melmask
-from melmask import files
 from melmask.audio.files import find_audio
+from melmask.classifier.finetune import finetune
+from melmask.classifier.options import FinetuneConfig
 from melmask.config import FrontEndConfig
-from melmask.data.prepare import prepare
-from melmask.embed_job import embed_table
+from melmask.corpus.prepare import prepare
+from melmask.embedding.folder import embed_table
 from melmask.errors import OutputError
 from melmask.evaluate.clients import Choice
-from melmask.evaluate.hear_job import evaluate
-from melmask.files import atomic_write, claimed
-from melmask.finetune_job import finetune
-from melmask.train.finetune_config import FinetuneConfig
+from melmask.evaluate.evaluation import evaluate
+from melmask.system import files
+from melmask.system.files import atomic_write, claimed
 from melmask.train.pretrain import pretrain
 
 
@@ -33,7 +33,9 @@ def test_a_folder_is_one_jobs_until_that_ends(tmp_path):
 
 
 def test_a_killed_job_leaves_its_folder_free(tmp_path):
-    holds = "import sys, pathlib, melmask.files as f\nwith f.claimed(pathlib.Path(sys.argv[1])): print(), input()"
+    holds = (
+        "import sys, pathlib, melmask.system.files as f\nwith f.claimed(pathlib.Path(sys.argv[1])): print(), input()"
+    )
     words = [sys.executable, "-u", "-c", holds, str(tmp_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as job:
         assert job.stdout is not None

@@ -13,23 +13,25 @@ from hear_folders import PITCHES_HZ, RATE_HZ, tone, write_event_task, write_fold
 from sklearn.linear_model import LogisticRegression
 
 import melmask
-from melmask import finetune_job
-from melmask.classifier import AudioClassifier, ClassifierCard, load_classifier
+from melmask.classifier import examples as labelled_files
+from melmask.classifier import finetune as finetune_job
+from melmask.classifier import head as probe_head
+from melmask.classifier import training as finetuning
+from melmask.classifier.examples import table_files
+from melmask.classifier.finetune import _frames_of, finetune
+from melmask.classifier.head import Head, fit_head
+from melmask.classifier.model import AudioClassifier, ClassifierCard, load_classifier
+from melmask.classifier.options import FinetuneConfig
+from melmask.classifier.predict import predict_files
+from melmask.classifier.training import Clips, Finetuning
 from melmask.cli import main
+from melmask.downstream.probe import standardize
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
-from melmask.evaluate import labelled_files
-from melmask.evaluate.labelled_files import table_files
-from melmask.evaluate.probe import standardize
-from melmask.evaluate.tasks import Event, read_task
-from melmask.files import atomic_write, locked
-from melmask.finetune_job import _frames_of, finetune
-from melmask.predict_job import predict_files
+from melmask.evaluate.tasks import read_task
+from melmask.labels.clips import Event
 from melmask.settings import with_overrides
-from melmask.train import finetune as finetuning
-from melmask.train import probe_head, snapshot
-from melmask.train.finetune import Clips, Finetuning
-from melmask.train.finetune_config import FinetuneConfig
-from melmask.train.probe_head import Head, fit_head
+from melmask.system.files import atomic_write, locked
+from melmask.train import snapshot
 
 LABELS = list(PITCHES_HZ)
 

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from melmask.config import MaskingConfig, ModelConfig
 from melmask.geometry import grid_of
 from melmask.models.flops import decoder_forward_flops, encoder_forward_flops, step_flops
-from melmask.models.mae import build_model
-from melmask.models.masking import random_masks
 from melmask.models.presets import preset
+from melmask.objectives.mae import build_model
+from melmask.objectives.masking import random_masks
 
 SHAPES = {
     "with CLS": {},

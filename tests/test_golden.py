@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import melmask
-from melmask.evaluate.reproduction import scenes_normalized_by_batch
+from melmask.downstream.reproduction import scenes_normalized_by_batch
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 TOLERANCE = 1e-3

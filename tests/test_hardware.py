@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from melmask import hardware
-from melmask.hardware import (
+from melmask.system import hardware
+from melmask.system.hardware import (
     available_cores,
     inference_precision,
     keep_freed_memory,

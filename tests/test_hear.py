@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from melmask import hear
+from melmask.adapters import hear
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import ModelConfig
 from melmask.errors import CheckpointError, ConfigError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 
 RATE_HZ = 16000
 

@@ -13,13 +13,13 @@ import pytest
 import soundfile
 
 from melmask.errors import InputError, OutputError
-from melmask.evaluate import hear_sections
-from melmask.evaluate.hear_mistakes import confusion_counts, find_sound, worst_clips, worst_stretch
-from melmask.evaluate.hear_page import write_hear_page
-from melmask.evaluate.hear_record import Column, EventFile, Predictions, mean_ranks, ranks, read_report
+from melmask.evaluate.mistakes import confusion_counts, find_sound, worst_clips, worst_stretch
 from melmask.evaluate.published import EVAR_MSM_MAE, HEAR_BEST, MSM_MAE, MW_MAE_B, PUBLISHED
-from melmask.viz.hear_charts import Bar, draw_bars, draw_confusion, most_confused
-from melmask.viz.hear_sound import png_data_uri, read_part, spectrogram_picture, wav_data_uri
+from melmask.evaluate.results import Column, EventFile, Predictions, mean_ranks, ranks, read_report
+from melmask.pages import evaluation_task as hear_sections
+from melmask.pages.evaluation import write_hear_page
+from melmask.pages.evaluation_charts import Bar, draw_bars, draw_confusion, most_confused
+from melmask.pages.sound import png_data_uri, read_part, spectrogram_picture, wav_data_uri
 
 RATE_HZ = 16000
 MODELS = {"tiny": 0.5, "big_one": 0.9, "other": 0.7}

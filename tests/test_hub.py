@@ -12,7 +12,7 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.hub import model_card, push
 from melmask.config import ModelConfig, Statistics
 from melmask.errors import CheckpointError, MissingExtraError, OutputError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 
 CARD = ModelCard(
     model=ModelConfig(width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, frames=64),

@@ -7,11 +7,11 @@ import melmask
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
 from melmask.config import FrontEndConfig
-from melmask.data.prepare import prepare
-from melmask.data.store import Store
-from melmask.data.stream import CropStream
+from melmask.corpus.prepare import prepare
+from melmask.corpus.store import Store
+from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 from melmask.settings import with_overrides
 from melmask.train.initial import initial_weights, resized_embedding
 from melmask.train.resume import note_run, resolve_config

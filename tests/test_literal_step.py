@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from melmask.config import MaskingConfig, ModelConfig
-from melmask.models.mae import build_model
-from melmask.models.masking import random_masks
+from melmask.objectives.mae import build_model
+from melmask.objectives.masking import random_masks
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.exists(), reason="the source package comes without the benchmarks")

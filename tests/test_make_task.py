@@ -10,10 +10,10 @@ import soundfile
 
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.evaluate.make_task import make_task
-from melmask.evaluate.task_sounds import wav_names
-from melmask.evaluate.task_table import divide, read_clips, spread
-from melmask.evaluate.tasks import DataSplit, Event, read_task
-from melmask.files import ensure_folder, locked
+from melmask.evaluate.sounds import wav_names
+from melmask.evaluate.tasks import DataSplit, read_task
+from melmask.labels.clips import Event, divide, read_clips, spread
+from melmask.system.files import ensure_folder, locked
 
 RATE_HZ = 8000
 

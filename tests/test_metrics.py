@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from melmask.evaluate.metrics import SCENE_METRICS, higher_is_better, scene_score
+from melmask.downstream.metrics import SCENE_METRICS, higher_is_better, scene_score
 
 
 def case(name):

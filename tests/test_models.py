@@ -7,15 +7,15 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import MaskingConfig, ModelConfig
-from melmask.encoder import untrained
+from melmask.embedding.encoder import untrained
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.models import layers
-from melmask.models.mae import MaskedAutoencoder, build_model
-from melmask.models.masking import random_masks, visible_and_hidden_ids
 from melmask.models.positions import grid_positions, line_positions
 from melmask.models.presets import PRESETS, preset
 from melmask.models.vit import patchify, unpatchify
+from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.objectives.masking import random_masks, visible_and_hidden_ids
 
 TOY = ModelConfig(
     mels=8,

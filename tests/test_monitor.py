@@ -8,16 +8,16 @@ import pytest
 import soundfile
 import torch
 
-from melmask.encoder import AudioEncoder
+from melmask.downstream import monitor
+from melmask.downstream.monitor import FeatureRank, NearestNeighbours, _even_units, rankme
+from melmask.downstream.probe import knn_probe
+from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
-from melmask.evaluate import monitor
-from melmask.evaluate.monitor import FeatureRank, NearestNeighbours, _even_units, rankme
-from melmask.evaluate.probe import knn_probe
+from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import step_durations_frames
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 from melmask.train.pretrain import StepState, build_card, pretrain
 from melmask.train.snapshot import checkpoints_of
-from melmask.viz.training import ReconstructionPictures
 
 RATE_HZ = 16000
 UNIT_FRAMES = 64

@@ -10,9 +10,9 @@ import soundfile
 import melmask
 from melmask import Statistics
 from melmask.cli import main
+from melmask.embedding.normalization import with_dataset_statistics
+from melmask.embedding.tables import read_settings
 from melmask.errors import InputError
-from melmask.normalization import with_dataset_statistics
-from melmask.tables import read_settings
 
 
 def test_the_statistics_are_those_of_every_value_of_the_readable_files(encoder, sound_folder, good_paths):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from melmask.errors import ConfigError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 from melmask.train.optimizer import build_optimizer
 from melmask.train.pretrain import pretrain
 

@@ -16,14 +16,14 @@ from melmask.audio.statistics import moments_of
 from melmask.checkpoint.folder import load_checkpoint, read_card
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig
-from melmask.data.store import Store, StoreWriter
+from melmask.corpus.store import Store, StoreWriter
 from melmask.errors import CheckpointError, ConfigError, OutputError, StoreError, TrainingError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
 from melmask.train.clock import Clock
 from melmask.train.engine import Engine
-from melmask.train.metrics import read_metrics
+from melmask.train.log import read_metrics
 from melmask.train.optimizer import build_optimizer, learning_rate
 from melmask.train.pretrain import Outcome, pretrain
 from melmask.train.snapshot import checkpoints_of, set_aside_beyond
@@ -145,7 +145,7 @@ def test_a_run_broken_off_by_an_error_resumes_from_its_last_snapshot(whole_run, 
 _KILLED_AT_FIVE = """
 import json, os, pathlib, signal, sys
 from melmask.config import PretrainConfig
-from melmask.data.store import Store
+from melmask.corpus.store import Store
 from melmask.settings import from_dict
 from melmask.train.pretrain import pretrain
 def kill_at_five(state):

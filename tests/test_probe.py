@@ -5,10 +5,10 @@ import matplotlib
 import numpy as np
 import pytest
 
+from melmask.downstream.probe import ProbeScore, knn_probe, linear_probe
 from melmask.errors import InputError, MissingExtraError, OutputError
-from melmask.evaluate.probe import ProbeScore, knn_probe, linear_probe
-from melmask.evaluate.splits import Split
-from melmask.viz.confusion import save_confusion_picture
+from melmask.figures.confusion import save_confusion_picture
+from melmask.labels.splits import Split
 
 PROBES = [linear_probe, knn_probe]
 

@@ -13,14 +13,15 @@ from hear_folders import RATE_HZ, grid, write_event_task, write_fold_task, write
 from sklearn.model_selection import ParameterGrid
 
 from melmask.errors import ConfigError, InputError
-from melmask.evaluate import protocol
+from melmask.evaluate import protocols as protocol
 from melmask.evaluate.clients import Choice, open_client
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
+from melmask.evaluate.evaluation import evaluate, table_text
 from melmask.evaluate.heads import HeadConfig, StoppedError, Validation
-from melmask.evaluate.hear_job import evaluate, table_text
 from melmask.evaluate.judging import TaskRows, postprocessings
-from melmask.evaluate.protocol import LINEAR_SEEDS, grid_of, run_splits
+from melmask.evaluate.protocols import LINEAR_SEEDS, grid_of, run_splits
 from melmask.evaluate.tasks import read_task
+from melmask.pages.evaluation import write_hear_page
 
 CPU = Choice(device="cpu")
 TWIN = (
@@ -202,7 +203,8 @@ def test_of_two_postprocessings_the_kit_takes_the_larger_score_even_of_an_error_
 
 
 def test_the_whole_evaluation(hear_folder, run_folder, tmp_path):
-    report = evaluate([str(run_folder), f"untrained:{run_folder}", "logmel"], hear_folder, tmp_path, choice=CPU)
+    models = [str(run_folder), f"untrained:{run_folder}", "logmel"]
+    report = evaluate(models, hear_folder, tmp_path, choice=CPU, page=write_hear_page)
     assert report == json.loads((tmp_path / "results.json").read_text())
     assert [model["name"] for model in report["models"]] == ["run", "untrained run", "log-mel"]
     assert len(report["results"]) == 9
@@ -329,7 +331,7 @@ def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, mon
         def leave(*_):
             raise SystemExit(0)
 
-        context.setattr("melmask.evaluate.hear_job.embed_task", leave)
+        context.setattr("melmask.evaluate.evaluation.embed_task", leave)
         with pytest.raises(InputError, match=r"nothing could be judged, as SystemExit: 0 .the score is of an earlier"):
             evaluate(["logmel"], **arguments)
     report = json.loads((tmp_path / "results.json").read_text())
@@ -339,7 +341,7 @@ def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, mon
 
 def test_results_say_how_their_heads_were_found(hear_folder, tmp_path):
     arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ["tags"], "choice": CPU, "precision": "fp32"}
-    evaluate(["logmel"], **arguments, protocols=["hear", "knn"], grid_points=1, seed=7)
+    evaluate(["logmel"], **arguments, protocols=["hear", "knn"], grid_points=1, seed=7, page=write_hear_page)
     conditions = {
         r["protocol"]: r["conditions"] for r in json.loads((tmp_path / "results.json").read_text())["results"]
     }

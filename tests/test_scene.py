@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import melmask
-from melmask import hear
+from melmask.adapters import hear
 from melmask.cli import main
+from melmask.embedding.extract import embed_files
+from melmask.embedding.tables import read_settings
 from melmask.errors import ConfigError
-from melmask.extract import embed_files
-from melmask.tables import read_settings
 
 RATE_HZ, HOP_SAMPLES, PATCH_FRAMES = 16000, 160, 16
 

@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from melmask import sounds
+from melmask.datasets import synthetic as sounds
+from melmask.datasets.synthetic import CLASSES, CLIP_S, SAMPLE_RATE_HZ, synthesize, write_sound_set
 from melmask.errors import ConfigError, OutputError
-from melmask.sounds import CLASSES, CLIP_S, SAMPLE_RATE_HZ, synthesize, write_sound_set
 
 PAIRS = list(zip(CLASSES[::2], CLASSES[1::2], strict=True))
 REVERSED_PAIRS = PAIRS[:4]

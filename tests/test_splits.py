@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from melmask.errors import InputError
-from melmask.evaluate.labels import LabelTable, read_labels, sorted_names
-from melmask.evaluate.splits import leaking_groups, make_splits
+from melmask.labels.splits import leaking_groups, make_splits
+from melmask.labels.tables import LabelTable, read_labels, sorted_names
 
 
 def table(labels, groups=None, folds=None, splits=None):

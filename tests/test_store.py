@@ -16,10 +16,10 @@ import torch
 from melmask.audio.files import read_audio
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import FrontEndConfig
-from melmask.data import prepare as prepare_module
-from melmask.data import store as store_module
-from melmask.data.prepare import prepare
-from melmask.data.store import Store, StoreWriter
+from melmask.corpus import prepare as prepare_module
+from melmask.corpus import store as store_module
+from melmask.corpus.prepare import prepare
+from melmask.corpus.store import Store, StoreWriter
 from melmask.errors import InputError, OutputError, StoreError
 
 FRONT_END = FrontEndConfig()
@@ -163,8 +163,8 @@ def test_an_interrupted_job_goes_on_to_the_same_store(
 _KILLED_AFTER_FOUR_CLIPS = """
 import os, pathlib, signal, sys
 from melmask.config import FrontEndConfig
-from melmask.data.prepare import prepare
-from melmask.data.store import StoreWriter
+from melmask.corpus.prepare import prepare
+from melmask.corpus.store import StoreWriter
 begin, add, added = StoreWriter.__init__, StoreWriter.add, []
 def begin_small(self, *arguments):
     begin(self, *arguments)

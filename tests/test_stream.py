@@ -6,8 +6,8 @@ import pytest
 
 from melmask.audio.statistics import moments_of
 from melmask.config import DataConfig, FrontEndConfig
-from melmask.data.store import Store, StoreWriter
-from melmask.data.stream import CropStream
+from melmask.corpus.store import Store, StoreWriter
+from melmask.corpus.stream import CropStream
 
 CROP = 64
 MELS = 4

@@ -5,9 +5,9 @@ import pytest
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig
-from melmask.encoder import untrained
+from melmask.embedding.encoder import untrained
+from melmask.embedding.streaming import EmbeddingStream
 from melmask.errors import InputError
-from melmask.streaming import EmbeddingStream
 
 
 @pytest.fixture(scope="module")

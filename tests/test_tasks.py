@@ -4,7 +4,8 @@ import re
 import pytest
 
 from melmask.errors import ConfigError, InputError
-from melmask.evaluate.tasks import METRICS, DataSplit, Event, find_tasks, read_task
+from melmask.evaluate.tasks import METRICS, DataSplit, find_tasks, read_task
+from melmask.labels.clips import Event
 
 SCENE = {
     "task_name": "pets",
@@ -108,8 +109,8 @@ def test_groups_are_read_where_there_are_some(tmp_path):
 
 
 def test_the_names_of_the_metrics_are_those_that_are_computed():
-    from melmask.evaluate.events import EVENT_METRICS
-    from melmask.evaluate.metrics import SCENE_METRICS
+    from melmask.downstream.events import EVENT_METRICS
+    from melmask.downstream.metrics import SCENE_METRICS
 
     assert {"scene": tuple(SCENE_METRICS), "event": tuple(EVENT_METRICS)} == METRICS
 

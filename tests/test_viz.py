@@ -8,10 +8,10 @@ from matplotlib.image import imread
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import FrontEndConfig, ModelConfig
-from melmask.encoder import AudioEncoder, Reconstruction, untrained
+from melmask.embedding.encoder import AudioEncoder, Reconstruction, untrained
 from melmask.errors import ConfigError, InputError, MissingExtraError, OutputError
-from melmask.viz.reconstruction import reconstruction_figure, save_reconstruction_picture
-from melmask.viz.spectrogram import band_positions, draw_spectrogram, frequency_ticks_hz, time_edges_s
+from melmask.figures.reconstruction import reconstruction_figure, save_reconstruction_picture
+from melmask.figures.spectrogram import band_positions, draw_spectrogram, frequency_ticks_hz, time_edges_s
 
 SMALL = {"frames": 64, "width": 16, "depth": 1, "heads": 2, "decoder_heads": 2}
 PATCH = 16

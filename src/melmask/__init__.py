@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from melmask.config import FRONT_END_32_KHZ, FrontEndConfig, Statistics
-    from melmask.encoder import AudioEncoder, Embedding, Reconstruction, load
+    from melmask.embedding.assemble import POOLINGS, SCENES
+    from melmask.embedding.encoder import AudioEncoder, Embedding, Reconstruction, load
     from melmask.errors import MelmaskError
-    from melmask.features import POOLINGS, SCENES
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "FRONT_END_32_KHZ": "melmask.config",
-    "POOLINGS": "melmask.features",
-    "SCENES": "melmask.features",
-    "AudioEncoder": "melmask.encoder",
-    "Embedding": "melmask.encoder",
+    "POOLINGS": "melmask.embedding.assemble",
+    "SCENES": "melmask.embedding.assemble",
+    "AudioEncoder": "melmask.embedding.encoder",
+    "Embedding": "melmask.embedding.encoder",
     "FrontEndConfig": "melmask.config",
     "MelmaskError": "melmask.errors",
-    "Reconstruction": "melmask.encoder",
+    "Reconstruction": "melmask.embedding.encoder",
     "Statistics": "melmask.config",
-    "load": "melmask.encoder",
+    "load": "melmask.embedding.encoder",
 }
 
 __all__ = [

@@ -10,18 +10,18 @@ import numpy as np
 
 from melmask.audio.files import read_audio
 from melmask.config import FrontEndConfig
-from melmask.data.prepare import prepare
-from melmask.data.store import Store
-from melmask.embed_job import embed_table
-from melmask.encoder import AudioEncoder, load
-from melmask.evaluate.report import probe_tasks, table_text
-from melmask.progress import duration_text
-from melmask.sounds import CLASSES, write_sound_set
+from melmask.corpus.prepare import prepare
+from melmask.corpus.store import Store
+from melmask.datasets.synthetic import CLASSES, write_sound_set
+from melmask.downstream.probing import probe_tasks, table_text
+from melmask.embedding.encoder import AudioEncoder, load
+from melmask.embedding.folder import embed_table
+from melmask.figures.reconstruction import save_reconstruction_picture
+from melmask.figures.training import ReconstructionPictures
+from melmask.pages.run import write_run_page
+from melmask.system.progress import duration_text
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
-from melmask.viz.reconstruction import save_reconstruction_picture
-from melmask.viz.run_page import write_run_page
-from melmask.viz.training import ReconstructionPictures
 
 _CLIPS_PER_CLASS = 100
 _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop")

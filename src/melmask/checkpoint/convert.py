@@ -17,10 +17,10 @@ from torch import Tensor
 from melmask.checkpoint.folder import ModelCard, model_with
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.files import atomic_write
 from melmask.geometry import PatchGrid
-from melmask.models.mae import MaskedAutoencoder
 from melmask.models.positions import grid_positions, line_positions
+from melmask.objectives.mae import MaskedAutoencoder
+from melmask.system.files import atomic_write
 
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.", "module.")
 _WRAPPERS = ("model", "state_dict")

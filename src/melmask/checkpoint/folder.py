@@ -17,9 +17,9 @@ from torch import nn
 
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.files import output_error, write_json
-from melmask.models.mae import MaskedAutoencoder, build_model
+from melmask.objectives.mae import MaskedAutoencoder, build_model
 from melmask.settings import from_dict, to_dict
+from melmask.system.files import output_error, write_json
 
 FORMAT = "melmask-model"
 VERSION = 1

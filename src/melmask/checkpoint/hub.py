@@ -9,7 +9,7 @@ from types import ModuleType
 
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, save_checkpoint
 from melmask.errors import CheckpointError, MissingExtraError, OutputError
-from melmask.models.mae import MaskedAutoencoder
+from melmask.objectives.mae import MaskedAutoencoder
 
 PREFIX = "hub:"
 

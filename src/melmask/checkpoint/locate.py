@@ -6,7 +6,7 @@ from melmask.checkpoint.convert import read_foreign
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint
 from melmask.checkpoint.hub import PREFIX, download
 from melmask.errors import CheckpointError
-from melmask.models.mae import MaskedAutoencoder
+from melmask.objectives.mae import MaskedAutoencoder
 
 
 def load_any(source: Path) -> tuple[MaskedAutoencoder, ModelCard, Path]:

@@ -17,8 +17,8 @@ def add(command: Command) -> None:
 
 def probe(options: argparse.Namespace) -> int:
     """Judge a model on labelled files."""
-    from melmask.encoder import load
-    from melmask.evaluate.report import probe_tasks, table_text
+    from melmask.downstream.probing import probe_tasks, table_text
+    from melmask.embedding.encoder import load
 
     model = load(options.model, options.device, options.precision)
     report = probe_tasks(model, options.labels, options.out, **_labelled(options))
@@ -47,8 +47,8 @@ def _labelled(options: argparse.Namespace) -> dict[str, Any]:
 
 def few_labels(options: argparse.Namespace) -> int:
     """Judge a model by how few labels it needs."""
-    from melmask.encoder import load
-    from melmask.evaluate.few_labels import curves_text, few_label_curves
+    from melmask.downstream.few_labels import curves_text, few_label_curves
+    from melmask.embedding.encoder import load
 
     model = load(options.model, options.device, options.precision)
     report = few_label_curves(
@@ -67,7 +67,8 @@ def few_labels(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Judge models on HEAR tasks."""
     from melmask.evaluate.clients import Choice
-    from melmask.evaluate.hear_job import evaluate, table_text
+    from melmask.evaluate.evaluation import evaluate, table_text
+    from melmask.pages.evaluation import write_hear_page
 
     layer = None if options.layer is None else tuple(options.layer)
     report = evaluate(
@@ -80,6 +81,7 @@ def evaluate(options: argparse.Namespace) -> int:
         grid_points=options.grid_points,
         precision=options.head_precision,
         seed=options.seed,
+        page=write_hear_page,
     )
     print(table_text(report))
     for task in report["tasks"]:

@@ -32,7 +32,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Write the store of log-mels."""
-    from melmask.data.prepare import prepare
+    from melmask.corpus.prepare import prepare
 
     front_end = with_overrides(FrontEndConfig(), options.settings)
     facts = prepare(options.sources, options.out, front_end, options.threads)
@@ -48,15 +48,15 @@ def prepare(options: argparse.Namespace) -> int:
 
 def pretrain(options: argparse.Namespace) -> int:
     """Train, or go on training."""
-    from melmask.data.store import Store
-    from melmask.evaluate.monitor import monitors
+    from melmask.corpus.store import Store
+    from melmask.downstream.monitor import monitors
+    from melmask.pages.run import write_run_page
     from melmask.train.initial import initial_weights
     from melmask.train.pretrain import pretrain
     from melmask.train.processes import is_first_process
+    from melmask.train.record import RunNumbers
     from melmask.train.resume import resolve_config
     from melmask.train.snapshot import SNAPSHOT
-    from melmask.viz.run_page import write_run_page
-    from melmask.viz.run_record import RunNumbers
 
     store = Store(options.store)
     config = resolve_config(options.out, options.recipe, options.settings, store)
@@ -96,9 +96,9 @@ def _resumption(options: argparse.Namespace) -> str:
 
 def bench(options: argparse.Namespace) -> int:
     """Measure the training step."""
-    from melmask.bench import run_bench
-    from melmask.data.store import Store
-    from melmask.files import write_json
+    from melmask.corpus.store import Store
+    from melmask.system.files import write_json
+    from melmask.train.bench import run_bench
 
     report = run_bench(_chosen(options), Store(options.store) if options.store else None, options.seconds)
     print(report)

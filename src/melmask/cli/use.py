@@ -4,11 +4,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from melmask.classifier.options import FinetuneConfig
 from melmask.cli.options import Command, add_model, add_settings_help, source_path
 from melmask.config import Statistics
 from melmask.errors import OutputError
 from melmask.settings import to_dict, with_overrides
-from melmask.train.finetune_config import FinetuneConfig
 
 
 def add(command: Command) -> None:
@@ -24,10 +24,10 @@ def add(command: Command) -> None:
 def embed(options: argparse.Namespace) -> int:
     """Write the embeddings of files and folders."""
     from melmask.audio.files import find_audio
-    from melmask.embed_job import embed_table, shard_of
-    from melmask.encoder import load
-    from melmask.normalization import with_dataset_statistics
-    from melmask.tables import check_table_path
+    from melmask.embedding.encoder import load
+    from melmask.embedding.folder import embed_table, shard_of
+    from melmask.embedding.normalization import with_dataset_statistics
+    from melmask.embedding.tables import check_table_path
 
     check_table_path(options.out)
     every_path = find_audio(options.sources)
@@ -45,7 +45,7 @@ def embed(options: argparse.Namespace) -> int:
     if options.normalization == "dataset":
         model = with_dataset_statistics(model, every_path, options.out.with_suffix(".statistics.json"))
     if ray:
-        from melmask.embed_ray import embed_table_on_ray
+        from melmask.embedding.on_ray import embed_table_on_ray
 
         device = "cpu" if options.device == "auto" else options.device
         report = embed_table_on_ray(model, paths, out, workers=options.workers, device=device, **choice)
@@ -57,7 +57,7 @@ def embed(options: argparse.Namespace) -> int:
 
 def finetune(options: argparse.Namespace) -> int:
     """Train a classifier."""
-    from melmask.finetune_job import finetune
+    from melmask.classifier.finetune import finetune
 
     config = with_overrides(FinetuneConfig(), options.settings)
     choice = {"audio_root": options.audio_root, "fold": options.fold, "device": options.device}
@@ -76,8 +76,8 @@ def finetune(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Label files."""
     from melmask.audio.files import find_audio
-    from melmask.classifier import load_classifier
-    from melmask.predict_job import predict_files
+    from melmask.classifier.model import load_classifier
+    from melmask.classifier.predict import predict_files
 
     paths = find_audio(options.sources)
     classifier = load_classifier(options.model, options.device, options.precision)
@@ -149,8 +149,8 @@ def push(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """One ONNX file, front end inside."""
-    from melmask.encoder import load
-    from melmask.export import export_onnx
+    from melmask.embedding.encoder import load
+    from melmask.embedding.export import export_onnx
 
     model = load(options.model, "cpu")
     cosine = export_onnx(model, options.onnx, options.layer, options.pooling)

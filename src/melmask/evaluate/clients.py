@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-import melmask.hear as hear
+import melmask.adapters.hear as hear
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import FrontEndConfig
-from melmask.encoder import load, untrained
+from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
 from melmask.settings import to_dict
 

@@ -16,9 +16,10 @@ import numpy as np
 from melmask.audio.files import read_audio
 from melmask.errors import InputError
 from melmask.evaluate.clients import Client
-from melmask.evaluate.tasks import Event, Task
-from melmask.files import atomic_write
-from melmask.progress import track
+from melmask.evaluate.tasks import Task
+from melmask.labels.clips import Event
+from melmask.system.files import atomic_write
+from melmask.system.progress import track
 
 _SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32
 # The kit counts an event's last ms in: an event ends behind a step whose time is its end.

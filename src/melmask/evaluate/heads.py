@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from melmask.errors import unknown_name
-from melmask.hardware import cpu_computes_bf16, exact_float32_products
+from melmask.system.hardware import cpu_computes_bf16, exact_float32_products
 
 Initialize = Callable[..., Tensor]
 INITIALIZATIONS: dict[str, Initialize] = {

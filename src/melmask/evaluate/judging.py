@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from melmask.downstream.events import event_score, events_of
+from melmask.downstream.metrics import higher_is_better, scene_score
 from melmask.evaluate.embeddings import SplitEmbeddings
-from melmask.evaluate.events import event_score, events_of
 from melmask.evaluate.heads import Judge, Rows, Validation, better
-from melmask.evaluate.metrics import higher_is_better, scene_score
-from melmask.evaluate.tasks import Event, Task
+from melmask.evaluate.tasks import Task
+from melmask.labels.clips import Event
 
 Postprocessing = dict[str, float]
 """How probabilities become events: median_filter_ms and min_duration, in ms (`events_of`)."""

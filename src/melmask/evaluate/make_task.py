@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.evaluate.leaks import find_leaks
-from melmask.evaluate.task_sounds import (
+from melmask.evaluate.sounds import (
     MOST_SAMPLES,
     SoundReport,
     common_length_s,
@@ -25,9 +25,9 @@ from melmask.evaluate.task_sounds import (
     wav_names,
     write_sounds,
 )
-from melmask.evaluate.task_table import ClipTable, Division, as_kit_reads, divide, read_clips
-from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, Event, read_task
-from melmask.files import ensure_folder, locked, output_error
+from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task
+from melmask.labels.clips import ClipTable, Division, Event, as_kit_reads, divide, read_clips
+from melmask.system.files import ensure_folder, locked, output_error
 
 AUTO, NATIVE = "auto", "native"
 _HIGHEST_RATE_HZ = 768_000
@@ -87,7 +87,7 @@ def make_task(
     """Write the task folder `out/<name>-<version>-<mode>`; it appears when it is complete.
 
     Args:
-        labels_csv: the labels, see `melmask.evaluate.task_table`.
+        labels_csv: the labels, see `melmask.labels.clips`.
         out: the folder of task folders.
         name: of the task; the table's file name where None.
         version: the next part of the folder's name.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from melmask.errors import InputError, unknown_name
+from melmask.labels.clips import FEWEST_FOLDS, Event
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {
@@ -39,20 +40,10 @@ METRICS = {
 PREDICTION_TYPES = {"scene": ("multiclass", "multilabel"), "event": ("multilabel",)}
 FOLD_MODES = ("new_split_kfold", "presplit_kfold")
 SPLIT_MODES = ("trainvaltest", *FOLD_MODES)
-FEWEST_FOLDS = 3
-"""One to test, one to choose the epoch by, and one to train on."""
 # What the kit has in its source instead of in the tasks' metadata.
 _EVENT_GRID = {"median_filter_ms": [250], "min_duration": [125, 250]}
 _EVENT_DEFAULTS = {"median_filter_ms": [150], "min_duration": [60]}
 _GRIDS_BY_NAME = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}
-
-
-class Event(NamedTuple):
-    """A sound within a clip, from `start_ms` to `end_ms`."""
-
-    label: str
-    start_ms: float
-    end_ms: float
 
 
 class DataSplit(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any
 
 from melmask.config import PretrainConfig
 from melmask.errors import ConfigError, MissingExtraError
-from melmask.files import atomic_write, ensure_folder
 from melmask.settings import to_dict
+from melmask.system.files import atomic_write, ensure_folder
 
 WANDB_ID = "wandb_id"
 """The file that keeps a run's identity at Weights & Biases, so that a resumed run goes on there."""

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from melmask.config import PretrainConfig, Statistics
 from melmask.errors import ConfigError
-from melmask.hardware import exact_float32_products, pick_precision
-from melmask.models.mae import MaskedAutoencoder, build_model
+from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.system.hardware import exact_float32_products, pick_precision
 from melmask.train.optimizer import build_optimizer
 from melmask.train.processes import Processes
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, PretrainConfig
 from melmask.errors import ConfigError
-from melmask.models.mae import build_model
+from melmask.objectives.mae import build_model
 from melmask.settings import to_dict
 
 _EMBEDDING = "encoder.patch_embed.weight"

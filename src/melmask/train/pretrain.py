@@ -20,25 +20,25 @@ from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
-from melmask.data.store import Store
-from melmask.data.stream import CropStream
+from melmask.corpus.store import Store
+from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError, OutputError, StoreError, TrainingError
-from melmask.files import claimed
 from melmask.geometry import grid_of
-from melmask.hardware import keep_freed_memory, matmul_peak
 from melmask.models.flops import step_flops
-from melmask.models.mae import MaskedAutoencoder
-from melmask.models.masking import random_masks
+from melmask.objectives.mae import MaskedAutoencoder
+from melmask.objectives.masking import random_masks
 from melmask.settings import to_dict
+from melmask.system.files import claimed
+from melmask.system.hardware import keep_freed_memory, matmul_peak
 from melmask.train.boards import open_boards
 from melmask.train.clock import Clock, memory_mb
+from melmask.train.divergence import LossWatch
 from melmask.train.engine import Engine
-from melmask.train.metrics import Log, MetricsLog
+from melmask.train.log import Log, MetricsLog
 from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes, joined_processes
 from melmask.train.resume import check_store, note_run
 from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot, set_aside_beyond
-from melmask.train.watch import LossWatch
 
 
 class StepState(NamedTuple):

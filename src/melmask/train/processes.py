@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from melmask.config import HardwareConfig
 from melmask.errors import ConfigError, TrainingError
-from melmask.hardware import pick_device, use_threads
+from melmask.system.hardware import pick_device, use_threads
 
 _PATIENCE = timedelta(hours=1)
 """The others wait so long for the first one, which alone looks at the model as it goes."""

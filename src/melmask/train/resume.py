@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from melmask.config import PretrainConfig
-from melmask.data.store import Store
-from melmask.data.stream import CropStream
+from melmask.corpus.store import Store
+from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
-from melmask.files import write_json
 from melmask.recipes import DEFAULT_RECIPE, recipe
 from melmask.settings import from_dict, to_dict, with_overrides
+from melmask.system.files import write_json
 from melmask.train.snapshot import RUN_FILE, SNAPSHOT
 
 _MAY_CHANGE = ("run.", "hardware.")

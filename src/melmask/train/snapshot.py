@@ -16,7 +16,7 @@ import torch
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import RunConfig
 from melmask.errors import CheckpointError, OutputError
-from melmask.files import atomic_write, output_error
+from melmask.system.files import atomic_write, output_error
 from melmask.train.engine import Engine
 from melmask.train.processes import Processes
 

@@ -1,0 +1,1 @@
+"""melmask's models behind other projects' interfaces."""

@@ -1,0 +1,105 @@
+"""The HEAR 2021 common API (https://hearbenchmark.com/hear-api.html): three functions around one model.
+
+    MELMASK_MODEL=runs/tiny hear-validator melmask.hear
+
+`MELMASK_HOP_MS`, `MELMASK_LAYER`, `MELMASK_POOLING` and `MELMASK_SCENE` choose the hop of the frame vectors (by default
+the longest the model's patches allow within HEAR's 50 ms), the layer, the pooling over frequency, and over time.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from melmask.checkpoint.folder import ModelCard
+from melmask.embedding.encoder import AudioEncoder, load
+from melmask.errors import CheckpointError, ConfigError
+
+_LONGEST_HOP_MS = 50.0
+_CLIPS_TOGETHER = 64
+
+
+class HearModel(nn.Module):
+    """A loaded model with the attributes the kit reads."""
+
+    def __init__(
+        self, encoder: AudioEncoder, hop_ms: float, layer: int | Sequence[int] | None, pooling: str, scene: str
+    ):
+        super().__init__()
+        self.encoder = encoder
+        # Registered, so that the kit's `.to(device)` finds it.
+        self.network = encoder.model
+        self.hop_ms = hop_ms
+        self.layer = layer
+        self.pooling = pooling
+        self.scene = scene
+        self.sample_rate = encoder.sample_rate_hz
+        self.timestamp_embedding_size = encoder.embedding_size(pooling, layer)
+        self.scene_embedding_size = self.timestamp_embedding_size * len(scene.split("+"))
+
+
+def load_model(model_file_path: str = "") -> HearModel:
+    """Load a run, a checkpoint folder or a .pth file; the path may come from MELMASK_MODEL instead.
+
+    Raises:
+        CheckpointError: no path, or nothing that can be loaded there.
+        ConfigError: an environment variable with a value that cannot be used.
+    """
+    path = model_file_path or os.environ.get("MELMASK_MODEL", "")
+    if not path:
+        raise CheckpointError("no model given; pass its path to load_model or set MELMASK_MODEL")
+    layer = _number("MELMASK_LAYER", 0.0)
+    if not layer.is_integer():
+        raise ConfigError(f"MELMASK_LAYER is {layer:g}; give a whole number")
+    hop_ms = _number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None
+    pooling = os.environ.get("MELMASK_POOLING", "concat")
+    scene = os.environ.get("MELMASK_SCENE", "mean")
+    return hear_model(load(path), hop_ms, int(layer) or None, pooling, scene)
+
+
+def hear_model(
+    encoder: AudioEncoder, hop_ms: float | None, layer: int | Sequence[int] | None, pooling: str, scene: str
+) -> HearModel:
+    """The same of a loaded model, with choices as in `AudioEncoder.embed`; `hop_ms` None: the default of this module.
+
+    Raises:
+        ConfigError: a choice that the model does not offer.
+    """
+    hop_ms = default_hop_ms(encoder.card) if hop_ms is None else hop_ms
+    encoder.check_choice(layer, pooling, hop_ms, scene)
+    return HearModel(encoder, hop_ms, layer, pooling, scene)
+
+
+def default_hop_ms(card: ModelCard) -> float:
+    """The longest time between frame vectors within HEAR's 50 ms that the model's patches allow, or their shortest."""
+    divisors = [d for d in range(1, card.model.patch_frames + 1) if card.model.patch_frames % d == 0]
+    hops_ms = [d * card.front_end.hop_ms for d in divisors]
+    return ([hop for hop in hops_ms if hop <= _LONGEST_HOP_MS] or hops_ms[:1])[-1]
+
+
+def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel) -> Float[Tensor, "clips dims"]:
+    """One vector a clip, float32, of audio in [-1, 1] at `model.sample_rate`."""
+    choice = {"layer": model.layer, "pooling": model.pooling, "scene": model.scene}
+    scenes = [model.encoder.embed(part, model.sample_rate, **choice).scene for part in audio.split(_CLIPS_TOGETHER)]
+    return torch.cat([torch.from_numpy(scene) for scene in scenes]).to(audio.device)
+
+
+def get_timestamp_embeddings(
+    audio: Float[Tensor, "clips samples"], model: HearModel
+) -> tuple[Float[Tensor, "clips steps dims"], Float[Tensor, "clips steps"]]:
+    """Frame vectors and the times of their centres in ms, float32; steps are `model.hop_ms` apart."""
+    choice = {"layer": model.layer, "pooling": model.pooling, "hop_ms": model.hop_ms}
+    parts = [model.encoder.embed(part, model.sample_rate, **choice) for part in audio.split(_CLIPS_TOGETHER)]
+    frames = torch.cat([torch.from_numpy(part.frames) for part in parts])
+    times_ms = torch.from_numpy(parts[0].times_ms).float().expand(len(frames), -1)
+    return frames.to(audio.device), times_ms.to(audio.device)
+
+
+def _number(variable: str, default: float) -> float:
+    text = os.environ.get(variable, "")
+    try:
+        return float(text) if text else default
+    except ValueError as error:
+        raise ConfigError(f"{variable} is {text!r}; give a number") from error

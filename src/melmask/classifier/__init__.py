@@ -1,0 +1,1 @@
+"""Fine-tuned classifiers: training and use."""

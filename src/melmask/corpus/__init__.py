@@ -1,0 +1,1 @@
+"""From sound files to the training crops: the store of log-mels."""

@@ -1,0 +1,111 @@
+"""Batches of crops from a store, each a pure function of (store, configuration, step).
+
+1. position = step * batch size + row; epoch, k = divmod(position, crops an epoch).
+2. The epoch's order is a permutation from (seed, epoch); entry k of it names a clip.
+3. The crop's offset depends on its position alone: the same for any number of processes and any batch size. It is drawn
+   by a generator for a block of positions, as one for each would take longer than reading the crop.
+4. A clip shorter than the crop is followed by crops of other clips, drawn by a generator of that position, until it is
+   full: no constant is ever shown to the model, and no computation is spent on padding.
+5. Batches (rows, frames, mels) float16 are read ahead by threads and come out in order.
+
+So the whole position of the data is one integer, the step.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from melmask.config import DataConfig
+from melmask.corpus.store import Store
+
+_BATCHES_AHEAD_PER_READER = 2
+_ORDER_STREAM, _CROP_STREAM, _FILL_STREAM = 2, 3, 5
+_BLOCK = 1024
+"""Positions whose offsets one generator draws."""
+
+
+class CropStream:
+    """Crops of `crop_frames` frames; this process takes rows `rank::processes` of each global batch."""
+
+    def __init__(
+        self, store: Store, config: DataConfig, crop_frames: int, seed: int, rank: int = 0, processes: int = 1
+    ):
+        assert config.batch_size % processes == 0
+        self._store = store
+        self._crop_frames = crop_frames
+        self._seed = seed
+        self._batch_size = config.batch_size
+        self._rows = np.arange(rank, config.batch_size, processes)
+        crops = np.maximum(1, np.rint(store.frames / crop_frames).astype(np.int64))
+        self._clip_of = np.arange(len(store)) if config.sampling == "clip" else np.repeat(np.arange(len(store)), crops)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
+
+    @property
+    def crops_per_epoch(self) -> int:
+        """Crops after which every clip has been drawn (in proportion to its length, if sampled by time)."""
+        return len(self._clip_of)
+
+    def batch(self, step: int) -> np.ndarray:
+        """This process' crops of one step, (rows, crop_frames, mels) float16."""
+        positions = step * self._batch_size + self._rows
+        clips = self._clips_at(positions)
+        lengths = self._store.frames[clips]
+        taken = np.minimum(lengths, self._crop_frames)
+        firsts = (self._draws(positions) * (lengths - taken + 1)).astype(np.int64)
+        out = np.empty((len(positions), self._crop_frames, self._store.front_end.mels), dtype="<f2")
+        places = zip(positions.tolist(), clips.tolist(), firsts.tolist(), taken.tolist(), strict=True)
+        for crop, (position, clip, first, frames) in zip(out, places, strict=True):
+            self._store.read_into(crop[:frames], clip, first)
+            if frames < self._crop_frames:
+                self._fill(crop[frames:], position)
+        return out
+
+    def batches(self, first_step: int, steps: int, readers: int) -> Iterator[np.ndarray]:
+        """Batches of `steps` steps from `first_step` on, read ahead."""
+        pool = ThreadPoolExecutor(readers)
+        ahead: deque[Future[np.ndarray]] = deque()
+        try:
+            for step in range(first_step, first_step + steps):
+                ahead.append(pool.submit(self.batch, step))
+                if len(ahead) > _BATCHES_AHEAD_PER_READER * readers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _clips_at(self, positions: np.ndarray) -> np.ndarray:
+        epochs, k = np.divmod(positions, self.crops_per_epoch)
+        clips = np.empty(len(positions), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            clips[of_epoch] = self._clip_of[self._permutation(int(epoch))[k[of_epoch]]]
+        return clips
+
+    def _draws(self, positions: np.ndarray) -> np.ndarray:
+        """A number from 0 to below 1 for each of some ascending positions."""
+        first, last = int(positions[0]) // _BLOCK, int(positions[-1]) // _BLOCK
+        keys = ((_CROP_STREAM, self._seed, block) for block in range(first, last + 1))
+        return np.concatenate([np.random.default_rng(key).random(_BLOCK) for key in keys])[positions - first * _BLOCK]
+
+    def _fill(self, crop: np.ndarray, position: int) -> None:
+        """Fill the rest of a crop whose first clip was too short."""
+        rng = np.random.default_rng((_FILL_STREAM, self._seed, position))
+        filled = 0
+        while filled < len(crop):
+            clip = int(self._clip_of[rng.integers(self.crops_per_epoch)])
+            frames = int(self._store.frames[clip])
+            taken = min(frames, len(crop) - filled)
+            first = int(rng.integers(frames - taken + 1))
+            self._store.read_into(crop[filled : filled + taken], clip, first)
+            filled += taken
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Replaced as a whole, so that threads reading neighbouring epochs never see half of one.
+        known, order = self._order
+        if known != epoch:
+            order = np.random.default_rng((_ORDER_STREAM, self._seed, epoch)).permutation(self.crops_per_epoch)
+            self._order = (epoch, order)
+        return order

@@ -1,1 +1,0 @@
-"""Stores of log-mels: writing, reading, drawing crops."""

@@ -1,0 +1,1 @@
+"""Sounds that melmask makes itself."""

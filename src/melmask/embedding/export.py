@@ -1,0 +1,152 @@
+"""One ONNX file with everything in it: waveform in, embeddings out, for onnxruntime without torch or melmask.
+
+Inputs  `waveform` (clips, samples) float32 in [-1, 1] at the model's rate, at least n_fft / 2 + 1 samples.
+Outputs `scene` (clips, D), `frames` (clips, steps, D), `times_ms` (steps,); clips and samples are free.
+
+The graph differs from `encoder.py` in form, not in result: the Fourier transform is a convolution, and a clip's last
+unit is full length with the tokens after its end left out of attention.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from melmask import __version__
+from melmask.audio.logmel import mel_filterbank
+from melmask.config import LOG_EPSILON
+from melmask.embedding.assemble import pool
+from melmask.embedding.encoder import AudioEncoder
+from melmask.errors import MissingExtraError, OutputError
+from melmask.settings import to_dict
+from melmask.system.files import atomic_write
+
+OPSET = 18
+_LEAST_COSINE = 0.9999
+
+
+class ExportedEncoder(nn.Module):
+    """Front end, encoder and pooling as one graph of free batch and length."""
+
+    kernels: Tensor
+    filters: Tensor
+
+    def __init__(self, encoder: AudioEncoder, layer: int | None, pooling: str):
+        super().__init__()
+        self.card, self.pooling = encoder.card, pooling
+        self.vit = encoder.model.encoder
+        self.blocks = self.vit.blocks if layer is None else self.vit.blocks[:layer]
+        self.norm = self.vit.norm if layer is None else nn.Identity()
+        config = encoder.card.front_end
+        bins = np.arange(config.n_fft // 2 + 1)[:, None]
+        angle = 2 * np.pi * bins * np.arange(config.n_fft)[None] / config.n_fft
+        window = encoder.front_end.window.cpu().numpy()
+        kernels = np.concatenate([np.cos(angle), -np.sin(angle)]) * window
+        self.register_buffer("kernels", torch.from_numpy(kernels.astype(np.float32))[:, None])
+        self.register_buffer("filters", torch.from_numpy(mel_filterbank(config)))
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(clips, samples) to scene, frames, times_ms."""
+        model, front_end = self.card.model, self.card.front_end
+        x = (self._logmel(waveform) - self.card.statistics.mean) / self.card.statistics.std
+        clips, frames = x.shape[0], x.shape[2]
+        units = (frames + model.frames - 1) // model.frames
+        steps = (frames + model.patch_frames - 1) // model.patch_frames
+        x = F.pad(x, (0, units * model.frames - frames))
+        x = x.unflatten(2, (units, model.frames)).transpose(1, 2).flatten(0, 1)
+        columns = model.frames // model.patch_frames
+        # Which columns of each unit hold sound: the others are as if they were not there.
+        heard = torch.arange(columns)[None] + columns * torch.arange(units)[:, None] < steps
+        seen = heard[:, None].expand(-1, self.vit.grid.rows, -1).reshape(units, -1)
+        if model.cls_token:
+            seen = torch.cat([seen.new_ones(units, 1), seen], dim=1)
+        tokens = self._encode(x, seen.repeat(clips, 1))
+        vectors = pool(tokens, self.vit.grid.rows, model.cls_token, self.pooling)
+        vectors = vectors.unflatten(0, (clips, units)).flatten(1, 2)[:, :steps]
+        number = torch.arange(steps)
+        weights = (frames - number * model.patch_frames).clamp(max=model.patch_frames).to(vectors.dtype)
+        scene = (vectors * weights[None, :, None]).sum(1) / frames
+        times_ms = (number * model.patch_frames + (model.patch_frames - 1) / 2) * front_end.hop_ms
+        return scene, vectors, times_ms.float()
+
+    def _logmel(self, waveform: Tensor) -> Tensor:
+        config = self.card.front_end
+        half = config.n_fft // 2
+        padded = F.pad(waveform[:, None], (half, half), mode="reflect")
+        spectrum = F.conv1d(padded, self.kernels, stride=config.hop_samples)
+        real, imaginary = spectrum.chunk(2, dim=1)
+        return (self.filters @ (real.square() + imaginary.square()) + LOG_EPSILON).log()
+
+    def _encode(self, units: Tensor, seen: Tensor) -> Tensor:
+        x = self.vit.embed_all(units)
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(x)
+
+
+def export_onnx(encoder: AudioEncoder, path: Path, layer: int | None = None, pooling: str = "concat") -> float:
+    """Write the graph and check it in onnxruntime; returns the least cosine to PyTorch's scene and frame vectors.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        OutputError: the file cannot be written, or its outputs are not PyTorch's.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (the exporter needs it)
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnx", "onnx") from None
+    encoder.check_choice(layer, pooling)
+    graph = ExportedEncoder(encoder, layer, pooling).eval().cpu()
+    rate = encoder.sample_rate_hz
+    example = torch.randn(2, 3 * rate) * 0.1
+    dynamic = ({0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=encoder.card.front_end.n_fft)},)
+    program = torch.onnx.export(
+        graph,
+        (example,),
+        input_names=["waveform"],
+        output_names=["scene", "frames", "times_ms"],
+        dynamic_shapes=dynamic,
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    _describe(proto, encoder, layer, pooling)
+    content = proto.SerializeToString()
+    onnx.checker.check_model(content)
+    with atomic_write(path) as file:
+        file.write(content)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    cosine = _least_cosine(session, encoder, layer, pooling)
+    if not cosine > _LEAST_COSINE:
+        path.unlink()
+        raise OutputError(f"the exported graph gives other embeddings (cosine {cosine:.6f}); nothing was written")
+    return cosine
+
+
+def _describe(proto: Any, encoder: AudioEncoder, layer: int | None, pooling: str) -> None:
+    facts = {"melmask": __version__, "model": encoder.name, "layer": layer, "pooling": pooling}
+    facts |= {"front_end": to_dict(encoder.card.front_end), "statistics": to_dict(encoder.card.statistics)}
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "melmask", json.dumps(facts)
+
+
+def _least_cosine(session: Any, encoder: AudioEncoder, layer: int | None, pooling: str) -> float:
+    """Over clips of several lengths: shorter than a unit, one unit and a bit, several units."""
+    rng = np.random.default_rng(0)
+    cosines = []
+    for clips, seconds in ((1, 0.5), (3, 2.2), (2, 7.3)):
+        samples = int(seconds * encoder.sample_rate_hz)
+        audio = (0.1 * rng.normal(size=(clips, samples))).astype(np.float32)
+        ours = encoder.embed(audio, encoder.sample_rate_hz, layer=layer, pooling=pooling)
+        scene, frames, _ = session.run(None, {"waveform": audio})
+        for a, b in ((ours.scene, scene), (ours.frames, frames)):
+            cosines.append(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+    return float(min(cosines))

@@ -1,0 +1,114 @@
+"""Embeddings of sound as it arrives: blocks in, frame vectors out as soon as the audio they depend on is complete.
+
+A frame vector depends on its whole unit, so the vectors of a unit come out together when the unit is complete: the
+latency is at most the trained length. They are equal to those of the offline path.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from melmask.audio.files import RESAMPLER_QUALITY
+from melmask.audio.logmel import LogMelStream
+from melmask.embedding.assemble import Segmenter
+from melmask.embedding.encoder import AudioEncoder
+from melmask.errors import InputError
+
+
+class EmbeddingStream:
+    """Feed it blocks of one sound, as a microphone gives them.
+
+        stream = EmbeddingStream(melmask.load("runs/tiny"), sample_rate_hz=48000)
+        for block in microphone:
+            frames, times_ms = stream.push(block)
+        frames, times_ms = stream.finish()
+
+    Args:
+        model: A loaded model.
+        sample_rate_hz: Of the blocks.
+        layer, pooling, hop_ms: As in `AudioEncoder.embed`.
+
+    Raises:
+        ConfigError: no such layer, pooling or hop.
+    """
+
+    def __init__(
+        self,
+        model: AudioEncoder,
+        sample_rate_hz: int,
+        *,
+        layer: int | Sequence[int] | None = None,
+        pooling: str = "concat",
+        hop_ms: float | None = None,
+    ):
+        model.check_choice(layer, pooling, hop_ms)
+        self._model, self._layer, self._pooling = model, layer, pooling
+        self._grid = model.step_grid(hop_ms)
+        self._logmel = LogMelStream(model.front_end)
+        self._resampler = None
+        if sample_rate_hz != model.sample_rate_hz:
+            self._resampler = soxr.ResampleStream(
+                sample_rate_hz, model.sample_rate_hz, 1, dtype="float32", quality=RESAMPLER_QUALITY
+            )
+        unit, fill = model.card.model.frames, model.card.statistics.mean
+        self._cutters = {phase: Segmenter(phase, unit, fill) for phase in self._grid.phases}
+        self._ready: dict[int, deque[np.ndarray]] = {phase: deque() for phase in self._grid.phases}
+        self._samples = self._frames = self._steps = 0
+
+    def push(self, block: Float[np.ndarray, " samples"]) -> tuple[np.ndarray, np.ndarray]:
+        """Take in samples in [-1, 1]; returns the next (frames (steps, D), times_ms (steps,)), maybe none.
+
+        Raises:
+            InputError: the block is not one-dimensional or not finite.
+        """
+        if block.ndim != 1 or not np.isfinite(block).all():
+            raise InputError(f"the block is {block.shape}; expected finite samples (samples,) of one channel")
+        samples = block.astype(np.float32)
+        self._samples += len(samples)
+        if self._resampler is not None:
+            samples = self._resampler.resample_chunk(samples)
+        self._take(self._logmel.push(samples)[0])
+        return self._emit(None)
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rest of the vectors; the stream is used up.
+
+        Raises:
+            InputError: no sound was pushed.
+        """
+        if not self._samples:
+            raise InputError("the stream ended without a sample; push at least one block of sound")
+        if self._resampler is not None:
+            self._take(self._logmel.push(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))[0])
+        self._take(self._logmel.finish()[0])
+        for phase, cutter in self._cutters.items():
+            self._encode(phase, cutter.finish())
+        return self._emit(self._grid.steps(self._frames))
+
+    @torch.inference_mode()
+    def _take(self, logmel: Tensor) -> None:
+        self._frames += logmel.shape[1]
+        for phase, cutter in self._cutters.items():
+            self._encode(phase, cutter.push(logmel))
+
+    def _encode(self, phase: int, pieces: list[Tensor]) -> None:
+        for vectors in self._model.embed_segments(pieces, layer=self._layer, pooling=self._pooling):
+            self._ready[phase].extend(vectors)
+
+    def _emit(self, end: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors in order of time, until a phase has none ready or step `end` is reached."""
+        phases = list(self._ready.values())
+        vectors = []
+        while (end is None or self._steps + len(vectors) < end) and (
+            queue := phases[(self._steps + len(vectors)) % len(phases)]
+        ):
+            vectors.append(queue.popleft())
+        size = self._model.embedding_size(self._pooling, self._layer)
+        times_ms = self._grid.times_ms(self._steps + len(vectors), self._model.card.front_end)[self._steps :]
+        self._steps += len(vectors)
+        return np.array(vectors, dtype=np.float32).reshape(-1, size), times_ms

@@ -1,0 +1,320 @@
+"""Embeddings on disk: one Parquet or NumPy file, self-describing, written part by part so that a job can be resumed.
+
+Parquet: a row a file - path, duration_s, scene (D float32) and, if kept, first_step and frames (steps x D); the
+settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
+another, each with the file's path, duration and scene; first_step is the number of a row's first step, 0 where a file
+begins. npz: arrays path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
+(files + 1,); the settings are a JSON string. Step k is centred at first_ms + k * step_ms.
+
+While the job runs, `<name>.parts/part-*.parquet` hold what is done, `FILES_PER_PART` files each, failed ones too with
+their `error`; duration and scene, or the error, are in a file's `last` row. A part appears whole or not at all; at the
+end the parts are merged and removed. Parquet is written and read a row group at a time, so that frames of any length
+fit in memory; npz has to be put together there.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from melmask import __version__
+from melmask.embedding.assemble import grouped
+from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.extract import FileEmbedding
+from melmask.errors import InputError, OutputError
+from melmask.settings import to_dict
+from melmask.system.files import atomic_write, claimed, ensure_folder, write_json
+
+SUFFIXES = (".parquet", ".npz")
+FILES_PER_PART = 512
+_ROW_GROUP_BYTES = 12 << 20
+"""Rows are written together once their vectors fill this, which a full row of a long file (16 MB) does alone."""
+_KEY = b"melmask"
+
+
+def check_table_path(path: Path) -> None:
+    """Raise OutputError unless the name ends in a known suffix and its folder can be written to."""
+    if path.suffix not in SUFFIXES:
+        raise OutputError(f"--out is {path}; expected a name ending in {' or '.join(SUFFIXES)}")
+    ensure_folder(path.parent)
+
+
+def settings_of(
+    model: AudioEncoder,
+    paths: Sequence[Path],
+    layer: Sequence[int] | None = None,
+    pooling: str = "concat",
+    hop_ms: float | None = None,
+    keep_frames: bool = False,
+    scene: str = "mean",
+) -> dict[str, Any]:
+    """What a reader of embeddings needs to know of how they were made, and what tells one job from another."""
+    times_ms = model.step_grid(hop_ms).times_ms(2, model.card.front_end)
+    return {
+        "melmask": __version__,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "layer": layer,
+        "pooling": pooling,
+        "scene": scene,
+        "precision": model.precision,
+        "normalization": model.normalization,
+        "dimensions": model.embedding_size(pooling, layer),
+        "scene_dimensions": model.embedding_size(pooling, layer) * len(scene.split("+")),
+        "frames": keep_frames,
+        "first_ms": float(times_ms[0]),
+        "step_ms": float(times_ms[1] - times_ms[0]),
+        "front_end": to_dict(model.card.front_end),
+        "statistics": to_dict(model.card.statistics),
+        "files": len(paths),
+        "files_sha256": hashlib.sha256("\n".join(str(path) for path in paths).encode()).hexdigest(),
+    }
+
+
+class TableJob:
+    """The parts of one table: which are done, writing the others, merging all.
+
+    Raises:
+        OutputError: the place cannot be written to, or holds the parts of a job with other settings or files.
+    """
+
+    def __init__(self, path: Path, paths: Sequence[Path], settings: dict[str, Any]):
+        check_table_path(path)
+        self._path, self._paths, self._settings = path, paths, settings
+        self._files_per_part = FILES_PER_PART  # carried along where a job is sent to other processes
+        self._folder, self._merged = path.with_name(path.name + ".parts"), False
+        self.complete = path.exists() and read_settings(path) == settings
+        if self.complete:
+            return
+        ensure_folder(self._folder)
+        job = self._folder / "job.json"
+        if not job.exists():
+            write_json(job, settings)
+            return
+        try:
+            begun = dict(json.loads(job.read_text()))
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
+        wrong = [key for key in settings if begun.get(key) != settings[key]]
+        if wrong and not any(self._folder.glob("part-*")):
+            # Nothing was done by it.
+            write_json(job, settings)
+        elif wrong:
+            # Their digest differs as well where their number does.
+            what = ", ".join(dict.fromkeys(key.removesuffix("_sha256") for key in wrong))
+            raise OutputError(f"{self._folder} belongs to a job with another {what}; delete it or use another --out")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other jobs from the parts; once they are merged, they go.
+
+        Raises:
+            OutputError: another job has them.
+        """
+        try:
+            with claimed(self._folder):
+                yield
+        finally:
+            # Behind the lock: on network file systems a file that is open keeps its folder.
+            if self._merged:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def todo(self) -> list[int]:
+        """Numbers of the parts that are not there yet."""
+        parts = range(-(-len(self._paths) // self._files_per_part))
+        return [part for part in parts if not self._part(part).exists()]
+
+    def paths_of(self, parts: Sequence[int]) -> list[Path]:
+        """The files of some parts, in order."""
+        size = self._files_per_part
+        return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
+
+    def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> None:
+        """Write `parts`; `results` are those of `paths_of(parts)`, in order, taken as they are needed."""
+        rows = iter(results)
+        for part in parts:
+            of_part = _rows_of_files(rows, len(self.paths_of([part])))
+            tables = (_arrow_table(group, self._settings) for group in grouped(of_part, _bytes_of, _ROW_GROUP_BYTES))
+            with atomic_write(self._part(part)) as file:
+                _write_parquet(file, tables, _part_schema(self._settings))
+
+    def merge(self) -> list[tuple[str, str]]:
+        """Write the table from its parts; returns (path, reason) of the files that failed.
+
+        `<name>.failed.csv` lists these too.
+
+        Raises:
+            InputError: no file could be read.
+        """
+        failed: list[tuple[str, str]] = []
+        parts = [self._part(k) for k in range(-(-len(self._paths) // self._files_per_part))]
+        for part in parts:
+            rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
+            failed += [(row["path"], row["error"]) for row in rows if row["error"]]
+        if len(failed) == len(self._paths):
+            self._merged = True
+            raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
+        with atomic_write(self._path) as file:
+            good = (table for part in parts for table in _good_rows(part, _schema(self._settings)))
+            if self._path.suffix == ".parquet":
+                _write_parquet(file, good, _schema(self._settings))
+            else:
+                _write_npz(file, good, self._settings)
+        failures = self._path.with_name(self._path.name + ".failed.csv")
+        failures.unlink(missing_ok=True)
+        if failed:
+            with atomic_write(failures, "w") as file:
+                csv.writer(file).writerows([("path", "reason"), *failed])
+        self._merged = True
+        return failed
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number:06d}.parquet"
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings in a table, None if it is no table of ours."""
+    try:
+        if path.suffix == ".npz":
+            # Of a damaged file NumPy leaves open what it has opened itself.
+            with path.open("rb") as file, np.load(file) as arrays:
+                return json.loads(str(arrays["settings"]))
+        return json.loads(pq.read_schema(path).metadata[_KEY])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pa.ArrowException):
+        return None
+
+
+def rows_of(path: Path) -> int:
+    """How many files a table holds."""
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return len(arrays["path"])
+    if "first_step" in pq.read_schema(path).names:
+        return int(np.sum(pq.read_table(path, columns=["first_step"])["first_step"].to_numpy() == 0))
+    return pq.read_metadata(path).num_rows
+
+
+def _rows_of_files(rows: Iterator[FileEmbedding], files: int) -> Iterator[FileEmbedding]:
+    """The rows of the next `files` files."""
+    while files:
+        row = next(rows)
+        files -= row.last
+        yield row
+
+
+def _bytes_of(row: FileEmbedding) -> int:
+    return sum(array.nbytes for array in (row.scene, row.frames) if array is not None)
+
+
+def _schema(settings: dict[str, Any]) -> pa.Schema:
+    vector, scene = (pa.list_(pa.float32(), settings[key]) for key in ("dimensions", "scene_dimensions"))
+    fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", scene)]
+    if settings["frames"]:
+        fields += [("first_step", pa.int64()), ("frames", pa.list_(vector))]
+    return pa.schema(fields).with_metadata({_KEY: json.dumps(settings)})
+
+
+def _part_schema(settings: dict[str, Any]) -> pa.Schema:
+    return _schema(settings).append(pa.field("error", pa.string())).append(pa.field("last", pa.bool_()))
+
+
+def _arrow_table(rows: list[FileEmbedding], settings: dict[str, Any]) -> pa.Table:
+    """Rows of a part; until the merge those without a scene have zeros."""
+    size, scene_size = settings["dimensions"], settings["scene_dimensions"]
+
+    def vectors(arrays: list[Any], dimensions: int) -> pa.Array:
+        flat = np.concatenate([np.zeros(0, np.float32), *(np.reshape(a, -1) for a in arrays)])
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimensions)
+
+    columns = [
+        pa.array([str(row.path) for row in rows], pa.string()),
+        pa.array([row.duration_s for row in rows], pa.float64()),
+        vectors([np.zeros(scene_size, np.float32) if row.scene is None else row.scene for row in rows], scene_size),
+    ]
+    if settings["frames"]:
+        frames = [np.zeros((0, size), np.float32) if row.frames is None else row.frames for row in rows]
+        offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
+        columns.append(pa.array([row.first_step for row in rows], pa.int64()))
+        columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames, size)))
+    columns.append(pa.array([row.error for row in rows], pa.string()))
+    columns.append(pa.array([row.last for row in rows], pa.bool_()))
+    return pa.Table.from_arrays(columns, schema=_part_schema(settings))
+
+
+def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of a part's readable files, a row group at a time, each row with its file's duration and scene."""
+    with pq.ParquetFile(part) as file:
+        numbers = range(file.num_row_groups)
+        small = (file.read_row_group(number, ["duration_s", "scene", "error", "last"]) for number in numbers)
+        files = pa.concat_tables(rows.filter(rows["last"]) for rows in small).combine_chunks()
+        closed = 0
+        for number in numbers:
+            table = file.read_row_group(number)
+            last = table["last"].to_numpy().astype(np.int64)
+            of_file = files.take(pa.array(closed + np.cumsum(last) - last))
+            closed += int(last.sum())
+            for name in ("duration_s", "scene"):
+                table = table.set_column(table.column_names.index(name), name, of_file[name])
+            # Under the same name, so that what was read is not held while the next is read.
+            table = table.filter(of_file["error"].is_null()).select(schema.names)
+            yield table
+
+
+def _write_parquet(file: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write each table that is not empty as a row group."""
+    # A dictionary of floats that do not repeat costs twenty times the time and a gigabyte.
+    with pq.ParquetWriter(file, schema, use_dictionary=["path"]) as writer:
+        for table in tables:
+            if len(table):
+                writer.write_table(table)
+
+
+def _write_npz(file: Any, tables: Iterable[pa.Table], settings: dict[str, Any]) -> None:
+    table = pa.concat_tables(list(tables)).combine_chunks()
+    frames = {}
+    if settings["frames"]:
+        begins = np.flatnonzero(table["first_step"].to_numpy() == 0)
+        kept = table["frames"].combine_chunks()
+        ends = np.cumsum([0, *kept.value_lengths().to_pylist()])
+        frames["frames"] = kept.flatten().flatten().to_numpy().reshape(-1, settings["dimensions"])
+        frames["frame_offsets"] = np.append(ends[begins], ends[-1])
+        table = table.drop_columns(["frames"]).take(pa.array(begins))
+    arrays = {
+        "path": np.array(table["path"].to_pylist()),
+        "duration_s": table["duration_s"].to_numpy(),
+        "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings["scene_dimensions"]),
+        "settings": np.array(json.dumps(settings)),
+    }
+    np.savez(file, **arrays, **frames)
+
+
+def write_rows(path: Path, columns: Mapping[str, type[str] | type[float]], rows: Sequence[dict[str, Any]]) -> None:
+    """A small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
+
+    Columns have their types there even where they are empty, so that tables of many jobs fit together.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    if path.suffix == ".parquet":
+        types = {str: pa.string(), float: pa.float64()}
+        arrays = {name: pa.array([row.get(name) for row in rows], types[kind]) for name, kind in columns.items()}
+        with atomic_write(path) as file:
+            pq.write_table(pa.table(arrays), file)
+        return
+    with atomic_write(path, "w") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps({name: row[name] for name in columns if name in row}) + "\n" for row in rows)
+        else:
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows(rows)

@@ -1,0 +1,152 @@
+"""The wav files of a task that is being made: their names, their common length, their writing."""
+
+import contextlib
+import math
+import os
+import re
+import wave
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from melmask.audio.files import read_audio_blocks
+from melmask.errors import AudioFileError
+from melmask.system.hardware import available_cores
+from melmask.system.progress import track
+
+_ALIKE = 0.1
+_USUAL_SHARE = 0.95
+MOST_SAMPLES = (2**32 - 64) // 2
+"""What the length field of a 16-bit wav file can say."""
+_PADDED_SAMPLES = 1 << 20
+# The kit puts up to 19 bytes behind a name, and file systems allow 255.
+_LONGEST_NAME_BYTES = 160
+
+
+def wav_names(paths: Sequence[Path]) -> list[str]:
+    """A wav file's name for each path, all different, on file systems that ignore case too.
+
+    The name is the path below the folder that all have in common, its parts joined by underscores.
+    """
+    # resolve() would follow links.
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    common = os.path.commonpath([path.parent for path in absolute])
+    taken: set[str] = set()
+    names = []
+    for path in absolute:
+        joined = "_".join(path.relative_to(common).with_suffix("").parts)
+        stem = re.sub(r"[^\w.,+=@-]", "_", joined).lstrip(".") or "clip"
+        # The end of a long path tells more than its beginning.
+        stem = stem.encode()[-_LONGEST_NAME_BYTES:].decode(errors="ignore")
+        name, number = stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.casefold())
+        names.append(f"{name}.wav")
+    return names
+
+
+def common_length_s(paths: Sequence[Path]) -> float | None:
+    """The length that nearly all clips have, in s, as their headers say; None where there is none.
+
+    It is that of the longest of the clips within 10 % of the median, rounded up to 10 ms.
+    """
+    lengths_s = []
+    for path in paths:
+        with contextlib.suppress(soundfile.LibsndfileError, OSError, TypeError):
+            lengths_s.append(soundfile.info(path).duration)
+    if not lengths_s:
+        return None
+    lengths = np.array(lengths_s)
+    usual = lengths[np.abs(lengths - np.median(lengths)) <= _ALIKE * np.median(lengths)]
+    if len(usual) < _USUAL_SHARE * len(lengths) or not usual.max() > 0:
+        return None
+    return math.ceil(round(usual.max() * 100, 3)) / 100
+
+
+class SoundReport(NamedTuple):
+    """What became of a clip's sound: its seconds, without zeros behind it; whether it was cut; why there is none."""
+
+    sound_s: float
+    cut: bool = False
+    error: str | None = None
+
+
+def write_sounds(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    rates_hz: Sequence[int],
+    fixed_s: float | None,
+    building: Path,
+    threads: int | None = None,
+) -> list[SoundReport]:
+    """Write each clip to `building/<rate>/<name>` as 16-bit mono at each rate.
+
+    Args:
+        paths: the sound files.
+        names: of the wav files, all different.
+        rates_hz: sample rates.
+        fixed_s: seconds that clips are cut or zero-padded to at their ends; None leaves them as they are.
+        building: the folder of the task.
+        threads: that decode; all cores where None.
+
+    Returns:
+        A report a clip. Those that cannot be read have an `error` and no file.
+    """
+    for rate_hz in rates_hz:
+        (building / str(rate_hz)).mkdir(exist_ok=True)
+    write = partial(_write_clip, building=building, rates_hz=rates_hz, fixed_s=fixed_s)
+    pool = ThreadPoolExecutor(threads or available_cores())
+    try:
+        return list(track(pool.map(write, paths, names), len(names), "make task"))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], fixed_s: float | None) -> SoundReport:
+    targets = [building / str(rate_hz) / name for rate_hz in rates_hz]
+    try:
+        written = [_write_wav(path, target, rate, fixed_s) for target, rate in zip(targets, rates_hz, strict=True)]
+    except AudioFileError as error:
+        for target in targets:
+            target.unlink(missing_ok=True)
+        return SoundReport(0.0, error=str(error))
+    return written[0]
+
+
+def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) -> SoundReport:
+    """Block by block, so that clips of any length fit in memory; what is cut off is not decoded."""
+    length = None if fixed_s is None else round(fixed_s * rate_hz)
+    samples, cut = 0, False
+    with wave.open(str(target), "wb") as file:
+        file.setparams((1, 2, rate_hz, 0, "NONE", "not compressed"))
+        for block in read_audio_blocks(path, rate_hz):
+            used = block if length is None else block[: length - samples]
+            if samples + len(used) > MOST_SAMPLES:
+                raise AudioFileError(f"{path} is too long for a wav file at {rate_hz} Hz; cut it, or give a duration")
+            file.writeframes(np.clip(np.rint(used * 32768.0), -32768, 32767).astype("<i2").tobytes())
+            samples += len(used)
+            cut = len(used) < len(block)
+            if cut:
+                break
+        missing = 0 if length is None else length - samples
+        while missing:
+            padded = min(missing, _PADDED_SAMPLES)
+            file.writeframes(bytes(2 * padded))
+            missing -= padded
+    return SoundReport(samples / rate_hz, cut)
+
+
+def move_to_splits(building: Path, rates_hz: Sequence[int], names: Sequence[str], split_of: Sequence[str]) -> None:
+    """Put the wav files where they belong, `building/<rate>/<split>/<name>`, once their splits are known."""
+    for rate_hz in rates_hz:
+        for split in set(split_of):
+            (building / str(rate_hz) / split).mkdir()
+        for name, split in zip(names, split_of, strict=True):
+            (building / str(rate_hz) / name).replace(building / str(rate_hz) / split / name)

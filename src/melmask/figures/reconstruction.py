@@ -1,0 +1,206 @@
+"""What a model hears, what it is shown of it, and what it makes of that."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from melmask.config import FrontEndConfig, MaskingConfig
+from melmask.embedding.encoder import AudioEncoder
+from melmask.errors import InputError
+from melmask.figures.figure import INK, MUTED, new_figure, save_figure
+from melmask.figures.spectrogram import DB_PER_NATURAL_LOG, draw_spectrogram, time_edges_s
+from melmask.geometry import PatchGrid, grid_of
+from melmask.objectives.masking import random_masks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_CLIPS = 6
+_COLUMNS = (
+    ("input", "log-mel spectrogram"),
+    ("what the model sees", "grey: hidden"),
+    ("what it reconstructs", "framed: kept from the input"),
+)
+_TITLE_CHARACTERS = 64
+_HIDDEN = "#dde2e7"
+_MIN_RANGE_DB, _MAX_RANGE_DB = 30.0, 70.0
+_WIDTH_INCHES, _ROW_INCHES, _MARGIN_INCHES = 9.0, 1.55, 0.75
+
+
+class _Row(NamedTuple):
+    """One clip. truth, shown: (mels, frames) dB; masked: (rows, columns) of patches, row 0 the lowest bands."""
+
+    title: str
+    loss: float
+    truth: np.ndarray
+    shown: np.ndarray
+    masked: np.ndarray
+
+
+def save_reconstruction_picture(
+    path: Path,
+    model: AudioEncoder,
+    logmels: Float[np.ndarray, "clips mels frames"],
+    titles: Sequence[str],
+    *,
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+) -> None:
+    """Draw what the model reconstructs of a few clips; see `reconstruction_figure`.
+
+    Args:
+        path: where to write; the suffix gives the format (.png, .svg, .pdf).
+        model: with a decoder.
+        logmels: natural log, not normalised, as `AudioEncoder.logmel` gives it.
+        titles: one a clip.
+        mask_ratio: share of patches hidden.
+        seed: decides which.
+
+    Raises:
+        ConfigError: the model has no decoder, or `mask_ratio` is not between 0 and 1.
+        InputError: not 1 to 6 clips, too few titles, or clips too short to hide a patch and show another.
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    save_figure(reconstruction_figure(model, logmels, titles, mask_ratio=mask_ratio, seed=seed), path)
+
+
+def reconstruction_figure(
+    model: AudioEncoder,
+    logmels: Float[np.ndarray, "clips mels frames"],
+    titles: Sequence[str],
+    *,
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+) -> "Figure":
+    """A row a clip: the log-mel; its visible patches; and the model's prediction of the others.
+
+    Of a clip longer than the model's unit the first unit is drawn; of a shorter one, its whole patches. The third
+    picture shows visible patches, framed, as they came: a model is not trained to predict those. Values are dB
+    relative to a mel power of 1; a row has one colour scale, from the loudest value of its input to at most 70 dB
+    below.
+
+    The arguments and errors are those of `save_reconstruction_picture`, which writes the figure to a file.
+    """
+    rows = _rows(model, logmels, titles, mask_ratio, seed)
+    figure = new_figure(_WIDTH_INCHES, _MARGIN_INCHES + _ROW_INCHES * len(rows))
+    grid = figure.subplots(len(rows), len(_COLUMNS), sharex=True, sharey=True, squeeze=False)
+    for axes_of_row, row in zip(grid, rows, strict=True):
+        _draw_row(figure, axes_of_row, row, model.card.front_end)
+    for axes, (name, note) in zip(grid[0], _COLUMNS, strict=True):
+        _head_column(axes, name, note)
+    for axes in grid[-1]:
+        axes.set_xlabel("time (s)", color=MUTED, fontsize=8)
+    return figure
+
+
+def _head_column(axes: "Axes", name: str, note: str) -> None:
+    """What a column shows, above its first picture's own title."""
+    for text, points_above, points_high, color in ((name, 34, 10, INK), (note, 23, 8, MUTED)):
+        axes.annotate(
+            text,
+            (0.5, 1),
+            (0, points_above),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            color=color,
+            fontsize=points_high,
+        )
+
+
+def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_ratio: float, seed: int) -> list[_Row]:
+    """Hide patches of each clip and let the model predict them."""
+    config = model.card.model
+    ratio = MaskingConfig(ratio=mask_ratio).ratio
+    if not 1 <= len(logmels) <= MAX_CLIPS or len(titles) != len(logmels):
+        raise InputError(f"{len(logmels)} clips with {len(titles)} titles; give 1 to {MAX_CLIPS} and a title for each")
+    columns = min(logmels.shape[2], config.frames) // config.patch_frames
+    grid = PatchGrid(grid_of(config).rows, columns)
+    if logmels.shape[1] != config.mels or grid.patches < 2:
+        raise InputError(
+            f"the log-mels are {logmels.shape[1:]}; give ({config.mels}, frames) with frames for two patches or more, "
+            f"each ({config.patch_mels}, {config.patch_frames})"
+        )
+    logmels = logmels[:, :, : columns * config.patch_frames].astype(np.float32)
+    # Step 0 of the seed: the same masks whenever the picture is drawn, so that pictures can be compared.
+    masks = random_masks(seed, 0, len(logmels), grid.patches, grid.visible_patches(ratio)).numpy()
+    rows = []
+    for title, logmel, masked in zip(titles, logmels, masks, strict=True):
+        # One at a time, for the loss of each.
+        result = model.reconstruct(logmel[None], masked=masked[None])
+        by_patch = masked.reshape(grid.rows, grid.columns)
+        shown = np.where(_of_bands(by_patch, logmel.shape), result.logmel[0], logmel)
+        rows.append(_Row(title, result.loss, logmel * DB_PER_NATURAL_LOG, shown * DB_PER_NATURAL_LOG, by_patch))
+    return rows
+
+
+def _of_bands(by_patch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Values (rows, columns) of patches, repeated for each band and frame of `shape` (mels, frames)."""
+    rows, columns = by_patch.shape
+    return by_patch.repeat(shape[0] // rows, axis=0).repeat(shape[1] // columns, axis=1)
+
+
+def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: FrontEndConfig) -> None:
+    """The three pictures of a clip under its title, and the key to their colours."""
+    heard, seen, made = axes_of_row
+    limits = _limits_db(row.truth)
+    hidden = _of_bands(row.masked, row.truth.shape)
+    image = draw_spectrogram(heard, row.truth, config, limits)
+    draw_spectrogram(seen, np.where(hidden, np.nan, row.truth), config, limits)
+    seen.set_facecolor(_HIDDEN)
+    draw_spectrogram(made, row.shown, config, limits)
+    frames = row.truth.shape[1]
+    _draw_grid(seen, PatchGrid(*row.masked.shape), config, frames)
+    _outline_visible(made, row.masked, config, frames)
+    title = row.title if len(row.title) <= _TITLE_CHARACTERS else row.title[: _TITLE_CHARACTERS - 1] + "…"
+    heard.set_title(title, loc="left", pad=5, color=INK, fontsize=9, fontweight="bold", parse_math=False)
+    made.set_title(f"loss {row.loss:.3f} on the hidden patches", loc="right", pad=5, color=MUTED, fontsize=8)
+    heard.set_ylabel("frequency (Hz)", color=MUTED, fontsize=8)
+    bar = figure.colorbar(image, ax=list(axes_of_row), aspect=14, pad=0.012, fraction=0.03)
+    bar.ax.tick_params(length=2.5, width=0.6, color=MUTED, labelcolor=INK, labelsize=7.5, pad=2)
+    bar.set_label("dB", color=MUTED, fontsize=8)
+    bar.outline.set(edgecolor=MUTED, linewidth=0.6)
+
+
+def _limits_db(values: np.ndarray) -> tuple[float, float]:
+    """First and last colour: the loudest value and what lies at most 70 dB below, but 30 dB of silence stay dark."""
+    loudest = float(values.max())
+    lowest = max(float(values.min()), loudest - _MAX_RANGE_DB)
+    return lowest, max(loudest, lowest + _MIN_RANGE_DB)
+
+
+def _draw_grid(axes: "Axes", grid: PatchGrid, config: FrontEndConfig, frames: int) -> None:
+    """Thin lines between patches."""
+    x, y = _patch_edges(grid, config, frames)
+    style = {"color": "white", "linewidth": 0.5}
+    for time_s in x[1:-1]:
+        axes.axvline(time_s, **style)
+    for position in y[1:-1]:
+        axes.axhline(position, **style)
+
+
+def _outline_visible(
+    axes: "Axes", masked: Bool[np.ndarray, "rows columns"], config: FrontEndConfig, frames: int
+) -> None:
+    """A frame just inside each visible patch; one around several would leave open which side is which."""
+    from matplotlib.collections import LineCollection
+
+    x, y = _patch_edges(PatchGrid(*masked.shape), config, frames)
+    inset_s, inset_bands = 0.004 * (x[-1] - x[0]), 0.008 * (y[-1] - y[0])
+    frames_of_patches = []
+    for row, column in np.argwhere(~masked):
+        left, right = x[column] + inset_s, x[column + 1] - inset_s
+        low, high = y[row] + inset_bands, y[row + 1] - inset_bands
+        frames_of_patches.append([(left, low), (right, low), (right, high), (left, high), (left, low)])
+    axes.add_collection(LineCollection(frames_of_patches, colors="white", linewidths=0.8), autolim=False)
+
+
+def _patch_edges(grid: PatchGrid, config: FrontEndConfig, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where patches begin and end: (columns + 1,) in s and (rows + 1,) in positions between bands."""
+    x = np.linspace(*time_edges_s(frames, config), grid.columns + 1)
+    return x, np.linspace(-0.5, config.mels - 0.5, grid.rows + 1)

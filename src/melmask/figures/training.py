@@ -1,0 +1,41 @@
+"""Pictures of a run as it goes: the same few crops, reconstructed by the model of the moment."""
+
+import copy
+
+import numpy as np
+
+from melmask.config import PretrainConfig
+from melmask.corpus.store import Store
+from melmask.embedding.encoder import AudioEncoder
+from melmask.figures.reconstruction import save_reconstruction_picture
+from melmask.train.pretrain import StepState
+
+_CLIPS = 4
+
+
+class ReconstructionPictures:
+    """A training hook: writes pictures/step-*.png of the same crops under the same masks every time."""
+
+    def __init__(self, store: Store, config: PretrainConfig):
+        # The longest clips: a short one would show little. Their first unit.
+        clips = np.argsort(-store.frames, kind="stable")
+        chosen = np.unique(clips[np.linspace(0, len(clips) // 4, _CLIPS, dtype=int)])
+        frames = int(min(config.model.frames, store.frames[chosen].min()))
+        # A clip of a single patch in time shows nothing: such a store gets no pictures.
+        self._worth_it = frames >= 2 * config.model.patch_frames
+        crops = np.empty((len(chosen), frames, store.front_end.mels), dtype="<f2")
+        for crop, clip in zip(crops, chosen, strict=True):
+            store.read_into(crop, int(clip), 0)
+        self._logmels = crops.astype(np.float32).transpose(0, 2, 1)
+        self._titles = [f"clip {clip}" for clip in chosen]
+        self._mask_ratio = config.masking.ratio
+
+    def __call__(self, state: StepState) -> dict[str, float]:
+        """Write the picture of this step; there are no numbers to log."""
+        if not self._worth_it:
+            return {}
+        # A copy: the encoder freezes the model it is given.
+        encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")
+        path = state.run / "pictures" / f"step-{state.step:07d}.png"
+        save_reconstruction_picture(path, encoder, self._logmels, self._titles, mask_ratio=self._mask_ratio)
+        return {}

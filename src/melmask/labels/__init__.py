@@ -1,0 +1,1 @@
+"""Tables of labels, and what of them is held out."""

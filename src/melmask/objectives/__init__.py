@@ -1,0 +1,1 @@
+"""What a network is pre-trained to do."""

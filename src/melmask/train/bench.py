@@ -1,0 +1,292 @@
+"""How fast a configuration pre-trains on this machine, how near that is to its matrix products, where a step goes.
+
+Whole steps are timed as training runs them: a GPU is waited for once a reading of several steps. In between, single
+steps are timed part by part, waiting for the device after each, so on a GPU the parts are longer than the step.
+"""
+
+import itertools
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from melmask.config import PretrainConfig, Statistics
+from melmask.corpus.store import Store
+from melmask.corpus.stream import CropStream
+from melmask.errors import ConfigError
+from melmask.geometry import grid_of
+from melmask.models.flops import step_flops
+from melmask.objectives.masking import random_masks
+from melmask.settings import to_dict
+from melmask.system.hardware import (
+    keep_freed_memory,
+    matmul_peak,
+    pick_device,
+    pick_precision,
+    seconds_of,
+    use_threads,
+    wait_for,
+)
+from melmask.train.engine import Engine
+from melmask.train.optimizer import learning_rate
+from melmask.train.pretrain import build_card
+from melmask.train.processes import Processes
+
+_WARM_UP_STEPS = 2
+_LEAST_READINGS = 3
+_GPU_STEPS_PER_READING = 10
+_ENDLESS = 2**40
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """What was measured, in seconds, bytes and operations a second; `str` gives it as a page of text."""
+
+    config: PretrainConfig
+    device: str
+    precision: str
+    threads: int
+    data: str
+    """Where the crops came from."""
+    peaks: tuple[float, float]
+    """Operations a second of the fastest matrix product, before and after the steps."""
+    steps_s: tuple[float, ...]
+    """A step's time in each reading."""
+    parts_s: dict[str, float]
+    """Median time of each part of a step."""
+    memory_bytes: dict[str, int]
+
+    @property
+    def step_s(self) -> float:
+        """Median step."""
+        return median(self.steps_s)
+
+    @property
+    def crops_per_s(self) -> float:
+        """Crops trained on in a second."""
+        return self.config.data.batch_size / self.step_s
+
+    @property
+    def views_per_s(self) -> float:
+        """Masked views of crops trained on in a second."""
+        return self.config.views / self.step_s
+
+    @property
+    def step_flops(self) -> int:
+        """Operations of a step's matrix products."""
+        return step_flops(self.config.model, self.config.masking.ratio, self.config.views)
+
+    @property
+    def share_of_peak(self) -> float:
+        """The step's operations a second over the larger of the two peaks."""
+        return self.step_flops / self.step_s / max(self.peaks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        patches, visible = _patches(self.config)
+        return {
+            "config": to_dict(self.config),
+            "device": self.device,
+            "precision": self.precision,
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "data": self.data,
+            "matmul_peak_gflops": [round(peak / 1e9, 1) for peak in self.peaks],
+            "step_gflop": round(self.step_flops / 1e9, 3),
+            "step_ms": _ms(self.step_s),
+            "step_ms_readings": [_ms(s) for s in self.steps_s],
+            "crops_per_s": round(self.crops_per_s, 2),
+            "patches_per_s": round(self.views_per_s * patches, 1),
+            "visible_patches_per_s": round(self.views_per_s * visible, 1),
+            "share_of_peak": round(self.share_of_peak, 4),
+            "parts_ms": {name: _ms(s) for name, s in self.parts_s.items()},
+            "memory_mib": {name: round(size / 2**20, 1) for name, size in self.memory_bytes.items()},
+        }
+
+    def __str__(self) -> str:
+        m, (patches, visible) = self.config.model, _patches(self.config)
+        low, high = min(self.steps_s), max(self.steps_s)
+        whole_s = sum(self.parts_s.values())
+        return "\n".join(
+            [
+                f"network      {m.width} x {m.depth}, decoder {m.decoder_width} x {m.decoder_depth}",
+                f"input        {m.mels} x {m.frames}, patches {m.patch_mels} x {m.patch_frames}, "
+                f"{visible} of {patches} visible; {self.config.data.batch_size} crops a step, {self.data}",
+                f"device       {self.device}, {self.precision}, {self.threads} threads, torch {torch.__version__}",
+                f"products     {max(self.peaks) / 1e9:.0f} GFLOP/s at best "
+                f"({self.peaks[0] / 1e9:.0f} before, {self.peaks[1] / 1e9:.0f} after)",
+                f"step         {_ms(self.step_s)} ms ({_ms(low)} to {_ms(high)} in {len(self.steps_s)} readings), "
+                f"{self.step_flops / 1e9:.0f} GFLOP",
+                f"speed        {self.crops_per_s:.1f} crops/s, {self.views_per_s * patches:.0f} patches/s, of which "
+                f"{self.views_per_s * visible:.0f} visible",
+                f"of the peak  {self.share_of_peak:.1%}",
+                "memory       " + ", ".join(f"{n / 2**20:.0f} MiB {name}" for name, n in self.memory_bytes.items()),
+                "",
+                f"{'part':<18}{'ms':>9}{'%':>7}",
+                *(f"{name:<18}{_ms(s):>9}{s / whole_s:>7.1%}" for name, s in self.parts_s.items()),
+                f"{'all parts':<18}{_ms(whole_s):>9}",
+            ]
+        )
+
+
+def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float = 20.0) -> BenchReport:
+    """Measure steps of `config` for about `seconds`, on crops of `store` or, without one, on random numbers.
+
+    Raises:
+        ConfigError: no time, the machine lacks the device, or the model does not fit the store's front end.
+    """
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"{seconds:g} seconds to measure for; give 0 or more")
+    device = pick_device(config.hardware.device)
+    precision = pick_precision(config.hardware, device)
+    use_threads(config.hardware.threads)
+    keep_freed_memory()
+    before = matmul_peak(device, precision)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    step = TrainingStep(config, store)
+    with closing(step):
+        steps_s, parts = _measure(step, seconds)
+    memory = memory_bytes(device)
+    return BenchReport(
+        config=config,
+        device=device_name(device),
+        precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision, "fp32"),
+        threads=torch.get_num_threads(),
+        data=f"from {store.folder}" if store else "random numbers",
+        peaks=(before, matmul_peak(device, precision)),
+        steps_s=tuple(steps_s),
+        parts_s={name: median(part[name] for part in parts) for name in parts[0]},
+        memory_bytes=memory,
+    )
+
+
+class TrainingStep:
+    """The step of `train/pretrain.py` on one process; call it to do one, or time its parts.
+
+    A compiled network's encoder and decoder cannot be told apart.
+    """
+
+    def __init__(self, config: PretrainConfig, store: Store | None = None):
+        self.config = config
+        self.device = pick_device(config.hardware.device)
+        statistics = build_card(store, config).statistics if store else Statistics()
+        self.engine = Engine(config, statistics, Processes(0, 1, self.device))
+        self.done = 0
+        self._crops = _crops(config, store)
+
+    def __call__(self) -> Tensor:
+        """One step; its loss, which may not be computed yet."""
+        loss, _ = self.engine.step(*self.batch(), learning_rate(self.done, self.config))
+        self.done += 1
+        return loss
+
+    def timed(self) -> dict[str, float]:
+        """One step, and the seconds of each of its parts."""
+        watch = _Stopwatch(self.device)
+        self.engine.lap, nothing = watch.lap, self.engine.lap
+        compiled = self.config.hardware.compile
+        decoder = self.engine.model.decoder
+        hook = None
+        if decoder is not None and not compiled:
+            hook = decoder.register_forward_pre_hook(lambda *_: watch.lap("encoder"))
+        self()
+        self.engine.lap = nothing
+        if hook is not None:
+            hook.remove()
+        if compiled:
+            return {name.replace("decoder and loss", "forward"): s for name, s in watch.laps_s.items()}
+        return watch.laps_s
+
+    def batch(self) -> tuple[np.ndarray, Tensor]:
+        """The next crops and their masks."""
+        patches, visible = _patches(self.config)
+        masked = random_masks(self.config.run.seed, self.done, self.config.views, patches, visible)
+        return next(self._crops), masked
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._crops.close()
+
+
+def memory_bytes(device: torch.device) -> dict[str, int]:
+    """The GPU's memory at its fullest; on CPU the process' now, where the system says, and at its fullest."""
+    if device.type == "cuda":
+        return {"at most on the GPU": torch.cuda.max_memory_allocated(device)}
+    unit = 1 if sys.platform == "darwin" else 1024
+    most = {"at most": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        return most
+    return {"now": int(pages.read_text().split()[1]) * resource.getpagesize()} | most
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's architecture and widest instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def steps_per_reading(device: torch.device) -> int:
+    """Steps between waiting for the device: on CPU each is on its own, a GPU runs behind the host as in training."""
+    return 1 if device.type == "cpu" else _GPU_STEPS_PER_READING
+
+
+class _Stopwatch:
+    """Seconds by name; laps of the same name are added."""
+
+    def __init__(self, device: torch.device):
+        self.laps_s: dict[str, float] = {}
+        self._device = device
+        wait_for(device)
+        self._last_s = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        wait_for(self._device)
+        now_s = time.perf_counter()
+        self.laps_s[name] = self.laps_s.get(name, 0.0) + now_s - self._last_s
+        self._last_s = now_s
+
+
+def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict[str, float]]]:
+    for _ in range(_WARM_UP_STEPS):
+        step()
+    end_s = time.perf_counter() + seconds
+    steps_s: list[float] = []
+    parts: list[dict[str, float]] = []
+    while len(steps_s) < _LEAST_READINGS or time.perf_counter() < end_s:
+        steps_s.append(seconds_of(step, steps_per_reading(step.device), step.device))
+        parts.append(step.timed())
+    return steps_s, parts
+
+
+def _crops(config: PretrainConfig, store: Store | None) -> Iterator[np.ndarray]:
+    # (crops, frames, mels) float16, read ahead from the store as in training, or the same made-up ones for ever.
+    if store is not None:
+        stream = CropStream(store, config.data, config.model.frames, config.run.seed)
+        return stream.batches(0, _ENDLESS, config.hardware.readers)
+    shape = (config.data.batch_size, config.model.frames, config.model.mels)
+    normal = np.random.default_rng(config.run.seed).standard_normal(shape, np.float32)
+    made_up = (Statistics().mean + Statistics().std * normal).astype(np.float16)
+    return (made_up for _ in itertools.count())
+
+
+def _patches(config: PretrainConfig) -> tuple[int, int]:
+    grid = grid_of(config.model)
+    return grid.patches, grid.visible_patches(config.masking.ratio)
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 1)

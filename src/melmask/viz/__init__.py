@@ -1,1 +1,0 @@
-"""For people to look at, never read back by melmask: pictures, which need the `plot` extra, and a run's page."""
