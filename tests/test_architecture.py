@@ -45,9 +45,27 @@ HOMES = {
     "pyarrow": {"corpus", "embedding"},
 }
 
-LONGEST_FILE = 400
+# Lines of code, docstrings left out: documentation must never be a reason to split a file.
+LONGEST_FILE = 500
 LONGEST_FUNCTION = 60
 LONGEST_LOOP = {"pretrain": 120}
+MOST_PARAMETERS = 7
+# Functions that take more, with the reason.
+MANY_PARAMETERS = dict.fromkeys(
+    [
+        "predict_files",
+        "__init__",
+        "_probe_task",
+        "probe_tasks",
+        "few_label_curves",
+        "settings_of",
+        "evaluate",
+        "_evaluate",
+        "_judge_pair",
+        "make_task",
+    ],
+    "not yet grouped",
+)
 
 
 def module_name(path):
@@ -205,8 +223,26 @@ def test_some_things_are_done_in_their_place_only(pattern, allowed):
     assert {str(path.relative_to(SOURCE)) for path in TREES if re.search(pattern, path.read_text())} <= allowed
 
 
+def docstring_lines(tree) -> set[int]:
+    """The numbers of the lines that docstrings fill, those of dataclass fields included."""
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                found |= set(range(statement.lineno, statement.end_lineno + 1))
+    return found
+
+
+def code_lines(tree, first, last):
+    return len(set(range(first, last + 1)) - docstring_lines(tree))
+
+
 def test_no_file_is_long():
-    lengths = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in TREES}
+    lengths = {
+        str(path.relative_to(SOURCE)): code_lines(tree, 1, len(path.read_text(encoding="utf-8").splitlines()))
+        for path, tree in TREES.items()
+    }
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
@@ -215,10 +251,21 @@ def test_no_function_is_long():
         return [
             node
             for node in functions(tree)
-            if node.end_lineno - node.lineno + 1 > LONGEST_LOOP.get(node.name, LONGEST_FUNCTION)
+            if code_lines(tree, node.lineno, node.end_lineno) > LONGEST_LOOP.get(node.name, LONGEST_FUNCTION)
         ]
 
     assert everywhere(long) == []
+
+
+def test_no_function_takes_many_parameters():
+    def crowded(tree):
+        for node in functions(tree):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            own = [argument for argument in arguments if argument.arg not in ("self", "cls")]
+            if len(own) > MOST_PARAMETERS and node.name not in MANY_PARAMETERS:
+                yield node
+
+    assert everywhere(crowded) == []
 
 
 def test_everything_public_has_a_docstring():
