@@ -36,7 +36,7 @@ LAYERS, NOT_EVEN_SO = _layers()
 # Third-party libraries that one part of the package hides from the others.
 HOMES = {
     "matplotlib": {"figures"},
-    "sklearn": {"downstream", "evaluate", "labels"},
+    "sklearn": {"downstream", "evaluate", "train_head", "labels"},
     "soxr": {"audio", "embedding"},
     "safetensors": {"checkpoint", "classifier"},
     "tensorboard": {"train"},
@@ -58,8 +58,9 @@ MANY_PARAMETERS = dict.fromkeys(
         "_probe_task",
         "probe_tasks",
         "few_label_curves",
-        "settings_of",
+        "embed_table",
         "evaluate",
+        "train_head",
         "_evaluate",
         "_judge_pair",
         "make_task",
