@@ -36,7 +36,7 @@ LAYERS, NOT_EVEN_SO = _layers()
 # Third-party libraries that one part of the package hides from the others.
 HOMES = {
     "matplotlib": {"figures"},
-    "sklearn": {"downstream", "evaluate", "train_head", "labels"},
+    "sklearn": {"downstream", "evaluate", "labels"},
     "soxr": {"audio", "embedding"},
     "safetensors": {"checkpoint", "classifier"},
     "tensorboard": {"train"},
