@@ -16,7 +16,7 @@ from melmask.evaluate.mistakes import confusion_counts, find_sound, worst_clips,
 from melmask.evaluate.published import EVAR_MSM_MAE, HEAR_BEST, MSM_MAE, MW_MAE_B, PUBLISHED
 from melmask.evaluate.results import Column, EventFile, Predictions, mean_ranks, ranks, read_report
 from melmask.pages import sound
-from melmask.pages.charts import Bar, bar_chart, confusion_chart
+from melmask.pages.charts import Bar, BarChart, ConfusionChart
 from melmask.pages.evaluation import write_evaluation_page
 from melmask.pages.images import png_data_uri
 from melmask.pages.render import environment
@@ -434,18 +434,18 @@ def drawn(kind, chart):
 
 def test_bars_end_at_their_values():
     bars = [Bar("a", 0.25, (0.2, 0.3), "25 %", 0), Bar("b", None, None, "failed", 1)]
-    chart = drawn("bars", bar_chart("t", bars, percent=True))
+    chart = drawn("bars", BarChart(title="t", bars=bars, percent=True))
     assert [rect["width"] for rect in chart.all("rect")] == ["85"] and "failed" in chart.text
     assert [path["d"] for path in chart.all("path")] == ["M68,21.5v8M102,21.5v8M68,25.5H102"]
     # An error rate may be above one.
-    chart = bar_chart("t", [Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
+    chart = BarChart(title="t", bars=[Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
     assert [rect["width"] for rect in drawn("bars", chart).all("rect")] == ["340", "170"]
 
 
 @pytest.mark.parametrize(("classes", "rectangles"), [(2, 2), (20, 20), (60, 60), (61, 0)])
 def test_a_confusion_matrix_fits_its_classes(classes, rectangles):
     labels = [f"label {i}" for i in range(classes)]
-    chart = drawn("confusion", confusion_chart(np.eye(classes, dtype=np.int64), labels, "t"))
+    chart = drawn("confusion", ConfusionChart(title="t", counts=np.eye(classes, dtype=np.int64), labels=labels))
     assert len(chart.all("rect", "cell")) == rectangles
     assert len(chart.all("text", "label")) == (2 * classes if classes <= 60 else 0)
     assert len(chart.all("text", "on")) == (classes if classes <= 20 else 0)

@@ -295,7 +295,7 @@ def test_unknown_numbers_get_a_chart_and_missing_ones_none(make_run):
 
 def test_epochs_are_told_where_they_can_be(make_run):
     # 2000 steps of 256 crops of 2.08 s from an hour of sound.
-    assert f"≈ {2000 * 256 * 2.08 / 3600:.0f} of 1 hours" in written(make_run(healthy_rows())).text
+    assert f"≈ {2000 * 256 * 2.08 / 3600:.0f} over 1 h of sound" in written(make_run(healthy_rows())).text
     assert "Epochs" not in written(make_run(healthy_rows(), data__sampling="clip")).text
 
 

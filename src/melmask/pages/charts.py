@@ -44,7 +44,6 @@ class Frame(NamedTuple):
 
 
 CURVE = Frame(520, 230, left=58, right=500, top=10, bottom=194)
-_BAR_WIDTH, _BAR_ROW = 340, 36
 
 
 class Tick(NamedTuple):
@@ -214,7 +213,7 @@ def thin_out(series: Series) -> Curve:
     edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
     starts, counts = edges[:-1], np.diff(edges)
     means = [np.add.reduceat(numbers, starts) / counts for numbers in (steps, values)]
-    return Curve(*means, np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))
+    return Curve(means[0], means[1], np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))
 
 
 def _value_range(low: float, high: float, look: Look) -> tuple[float, float]:
@@ -262,49 +261,34 @@ class Bar(NamedTuple):
     """The number of the model's color; None draws an outline, as for a published number."""
 
 
-class BarRow(NamedTuple):
-    """A bar laid out; a width or whisker of None is not drawn."""
-
-    bar: Bar
-    name: str
-    kind: str
-    top: int
-    width: float | None
-    whisker: tuple[float, float] | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class BarChart:
-    """Horizontal bars from zero, the name and value of each above it."""
+    """Horizontal bars from zero, from top to bottom; a bar without a value becomes a line of text."""
 
     title: str
-    rows: list[BarRow]
-    ticks: list[Tick]
-    bottom: int
-    width: int = _BAR_WIDTH
+    """What is drawn, for screen readers."""
+    bars: Sequence[Bar]
+    percent: bool
+    """The axis is written in %, and reaches at least to 100."""
+    width: int = 340
+    row: int = 36
 
+    @property
+    def axis(self) -> Axis:
+        """The scale of the values."""
+        values = [end for bar in self.bars for end in (bar.value, *(bar.interval or ())) if end is not None]
+        return Axis(0.0, max([1.0 if self.percent else 1e-9, *values]), 0, self.width)
 
-def bar_chart(title: str, bars: Sequence[Bar], percent: bool) -> BarChart:
-    """Lay out bars from top to bottom.
+    @property
+    def ticks(self) -> list[Tick]:
+        """Round values below the bars."""
+        return self.axis.ticks(
+            lambda v: f"{100 * v:.6g}{'%' if v else ''}" if self.percent else f"{v:.6g}", most=4, inside=True
+        )
 
-    Args:
-        title: what is drawn, for screen readers.
-        bars: a bar without a value becomes a line of text.
-        percent: the axis is written in %, and reaches at least to 100.
-    """
-    values = [end for bar in bars for end in (bar.value, *(bar.interval or ())) if end is not None]
-    axis = Axis(0.0, max([1.0 if percent else 1e-9, *values]), 0, _BAR_WIDTH)
-    rows = []
-    for i, bar in enumerate(bars):
-        outlined = bar.color is None
-        # The outline of a published number is drawn inside the length that a full bar would have.
-        width = None if bar.value is None else max(0.0, axis.at(bar.value) - outlined)
-        ends = None if bar.interval is None else [min(max(axis.at(end), 0.0), _BAR_WIDTH) for end in bar.interval]
-        kind = "published" if outlined else f"c{bar.color % COLORS}"
-        name = shortened(bar.name, int((_BAR_WIDTH - 12) / _CHARACTER_PX) - len(bar.text))
-        rows.append(BarRow(bar, name, kind, _BAR_ROW * i, width, (ends[0], ends[1]) if ends else None))
-    marks = axis.ticks(lambda v: f"{100 * v:.6g}{'%' if v else ''}" if percent else f"{v:.6g}", most=4, inside=True)
-    return BarChart(title=title, rows=rows, ticks=marks, bottom=_BAR_ROW * len(bars) + 4)
+    def name(self, bar: Bar) -> str:
+        """Return as much of a bar's name as fits beside its text."""
+        return shortened(bar.name, int((self.width - 12) / _CHARACTER_PX) - len(bar.text))
 
 
 def shortened(name: str, most: int) -> str:
@@ -312,78 +296,66 @@ def shortened(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-class Cell(NamedTuple):
-    """A cell of a confusion matrix that is not empty."""
-
-    x: float
-    y: float
-    share: float
-    tip: str
-    text: str
-    """Its share in %, empty where there is no room for it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConfusionChart:
-    """A row a true class, a column a predicted one; the darker a cell, the larger its share of the row."""
-
-    title: str
-    cell: float
-    left: float
-    top: float
-    side: float
-    small: bool
-    upright: bool
-    """Whether the names of the columns are turned by 90 degrees."""
-    names: list[Tick]
-    """Where each class has its middle, from the start of the axis; empty where there are too many classes."""
-    cells: list[Cell]
-    picture: str
-    """All cells as one picture, where one rectangle for each would take megabytes."""
-
-
-def confusion_chart(
-    counts: Integer[np.ndarray, "classes classes"], labels: Sequence[str], title: str
-) -> ConfusionChart:
-    """Lay out a confusion matrix.
+    """A row a true class, a column a predicted one; the darker a cell, the larger its share of the row.
 
     Up to 20 classes the cells hold numbers and up to 60 the classes are named; beyond, the matrix is one picture.
-
-    Args:
-        counts: clips of each true class (row) that were taken for each class (column).
-        labels: the classes' names.
-        title: what is drawn, for screen readers.
     """
-    classes = len(labels)
-    cell = 26.0 if classes <= MAX_NUMBERED_CLASSES else 13.0 if classes <= MAX_NAMED_CLASSES else 420 / classes
-    named, small = classes <= MAX_NAMED_CLASSES, cell < 20
-    names = [shortened(label, MAX_NAME) for label in labels] if named else []
-    longest = max((len(name) for name in names), default=0)
-    room = longest * _CHARACTER_PX * (0.8 if small else 1) + 8 if named else 4.0
-    upright = longest > 3 or small
-    left, top = room + 16, (room if upright else 18.0) + 16
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # The floor of 0.12 keeps a single clip of a large class visible.
-    seen = np.where(counts > 0, np.maximum(shares, 0.12), 0)
-    return ConfusionChart(
-        title=title,
-        cell=cell,
-        left=left,
-        top=top,
-        side=cell * classes,
-        small=small,
-        upright=upright,
-        names=[Tick((i + 0.5) * cell, name) for i, name in enumerate(names)],
-        cells=list(_cells(counts, shares, labels, cell, left, top)) if named else [],
-        picture="" if named else png_data_uri(np.round(255 * seen).astype(np.uint8), _SHADES),
-    )
 
+    title: str
+    """What is drawn, for screen readers."""
+    counts: Integer[np.ndarray, "classes classes"]
+    """Clips of each true class (row) that were taken for each class (column)."""
+    labels: Sequence[str]
 
-def _cells(
-    counts: np.ndarray, shares: np.ndarray, labels: Sequence[str], cell: float, left: float, top: float
-) -> Iterable[Cell]:
-    for row, column in np.argwhere(counts).tolist():
-        share = float(shares[row, column])
-        tip = f"{labels[row]} taken for {labels[column]}: {counts[row, column]} clips, {100 * share:.0f} %"
-        text = f"{100 * share:.0f}" if cell >= 20 and share >= 0.005 else ""
-        yield Cell(left + column * cell, top + row * cell, share, tip, text)
+    @property
+    def cell(self) -> float:
+        """The side of a cell."""
+        classes = len(self.labels)
+        return 26.0 if classes <= MAX_NUMBERED_CLASSES else 13.0 if self.named else 420 / classes
+
+    @property
+    def named(self) -> bool:
+        """Whether there is room for the names of the classes."""
+        return len(self.labels) <= MAX_NAMED_CLASSES
+
+    @property
+    def small(self) -> bool:
+        """Whether a cell is too small for a number."""
+        return self.cell < 20
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes, as far as there is room."""
+        return [shortened(label, MAX_NAME) for label in self.labels] if self.named else []
+
+    @property
+    def upright(self) -> bool:
+        """Whether the names of the columns are turned by 90 degrees."""
+        return self.small or max(map(len, self.names)) > 3
+
+    @property
+    def room(self) -> float:
+        """The width that the names of the rows need."""
+        longest = max(map(len, self.names), default=0)
+        return longest * _CHARACTER_PX * (0.8 if self.small else 1) + 8 if self.named else 4.0
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The counts as shares of their rows."""
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+
+    @property
+    def cells(self) -> Iterable[tuple[int, int, int, float]]:
+        """Row, column, count and share of the cells that are not empty."""
+        shares = self.shares
+        for row, column in np.argwhere(self.counts).tolist():
+            yield row, column, int(self.counts[row, column]), float(shares[row, column])
+
+    @property
+    def picture(self) -> str:
+        """All cells as one picture; one rectangle for each would take megabytes where there are many classes."""
+        # The floor of 0.12 keeps a single clip of a large class visible.
+        seen = np.where(self.counts > 0, np.maximum(self.shares, 0.12), 0)
+        return png_data_uri(np.round(255 * seen).astype(np.uint8), _SHADES)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from melmask.evaluate.published import PUBLISHED, Published
 from melmask.evaluate.results import Column, Report, TaskFacts, mean_ranks, ranks, read_report
-from melmask.pages.charts import COLORS, Bar, BarChart, bar_chart
+from melmask.pages.charts import COLORS, Bar, BarChart
 from melmask.pages.render import MISSING, counted, write_page
 from melmask.pages.sound import SoundBudget
 from melmask.pages.task import task_section
-from melmask.pages.wording import column_name, is_percent, metric_text, name_of_metric, score_text, spread_text
+from melmask.pages.wording import Cell, column_name, is_percent, metric_text, name_of_metric, score_text, spread_text
 
 PAGE = "report.html"
 # A short list of scores replaces the ranks where there is one model; more than four would not be read.
@@ -26,28 +26,12 @@ class Verdict(NamedTuple):
     text: str
 
 
-class Cell(NamedTuple):
-    """A score in a table, with what is written below it; pale where there is none."""
-
-    text: str
-    below: str = ""
-    best: bool = False
-    pale: bool = False
-
-
-class PublishedCell(NamedTuple):
-    """A published score; a caveat is the number of its footnote."""
-
-    text: str = ""
-    caveat: int | None = None
-
-
 class Row(NamedTuple):
     """A task in a table of scores."""
 
     task: TaskFacts
     cells: list[Cell]
-    published: list[PublishedCell]
+    published: list[Cell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +56,6 @@ class Conditions(NamedTuple):
     protocol: str
     text: str
     differ: bool
-
-
-class TaskBars(NamedTuple):
-    """The scores of one task beside each other."""
-
-    task: TaskFacts
-    metric: str
-    chart: BarChart
 
 
 def write_evaluation_page(results: Path) -> Path:
@@ -107,7 +83,6 @@ def write_evaluation_page(results: Path) -> Path:
         "evaluation.html.j2",
         report=report,
         name=report.models[0]["name"] if len(report.models) == 1 else counted(len(report.models), "model"),
-        facts=_facts(report),
         leaking=[task for task in report.tasks if task.leaking_files or task.leaking_groups],
         verdicts=[_verdict(part, name) for part, name in zip(parts, names, strict=True)],
         tables=[_table(part, name) for part, name in zip(parts, names, strict=True)],
@@ -118,17 +93,6 @@ def write_evaluation_page(results: Path) -> Path:
         sounds=sounds,
         metrics={metric: name_of_metric(metric) for task in report.tasks for metric in task.metrics},
     )
-
-
-def _facts(report: Report) -> str:
-    protocols = report.protocols
-    parts = (
-        f"{counted(len(report.models), 'model')} on {counted(len(report.tasks), 'task')}",
-        f"protocol{'s' if len(protocols) > 1 else ''} {', '.join(protocols)}" if protocols else "",
-        report.created[:16].replace("T", " "),
-        f"melmask {report.version}" if report.version else "",
-    )
-    return " · ".join(part for part in parts if part)
 
 
 def _verdict(report: Report, protocol: str) -> Verdict:
@@ -199,19 +163,17 @@ def _cell(report: Report, task: TaskFacts, column: Column, places: dict[Column, 
     return Cell(text, " · ".join(part for part in below if part), best=place == 1)
 
 
-def _published_cells(
-    report: Report, task: TaskFacts, published: list[Published], caveats: list[str]
-) -> Iterable[PublishedCell]:
+def _published_cells(report: Report, task: TaskFacts, published: list[Published], caveats: list[str]) -> Iterable[Cell]:
     """Make the cells of a row, and add what they need a footnote for to `caveats`."""
     known = {one.name: score for one, score in _shown_published(report, task)}
     for one in published:
         if one.name not in known:
-            yield PublishedCell()
+            yield Cell("")
             continue
         reason = one.caveat(task.name)
         if reason:
             caveats.append(f"{one.name} on {task.name}: {reason}")
-        yield PublishedCell(f"{known[one.name]:.1f}", len(caveats) if reason else None)
+        yield Cell(f"{known[one.name]:.1f}", footnote=len(caveats) if reason else None)
 
 
 def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
@@ -227,16 +189,16 @@ def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
         yield Conditions(protocol, "; ".join(each if len(each) > 1 else texts), len(each) > 1)
 
 
-def _bars(report: Report) -> Iterable[TaskBars]:
+def _bars(report: Report) -> Iterable[tuple[TaskFacts, BarChart]]:
     for task in report.tasks:
         bars = list(_task_bars(report, task))
         if any(bar.value is not None for bar in bars):
-            yield TaskBars(task, name_of_metric(task.primary), bar_chart(task.title, bars, is_percent(task.primary)))
+            yield task, BarChart(title=task.title, bars=bars, percent=is_percent(task.primary))
 
 
 def _task_bars(report: Report, task: TaskFacts) -> Iterable[Bar]:
     for column in sorted(report.columns, key=lambda column: [*report.protocols, ""].index(column.protocol)):
-        name, color = column_name(report, column), report.colour(column)
+        name, color = column_name(report, column), report.colour(column) % COLORS
         outcome = report.outcomes.get((task.title, column))
         if outcome is None:
             if report.has_failed(task.title, column):

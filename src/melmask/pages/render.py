@@ -27,7 +27,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_position,
     )
-    made.filters["thousands"] = thousands
+    made.filters |= {"thousands": thousands, "counted": counted}
     return made
 
 

@@ -131,9 +131,9 @@ def _tiles(record: RunRecord, steps: int) -> Iterable[Tile]:
     if known["peak_share"] is not None:
         yield Tile("Machine", f"{100 * known['peak_share']:.0f} %", "of its peak")
     if record.epochs is not None:
-        yield Tile("Epochs", f"≈ {_round_text(record.epochs)}", f"of {_round_text(record.sound_hours)} hours")
+        yield Tile("Epochs", f"≈ {_round_text(record.epochs)}", f"over {_round_text(record.sound_hours)} h of sound")
     elif record.sound_hours:
-        yield Tile("Sound", _round_text(record.sound_hours), "hours")
+        yield Tile("Sound", _round_text(record.sound_hours), "h")
 
 
 def _charts(record: RunRecord) -> Iterable[CurveChart]:

@@ -27,7 +27,6 @@ _MAX_COLUMNS = 400
 _RANGE_DB = 70.0
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000)
 _FRAME = Frame(320, 130, left=34, right=320, top=0, bottom=110)
-_ROLL_LEFT, _ROLL_RIGHT, _LANE = 120, 830, 9
 # These are colors of matplotlib's magma at equal distances; matplotlib itself is an optional library.
 _MAGMA = np.frombuffer(
     bytes.fromhex("000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"), np.uint8
@@ -40,15 +39,10 @@ class SoundBudget:
     """The sound that a page may still hold, shared out evenly among the tasks that are left."""
 
     def __init__(self) -> None:
-        self._left = _MAX_BYTES
+        self.most = self._left = _MAX_BYTES
         self._limit = 0
         self.refused = 0
         """How many sounds did not fit."""
-
-    @property
-    def limit_text(self) -> str:
-        """How much a page holds."""
-        return f"{_MAX_BYTES / 1e6:.0f} MB"
 
     def share(self, tasks: int) -> "SoundBudget":
         """Limit what follows to the share of one of `tasks` that are left; the others get what it does not use."""
@@ -71,10 +65,6 @@ class Picture(NamedTuple):
 
     uri: str
     ticks: list[tuple[float, str]]
-
-    def places(self, height: int) -> list[Tick]:
-        """Return the frequency ticks of the picture drawn `height` pixels high."""
-        return [Tick(height * (1 - share), text) for share, text in self.ticks]
 
 
 def read_part(path: Path, start_s: float = 0.0) -> Float[np.ndarray, " samples"]:
@@ -134,30 +124,23 @@ def _narrowed(logmel: np.ndarray) -> np.ndarray:
     return np.add.reduceat(logmel, edges[:-1], axis=1) / np.diff(edges)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoundChart:
-    """A spectrogram with its axes."""
-
-    title: str
-    uri: str
-    times: list[Tick]
-    frequencies: list[Tick]
-    frame: Frame = _FRAME
-
-
-def sound_chart(picture: Picture, seconds: float, title: str) -> SoundChart:
-    """Lay out a spectrogram of so many seconds; the title is for screen readers."""
-    axis = Axis(0.0, seconds, _FRAME.left, _FRAME.right)
-    return SoundChart(
-        title=title,
-        uri=picture.uri,
-        times=axis.ticks(_seconds, most=4, inside=True),
-        frequencies=picture.places(_FRAME.bottom),
-    )
-
-
 def _seconds(value: float) -> str:
     return f"{value:.6g} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundChart:
+    """A spectrogram of so many seconds with its axes; the title is for screen readers."""
+
+    title: str
+    picture: Picture
+    seconds: float
+    frame: Frame = _FRAME
+
+    @property
+    def times(self) -> list[Tick]:
+        """Round times below the picture."""
+        return Axis(0.0, self.seconds, self.frame.left, self.frame.right).ticks(_seconds, most=4, inside=True)
 
 
 class Lane(NamedTuple):
@@ -168,63 +151,48 @@ class Lane(NamedTuple):
     predicted: Sequence[tuple[float, float]]
 
 
-class Block(NamedTuple):
-    """An event laid out. kind: "reference" or "predicted"."""
-
-    kind: str
-    x: float
-    y: float
-    width: float
-    tip: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class RollChart:
     """A piano roll, two rows a label: the reference above, filled, and the prediction below, hatched."""
 
     title: str
-    frame: Frame
-    times: list[Tick]
-    names: list[Tick]
-    blocks: list[Block]
-    uri: str
-    """The spectrogram above the rows; empty where the sound is missing."""
-    frequencies: list[Tick]
-    lane: int = _LANE
+    """What is drawn, for screen readers."""
+    lanes: Sequence[Lane]
+    """From top to bottom."""
+    start_s: float
+    """Where the drawn part of the file begins."""
+    end_s: float
+    picture: Picture | None
+    """The spectrogram of just that part, drawn above the rows on the same axis of time."""
+    lane: int = 9
 
+    @property
+    def row(self) -> int:
+        """The height of a label's two rows."""
+        return 2 * self.lane + 7
 
-def roll_chart(lanes: Sequence[Lane], start_s: float, end_s: float, picture: Picture | None, title: str) -> RollChart:
-    """Lay out a piano roll.
+    @property
+    def frame(self) -> Frame:
+        """The rows' place; a spectrogram is above it."""
+        top = 118 if self.picture else 2
+        bottom = top + self.row * len(self.lanes)
+        return Frame(870, bottom + 20, left=130, right=840, top=top, bottom=bottom)
 
-    Args:
-        lanes: one for each label, from top to bottom.
-        start_s: where the drawn part of the file begins.
-        end_s: where it ends.
-        picture: the spectrogram of just that part; it is drawn above the rows on the same axis of time.
-        title: what is drawn, for screen readers.
-    """
-    axis = Axis(start_s, end_s, _ROLL_LEFT, _ROLL_RIGHT)
-    top = _FRAME.bottom + 8 if picture else 2
-    row = 2 * _LANE + 7
-    blocks = []
-    for i, lane in enumerate(lanes):
-        first_y = top + row * i + 3
-        for kind, events, y in (
-            ("reference", lane.reference, first_y),
-            ("predicted", lane.predicted, first_y + _LANE + 1),
-        ):
-            for first, last in events:
-                low, high = axis.at(max(first, start_s)), axis.at(min(last, end_s))
-                tip = f"{lane.label}, {kind}: {first:.2f} to {last:.2f} s"
-                # An event of a moment still gets a pixel.
-                blocks.append(Block(kind, low, y, max(1.0, high - low), tip))
-    bottom = top + row * len(lanes)
-    return RollChart(
-        title=title,
-        frame=Frame(_ROLL_RIGHT + 30, bottom + 20, _ROLL_LEFT, _ROLL_RIGHT, top, bottom),
-        times=axis.ticks(_seconds, most=10),
-        names=[Tick(top + row * i, shortened(lane.label, MAX_NAME)) for i, lane in enumerate(lanes)],
-        blocks=blocks,
-        uri=picture.uri if picture else "",
-        frequencies=picture.places(_FRAME.bottom) if picture else [],
-    )
+    @property
+    def axis(self) -> Axis:
+        """The axis of time."""
+        return Axis(self.start_s, self.end_s, self.frame.left, self.frame.right)
+
+    @property
+    def times(self) -> list[Tick]:
+        """Round times below the rows."""
+        return self.axis.ticks(_seconds, most=10)
+
+    def name(self, lane: Lane) -> str:
+        """Return as much of a label as fits beside its rows."""
+        return shortened(lane.label, MAX_NAME)
+
+    def span(self, start_s: float, end_s: float) -> tuple[float, float]:
+        """Return an event's left end and width; an event of a moment still gets a pixel."""
+        low, high = self.axis.at(max(start_s, self.start_s)), self.axis.at(min(end_s, self.end_s))
+        return low, max(1.0, high - low)

@@ -10,14 +10,7 @@ from jaxtyping import Integer
 
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import AudioFileError
-from melmask.evaluate.mistakes import (
-    Mistake,
-    Stretch,
-    confusion_counts,
-    find_sound,
-    worst_clips,
-    worst_stretch,
-)
+from melmask.evaluate.mistakes import Mistake, Stretch, confusion_counts, find_sound, worst_clips, worst_stretch
 from melmask.evaluate.results import (
     Column,
     Outcome,
@@ -28,86 +21,68 @@ from melmask.evaluate.results import (
     read_event_files,
     read_predictions,
 )
-from melmask.pages.charts import ConfusionChart, confusion_chart
-from melmask.pages.render import MISSING, counted
+from melmask.pages.charts import ConfusionChart
+from melmask.pages.render import MISSING
 from melmask.pages.sound import (
     FRONT_END,
     LONGEST_S,
     Lane,
-    Picture,
     RollChart,
     SoundBudget,
     SoundChart,
     read_part,
-    roll_chart,
-    sound_chart,
     spectrogram_picture,
 )
-from melmask.pages.wording import (
-    column_name,
-    metric_text,
-    metrics_of,
-    score_text,
-    setting_text,
-    share_text,
-    spread_text,
-)
+from melmask.pages.wording import Cell, column_name, metric_text, metrics_of, score_text, setting_text, spread_text
 
 HARDEST = 6
 _MAX_LANES = 24
 
 
-class ScoreRow(NamedTuple):
-    """A model in a table: its name, and for each column a score and what is written below it."""
-
-    name: str
-    cells: list[tuple[str, str]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """A table of one task, a row a model."""
+    """A table of one task."""
 
     heads: list[str]
-    rows: list[ScoreRow]
+    rows: list[tuple[str, list[Cell]]]
+    """A model's name, and a cell for each head."""
 
 
 class Matrix(NamedTuple):
     """What a model takes for what; without predictions there is no chart."""
 
     name: str
-    clips: str = ""
+    clips: int = 0
     chart: ConfusionChart | None = None
     confused: Sequence[tuple[str, str, int, int]] = ()
 
 
 class Heard(NamedTuple):
-    """A sound: its length in s, its spectrogram, its wav (empty if it does not fit), or why it cannot be read."""
+    """A sound that was found: its spectrogram and its wav (empty if it does not fit), or why it cannot be read."""
 
-    seconds: float = 0.0
-    picture: Picture | None = None
+    chart: SoundChart | None = None
     wav: str = ""
     problem: str = ""
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is only the beginning of a longer sound."""
+        return self.chart is not None and self.chart.seconds >= LONGEST_S
 
 
 class Clip(NamedTuple):
     """A clip that was taken for something else; `heard` is None where the sound is missing."""
 
-    truth: str
-    taken: str
-    name: str
-    length: str
+    mistake: Mistake
     heard: Heard | None
-    chart: SoundChart | None
 
 
 class Roll(NamedTuple):
-    """The events of a stretch in which a model is most wrong."""
+    """The events of a stretch in which a model is most wrong; `heard` is None where the sound is missing."""
 
-    file: str
-    wrong_s: float
+    stretch: Stretch
     chart: RollChart
-    left_out: str
+    left_out: int
     heard: Heard | None
 
 
@@ -116,7 +91,6 @@ class TaskSection:
     """All that the page says about one task; a part that does not apply is empty or None."""
 
     task: TaskFacts
-    facts: str
     result: str
     best: str
     """The name of the best model."""
@@ -124,7 +98,7 @@ class TaskSection:
     matrices: list[Matrix]
     clips: list[Clip] | None
     """None where the predictions are missing."""
-    judged: str
+    judged: int
     """Of how many clips the hardest are shown."""
     roll: Roll | None
     splits: ScoreTable
@@ -144,22 +118,18 @@ def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSe
     places = ranks(outcomes)
     best = next((outcome for outcome in outcomes if places.get(outcome.column) == 1), None)
     name = column_name(report, best.column) if best else ""
-    facts = [f"{task.embedding_type}, {task.prediction_type}", counted(len(task.labels), "label")]
-    if task.clips is not None:
-        facts.append(counted(task.clips, "clip"))
     events, multiclass = task.embedding_type == "event", task.prediction_type == "multiclass"
     predictions = {} if events else {outcome.column: read_predictions(task, outcome) for outcome in outcomes}
     rows = predictions.get(best.column) if best else None
     hardest = worst_clips(rows, task.labels, multiclass, HARDEST) if rows else []
     return TaskSection(
         task=task,
-        facts=" · ".join(facts),
         result=f"{name} {score_text(best.score.mean, best.primary)}" if best else "no score",
         best=name,
         scores=_scores(report, outcomes),
         matrices=_matrices(report, task, predictions) if multiclass else [],
-        clips=[_clip(task, mistake, sounds) for mistake in hardest] if rows else None,
-        judged=counted(len(rows.files), "clip") if rows else "",
+        clips=[Clip(m, _hear(find_sound(task.folder, [m.part], m.file), sounds)) for m in hardest] if rows else None,
+        judged=len(rows.files) if rows else 0,
         roll=_roll(task, best, sounds) if events and best else None,
         splits=_splits(report, outcomes),
         chosen=[(column_name(report, outcome.column), setting_text(outcome)) for outcome in outcomes],
@@ -171,8 +141,8 @@ def _scores(report: Report, outcomes: list[Outcome]) -> ScoreTable:
     rows = []
     for outcome in outcomes:
         scores = [(outcome.scores.get(metric), metric) for metric in metrics]
-        cells = [(metric_text(s.mean, m), spread_text(s, m)) if s else (MISSING, "") for s, m in scores]
-        rows.append(ScoreRow(column_name(report, outcome.column), cells))
+        cells = [Cell(metric_text(s.mean, m), spread_text(s, m)) if s else Cell(MISSING) for s, m in scores]
+        rows.append((column_name(report, outcome.column), cells))
     return ScoreTable(heads=[f"{m}{'' if higher_is_better(m) else ' ↓'}" for m in metrics], rows=rows)
 
 
@@ -186,8 +156,8 @@ def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
         for split in map(by_name.get, names):
             epoch = split.facts.get("epoch") if split else None
             text = metric_text(split.scores.get(outcome.primary), outcome.primary) if split else MISSING
-            cells.append((text, f"epoch {epoch}" if isinstance(epoch, int) and epoch else ""))
-        rows.append(ScoreRow(column_name(report, outcome.column), cells))
+            cells.append(Cell(text, f"epoch {epoch}" if isinstance(epoch, int) and epoch else ""))
+        rows.append((column_name(report, outcome.column), cells))
     return ScoreTable(heads=names, rows=rows)
 
 
@@ -199,9 +169,9 @@ def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Pred
             found.append(Matrix(name))
             continue
         counts = confusion_counts(rows)
-        chart = confusion_chart(counts, task.labels, f"Confusion matrix of {name} on {task.title}")
-        clips = counted(len(rows.files), "test clip")
-        found.append(Matrix(name, clips, chart, most_confused(counts, task.labels)))
+        title = f"Confusion matrix of {name} on {task.title}"
+        chart = ConfusionChart(title=title, counts=counts, labels=task.labels)
+        found.append(Matrix(name, len(rows.files), chart, most_confused(counts, task.labels)))
     return found
 
 
@@ -227,24 +197,9 @@ def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard
         samples = read_part(path, start_s)
     except AudioFileError as error:
         return Heard(problem=str(error))
-    return Heard(len(samples) / FRONT_END.sample_rate_hz, spectrogram_picture(samples), sounds.wav(samples))
-
-
-def _clip(task: TaskFacts, mistake: Mistake, sounds: SoundBudget) -> Clip:
-    heard = _hear(find_sound(task.folder, [mistake.part], mistake.file), sounds)
-    chart, length = None, ""
-    if heard and heard.picture:
-        chart = sound_chart(heard.picture, heard.seconds, f"Spectrogram of {mistake.file}")
-        whole = heard.seconds < LONGEST_S
-        length = f" · {heard.seconds:.1f} s" if whole else f" · the first {LONGEST_S:.0f} s"
-    return Clip(
-        truth=", ".join(f"{label} ({share_text(share)})" for label, share in mistake.truth) or "no label",
-        taken=f"{mistake.predicted} ({share_text(mistake.probability)})",
-        name=f"{mistake.part}/{mistake.file}" if mistake.part else mistake.file,
-        length=length,
-        heard=heard,
-        chart=chart,
-    )
+    seconds = len(samples) / FRONT_END.sample_rate_hz
+    chart = SoundChart(title=f"Spectrogram of {path.name}", picture=spectrogram_picture(samples), seconds=seconds)
+    return Heard(chart, sounds.wav(samples))
 
 
 def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
@@ -253,12 +208,16 @@ def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
         return None
     file, lanes = stretch.file, _lanes(stretch)
     heard = _hear(find_sound(task.folder, file.parts, file.name), sounds, stretch.start_s)
-    picture = heard.picture if heard else None
-    # The file may end within the stretch; without the sound nobody knows.
-    end_s = stretch.start_s + heard.seconds if heard and heard.seconds else stretch.end_s
-    chart = roll_chart(lanes[:_MAX_LANES], stretch.start_s, end_s, picture, f"Events of {file.name}")
-    left_out = counted(len(lanes) - _MAX_LANES, "more label") if len(lanes) > _MAX_LANES else ""
-    return Roll(file.name, stretch.wrong_s, chart, left_out, heard)
+    sound = heard.chart if heard else None
+    chart = RollChart(
+        title=f"Events of {file.name}",
+        lanes=lanes[:_MAX_LANES],
+        start_s=stretch.start_s,
+        # The file may end within the stretch; without the sound nobody knows.
+        end_s=stretch.start_s + sound.seconds if sound else stretch.end_s,
+        picture=sound.picture if sound else None,
+    )
+    return Roll(stretch, chart, max(0, len(lanes) - _MAX_LANES), heard)
 
 
 def _lanes(stretch: Stretch) -> list[Lane]:

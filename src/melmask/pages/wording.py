@@ -1,6 +1,7 @@
 """How the page of an evaluation writes scores and names."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from melmask.evaluate.results import Column, Outcome, Report, Score
 from melmask.pages.render import MISSING
@@ -21,6 +22,16 @@ _NAMES = {
 }
 _MAIN_PARTS = ("f_measure", "error_rate")
 _NOT_PERCENT = ("d_prime",)
+
+
+class Cell(NamedTuple):
+    """A score in a table, with what is written below it; pale where there is none, and the number of its footnote."""
+
+    text: str
+    below: str = ""
+    best: bool = False
+    pale: bool = False
+    footnote: int | None = None
 
 
 def is_percent(metric: str) -> bool:
@@ -44,11 +55,6 @@ def score_text(value: float | None, metric: str) -> str:
     """Write a score with its unit."""
     text = metric_text(value, metric)
     return f"{text} %" if value is not None and is_percent(metric) else text
-
-
-def share_text(share: float) -> str:
-    """Write a share in %, with a space that does not break."""
-    return f"{100 * share:.0f}\u00a0%"
 
 
 def spread_text(score: Score, metric: str) -> str:
