@@ -16,7 +16,7 @@ from melmask.evaluate.mistakes import confusion_counts, find_sound, worst_clips,
 from melmask.evaluate.published import EVAR_MSM_MAE, HEAR_BEST, MSM_MAE, MW_MAE_B, PUBLISHED
 from melmask.evaluate.results import Column, EventFile, Predictions, mean_ranks, ranks, read_report
 from melmask.pages import sound
-from melmask.pages.charts import Bar, BarChart, ConfusionChart
+from melmask.pages.charts import COLORS, Bar, BarChart, ConfusionChart
 from melmask.pages.evaluation import write_evaluation_page
 from melmask.pages.images import png_data_uri
 from melmask.pages.render import environment
@@ -163,7 +163,7 @@ def test_the_page_has_every_task_model_and_kind_of_picture(four_tasks):
     assert len(page.all("svg", "confusion")) == 2 * len(MODELS)
     assert len(page.all("svg", "roll")) == 1
     assert len(page.all("svg", "sound")) == len(page.all("audio")) - 1 > 6
-    assert "big_one has the best mean rank, 1.00 of 3, over the 4 tasks" in page.text
+    assert "big_one has the best mean rank, 1.00 of 3, over the 4 tasks that every model has a score on" in page.text
     for words in ("fold02", "epoch 33", "hidden_layers 1 | 2 | 3", "Hardest clips of big_one", "segment_1s_er ↓"):
         assert words in page.text
 
@@ -237,6 +237,19 @@ def test_without_the_sounds_the_page_says_so(four_tasks):
     page = written(folder)
     assert not page.all("audio") and len(page.all("svg", "roll")) == 1
     assert len(re.findall("The sound files? (?:is|are) missing", page.text)) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", "no samples"])
+def test_sounds_that_cannot_be_used_do_not_break_the_page(four_tasks, content):
+    folder = four_tasks.write()
+    for path in four_tasks.tasks_folder.rglob("*.wav"):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            soundfile.write(path, np.zeros(0, np.float32), RATE_HZ)
+    page = written(folder)
+    assert not page.all("audio") and not page.all("svg", "sound") and len(page.all("svg", "roll")) == 1
+    assert "scene1.wav" in page.text
 
 
 def test_failures_and_leaks_are_listed(four_tasks):
@@ -440,6 +453,11 @@ def test_bars_end_at_their_values():
     # An error rate may be above one.
     chart = BarChart(title="t", bars=[Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
     assert [rect["width"] for rect in drawn("bars", chart).all("rect")] == ["340", "170"]
+
+
+def test_every_color_is_in_the_style_sheet(four_tasks):
+    style = re.search("<style>(.*)</style>", write_evaluation_page(four_tasks.write()).read_text(), re.DOTALL)[1]
+    assert set(re.findall(r"^\.(c\d+) ", style, re.MULTILINE)) == {f"c{i}" for i in range(COLORS)}
 
 
 @pytest.mark.parametrize(("classes", "rectangles"), [(2, 2), (20, 20), (60, 60), (61, 0)])

@@ -353,11 +353,22 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         write_run_page(tmp_path / "file" / "run")
 
 
+_POINTER = """<script>
+const chart = document.querySelector('svg'), place = chart.getBoundingClientRect();
+chart.dispatchEvent(new PointerEvent('pointermove', {clientX: place.right, clientY: place.top}));
+</script>"""
+
+
 @needs_browser
 def test_a_browser_shows_the_page_without_an_error(make_run, tmp_path):
     events = [{"step": 500, "event": "rollback", "text": "<script>boom()</script>"}]
     page = write_run_page(make_run(healthy_rows(), events, store="'><script>boom()</script>"))
-    text = Page(shown(page, tmp_path))
-    assert charts(text)[0] == "Loss" and len(charts(text)) == 8
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("</body>", f"{_POINTER}</body>"), encoding="utf-8")
+    after = Page(shown(page, tmp_path))
+    assert charts(after)[0] == "Loss" and len(charts(after)) == 8
     # Written by the page's own script, after it had gone through the charts.
-    assert "just now" in text.text
+    assert "just now" in after.text
+    # The value under the pointer is read back from the drawing.
+    step, loss = re.search(r"step ([\d,]+): ([\d.]+)", after.text).groups()
+    assert step == f"{ROWS * INTERVAL:,}" and float(loss) == pytest.approx(healthy_rows()[-1]["loss"], abs=0.002)

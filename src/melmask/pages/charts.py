@@ -67,6 +67,7 @@ class Axis(NamedTuple):
         """Return the pixels of values, any shape."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         share = ((np.log10(values) if self.log else values) - low) / (high - low)
+        # The start may lie below the end in pixels or above it: SVG counts from the top.
         return self.start + share * (self.end - self.start)
 
     def at(self, value: float) -> float:
@@ -83,6 +84,7 @@ class Axis(NamedTuple):
         for value in self.round_values(most):
             at = self.at(value)
             near_start, near_end = at < self.start + 14, at > self.end - 14
+            # Centered text at the ends of the axis would stick out of the drawing.
             found.append(
                 Tick(at, text(value), "start" if inside and near_start else "end" if inside and near_end else "middle")
             )
@@ -190,6 +192,7 @@ def curve_chart(series: Series, look: Look, steps: tuple[float, float], events: 
     outline = []
     if curve.lows is not curve.highs:
         outline = [*_points(x, up.place(curve.highs)), *_points(x, up.place(curve.lows))[::-1]]
+    # Ten digits are more than a screen can show, and they keep small differences of large numbers.
     ends = " ".join(f"{end:.10g}" for end in (*across[:2], *up[:2]))
     return CurveChart(
         look=look,
@@ -210,6 +213,7 @@ def thin_out(series: Series) -> Curve:
     steps, values = series.steps, series.values
     if len(values) <= MAX_POINTS:
         return Curve(steps, values, values, values)
+    # Rows are grouped by number, not by step: the steps of a run that went back are not sorted.
     edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
     starts, counts = edges[:-1], np.diff(edges)
     means = [np.add.reduceat(numbers, starts) / counts for numbers in (steps, values)]
@@ -239,6 +243,7 @@ def _tick_text(value: float, percent: bool) -> str:
 
 
 def _marks(across: Axis, events: Sequence[Event]) -> Iterable[Mark]:
+    # A page of thousands of marks would be slow, and the newest matter most.
     within = [event for event in events if across.low <= event.step <= across.high]
     for event in within[-_MAX_MARKS:]:
         kind = "trouble" if event.kind in ("spike", "rollback", "skip") else "mark"

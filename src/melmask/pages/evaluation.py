@@ -72,9 +72,11 @@ def write_evaluation_page(results: Path) -> Path:
         OutputError: the page cannot be written.
     """
     report = read_report(results)
+    # The tasks are made in order, and each may use its share of the room that the previous ones left.
     sounds = SoundBudget()
     left = range(len(report.tasks), 0, -1)
     tasks = [task_section(report, task, sounds.share(n)) for task, n in zip(report.tasks, left, strict=True)]
+    # Scores of two protocols do not compare, so each gets a verdict and a table of its own.
     several = len(report.protocols) > 1
     parts = [report.of_protocol(protocol) for protocol in report.protocols] if several else [report]
     names = report.protocols if several else [""]
@@ -98,11 +100,13 @@ def write_evaluation_page(results: Path) -> Path:
 def _verdict(report: Report, protocol: str) -> Verdict:
     places, tasks = mean_ranks(report)
     if len(report.columns) > 1 and places:
+        # Equal mean ranks share the first place.
         best = min(places.values())
         names = [column_name(report, column) for column in report.columns if places[column] == best]
         wins = "share" if len(names) > 1 else "has"
-        common = counted(tasks, "task") if tasks > 1 else "one task"
-        text = f"{wins} the best mean rank, {best:.2f} of {len(places)}, over the {common} that all have a score on."
+        common = counted(tasks, "task") if tasks > 1 else "only task"
+        mean = f"{best:.2f} of {len(places)}"
+        text = f"{wins} the best mean rank, {mean}, over the {common} that every model has a score on."
         return Verdict(protocol, " and ".join(names), text)
     if len(report.columns) == 1:
         scores = [
@@ -111,6 +115,7 @@ def _verdict(report: Report, protocol: str) -> Verdict:
             for outcome in report.of_task(task.title)
         ]
         return Verdict(protocol, "", "; ".join(scores[:_MOST_SCORES]))
+    # The models without any score are the reason, so the sentence names them.
     ranked = {column for task in report.tasks for column in ranks(report.of_task(task.title))}
     without = [column_name(report, column) for column in report.columns if column not in ranked]
     why = f": {' and '.join(without)} {'have' if len(without) > 1 else 'has'} none" if without else ""
@@ -119,7 +124,7 @@ def _verdict(report: Report, protocol: str) -> Verdict:
 
 def _shown_published(report: Report, task: TaskFacts) -> list[tuple[Published, float]]:
     """Find the published scores of a task that belong beside a protocol of this page."""
-    # The protocol hear-fixed corrects how scores are computed, so published scores of hear stay its reference.
+    # hear-fixed searches the same grid as hear without its quirks: published scores of hear stand beside both.
     protocols = {protocol.removesuffix("-fixed") for protocol in report.protocols}
     scores = ((p, p.score(task.name, task.title, task.primary)) for p in PUBLISHED if p.protocol in protocols)
     return [(published, score) for published, score in scores if score is not None]
@@ -139,6 +144,7 @@ def _table(report: Report, protocol: str) -> Table:
         places = ranks(report.of_task(task.title))
         cells = [_cell(report, task, column, places) for column in report.columns]
         rows.append(Row(task, cells, list(_published_cells(report, task, published, caveats))))
+    # The rank of a single model is always 1, which says nothing.
     means, tasks = mean_ranks(report) if len(report.columns) > 1 else ({}, 0)
     best = min(means.values(), default=None)
     return Table(
@@ -177,6 +183,7 @@ def _published_cells(report: Report, task: TaskFacts, published: list[Published]
 
 
 def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
+    # Models may have been evaluated on different days with different settings; the reader has to know.
     texts: dict[str, list[str]] = {}
     for (_, column), outcome in report.outcomes.items():
         known = outcome.conditions
@@ -192,6 +199,7 @@ def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
 def _bars(report: Report) -> Iterable[tuple[TaskFacts, BarChart]]:
     for task in report.tasks:
         bars = list(_task_bars(report, task))
+        # A chart of failures alone would be empty.
         if any(bar.value is not None for bar in bars):
             yield task, BarChart(title=task.title, bars=bars, percent=is_percent(task.primary))
 
@@ -205,6 +213,7 @@ def _task_bars(report: Report, task: TaskFacts) -> Iterable[Bar]:
                 yield Bar(name, None, None, "failed", color)
             continue
         score = outcome.score
+        # An interval over all tested clips says more than a standard deviation over a few splits.
         ends = score.interval_95
         if ends is None and score.std is not None and score.mean is not None:
             ends = (score.mean - score.std, score.mean + score.std)

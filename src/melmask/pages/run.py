@@ -139,6 +139,7 @@ def _tiles(record: RunRecord, steps: int) -> Iterable[Tile]:
 def _charts(record: RunRecord) -> Iterable[CurveChart]:
     """Draw the known numbers in their order, then whatever else the run logs."""
     drawn = [name for name in _LOOKS if name in record.series]
+    # A run may log numbers that this file has never heard of.
     drawn += sorted(set(record.series) - set(_LOOKS) - set(_NOT_DRAWN))
     last = max([float(record.series[name].steps.max()) for name in drawn] + [1.0])
     for name in drawn:
@@ -184,6 +185,7 @@ def _round_text(value: float) -> str:
 
 def _span(seconds: float) -> str:
     """Write a time: 93784 -> '1 d 2 h', 3725 -> '1 h 02 min', 65 -> '1 min 05 s'."""
+    # An estimate of the time left can be infinite or negative for a moment.
     if not 0 <= seconds < 1e10:
         return "?"
     minutes, s = divmod(round(seconds), 60)

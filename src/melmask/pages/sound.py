@@ -51,6 +51,7 @@ class SoundBudget:
 
     def wav(self, samples: Float[np.ndarray, " samples"]) -> str:
         """Return samples as a wav data URI, or an empty text if they do not fit."""
+        # A data URI is a third longer than its wav, and the page holds the URI.
         uri = wav_data_uri(samples)
         if len(uri) > self._limit:
             self.refused += 1
@@ -75,7 +76,8 @@ def read_part(path: Path, start_s: float = 0.0) -> Float[np.ndarray, " samples"]
     """
     rate = FRONT_END.sample_rate_hz
     first, last = round(start_s * rate), round((start_s + LONGEST_S) * rate)
-    blocks, samples = [], 0
+    # An hour of sound would not fit in memory, so blocks are read only as far as needed.
+    blocks, samples = [np.zeros(0, np.float32)], 0
     for block in read_audio_blocks(path, rate):
         blocks.append(block)
         samples += len(block)
@@ -107,11 +109,13 @@ def spectrogram_picture(samples: Float[np.ndarray, " samples"]) -> Picture:
     anchors = np.linspace(0, _LEVELS - 1, len(_MAGMA))
     palette = np.stack([np.interp(np.arange(_LEVELS), anchors, _MAGMA[:, c]) for c in range(3)], axis=1)
     shares = (band_positions(np.array(_TICKS_HZ, np.float64), FRONT_END) + 0.5) / FRONT_END.mels
+    # Ticks at the very edges would run into the axis below and out of the picture above.
     marks = [
         (float(at), f"{hz}" if hz < 1000 else f"{hz // 1000}k")
         for at, hz in zip(shares, _TICKS_HZ, strict=True)
         if 0.04 < at < 1.02
     ]
+    # The first row of a picture is its top, which is the highest band.
     return Picture(png_data_uri(levels[::-1], np.round(palette).astype(np.uint8)), marks)
 
 
@@ -120,6 +124,7 @@ def _narrowed(logmel: np.ndarray) -> np.ndarray:
     frames = logmel.shape[1]
     if frames <= _MAX_COLUMNS:
         return logmel
+    # Pictures are a few hundred pixels wide, so more columns would only make the page larger.
     edges = np.linspace(0, frames, _MAX_COLUMNS + 1).astype(int)
     return np.add.reduceat(logmel, edges[:-1], axis=1) / np.diff(edges)
 

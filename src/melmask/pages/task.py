@@ -118,6 +118,7 @@ def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSe
     places = ranks(outcomes)
     best = next((outcome for outcome in outcomes if places.get(outcome.column) == 1), None)
     name = column_name(report, best.column) if best else ""
+    # Predictions of an event task are events of files, not labels of clips.
     events, multiclass = task.embedding_type == "event", task.prediction_type == "multiclass"
     predictions = {} if events else {outcome.column: read_predictions(task, outcome) for outcome in outcomes}
     rows = predictions.get(best.column) if best else None
@@ -154,6 +155,7 @@ def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
         by_name = {split.name: split for split in outcome.splits}
         cells = []
         for split in map(by_name.get, names):
+            # Protocols that do not train in epochs, such as knn, have none.
             epoch = split.facts.get("epoch") if split else None
             text = metric_text(split.scores.get(outcome.primary), outcome.primary) if split else MISSING
             cells.append(Cell(text, f"epoch {epoch}" if isinstance(epoch, int) and epoch else ""))
@@ -179,6 +181,7 @@ def most_confused(
     counts: Integer[np.ndarray, "classes classes"], labels: Sequence[str], most: int = 3
 ) -> list[tuple[str, str, int, int]]:
     """Return (true, predicted, clips, of how many) of the commonest mistakes, the commonest first."""
+    # Clips on the diagonal are right.
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -197,6 +200,9 @@ def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard
         samples = read_part(path, start_s)
     except AudioFileError as error:
         return Heard(problem=str(error))
+    if not len(samples):
+        # An event can lie beyond the end of a file that was cut after the evaluation.
+        return Heard(problem=f"{path} has no sound after {start_s:.0f} s.")
     seconds = len(samples) / FRONT_END.sample_rate_hz
     chart = SoundChart(title=f"Spectrogram of {path.name}", picture=spectrogram_picture(samples), seconds=seconds)
     return Heard(chart, sounds.wav(samples))
@@ -233,6 +239,7 @@ def _lanes(stretch: Stretch) -> list[Lane]:
             ]
             for events in (file.reference, file.predicted)
         ]
+        # A label of another part of the file would be an empty lane.
         if any(spans):
             found.append(Lane(label, spans[0], spans[1]))
     return found
