@@ -346,7 +346,7 @@ def test_results_say_how_their_heads_were_found(hear_folder, tmp_path):
         r["protocol"]: r["conditions"] for r in json.loads((tmp_path / "results.json").read_text())["results"]
     }
     assert conditions == {"hear": {"grid_points": 1, "seed": 7, "head_precision": "fp32"}, "knn": {}}
-    assert "The protocol hear: 1 point of the grid, seed 7" in (tmp_path / "report.html").read_text()
+    assert "protocol hear were found with 1 point of the grid, seed 7" in (tmp_path / "report.html").read_text()
 
 
 def test_one_model_by_two_paths_is_judged_once(hear_folder, run_folder, tmp_path):
