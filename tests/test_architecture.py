@@ -186,28 +186,6 @@ def test_torch_is_the_only_library_of_its_family():
     assert family == {"torch"}
 
 
-def test_only_the_command_line_prints():
-    def prints(tree):
-        return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
-
-    assert {Path(place.split(":")[0]).parent for place in everywhere(prints)} <= {Path("src/melmask/cli")}
-
-
-@pytest.mark.parametrize(
-    ("pattern", "allowed"),
-    [
-        (r"torch\.distributed", {"train/engine.py", "train/processes.py"}),
-        (r"os\.environ|os\.getenv", {"adapters/hear.py", "system/hardware.py", "train/processes.py"}),
-        # Conversions between samples, frames and ms are made in one place.
-        (r"\.hop_samples", {"config.py", "geometry.py", "audio/logmel.py", "embedding/export.py"}),
-        (r"(?<![.\w])eval\(", set()),
-        (r"pickle\.loads?\(", set()),
-    ],
-)
-def test_some_things_are_done_in_their_place_only(pattern, allowed):
-    assert {str(path.relative_to(SOURCE)) for path in TREES if re.search(pattern, path.read_text())} <= allowed
-
-
 _TAG = re.compile(
     r"</?(a|audio|b|body|br|button|circle|code|dd|details|div|dl|dt|figcaption|figure|g|h[1-6]|head|header|html|image|img"
     r"|li|line|link|main|meta|ol|output|p|path|polygon|pre|rect|script|section|small|span|style|summary|sup|svg|table"
@@ -233,6 +211,28 @@ def test_tags_of_pages_are_in_templates_only():
 def test_templates_escape_everything():
     templates = [path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.j2")]
     assert templates and not any(re.search(r"\|\s*safe\b|autoescape", text) for text in templates)
+
+
+def test_only_the_command_line_prints():
+    def prints(tree):
+        return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
+
+    assert {Path(place.split(":")[0]).parent for place in everywhere(prints)} <= {Path("src/melmask/cli")}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        (r"torch\.distributed", {"train/engine.py", "train/processes.py"}),
+        (r"os\.environ|os\.getenv", {"adapters/hear.py", "system/hardware.py", "train/processes.py"}),
+        # Conversions between samples, frames and ms are made in one place.
+        (r"\.hop_samples", {"config.py", "geometry.py", "audio/logmel.py", "embedding/export.py"}),
+        (r"(?<![.\w])eval\(", set()),
+        (r"pickle\.loads?\(", set()),
+    ],
+)
+def test_some_things_are_done_in_their_place_only(pattern, allowed):
+    assert {str(path.relative_to(SOURCE)) for path in TREES if re.search(pattern, path.read_text())} <= allowed
 
 
 def test_no_file_is_long():
