@@ -43,6 +43,9 @@ HOMES = {
     "wandb": {"train"},
     "tqdm": {"system"},
     "pyarrow": {"corpus", "embedding"},
+    "jinja2": {"pages"},
+    # Text that it marks as safe would not be escaped.
+    "markupsafe": set(),
 }
 
 # Lines of code, docstrings left out: documentation must never be a reason to split a file.
@@ -200,6 +203,33 @@ def test_torch_is_the_only_library_of_its_family():
     names = {distribution.name.lower() for distribution in distributions()}
     family = {name for name in names if re.match(r"(torch|pytorch|lightning|timm|fairseq|transformers)", name)}
     assert family == {"torch"}
+
+
+_TAG = re.compile(
+    r"</?(a|audio|b|body|br|button|circle|code|dd|details|div|dl|dt|figcaption|figure|g|h[1-6]|head|header|html|image|img"
+    r"|li|line|link|main|meta|ol|output|p|path|polygon|pre|rect|script|section|small|span|style|summary|sup|svg|table"
+    r"|tbody|td|text|tfoot|th|thead|time|title|tr|ul|wbr)(?=[\s/>])"
+)
+
+
+def _docstrings(tree):
+    """The strings that only document a module, class, function or attribute."""
+    return {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def test_tags_of_pages_are_in_templates_only():
+    def tags(tree):
+        words = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        return [node for node in words if _TAG.search(node.value) and node not in _docstrings(tree)]
+
+    assert everywhere(tags) == []
+
+
+def test_templates_escape_everything():
+    templates = [path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.j2")]
+    assert templates and not any(re.search(r"\|\s*safe\b|autoescape", text) for text in templates)
 
 
 def test_only_the_command_line_prints():

@@ -21,7 +21,7 @@ from melmask.evaluate.heads import HeadConfig, StoppedError, Validation
 from melmask.evaluate.judging import TaskRows, postprocessings
 from melmask.evaluate.protocols import LINEAR_SEEDS, grid_of, run_splits
 from melmask.evaluate.tasks import read_task
-from melmask.pages.evaluation import write_hear_page
+from melmask.pages.evaluation import write_evaluation_page
 
 CPU = Choice(device="cpu")
 TWIN = (
@@ -204,7 +204,7 @@ def test_of_two_postprocessings_the_kit_takes_the_larger_score_even_of_an_error_
 
 def test_the_whole_evaluation(hear_folder, run_folder, tmp_path):
     models = [str(run_folder), f"untrained:{run_folder}", "logmel"]
-    report = evaluate(models, hear_folder, tmp_path, choice=CPU, page=write_hear_page)
+    report = evaluate(models, hear_folder, tmp_path, choice=CPU, page=write_evaluation_page)
     assert report == json.loads((tmp_path / "results.json").read_text())
     assert [model["name"] for model in report["models"]] == ["run", "untrained run", "log-mel"]
     assert len(report["results"]) == 9
@@ -341,12 +341,12 @@ def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, mon
 
 def test_results_say_how_their_heads_were_found(hear_folder, tmp_path):
     arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ["tags"], "choice": CPU, "precision": "fp32"}
-    evaluate(["logmel"], **arguments, protocols=["hear", "knn"], grid_points=1, seed=7, page=write_hear_page)
+    evaluate(["logmel"], **arguments, protocols=["hear", "knn"], grid_points=1, seed=7, page=write_evaluation_page)
     conditions = {
         r["protocol"]: r["conditions"] for r in json.loads((tmp_path / "results.json").read_text())["results"]
     }
     assert conditions == {"hear": {"grid_points": 1, "seed": 7, "head_precision": "fp32"}, "knn": {}}
-    assert "The protocol hear: 1 point of the grid, seed 7" in (tmp_path / "report.html").read_text()
+    assert "protocol hear were found with 1 point of the grid, seed 7" in (tmp_path / "report.html").read_text()
 
 
 def test_one_model_by_two_paths_is_judged_once(hear_folder, run_folder, tmp_path):

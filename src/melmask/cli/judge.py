@@ -68,7 +68,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Judge models on HEAR tasks."""
     from melmask.evaluate.clients import Choice
     from melmask.evaluate.evaluation import evaluate, table_text
-    from melmask.pages.evaluation import write_hear_page
+    from melmask.pages.evaluation import write_evaluation_page
 
     layer = None if options.layer is None else tuple(options.layer)
     report = evaluate(
@@ -81,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> int:
         grid_points=options.grid_points,
         precision=options.head_precision,
         seed=options.seed,
-        page=write_hear_page,
+        page=write_evaluation_page,
     )
     print(table_text(report))
     for task in report["tasks"]:

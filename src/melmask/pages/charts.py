@@ -1,39 +1,57 @@
-"""A run's numbers over its steps as inline SVG: small, without a library, readable without a script."""
+"""Lay out the charts of all pages on shared axes: curves, bars and confusion matrices; sound.py adds its own.
+
+The functions here compute positions, in the pixels of an SVG viewBox, and texts. templates/charts.html.j2 draws them.
+"""
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Integer
 
+from melmask.figures.confusion import MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES
+from melmask.pages.images import png_data_uri
 from melmask.train.health import number_text
 from melmask.train.record import Event, Series
 
 MAX_POINTS = 600
+COLORS = 7
+"""How many models get a color of their own before the first color repeats; evaluation.css defines the colors."""
 _MAX_MARKS = 100
-# Points of a curve that are this few are also drawn as dots: a single one would be invisible.
+# A curve of so few points also gets dots, because a line of a single point is invisible.
 _MAX_DOTS = 40
-# Numbers beyond this, and their inverses, are left out: their differences and ratios would overflow.
+# The differences and ratios of larger numbers, and of smaller ones than its inverse, would overflow.
 _HUGE = 1e100
-_WIDTH, _HEIGHT = 520, 230
-# The plotting area's edges, in the pixels of the viewBox.
-LEFT, RIGHT, TOP, BOTTOM = 58, 500, 10, 194
+_CHARACTER_PX = 6.7
+"""Width of a letter of 12 px text, on the generous side."""
+MAX_NAME = 16
+"""How many characters of a class name fit beside a chart."""
+# Blue from clear to opaque: the page shows through, so one picture fits the light and the dark page.
+_SHADES = np.array([[47, 111, 159, alpha] for alpha in range(256)], np.uint8)
 
 
-class Look(NamedTuple):
-    """How a number is drawn: its name and unit, a sentence on what it means, and its vertical axis."""
+class Frame(NamedTuple):
+    """The size of a drawing and the edges of its plotting area."""
 
-    title: str
-    unit: str = ""
-    note: str = ""
-    log: bool = False
-    from_zero: bool = False
-    percent: bool = False
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
 
-    def text(self, value: float) -> str:
-        """A value as the chart writes it."""
-        return f"{100 * value:.1f} %" if self.percent else number_text(value)
+
+CURVE = Frame(520, 230, left=58, right=500, top=10, bottom=194)
+
+
+class Tick(NamedTuple):
+    """A round value on an axis: its pixel, its text, and which part of the text stands at the pixel."""
+
+    at: float
+    text: str
+    anchor: str = "middle"
 
 
 class Axis(NamedTuple):
@@ -46,10 +64,65 @@ class Axis(NamedTuple):
     log: bool = False
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Pixels of values, any shape."""
+        """Return the pixels of values, any shape."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         share = ((np.log10(values) if self.log else values) - low) / (high - low)
+        # The start may lie below the end in pixels or above it: SVG counts from the top.
         return self.start + share * (self.end - self.start)
+
+    def at(self, value: float) -> float:
+        """Return the pixel of one value."""
+        return float(self.place(np.array([value]))[0])
+
+    def round_values(self, most: int = 7) -> list[float]:
+        """Return about `most` round values to mark."""
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, most)
+
+    def ticks(self, text: Callable[[float], str], most: int = 7, *, inside: bool = False) -> list[Tick]:
+        """Return about `most` round values with their texts, which stay `inside` the ends of the axis if asked to."""
+        found = []
+        for value in self.round_values(most):
+            at = self.at(value)
+            near_start, near_end = at < self.start + 14, at > self.end - 14
+            # Centered text at the ends of the axis would stick out of the drawing.
+            found.append(
+                Tick(at, text(value), "start" if inside and near_start else "end" if inside and near_end else "middle")
+            )
+        return found
+
+
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Return round numbers within low .. high, 1, 2 or 5 times a power of ten apart, at most about `most` of them."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    # Twelve digits remove what the multiplication left behind the last digit, as in 0.30000000000000004.
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten within low .. high, and twice and five times those where they are few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = 1 if len(powers) <= 7 else math.ceil(len(powers) / 6)
+    factors = (1, 2, 5) if len(powers) <= 4 else (1,)
+    found = (factor * 10.0**power for power in powers[::every] for factor in factors)
+    return [value for value in found if low * 0.999 <= value <= high * 1.001]
+
+
+class Look(NamedTuple):
+    """How the curve of a number is drawn: its name and unit, a note on what it means, and its vertical axis."""
+
+    title: str
+    unit: str = ""
+    note: str = ""
+    log: bool = False
+    from_zero: bool = False
+    percent: bool = False
+
+    def text(self, value: float) -> str:
+        """Return a value as the chart's caption writes it."""
+        return f"{100 * value:.1f} %" if self.percent else number_text(value)
 
 
 class Curve(NamedTuple):
@@ -61,18 +134,46 @@ class Curve(NamedTuple):
     highs: np.ndarray
 
 
-def draw_chart(series: Series, look: Look, steps: tuple[float, float], events: Sequence[Event]) -> str:
-    """A figure of HTML: caption with the newest value, the curve with its envelope, axes, marks of the events.
+class Mark(NamedTuple):
+    """An event on a curve. kind: "trouble" or "mark"."""
+
+    at: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveChart:
+    """One of a run's numbers over its steps."""
+
+    look: Look
+    newest: str
+    step: str
+    """The step of the newest value."""
+    data: str
+    """What run.js needs to read values back from pixels: both axes' ends, whether logarithmic, whether in %."""
+    across: list[Tick]
+    up: list[Tick]
+    marks: list[Mark]
+    line: str
+    envelope: str
+    """Empty where every row is a point of its own."""
+    dots: list[list[str]]
+    frame: Frame = CURVE
+
+
+def curve_chart(series: Series, look: Look, steps: tuple[float, float], events: Sequence[Event]) -> CurveChart | None:
+    """Lay out a number over the steps, with an envelope around its extremes and marks where something happened.
 
     Args:
-        series: what to draw; without values that are not finite or beyond 1e100, or that a logarithmic axis has no
-            place for.
+        series: what to draw. Values that are not finite, beyond 1e100, or without a place on a logarithmic axis are
+            left out.
         look: its name, unit and axis.
         steps: first and last step of the horizontal axis, the first the smaller.
-        events: marked by vertical lines with a tooltip, the newest 100 of them.
+        events: become vertical lines with a tooltip, the newest 100 of them.
 
     Returns:
-        An empty text if there is nothing to draw.
+        None if there is nothing to draw.
     """
     finite = series.finite()
     kept = (finite.steps >= steps[0]) & (finite.steps <= steps[1]) & (np.abs(finite.values) < _HUGE)
@@ -80,50 +181,43 @@ def draw_chart(series: Series, look: Look, steps: tuple[float, float], events: S
         kept &= finite.values > 1 / _HUGE
     curve = thin_out(Series(finite.steps[kept], finite.values[kept]))
     if not len(curve.steps):
-        return ""
-    across = Axis(*steps, LEFT, RIGHT)
+        return None
+    across = Axis(*steps, CURVE.left, CURVE.right)
     low, high = _value_range(float(curve.lows.min()), float(curve.highs.max()), look)
-    up = Axis(low, high, BOTTOM, TOP, look.log)
-    newest = look.text(float(finite.values[-1]))
-    unit = f' <span class="unit">{escape(look.unit)}</span>' if look.unit else ""
-    note = f'<p class="note">{escape(look.note)}</p>' if look.note else ""
-    data = f"{across.low:.10g} {across.high:.10g} {up.low:.10g} {up.high:.10g} {int(look.log)} {int(look.percent)}"
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(look.title)}</b>{unit}<output>{newest}</output></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" data-axes="{data}" '
-        f'aria-label="{escape(look.title)}: {newest} at step {finite.steps[-1]:,.0f}">'
-        f"{_grid(across, up, look)}{_marks(across, events)}{_curve(across, up, curve)}"
-        f'<g class="cursor"><line y1="{TOP}" y2="{BOTTOM}"/><circle r="3.5"/></g></svg>{note}</figure>'
+    up = Axis(low, high, CURVE.bottom, CURVE.top, look.log)
+    x = across.place(curve.steps)
+    points = _points(x, up.place(curve.middles))
+    # A run that went back to a snapshot computes its steps again; a second line shows them.
+    jumps = np.diff(curve.steps, prepend=curve.steps[0]) < 0
+    outline = []
+    if curve.lows is not curve.highs:
+        outline = [*_points(x, up.place(curve.highs)), *_points(x, up.place(curve.lows))[::-1]]
+    # Ten digits are more than a screen can show, and they keep small differences of large numbers.
+    ends = " ".join(f"{end:.10g}" for end in (*across[:2], *up[:2]))
+    return CurveChart(
+        look=look,
+        newest=look.text(float(finite.values[-1])),
+        step=f"{finite.steps[-1]:,.0f}",
+        data=f"{ends} {int(look.log)} {int(look.percent)}",
+        across=[Tick(across.at(s), _tick_text(s, False)) for s in across.round_values() if s == int(s)],
+        up=up.ticks(lambda value: _tick_text(value, look.percent)),
+        marks=list(_marks(across, events)),
+        line="".join(f"{'M' if i == 0 or jumps[i] else 'L'}{point}" for i, point in enumerate(points)),
+        envelope=" ".join(outline),
+        dots=[point.split(",") for point in points] if len(points) <= _MAX_DOTS else [],
     )
 
 
 def thin_out(series: Series) -> Curve:
-    """At most 600 points: of neighbouring rows the mean, the smallest and the largest; few rows as they are."""
-    steps, values = series
+    """Reduce a series to 600 points, each the mean, the smallest and the largest of neighboring rows."""
+    steps, values = series.steps, series.values
     if len(values) <= MAX_POINTS:
         return Curve(steps, values, values, values)
+    # Rows are grouped by number, not by step: the steps of a run that went back are not sorted.
     edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
     starts, counts = edges[:-1], np.diff(edges)
     means = [np.add.reduceat(numbers, starts) / counts for numbers in (steps, values)]
-    return Curve(*means, np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))
-
-
-def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers within low .. high, 1, 2 or 5 times a power of ten apart, at most about `most` of them."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within low .. high; also twice and five times those where they are few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = 1 if len(powers) <= 7 else math.ceil(len(powers) / 6)
-    factors = (1, 2, 5) if len(powers) <= 4 else (1,)
-    found = (factor * 10.0**power for power in powers[::every] for factor in factors)
-    return [value for value in found if low * 0.999 <= value <= high * 1.001]
+    return Curve(means[0], means[1], np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))
 
 
 def _value_range(low: float, high: float, look: Look) -> tuple[float, float]:
@@ -133,7 +227,7 @@ def _value_range(low: float, high: float, look: Look) -> tuple[float, float]:
         return low / room, high * room
     if look.from_zero and low >= 0:
         low = 0.0
-    # Values that are all the same, but for rounding, get room in proportion to their size.
+    # Values that differ by rounding alone get room in proportion to their size, or the axis would show the rounding.
     smallest = max(1e-9 * abs(high), 1 / _HUGE)
     room = next(room for room in (0.05 * (high - low), 0.1 * abs(high), 1.0) if room > smallest)
     return (low if low == 0 else low - room), high + room
@@ -148,51 +242,125 @@ def _tick_text(value: float, percent: bool) -> str:
     return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def _grid(across: Axis, up: Axis, look: Look) -> str:
-    """Horizontal lines with the values, ticks with the steps."""
-    values = log_ticks(up.low, up.high) if look.log else ticks(up.low, up.high)
-    parts = []
-    for value, y in zip(values, up.place(np.array(values)), strict=True):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_tick_text(value, look.percent)}</text>')
-    steps = [step for step in ticks(across.low, across.high) if step == int(step)]
-    for step, x in zip(steps, across.place(np.array(steps)), strict=True):
-        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{BOTTOM}" y2="{BOTTOM + 4}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{BOTTOM + 17}" text-anchor="middle">{_tick_text(step, False)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
-    parts.append(f'<text x="{RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">step</text>')
-    return "".join(parts)
-
-
-def _marks(across: Axis, events: Sequence[Event]) -> str:
-    """A vertical line an event, with a wider invisible one around it for the pointer."""
-    within = [event for event in events if across.low <= event.step <= across.high][-_MAX_MARKS:]
-    parts = []
-    for event, x in zip(within, across.place(np.array([float(event.step) for event in within])), strict=True):
+def _marks(across: Axis, events: Sequence[Event]) -> Iterable[Mark]:
+    # A page of thousands of marks would be slow, and the newest matter most.
+    within = [event for event in events if across.low <= event.step <= across.high]
+    for event in within[-_MAX_MARKS:]:
         kind = "trouble" if event.kind in ("spike", "rollback", "skip") else "mark"
-        place = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}"'
-        text = f"step {event.step:,}: {event.kind}" + (f" - {event.text}" if event.text else "")
-        parts.append(f'<g class="{kind}"><title>{escape(text)}</title><line {place}/><line class="wide" {place}/></g>')
-    return "".join(parts)
-
-
-def _curve(across: Axis, up: Axis, curve: Curve) -> str:
-    """The envelope, the line, and dots where points are few."""
-    x = across.place(curve.steps)
-    points = _points(x, up.place(curve.middles))
-    # A run that went back to a snapshot draws its steps again, in a line of its own.
-    jumps = np.diff(curve.steps, prepend=curve.steps[0]) < 0
-    line = "".join(f"{'M' if i == 0 or jumps[i] else 'L'}{point}" for i, point in enumerate(points))
-    parts = [f'<path class="line" d="{line}"/>']
-    if curve.lows is not curve.highs:
-        outline = [*_points(x, up.place(curve.highs)), *_points(x, up.place(curve.lows))[::-1]]
-        parts.insert(0, f'<polygon class="envelope" points="{" ".join(outline)}"/>')
-    if len(points) <= _MAX_DOTS:
-        for point in points:
-            left, top = point.split(",")
-            parts.append(f'<circle class="dot" cx="{left}" cy="{top}" r="2.4"/>')
-    return "".join(parts)
+        reason = f" - {event.text}" if event.text else ""
+        yield Mark(across.at(float(event.step)), kind, f"step {event.step:,}: {event.kind}{reason}")
 
 
 def _points(x: np.ndarray, y: np.ndarray) -> list[str]:
     return [f"{left:.2f},{top:.2f}" for left, top in zip(x.tolist(), y.tolist(), strict=True)]
+
+
+class Bar(NamedTuple):
+    """A score to draw: its value and the ends of its interval as a share of the axis' unit, and its text."""
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None
+    text: str
+    color: int | None
+    """The number of the model's color; None draws an outline, as for a published number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarChart:
+    """Horizontal bars from zero, from top to bottom; a bar without a value becomes a line of text."""
+
+    title: str
+    """What is drawn, for screen readers."""
+    bars: Sequence[Bar]
+    percent: bool
+    """The axis is written in %, and reaches at least to 100."""
+    width: int = 340
+    row: int = 36
+
+    @property
+    def axis(self) -> Axis:
+        """The scale of the values."""
+        values = [end for bar in self.bars for end in (bar.value, *(bar.interval or ())) if end is not None]
+        return Axis(0.0, max([1.0 if self.percent else 1e-9, *values]), 0, self.width)
+
+    @property
+    def ticks(self) -> list[Tick]:
+        """Round values below the bars."""
+        return self.axis.ticks(
+            lambda v: f"{100 * v:.6g}{'%' if v else ''}" if self.percent else f"{v:.6g}", most=4, inside=True
+        )
+
+    def name(self, bar: Bar) -> str:
+        """Return as much of a bar's name as fits beside its text."""
+        return shortened(bar.name, int((self.width - 12) / _CHARACTER_PX) - len(bar.text))
+
+
+def shortened(name: str, most: int) -> str:
+    """Return at most `most` characters of a name."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusionChart:
+    """A row a true class, a column a predicted one; the darker a cell, the larger its share of the row.
+
+    Up to 20 classes the cells hold numbers and up to 60 the classes are named; beyond, the matrix is one picture.
+    """
+
+    title: str
+    """What is drawn, for screen readers."""
+    counts: Integer[np.ndarray, "classes classes"]
+    """Clips of each true class (row) that were taken for each class (column)."""
+    labels: Sequence[str]
+
+    @property
+    def cell(self) -> float:
+        """The side of a cell."""
+        classes = len(self.labels)
+        return 26.0 if classes <= MAX_NUMBERED_CLASSES else 13.0 if self.named else 420 / classes
+
+    @property
+    def named(self) -> bool:
+        """Whether there is room for the names of the classes."""
+        return len(self.labels) <= MAX_NAMED_CLASSES
+
+    @property
+    def small(self) -> bool:
+        """Whether a cell is too small for a number."""
+        return self.cell < 20
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes, as far as there is room."""
+        return [shortened(label, MAX_NAME) for label in self.labels] if self.named else []
+
+    @property
+    def upright(self) -> bool:
+        """Whether the names of the columns are turned by 90 degrees."""
+        return self.small or max(map(len, self.names)) > 3
+
+    @property
+    def room(self) -> float:
+        """The width that the names of the rows need."""
+        longest = max(map(len, self.names), default=0)
+        return longest * _CHARACTER_PX * (0.8 if self.small else 1) + 8 if self.named else 4.0
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The counts as shares of their rows."""
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+
+    @property
+    def cells(self) -> Iterable[tuple[int, int, int, float]]:
+        """Row, column, count and share of the cells that are not empty."""
+        shares = self.shares
+        for row, column in np.argwhere(self.counts).tolist():
+            yield row, column, int(self.counts[row, column]), float(shares[row, column])
+
+    @property
+    def picture(self) -> str:
+        """All cells as one picture; one rectangle for each would take megabytes where there are many classes."""
+        # The floor of 0.12 keeps a single clip of a large class visible.
+        seen = np.where(self.counts > 0, np.maximum(self.shares, 0.12), 0)
+        return png_data_uri(np.round(255 * seen).astype(np.uint8), _SHADES)

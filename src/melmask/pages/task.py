@@ -1,0 +1,245 @@
+"""Show one task on the page of an evaluation: every score, what is taken for what, and the clips to listen to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+from melmask.downstream.metrics import higher_is_better
+from melmask.errors import AudioFileError
+from melmask.evaluate.mistakes import Mistake, Stretch, confusion_counts, find_sound, worst_clips, worst_stretch
+from melmask.evaluate.results import (
+    Column,
+    Outcome,
+    Predictions,
+    Report,
+    TaskFacts,
+    ranks,
+    read_event_files,
+    read_predictions,
+)
+from melmask.pages.charts import ConfusionChart
+from melmask.pages.render import MISSING
+from melmask.pages.sound import (
+    FRONT_END,
+    LONGEST_S,
+    Lane,
+    RollChart,
+    SoundBudget,
+    SoundChart,
+    read_part,
+    spectrogram_picture,
+)
+from melmask.pages.wording import Cell, column_name, metric_text, metrics_of, score_text, setting_text, spread_text
+
+HARDEST = 6
+_MAX_LANES = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """A table of one task."""
+
+    heads: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    """A model's name, and a cell for each head."""
+
+
+class Matrix(NamedTuple):
+    """What a model takes for what; without predictions there is no chart."""
+
+    name: str
+    clips: int = 0
+    chart: ConfusionChart | None = None
+    confused: Sequence[tuple[str, str, int, int]] = ()
+
+
+class Heard(NamedTuple):
+    """A sound that was found: its spectrogram and its wav (empty if it does not fit), or why it cannot be read."""
+
+    chart: SoundChart | None = None
+    wav: str = ""
+    problem: str = ""
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is only the beginning of a longer sound."""
+        return self.chart is not None and self.chart.seconds >= LONGEST_S
+
+
+class Clip(NamedTuple):
+    """A clip that was taken for something else; `heard` is None where the sound is missing."""
+
+    mistake: Mistake
+    heard: Heard | None
+
+
+class Roll(NamedTuple):
+    """The events of a stretch in which a model is most wrong; `heard` is None where the sound is missing."""
+
+    stretch: Stretch
+    chart: RollChart
+    left_out: int
+    heard: Heard | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSection:
+    """All that the page says about one task; a part that does not apply is empty or None."""
+
+    task: TaskFacts
+    result: str
+    best: str
+    """The name of the best model."""
+    scores: ScoreTable
+    matrices: list[Matrix]
+    clips: list[Clip] | None
+    """None where the predictions are missing."""
+    judged: int
+    """Of how many clips the hardest are shown."""
+    roll: Roll | None
+    splits: ScoreTable
+    chosen: list[tuple[str, str]]
+    """Each model's name and the settings of its classifiers."""
+
+
+def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSection:
+    """Collect everything about one task.
+
+    Args:
+        report: the evaluation.
+        task: one of its tasks.
+        sounds: what the section may play.
+    """
+    outcomes = report.of_task(task.title)
+    places = ranks(outcomes)
+    best = next((outcome for outcome in outcomes if places.get(outcome.column) == 1), None)
+    name = column_name(report, best.column) if best else ""
+    # Predictions of an event task are events of files, not labels of clips.
+    events, multiclass = task.embedding_type == "event", task.prediction_type == "multiclass"
+    predictions = {} if events else {outcome.column: read_predictions(task, outcome) for outcome in outcomes}
+    rows = predictions.get(best.column) if best else None
+    hardest = worst_clips(rows, task.labels, multiclass, HARDEST) if rows else []
+    return TaskSection(
+        task=task,
+        result=f"{name} {score_text(best.score.mean, best.primary)}" if best else "no score",
+        best=name,
+        scores=_scores(report, outcomes),
+        matrices=_matrices(report, task, predictions) if multiclass else [],
+        clips=[Clip(m, _hear(find_sound(task.folder, [m.part], m.file), sounds)) for m in hardest] if rows else None,
+        judged=len(rows.files) if rows else 0,
+        roll=_roll(task, best, sounds) if events and best else None,
+        splits=_splits(report, outcomes),
+        chosen=[(column_name(report, outcome.column), setting_text(outcome)) for outcome in outcomes],
+    )
+
+
+def _scores(report: Report, outcomes: list[Outcome]) -> ScoreTable:
+    metrics = metrics_of(outcomes)
+    rows = []
+    for outcome in outcomes:
+        scores = [(outcome.scores.get(metric), metric) for metric in metrics]
+        cells = [Cell(metric_text(s.mean, m), spread_text(s, m)) if s else Cell(MISSING) for s, m in scores]
+        rows.append((column_name(report, outcome.column), cells))
+    return ScoreTable(heads=[f"{m}{'' if higher_is_better(m) else ' ↓'}" for m in metrics], rows=rows)
+
+
+def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
+    """Give the primary metric of every split, and the epoch of the classifier that was chosen."""
+    names = list(dict.fromkeys(split.name for outcome in outcomes for split in outcome.splits))
+    rows = []
+    for outcome in outcomes:
+        by_name = {split.name: split for split in outcome.splits}
+        cells = []
+        for split in map(by_name.get, names):
+            # Protocols that do not train in epochs, such as knn, have none.
+            epoch = split.facts.get("epoch") if split else None
+            text = metric_text(split.scores.get(outcome.primary), outcome.primary) if split else MISSING
+            cells.append(Cell(text, f"epoch {epoch}" if isinstance(epoch, int) and epoch else ""))
+        rows.append((column_name(report, outcome.column), cells))
+    return ScoreTable(heads=names, rows=rows)
+
+
+def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Predictions | None]) -> list[Matrix]:
+    found = []
+    for column, rows in predictions.items():
+        name = column_name(report, column)
+        if rows is None:
+            found.append(Matrix(name))
+            continue
+        counts = confusion_counts(rows)
+        title = f"Confusion matrix of {name} on {task.title}"
+        chart = ConfusionChart(title=title, counts=counts, labels=task.labels)
+        found.append(Matrix(name, len(rows.files), chart, most_confused(counts, task.labels)))
+    return found
+
+
+def most_confused(
+    counts: Integer[np.ndarray, "classes classes"], labels: Sequence[str], most: int = 3
+) -> list[tuple[str, str, int, int]]:
+    """Return (true, predicted, clips, of how many) of the commonest mistakes, the commonest first."""
+    # Clips on the diagonal are right.
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = (divmod(int(cell), len(labels)) for cell in order)
+    return [
+        (labels[row], labels[column], int(wrong[row, column]), int(counts[row].sum()))
+        for row, column in pairs
+        if wrong[row, column]
+    ]
+
+
+def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard | None:
+    if path is None:
+        return None
+    try:
+        samples = read_part(path, start_s)
+    except AudioFileError as error:
+        return Heard(problem=str(error))
+    if not len(samples):
+        # An event can lie beyond the end of a file that was cut after the evaluation.
+        return Heard(problem=f"{path} has no sound after {start_s:.0f} s.")
+    seconds = len(samples) / FRONT_END.sample_rate_hz
+    chart = SoundChart(title=f"Spectrogram of {path.name}", picture=spectrogram_picture(samples), seconds=seconds)
+    return Heard(chart, sounds.wav(samples))
+
+
+def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
+    stretch = worst_stretch(read_event_files(best), LONGEST_S)
+    if stretch is None:
+        return None
+    file, lanes = stretch.file, _lanes(stretch)
+    heard = _hear(find_sound(task.folder, file.parts, file.name), sounds, stretch.start_s)
+    sound = heard.chart if heard else None
+    chart = RollChart(
+        title=f"Events of {file.name}",
+        lanes=lanes[:_MAX_LANES],
+        start_s=stretch.start_s,
+        # The file may end within the stretch; without the sound nobody knows.
+        end_s=stretch.start_s + sound.seconds if sound else stretch.end_s,
+        picture=sound.picture if sound else None,
+    )
+    return Roll(stretch, chart, max(0, len(lanes) - _MAX_LANES), heard)
+
+
+def _lanes(stretch: Stretch) -> list[Lane]:
+    """Give the labels that sound in the stretch."""
+    file = stretch.file
+    found = []
+    for label in sorted({event[0] for event in file.reference + file.predicted}):
+        spans = [
+            [
+                (start / 1000, end / 1000)
+                for name, start, end in events
+                if name == label and end / 1000 > stretch.start_s and start / 1000 < stretch.end_s
+            ]
+            for events in (file.reference, file.predicted)
+        ]
+        # A label of another part of the file would be an empty lane.
+        if any(spans):
+            found.append(Lane(label, spans[0], spans[1]))
+    return found

@@ -1,0 +1,96 @@
+"""How the page of an evaluation writes scores and names."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from melmask.evaluate.results import Column, Outcome, Report, Score
+from melmask.pages.render import MISSING
+
+UNDEFINED = "undefined"
+"""A score that cannot be computed, for example because no event was found."""
+_NAMES = {
+    "top1_acc": "share of clips whose likeliest label is right",
+    "pitch_acc": "share of clips whose pitch is right",
+    "chroma_acc": "share of clips whose pitch is right except for the octave",
+    "mAP": "mean average precision over the labels",
+    "d_prime": "separability d′, mean over the labels",
+    "aucroc": "area under the ROC curve, mean over the labels",
+    "event_onset_200ms_fms": "F-measure of events, onsets within 200 ms",
+    "event_onset_50ms_fms": "F-measure of events, onsets within 50 ms",
+    "event_onset_offset_50ms_20perc_fms": "F-measure of events, onsets within 50 ms and ends within 50 ms or 20 %",
+    "segment_1s_er": "error rate in segments of 1 s; lower is better",
+}
+_MAIN_PARTS = ("f_measure", "error_rate")
+_NOT_PERCENT = ("d_prime",)
+
+
+class Cell(NamedTuple):
+    """A score in a table, with what is written below it; pale where there is none, and the number of its footnote."""
+
+    text: str
+    below: str = ""
+    best: bool = False
+    pale: bool = False
+    footnote: int | None = None
+
+
+def is_percent(metric: str) -> bool:
+    """Return whether a metric is written in %."""
+    return metric not in _NOT_PERCENT
+
+
+def name_of_metric(metric: str) -> str:
+    """Return what a metric measures, in words; its own name if it is not known."""
+    return _NAMES.get(metric, metric)
+
+
+def metric_text(value: float | None, metric: str) -> str:
+    """Write a score as the tables do, without its unit."""
+    if value is None:
+        return UNDEFINED
+    return f"{100 * value:.1f}" if is_percent(metric) else f"{value:.2f}"
+
+
+def score_text(value: float | None, metric: str) -> str:
+    """Write a score with its unit."""
+    text = metric_text(value, metric)
+    return f"{text} %" if value is not None and is_percent(metric) else text
+
+
+def spread_text(score: Score, metric: str) -> str:
+    """Write how sure a score is: its standard deviation, else its interval, else nothing."""
+    if score.std is not None:
+        return f"± {metric_text(score.std, metric)}"
+    if score.interval_95 is not None:
+        low, high = (metric_text(end, metric) for end in score.interval_95)
+        return f"[{low}, {high}]"
+    return ""
+
+
+def column_name(report: Report, column: Column) -> str:
+    """Return the model's name, with the protocol where the page has several."""
+    return f"{column.model}, {column.protocol}" if len(report.protocols) > 1 and column.protocol else column.model
+
+
+def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return all metrics of some outcomes, the primary first; the main part of an event metric only once."""
+    names = dict.fromkeys(metric for outcome in outcomes for metric in (outcome.primary, *outcome.scores))
+    return [name for name in names if not any(name == f"{other}_{part}" for other in names for part in _MAIN_PARTS)]
+
+
+def setting_text(outcome: Outcome) -> str:
+    """Write the settings of the chosen classifiers; one that differs between splits is given split by split."""
+    settings = [_flat(split.facts.get("setting")) for split in outcome.splits]
+    words = []
+    for key in dict.fromkeys(key for setting in settings for key in setting):
+        values = [str(setting.get(key, MISSING)) for setting in settings]
+        words.append(f"{key} {values[0] if len(set(values)) == 1 else ' | '.join(values)}")
+    return ", ".join(words) or MISSING
+
+
+def _flat(setting: object) -> dict[str, object]:
+    """Put what is inside a setting's own settings beside it."""
+    flat: dict[str, object] = {}
+    for key, value in setting.items() if isinstance(setting, dict) else ():
+        flat.update(value if isinstance(value, dict) else {key: value})
+    return flat
