@@ -141,8 +141,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the network is trained to do."""
+
+    kind: str = "mae"
+    """Name of a module of `melmask.objectives`. 'mae' reconstructs hidden patches; its settings are `masking`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """What is hidden, and what the hidden patches are compared with."""
+    """The masked autoencoder's settings: what is hidden, and what the hidden patches are compared with."""
 
     ratio: float = 0.75
     """Share of patches hidden; visible = int(patches * (1 - ratio))."""
@@ -321,6 +329,7 @@ class PretrainConfig:
     """One pre-training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -328,16 +337,20 @@ class PretrainConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def __post_init__(self):
+        if self.objective.kind == "mae":
+            self._check_reconstruction()
+        _check(
+            self.optimizer.name == "adamw" or self.hardware.sharding == "none",
+            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; give one of them up",
+        )
+
+    def _check_reconstruction(self) -> None:
+        """Check what only the masked autoencoder needs."""
         _check(self.model.has_decoder, "model.decoder_width is 0; pre-training reconstructs, so give it a decoder")
         _check(
             (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),
             f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
             "input; give smaller patches, some to hide and some to see",
-        )
-
-        _check(
-            self.optimizer.name == "adamw" or self.hardware.sharding == "none",
-            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; give one of them up",
         )
 
     @property

@@ -18,8 +18,8 @@ from melmask.checkpoint.folder import ModelCard, model_with
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
 from melmask.geometry import PatchGrid
+from melmask.models.network import Network
 from melmask.models.positions import grid_positions, line_positions
-from melmask.objectives.mae import MaskedAutoencoder
 from melmask.system.files import atomic_write
 
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.", "module.")
@@ -42,7 +42,7 @@ _UNNEEDED = re.compile(
 )
 
 
-def read_foreign(path: Path) -> tuple[MaskedAutoencoder, ModelCard]:
+def read_foreign(path: Path) -> tuple[Network, ModelCard]:
     """Read a .pth file of MSM-MAE or its successor.
 
     Raises:
@@ -82,7 +82,7 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
     return card, weights
 
 
-def to_msm_mae(model: MaskedAutoencoder, card: ModelCard) -> dict[str, Tensor]:
+def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
     """Our weights under the original MSM-MAE's keys, with its position tables and conv-shaped patch embedding.
 
     `torch.save({"model": to_msm_mae(model, card)}, path)` is a file in the original's form. That form does not hold
@@ -246,7 +246,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return {str(key): tensor for key, tensor in content.items()}
 
 
-def save_msm_mae(path: Path, model: MaskedAutoencoder, card: ModelCard) -> None:
+def save_msm_mae(path: Path, model: Network, card: ModelCard) -> None:
     """Write `to_msm_mae` as a .pth file.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import nn
 
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.models.network import Network, build_network
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import output_error, write_json
 
@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
             shutil.rmtree(remains, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> tuple[MaskedAutoencoder, ModelCard]:
+def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
     """Read a folder written by `save_checkpoint`; every weight must be there, and none more.
 
     Raises:
@@ -95,13 +95,13 @@ def load_checkpoint(folder: Path) -> tuple[MaskedAutoencoder, ModelCard]:
     return model_with(card.model, weights, path), card
 
 
-def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> MaskedAutoencoder:
+def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> Network:
     """The network that holds `weights`; names and shapes must match exactly, and all values be finite.
 
     Raises:
         CheckpointError: they do not.
     """
-    model = build_model(config)
+    model = build_network(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, save_checkpoint
 from melmask.errors import CheckpointError, MissingExtraError, OutputError
-from melmask.objectives.mae import MaskedAutoencoder
+from melmask.models.network import Network
 
 PREFIX = "hub:"
 
@@ -30,7 +30,7 @@ def download(name: str) -> Path:
         raise CheckpointError(f"{name} cannot be fetched ({reason}); check the name and the connection") from error
 
 
-def push(name: str, model: MaskedAutoencoder, card: ModelCard, license_name: str) -> str:
+def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
     """Create or update `hub:owner/name`; returns its address.
 
     Raises:

@@ -6,10 +6,10 @@ from melmask.checkpoint.convert import read_foreign
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint
 from melmask.checkpoint.hub import PREFIX, download
 from melmask.errors import CheckpointError
-from melmask.objectives.mae import MaskedAutoencoder
+from melmask.models.network import Network
 
 
-def load_any(source: Path) -> tuple[MaskedAutoencoder, ModelCard, Path]:
+def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
     """The model, its card, and the file or folder it was read from.
 
     Raises:

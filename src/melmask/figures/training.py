@@ -31,8 +31,8 @@ class ReconstructionPictures:
         self._mask_ratio = config.masking.ratio
 
     def __call__(self, state: StepState) -> dict[str, float]:
-        """Write the picture of this step; there are no numbers to log."""
-        if not self._worth_it:
+        """Write the picture of this step, if the network can reconstruct; there are no numbers to log."""
+        if not self._worth_it or state.model.decoder is None:
             return {}
         # A copy: the encoder freezes the model it is given.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 _MASK_STREAM = 1
-"""Keeps the masks' random numbers apart from the crops' (data/stream.py), which have the same seed."""
+"""Keeps the masks' random numbers apart from the crops' (corpus/stream.py), which have the same seed."""
 
 
 def random_masks(seed: int, step: int, batch: int, patches: int, visible: int) -> Bool[Tensor, "batch patches"]:

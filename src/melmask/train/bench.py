@@ -26,8 +26,7 @@ from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
-from melmask.models.flops import step_flops
-from melmask.objectives.masking import random_masks
+from melmask.objectives.base import build_objective
 from melmask.settings import to_dict
 from melmask.system.hardware import (
     keep_freed_memory,
@@ -66,6 +65,8 @@ class BenchReport:
     parts_s: dict[str, float]
     """Median time of each part of a step."""
     memory_bytes: dict[str, int]
+    step_flops: int
+    """Operations of a step's matrix products."""
 
     @property
     def step_s(self) -> float:
@@ -81,11 +82,6 @@ class BenchReport:
     def views_per_s(self) -> float:
         """Masked views of crops trained on in a second."""
         return self.config.views / self.step_s
-
-    @property
-    def step_flops(self) -> int:
-        """Operations of a step's matrix products."""
-        return step_flops(self.config.model, self.config.masking.ratio, self.config.views)
 
     @property
     def share_of_peak(self) -> float:
@@ -169,6 +165,7 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
         steps_s=tuple(steps_s),
         parts_s={name: median(part[name] for part in parts) for name in parts[0]},
         memory_bytes=memory,
+        step_flops=step.objective.step_flops(config.data.batch_size),
     )
 
 
@@ -182,7 +179,8 @@ class TrainingStep:
         self.config = config
         self.device = pick_device(config.hardware.device)
         statistics = build_card(store, config).statistics if store else Statistics()
-        self.engine = Engine(config, statistics, Processes(0, 1, self.device))
+        self.objective = build_objective(config)
+        self.engine = Engine(self.objective, config, statistics, Processes(0, 1, self.device))
         self.done = 0
         self._crops = _crops(config, store)
 
@@ -210,10 +208,8 @@ class TrainingStep:
         return watch.laps_s
 
     def batch(self) -> tuple[np.ndarray, Tensor]:
-        """The next crops and their masks."""
-        patches, visible = _patches(self.config)
-        masked = random_masks(self.config.run.seed, self.done, self.config.views, patches, visible)
-        return next(self._crops), masked
+        """Return the next crops and what the objective draws for them."""
+        return next(self._crops), self.objective.draw(self.done, 0, 1)
 
     def close(self) -> None:
         """Stop reading ahead."""

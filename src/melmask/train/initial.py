@@ -10,7 +10,7 @@ from torch.nn import functional
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, PretrainConfig
 from melmask.errors import ConfigError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 from melmask.settings import to_dict
 
 _EMBEDDING = "encoder.patch_embed.weight"
@@ -29,7 +29,7 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
         ConfigError: its encoder has another shape than `config.model`.
     """
     model, card, path = load_any(source)
-    weights = build_model(config.model, config.run.seed).state_dict()
+    weights = build_network(config.model, config.run.seed).state_dict()
     given = model.state_dict()
     wanted, has = config.model, card.model
     for name in ("width", "depth", "heads"):

@@ -20,9 +20,10 @@ class MuonAndAdamW:
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"optimizer.name is 'muon', which PyTorch has from 2.9 on; this is {torch.__version__}")
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in f".{name}"]
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in trained if p.ndim == 2 and ".blocks." in f".{name}"]
         taken = set(map(id, matrices))
-        rest = [p for p in model.parameters() if id(p) not in taken]
+        rest = [p for _, p in trained if id(p) not in taken]
         muon = torch.optim.Muon(
             matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
@@ -54,12 +55,16 @@ class MuonAndAdamW:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW | MuonAndAdamW:
-    """The configured optimizer; weight decay on matrices only, not on biases, norms and tokens.
+    """Build the configured optimizer; it decays matrices only, not biases, norms and tokens.
+
+    It moves the parameters that require a gradient: an objective's teacher, say, does not.
 
     Raises:
         ConfigError: this PyTorch does not have it.
     """
-    return MuonAndAdamW(model, config) if config.name == "muon" else _adamw(list(model.parameters()), config)
+    if config.name == "muon":
+        return MuonAndAdamW(model, config)
+    return _adamw([p for p in model.parameters() if p.requires_grad], config)
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,33 +1,166 @@
-"""What a run's folder holds while the run goes on, as far as it is written."""
+"""The record of a run: run.json, metrics.jsonl and events.jsonl, each written and read here alone.
 
+`RunRecord` is all of it at one moment, as far as it is written, for whoever shows or judges a run.
+"""
+
+import contextlib
 import json
 import math
+import operator
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from melmask.config import FrontEndConfig
-from melmask.train.log import EVENTS, METRICS
-from melmask.train.snapshot import CHECKPOINTS, RUN_FILE
+from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.corpus.store import Store
+from melmask.errors import CheckpointError
+from melmask.settings import from_dict, to_dict
+from melmask.system.files import atomic_write, output_error, write_json
 
-PICTURES = "pictures"
+RUN_FILE, METRICS, EVENTS = "run.json", "metrics.jsonl", "events.jsonl"
+CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 State = Literal["running", "stopped", "done"]
 
 
-class Series(NamedTuple):
-    """One of a run's numbers. steps, values: (rows,) float64, in the order written; a value may be NaN or infinite."""
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """run.json: the configuration of a run, and the store that it was begun with."""
 
-    steps: np.ndarray
-    values: np.ndarray
+    pretrain: dict[str, Any]
+    """The configuration as JSON has it; `config` checks it."""
+    store: str = ""
+    store_sha256: str | None = None
+    """Digest of the store's content; runs of early versions do not have it."""
+    frames: int | None = None
+    """Frames of sound in the store."""
+    hop_ms: float | None = None
+    """Time between frames."""
 
-    def finite(self) -> "Series":
-        """Without the rows whose value is no finite number."""
-        kept = np.isfinite(self.values)
-        return Series(self.steps[kept], self.values[kept])
+    def config(self) -> PretrainConfig:
+        """Check the configuration.
+
+        Raises:
+            ConfigError: it has settings that this version does not know.
+        """
+        return from_dict(PretrainConfig, self.pretrain)
+
+
+def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
+    """Write the run's configuration and which store it is for.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = RunFile(
+        pretrain=to_dict(config),
+        store=str(store.folder.resolve()),
+        store_sha256=store.sha256,
+        frames=int(store.frames.sum()),
+        hop_ms=store.front_end.hop_ms,
+    )
+    write_json(run / RUN_FILE, asdict(file))
+
+
+def read_run_file(run: Path) -> RunFile | None:
+    """Read the run's configuration and store; None if the run has not begun.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not (run / RUN_FILE).exists():
+        return None
+    try:
+        content = _run_json(run)
+        return RunFile(**{name: content[name] for name in RunFile.__dataclass_fields__ if name in content})
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise CheckpointError(f"{run / RUN_FILE} is damaged; use another --out") from error
+
+
+def _run_json(run: Path) -> dict[str, Any]:
+    content = json.loads((run / RUN_FILE).read_bytes())
+    if not isinstance(content, dict):
+        raise TypeError(f"{RUN_FILE} holds no group of settings")
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsRow:
+    """The numbers of one log interval: a line of metrics.jsonl.
+
+    Other lines have a `step` and numbers that are not there in each interval, such as `feature_rank`.
+    """
+
+    step: int
+    """Optimizer steps done."""
+    loss: float
+    """Mean over the steps of the interval."""
+    learning_rate: float
+    """Of the last step."""
+    gradient_norm: float
+    """Of the last step, before clipping."""
+    crops_per_s: float
+    """Crops trained on in a second; looking and saving do not count."""
+    data_wait: float
+    """Share of the time that went into waiting for data."""
+    seconds: float
+    """Training time of the whole run."""
+    left_s: float
+    """Estimate of the time until the last step."""
+    peak_share: float
+    """Operations a second as a share of what the best matrix product does."""
+    memory_mb: float
+    """The most memory that was in use at once."""
+
+
+class MetricsFile:
+    """metrics.jsonl, open to append; resuming drops the lines beyond `first_step`.
+
+    Attribute: `last_loss`, the newest loss up to there; NaN if there is none.
+    """
+
+    def __init__(self, run: Path, first_step: int):
+        self._path = run / METRICS
+        kept = [row for row in read_metrics(run) if row["step"] <= first_step]
+        self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
+        with atomic_write(self._path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        self._file = self._path.open("a")
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append a line.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file; what a full disk did not take has been reported."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the run's metrics in order, a dictionary a step that has some; only rows of log intervals have a loss."""
+    try:
+        text = (run / METRICS).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    for row in _json_lines(text):
+        # A line without a whole step is damaged.
+        with contextlib.suppress(KeyError, TypeError):
+            rows.setdefault(operator.index(row["step"]), {}).update(row)
+    return list(rows.values())
 
 
 class Event(NamedTuple):
@@ -38,6 +171,54 @@ class Event(NamedTuple):
     text: str
 
 
+def add_event(run: Path, event: Event) -> None:
+    """Append a line to events.jsonl.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = run / EVENTS
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": event.step, "event": event.kind, "text": event.text}) + "\n")
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def end_last_event(run: Path) -> None:
+    """End the last line of events.jsonl if a kill has cut it short, so that the next one begins on its own."""
+    path = run / EVENTS
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
+
+
+def read_events(run: Path) -> list[Event]:
+    """Read what happened to the run, oldest first; damaged lines are skipped."""
+    try:
+        text = (run / EVENTS).read_bytes()
+    except OSError:
+        return []
+    found = []
+    for row in _json_lines(text):
+        step = _step(row)
+        if step is not None:
+            found.append(Event(int(step), str(row.get("event", "")), str(row.get("text", ""))))
+    return found
+
+
+class Series(NamedTuple):
+    """One of a run's numbers. steps, values: (rows,) float64, in the order written; a value may be NaN or infinite."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def finite(self) -> "Series":
+        """Return the rows whose value is a finite number."""
+        kept = np.isfinite(self.values)
+        return Series(self.steps[kept], self.values[kept])
+
+
 class RunNumbers:
     """The run's metrics, a series a name; kept between two looks, it reads only the lines added since the first."""
 
@@ -46,7 +227,7 @@ class RunNumbers:
         self._forget()
 
     def read(self) -> dict[str, Series]:
-        """Everything written so far; lines that are no JSON object with a step are passed over."""
+        """Everything written so far; lines that are no JSON object with a step are skipped."""
         for row in self._new_rows():
             step = _step(row)
             if step is None:
@@ -68,7 +249,7 @@ class RunNumbers:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                # A run that resumes writes the file anew, without the lines beyond its snapshot.
+                # A run that resumes rewrites the file, without the lines beyond its snapshot.
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._forget()
                 file.seek(self._offset)
@@ -152,21 +333,28 @@ class RunRecord(NamedTuple):
 def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
     """Look at a run's folder; never raises for what is missing, half-written or damaged in it."""
     try:
-        content = json.loads((run / RUN_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        content = {}
-    facts = dict(content) if isinstance(content, dict) else {}
+        facts = _run_json(run)
+    except (OSError, ValueError, RecursionError, TypeError):
+        facts = {}
     settings = facts.pop("pretrain", {})
     return RunRecord(
         folder=run,
-        settings=_flat(settings) if isinstance(settings, dict) else {},
-        facts=_flat(facts),
+        settings=flat(settings) if isinstance(settings, dict) else {},
+        facts=flat(facts),
         series=numbers.read(),
-        events=_events(run / EVENTS),
+        events=read_events(run),
         pictures=sorted((run / PICTURES).glob("step-*.png")),
         checkpoints=sorted(path.name for path in (run / CHECKPOINTS).glob("step-*")),
         written_s=_written_s(run / METRICS),
     )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give the leaves of nested settings by their dotted keys, as the command line takes them."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
 
 
 def _number(value: Any) -> float | None:
@@ -193,28 +381,8 @@ def _json_lines(text: bytes) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _events(path: Path) -> list[Event]:
-    try:
-        text = path.read_bytes()
-    except OSError:
-        return []
-    found = []
-    for row in _json_lines(text):
-        step = _step(row)
-        if step is not None:
-            found.append(Event(int(step), str(row.get("event", "")), str(row.get("text", ""))))
-    return found
-
-
 def _written_s(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
