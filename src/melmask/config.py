@@ -145,7 +145,7 @@ class ObjectiveConfig:
     """What the network is trained to do."""
 
     kind: str = "mae"
-    """Name of a module of `melmask.objectives`. 'mae' reconstructs hidden patches; its settings are `masking`."""
+    """Name of a module of `melmask.objectives`: 'mae' reconstructs hidden patches, and its settings are `masking`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,11 +177,10 @@ def _limits_db(values: np.ndarray) -> tuple[float, float]:
 def _draw_grid(axes: "Axes", grid: PatchGrid, config: FrontEndConfig, frames: int) -> None:
     """Thin lines between patches."""
     x, y = _patch_edges(grid, config, frames)
-    style = {"color": "white", "linewidth": 0.5}
     for time_s in x[1:-1]:
-        axes.axvline(time_s, **style)
+        axes.axvline(time_s, color="white", linewidth=0.5)
     for position in y[1:-1]:
-        axes.axhline(position, **style)
+        axes.axhline(position, color="white", linewidth=0.5)
 
 
 def _outline_visible(

@@ -14,7 +14,7 @@ from melmask.config import PretrainConfig
 from melmask.errors import unknown_name
 from melmask.models.network import Network, build_network
 
-OBJECTIVES = ["mae"]
+OBJECTIVES = ("mae",)
 """Each is a module of this folder with a function `build(config: PretrainConfig, network: Network) -> Objective`."""
 
 

@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,7 +268,7 @@ def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict
     return steps_s, parts
 
 
-def _crops(config: PretrainConfig, store: Store | None) -> Iterator[np.ndarray]:
+def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray, None, None]:
     # (crops, frames, mels) float16, read ahead from the store as in training, or the same made-up ones for ever.
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)

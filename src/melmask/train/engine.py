@@ -7,7 +7,7 @@ rounding: gradients are means over the rows of the global batch, whoever compute
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,10 +101,12 @@ class Engine:
                 self._scaler.scale(loss).backward()
                 self.lap("backward")
             total += loss.detach()
-        self._scaler.unscale_(self.optimizer)
+        # All that the scaler asks of an optimizer is its groups and its step, which ours has too.
+        optimizer = cast("torch.optim.Optimizer", self.optimizer)
+        self._scaler.unscale_(optimizer)
         limit = self._config.optimizer.max_gradient_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.objective.module.parameters(), limit)
-        self._scaler.step(self.optimizer)
+        self._scaler.step(optimizer)
         self._scaler.update()
         self.objective.after_step()
         self._average()
@@ -182,7 +184,8 @@ class Engine:
             assert isinstance(self.optimizer, torch.optim.AdamW), "PretrainConfig refuses the other"
             for parameter, moments in self.optimizer.state.items():
                 for name, value in moments.items():
-                    if value.shape == parameter.shape:
+                    # Moments are as large as their parameter; the count of steps is a single number.
+                    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
                         moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
     def _load_weights(self, model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,8 @@ _REASON_CHARACTERS = 200
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """Which of how many processes this is, and where it computes."""
 
     rank: int

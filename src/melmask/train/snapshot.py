@@ -71,7 +71,11 @@ def _with_training(card: ModelCard, state: RunState) -> ModelCard:
     """Add to the card how far the training is."""
     # None before the first log interval is over: JSON has no NaN.
     known = state.loss if math.isfinite(state.loss) else None
-    training = {"step": state.step, "loss": known, "minutes": round(state.seconds / 60, 2)}
+    training: dict[str, float | str | None] = {
+        "step": state.step,
+        "loss": known,
+        "minutes": round(state.seconds / 60, 2),
+    }
     decay = card.training["config"]["optimizer"]["ema_decay"]
     if decay:
         training["weights"] = f"exponential moving average, decay {decay}"
