@@ -49,13 +49,14 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
 
 def test_another_front_end_is_said(source, configure):
     _, text = initial_weights(source, configure(), FrontEndConfig(hop_samples=320, max_hz=4000.0))
-    assert text.endswith("it knows other log-mels: hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here")
+    differs = "hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here"
+    assert text.endswith(f"its log-mels differ from the store's: {differs}")
 
 
 def test_another_number_of_mel_bands_is_another_number_of_rows_from_the_lowest_band_on(source, configure):
     config = configure("model.mels=128")
     weights, text = initial_weights(source, config, FrontEndConfig(mels=128))
-    assert "units of 128x64 instead of 80x64; it knows other log-mels: mels 80 there and 128 here" in text
+    assert "units of 128x64 instead of 80x64; its log-mels differ from the store's: mels 80 there and 128 here" in text
     tall, low = build_network(config.model), build_network(configure().model)
     tall.load_state_dict(weights)
     assert torch.equal(tall.encoder.positions[: 5 * 4], low.encoder.positions)

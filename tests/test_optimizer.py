@@ -78,5 +78,5 @@ def test_muon_is_refused_where_matrices_are_cut_up_or_unknown(configure, monkeyp
         configure("optimizer.name=lion")
     monkeypatch.delattr(torch.optim, "Muon")
     config = configure(MUON)
-    with pytest.raises(ConfigError, match=r"PyTorch has from 2\.9 on"):
+    with pytest.raises(ConfigError, match=r"needs PyTorch 2\.9 or newer"):
         build_optimizer(build_network(config.model), config.optimizer)

@@ -30,7 +30,7 @@ _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop"
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     """Synthesise, prepare, pre-train, embed, probe and draw, all below `out`; returns the closing text.
 
-    Every step that is complete is passed over when the demo runs again.
+    Steps that are complete are skipped when the demo runs again.
 
     Raises:
         OutputError: `out` cannot be written to.

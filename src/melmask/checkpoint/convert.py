@@ -1,4 +1,4 @@
-"""Others' checkpoints: the original MSM-MAE's and its successor's files, read and accounted for key by key.
+"""Checkpoints of others: read the files of the original MSM-MAE and its successor, and account for every key.
 
 Nothing in the file is executed: torch.load with weights_only=True, plus the plain `argparse.Namespace` that the
 original trainers saved. Patch size, depth, widths and grid come from tensor shapes; heads are width / 64.
@@ -35,7 +35,7 @@ _USED = re.compile(
     rf"(decoder_)?({_BLOCK}|norm\.(?:weight|bias)|(?<=decoder_)(?:embed|pred)\.(?:weight|bias))"
     r"|patch_embed\.proj\.(?:weight|bias)|cls_token|mask_token|pos_embed|decoder_pos_embed|norm_stats"
 )
-# Parts of the successor that serve its own training objective, a task head or another front end, not the encoder.
+# Parts of the successor's files for its training, a task head or another front end; the encoder needs none.
 _UNNEEDED = re.compile(
     r"(?:(?:module|ar|runtime)\.)*(?:target_|momentum_|predictor|projector|heads?\.|head_norm|fc_norm|ema\.|loss_"
     r"|logit_scale|to_spec\.)"
@@ -53,7 +53,7 @@ def read_foreign(path: Path) -> tuple[Network, ModelCard]:
 
 
 def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Published tensors to (card, melmask tensors); every key is used, known to be unneeded, or an error.
+    """Turn published tensors into (card, melmask tensors); every key is used, known to be unneeded, or an error.
 
     A decoder that does not predict log-mel values (the successor's predicts features) is left out.
 
@@ -83,7 +83,7 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
 
 
 def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
-    """Our weights under the original MSM-MAE's keys, with its position tables and conv-shaped patch embedding.
+    """Return our weights under the original MSM-MAE's keys, with its position tables and patch embedding.
 
     `torch.save({"model": to_msm_mae(model, card)}, path)` is a file in the original's form. That form does not hold
     the number of heads, the front end or the statistics: whoever reads it must be told, or have the original's
@@ -117,7 +117,7 @@ def _refuse_unknown(keys: list[str], source: Path) -> None:
 
 
 def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the decoder's keys if it predicts something else than log-mel values, or if only bits of it are left."""
+    """Leave out the decoder's keys if it predicts something else than log-mels, or if only bits of it are left."""
     leftovers = {"mask_token", "decoder_pos_embed"}
     decoder = {key for key in state if key.startswith("decoder_") or key in leftovers}
     _, _, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
@@ -183,7 +183,7 @@ def _decoder_fields(state: dict[str, Tensor], grid: PatchGrid, cls_token: bool, 
 
 
 def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -> int:
-    """Which of `tables` the stored positions are; they are recomputed, never loaded."""
+    """Tell which of `tables` the stored positions are; they are recomputed, never loaded."""
     for kind, table in enumerate(tables):
         if stored[0].shape == table.shape and torch.allclose(stored[0].float(), table, atol=_TABLE_TOLERANCE):
             return kind
@@ -191,7 +191,7 @@ def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -
 
 
 def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Melmask's name(s) for a published key; {} for what the card holds."""
+    """Give the tensor melmask's name, or names; {} for what the card holds."""
     if key in ("pos_embed", "decoder_pos_embed", "norm_stats"):
         return {}
     if key in ("cls_token", "mask_token"):
@@ -201,7 +201,7 @@ def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
     part = "decoder" if key.startswith("decoder_") else "encoder"
     name = f"{part}.{key.removeprefix('decoder_').replace('pred.', 'predict.')}"
     if name.endswith("attn.qkv.bias"):
-        # The key's share of the bias cancels in the softmax.
+        # The share of the keys in the bias cancels in the softmax, so melmask has none.
         query, _, value = tensor.chunk(3)
         stem = name.removesuffix("qkv.bias")
         return {f"{stem}q_bias": query, f"{stem}v_bias": value}

@@ -28,7 +28,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What config.json says of a model; `training` is free-form facts (steps, hours, final loss, recipe)."""
+    """What config.json says of a model; `training` holds facts of any form (steps, minutes, loss, configuration)."""
 
     model: ModelConfig
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -62,7 +62,7 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
         # safetensors makes its file readable by its owner alone.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-        # On the disk before an older one is let go of: power may fail.
+        # Power may fail: the weights must be on the disk before the older ones are removed.
         with (partial / WEIGHTS).open("rb") as file:
             os.fsync(file.fileno())
         if folder.is_dir():
@@ -96,7 +96,7 @@ def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
 
 
 def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> Network:
-    """The network that holds `weights`; names and shapes must match exactly, and all values be finite.
+    """Build the network that holds `weights`; names and shapes must match exactly, and all values be finite.
 
     Raises:
         CheckpointError: they do not.

@@ -53,18 +53,24 @@ def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
 
 
 def model_card(repository: str, card: ModelCard, license_name: str) -> str:
-    """README.md of a model: how to use it, what it hears, how it was made."""
+    """Write the README.md of a model: how to use it, what it hears, how it was made."""
     model, front_end = card.model, card.front_end
     training = {key: value for key, value in card.training.items() if key != "config"}
+    # Models of early versions and converted ones do not name their objective: all were masked autoencoders.
+    kind = card.training.get("config", {}).get("objective", {}).get("kind", "mae")
+    tags, about = ["audio", "feature-extraction"], f"Audio embeddings, pre-trained with the objective '{kind}'"
+    if kind == "mae":
+        tags += ["masked-autoencoder", "msm-mae"]
+        about = "Audio embeddings by masked spectrogram modeling (MSM-MAE, PMLR 166, 2022)"
     facts = "\n".join(f"- {key}: {value}" for key, value in training.items()) or "- not recorded"
     return f"""---
 library_name: melmask
 license: {license_name}
-tags: [audio, feature-extraction, masked-autoencoder, msm-mae]
+tags: [{", ".join(tags)}]
 ---
 # {repository.rsplit("/", 1)[-1]}
 
-Audio embeddings by masked spectrogram modelling (MSM-MAE, PMLR 166, 2022), for melmask.
+{about}, for melmask.
 
 ```python
 import melmask
@@ -74,7 +80,7 @@ e.scene, e.frames, e.times_ms
 ```
 
 - input: {front_end.sample_rate_hz} Hz mono (other rates are resampled), {front_end.mels} mel bands from
-  {front_end.min_hz:g} to {front_end.max_hz:g} Hz each {front_end.hop_ms:g} ms, normalised with mean
+  {front_end.min_hz:g} to {front_end.max_hz:g} Hz each {front_end.hop_ms:g} ms, normalized with mean
   {card.statistics.mean:.4f} and standard deviation {card.statistics.std:.4f}
 - network: {model.width} wide, {model.depth} blocks, patches {model.patch_mels} x {model.patch_frames}, units of
   {model.mels} x {model.frames}; {"with" if model.has_decoder else "without"} decoder

@@ -1,4 +1,4 @@
-"""From what a user names - a run, a fine-tuning, a checkpoint folder, another's file, a Hub name - to a model."""
+"""Find the model that a user names: a run, a fine-tuning, a checkpoint folder, a file of others, a Hub name."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from melmask.models.network import Network
 
 
 def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
-    """The model, its card, and the file or folder it was read from.
+    """Return the model, its card, and the file or folder that it was read from.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
@@ -27,9 +27,7 @@ def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
     classifier = source / "classifier"
     folder = steps[-1] if steps else classifier if (classifier / CONFIG).exists() else source
     if not steps and (source / "run.json").exists():
-        raise CheckpointError(
-            f"{source} is a run without a checkpoint yet; let melmask pretrain go on until it saves one"
-        )
+        raise CheckpointError(f"{source} is a run without a checkpoint yet; wait until melmask pretrain saves one")
     if not (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
         raise CheckpointError(
             f"{source} holds no checkpoint; expected a run of melmask pretrain, or {CONFIG} and {WEIGHTS}"

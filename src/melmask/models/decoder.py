@@ -38,7 +38,7 @@ class Decoder(nn.Module):
         predicted_ids: Int[Tensor, "batch predicted"],
         grid: PatchGrid,
     ) -> Float[Tensor, "batch predicted values"]:
-        """Values of the patches in `predicted_ids`; `encoded` has the CLS token first if the model has one."""
+        """Predict the patches in `predicted_ids`; `encoded` has the CLS token first if the model has one."""
         first = int(self.config.cls_token)
         x = self.embed(encoded)
         tokens = self.mask_token.to(x.dtype).expand(x.shape[0], grid.patches, -1)

@@ -1,7 +1,7 @@
-"""How fast a configuration pre-trains on this machine, how near that is to its matrix products, where a step goes.
+"""How fast a configuration pre-trains on this machine, how close that is to the machine's peak, and where time goes.
 
-Whole steps are timed as training runs them: a GPU is waited for once a reading of several steps. In between, single
-steps are timed part by part, waiting for the device after each, so on a GPU the parts are longer than the step.
+Whole steps are timed as training runs them: a GPU is waited for once in a reading of several steps. In between, single
+steps are timed part by part. That waits for the device after each, so on a GPU the parts take longer than a step.
 """
 
 import itertools
@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ _ENDLESS = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """What was measured, in seconds, bytes and operations a second; `str` gives it as a page of text."""
+    """What was measured, in seconds, bytes and operations per second; `str` gives a page of text."""
 
     config: PretrainConfig
     device: str
@@ -59,9 +58,9 @@ class BenchReport:
     data: str
     """Where the crops came from."""
     peaks: tuple[float, float]
-    """Operations a second of the fastest matrix product, before and after the steps."""
+    """Operations per second of the fastest matrix product, before and after the steps."""
     steps_s: tuple[float, ...]
-    """A step's time in each reading."""
+    """Time of a step in each reading."""
     parts_s: dict[str, float]
     """Median time of each part of a step."""
     memory_bytes: dict[str, int]
@@ -70,26 +69,26 @@ class BenchReport:
 
     @property
     def step_s(self) -> float:
-        """Median step."""
+        """Median time of a step."""
         return median(self.steps_s)
 
     @property
     def crops_per_s(self) -> float:
-        """Crops trained on in a second."""
+        """Crops trained on per second."""
         return self.config.data.batch_size / self.step_s
 
     @property
     def views_per_s(self) -> float:
-        """Masked views of crops trained on in a second."""
+        """Views of crops trained on per second."""
         return self.config.views / self.step_s
 
     @property
     def share_of_peak(self) -> float:
-        """The step's operations a second over the larger of the two peaks."""
+        """Operations per second of a step, as a share of the larger of the two peaks."""
         return self.step_flops / self.step_s / max(self.peaks)
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return all of it, ready for JSON."""
         patches, visible = _patches(self.config)
         return {
             "config": to_dict(self.config),
@@ -170,9 +169,9 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
 
 
 class TrainingStep:
-    """The step of `train/pretrain.py` on one process; call it to do one, or time its parts.
+    """The step of `train/pretrain.py` on one process: call it to take one, or time its parts.
 
-    A compiled network's encoder and decoder cannot be told apart.
+    The encoder and decoder of a compiled network are timed as one part.
     """
 
     def __init__(self, config: PretrainConfig, store: Store | None = None):
@@ -185,13 +184,13 @@ class TrainingStep:
         self._crops = _crops(config, store)
 
     def __call__(self) -> Tensor:
-        """One step; its loss, which may not be computed yet."""
+        """Take one step; returns its loss, which may not be computed yet."""
         loss, _ = self.engine.step(*self.batch(), learning_rate(self.done, self.config))
         self.done += 1
         return loss
 
     def timed(self) -> dict[str, float]:
-        """One step, and the seconds of each of its parts."""
+        """Take one step; returns the seconds of each of its parts."""
         watch = _Stopwatch(self.device)
         self.engine.lap, nothing = watch.lap, self.engine.lap
         compiled = self.config.hardware.compile
@@ -217,7 +216,7 @@ class TrainingStep:
 
 
 def memory_bytes(device: torch.device) -> dict[str, int]:
-    """The GPU's memory at its fullest; on CPU the process' now, where the system says, and at its fullest."""
+    """Return the most memory in use on the GPU; on CPU that of the process now, if the system says, and at most."""
     if device.type == "cuda":
         return {"at most on the GPU": torch.cuda.max_memory_allocated(device)}
     unit = 1 if sys.platform == "darwin" else 1024
@@ -229,19 +228,19 @@ def memory_bytes(device: torch.device) -> dict[str, int]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's architecture and widest instructions."""
+    """Return the GPU's name, or the CPU's architecture and widest instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def steps_per_reading(device: torch.device) -> int:
-    """Steps between waiting for the device: on CPU each is on its own, a GPU runs behind the host as in training."""
+    """Return the steps between waiting for the device: 1 on CPU; a GPU works behind the host, as in training."""
     return 1 if device.type == "cpu" else _GPU_STEPS_PER_READING
 
 
 class _Stopwatch:
-    """Seconds by name; laps of the same name are added."""
+    """Seconds by name; laps of the same name are added up."""
 
     def __init__(self, device: torch.device):
         self.laps_s: dict[str, float] = {}
@@ -269,7 +268,7 @@ def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict
 
 
 def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray, None, None]:
-    # (crops, frames, mels) float16, read ahead from the store as in training, or the same made-up ones for ever.
+    # (crops, frames, mels) float16: read ahead from the store as in training, or the same random ones forever.
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)
         return stream.batches(0, _ENDLESS, config.hardware.readers)

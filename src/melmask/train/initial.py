@@ -17,12 +17,12 @@ _EMBEDDING = "encoder.patch_embed.weight"
 
 
 def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndConfig) -> tuple[dict[str, Tensor], str]:
-    """Weights for a new run of `config` from any model that can be loaded, and a sentence on what was taken.
+    """Return weights for a new run of `config` from any model that can be loaded, and a sentence on what was taken.
 
-    Units may have more or fewer frames and mel bands than the model's: positions are computed for the new grid, not
-    stored, from its first frame and lowest band on. Patches may be of another shape: their embedding is resized. The
-    decoder is taken if the model has one of the same shape and positions, else it starts at random, and so does a CLS
-    token that the model lacks. The sentence says how the model's front end differs from `front_end`, the store's.
+    Units may have more or fewer frames and mel bands than the model's: positions are not stored but computed for the
+    new grid, from its first frame and lowest band on. Patches may have another shape: their embedding is resized. The
+    decoder is taken if the model has one of the same shape and positions; else it starts at random. So does a CLS token
+    that the model lacks. The sentence says how the model's front end differs from `front_end`, the store's.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -53,16 +53,16 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
     own, given_to = to_dict(card.front_end), to_dict(front_end)
     others = [f"{name} {own[name]:g} there and {given_to[name]:g} here" for name in own if own[name] != given_to[name]]
-    return weights, text + (f"; it knows other log-mels: {', '.join(others)}" if others else "")
+    return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
 
 
 def resized_embedding(
     weight: Float[Tensor, "width before"], before: tuple[int, int], after: tuple[int, int]
 ) -> Float[Tensor, "width after"]:
-    """The patch embedding for patches of another shape, (mels, frames) before and after.
+    """Return the patch embedding for patches of another shape, (mels, frames) before and after.
 
-    What it says of a patch resized bilinearly is what `weight` says of the patch as it was, or the nearest to that
-    where patches become smaller (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
+    Of a bilinearly resized patch it says what `weight` says of the original patch, or the nearest to that if patches
+    become smaller (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
     """
     unit = torch.eye(before[0] * before[1], dtype=torch.float64).unflatten(1, (1, *before))
     resizing = functional.interpolate(unit, size=after, mode="bilinear", antialias=True).flatten(1).T

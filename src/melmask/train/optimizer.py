@@ -13,13 +13,16 @@ from melmask.errors import ConfigError
 class MuonAndAdamW:
     """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for all else, as one optimizer.
 
-    Muon replaces the momentum of a matrix by the nearest orthogonal one. Its rate is scaled so that an update is as
-    large as AdamW's (arXiv 2502.16982, section 2.2): the same learning rate and weight decay suit both.
+    Muon replaces the momentum of a matrix by the nearest orthogonal matrix. Its rate is scaled so that an update is as
+    large as AdamW's (arXiv 2502.16982, section 2.2); then the same learning rate and weight decay suit both.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f"optimizer.name is 'muon', which PyTorch has from 2.9 on; this is {torch.__version__}")
+            raise ConfigError(
+                f"optimizer.name is 'muon', which needs PyTorch 2.9 or newer; this is {torch.__version__}: update it, "
+                "or set optimizer.name=adamw"
+            )
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and ".blocks." in f".{name}"]
         taken = set(map(id, matrices))
@@ -31,21 +34,21 @@ class MuonAndAdamW:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of both."""
+        """The groups of both."""
         return [group for part in self._parts.values() for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch.optim."""
+        """Do as in torch.optim."""
         for part in self._parts.values():
             part.zero_grad(set_to_none)
 
     def step(self) -> None:
-        """As in torch.optim."""
+        """Do as in torch.optim."""
         for part in self._parts.values():
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both, by name."""
+        """Return the states of both, by name."""
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -76,7 +79,7 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Rate of step 0 .. steps - 1: linear from peak / warm-up to the peak, then half a cosine to zero."""
+    """Return the rate of step 0 .. steps - 1: linear from peak / warm-up to the peak, then half a cosine to zero."""
     peak, warmup_steps, steps = config.peak_learning_rate, config.optimizer.warmup_steps, config.optimizer.steps
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -6,7 +6,6 @@
 import contextlib
 import json
 import math
-import operator
 import os
 from array import array
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ State = Literal["running", "stopped", "done"]
 class RunFile:
     """run.json: the configuration of a run, and the store that it was begun with."""
 
-    pretrain: dict[str, Any]
+    pretrain: dict[str, object]
     """The configuration as JSON has it; `config` checks it."""
     store: str = ""
     store_sha256: str | None = None
@@ -149,17 +148,19 @@ class MetricsFile:
             self._file.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path) -> list[dict[str, int | float]]:
     """Read the run's metrics in order, a dictionary a step that has some; only rows of log intervals have a loss."""
     try:
         text = (run / METRICS).read_bytes()
     except FileNotFoundError:
         return []
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, dict[str, int | float]] = {}
     for row in _json_lines(text):
-        # A line without a whole step is damaged.
-        with contextlib.suppress(KeyError, TypeError):
-            rows.setdefault(operator.index(row["step"]), {}).update(row)
+        step = row.get("step")
+        # A line without a whole step is damaged. What is no number is of somebody else.
+        if type(step) is int:
+            numbers = {name: value for name, value in row.items() if _number(value) is not None}
+            rows.setdefault(step, {}).update(numbers)
     return list(rows.values())
 
 
@@ -220,20 +221,20 @@ class Series(NamedTuple):
 
 
 class RunNumbers:
-    """The run's metrics, a series a name; kept between two looks, it reads only the lines added since the first."""
+    """The run's metrics, one series for each name. Kept between two looks, it reads only the lines added since."""
 
     def __init__(self, run: Path):
         self._path = run / METRICS
         self._forget()
 
     def read(self) -> dict[str, Series]:
-        """Everything written so far; lines that are no JSON object with a step are skipped."""
+        """Read everything written so far; lines that are no JSON object with a step are skipped."""
         for row in self._new_rows():
             step = _step(row)
             if step is None:
                 continue
             for name, value in row.items():
-                # Nearly all are floats: a resumed run reads many at once.
+                # Nearly all values are floats, and a resumed run reads many at once: test for that first.
                 number = value if type(value) is float else _number(value)
                 if number is not None and name != "step":
                     steps, values = self._columns.setdefault(name, (array("d"), array("d")))
@@ -245,7 +246,7 @@ class RunNumbers:
         self._inode, self._offset = -1, 0
         self._columns: dict[str, tuple[array[float], array[float]]] = {}
 
-    def _new_rows(self) -> Iterator[dict[str, Any]]:
+    def _new_rows(self) -> Iterator[Mapping[str, Any]]:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -264,12 +265,12 @@ class RunNumbers:
 
 
 class RunRecord(NamedTuple):
-    """A run's folder at one moment; what is missing or damaged in it is empty here."""
+    """A run's folder at one moment. What is missing or damaged in it is empty here."""
 
     folder: Path
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """The configuration with dotted keys, as the command line takes them."""
-    facts: dict[str, Any]
+    facts: dict[str, object]
     """What else run.json says, with dotted keys."""
     series: dict[str, Series]
     events: list[Event]
@@ -280,12 +281,12 @@ class RunRecord(NamedTuple):
     """When the metrics were last written, in s since 1970; 0 if never."""
 
     def setting(self, key: str) -> float:
-        """A number of the configuration; 0 if it is not known."""
+        """Return a number of the configuration; 0 if it is not known."""
         value = _number(self.settings.get(key)) or 0.0
         return value if math.isfinite(value) else 0.0
 
     def last(self, name: str) -> float | None:
-        """The newest value of one of the numbers, None if there is none."""
+        """Return the newest value of one of the numbers; None if there is none."""
         series = self.series.get(name)
         return float(series.values[-1]) if series is not None else None
 
@@ -304,7 +305,7 @@ class RunRecord(NamedTuple):
 
     @property
     def state(self) -> State:
-        """Whether it goes on, judged by its last event and its steps; of a killed run the record cannot tell."""
+        """Whether the run goes on, judged by its last event and its steps; a killed run still seems to be running."""
         last = self.events[-1].kind if self.events else ""
         if last == "done" or 0 < self.setting("optimizer.steps") <= self.step:
             return "done"
@@ -318,7 +319,7 @@ class RunRecord(NamedTuple):
 
     @property
     def epochs(self) -> float | None:
-        """How often each moment of sound was drawn, on average; None where crops are drawn by clip."""
+        """How often each moment of sound was drawn, on average; None if crops are drawn by clip."""
         crop_s = self.setting("model.frames") * self.frame_s
         if self.settings.get("data.sampling") != "time" or not self.sound_hours or not crop_s:
             return None
@@ -326,7 +327,7 @@ class RunRecord(NamedTuple):
 
     @property
     def frame_s(self) -> float:
-        """Time between the frames of the store; runs of older versions do not say it."""
+        """Time between the frames of the store; run files of early versions omit it."""
         return (_number(self.facts.get("hop_ms")) or FrontEndConfig().hop_ms) / 1000
 
 
@@ -349,15 +350,15 @@ def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
     )
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Give the leaves of nested settings by their dotted keys, as the command line takes them."""
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, object] = {}
     for key, value in values.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return leaves
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -366,12 +367,12 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _step(row: dict[str, Any]) -> float | None:
+def _step(row: Mapping[str, object]) -> float | None:
     step = _number(row.get("step"))
     return step if step is not None and math.isfinite(step) else None
 
 
-def _json_lines(text: bytes) -> Iterator[dict[str, Any]]:
+def _json_lines(text: bytes) -> Iterator[Mapping[str, Any]]:
     for line in text.splitlines():
         try:
             row = json.loads(line)

@@ -134,10 +134,10 @@ def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
 
 
 def set_aside_beyond(run: Path, step: int) -> list[Path]:
-    """Rename checkpoints of later steps, which this training has not reached: of one that lost its snapshot, say.
+    """Rename checkpoints of later steps than this training has reached, such as those of one that lost its snapshot.
 
-    They would pass for the run's newest, and push its own out. Of what earlier calls renamed, only the furthest
-    one stays, if it went further than these.
+    They would be taken for the run's newest and push out its own. Of those that earlier calls renamed, only the
+    furthest stays, and only if it went further than these.
     """
     beyond = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) > step]
     aside = checkpoints_of(run, _ASIDE) if beyond else []
@@ -149,7 +149,7 @@ def set_aside_beyond(run: Path, step: int) -> list[Path]:
 
 
 def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
-    """Those of a run's checkpoints, oldest first, that the rules let go of."""
+    """Return those of a run's checkpoints, oldest first, that the rules do not keep."""
     every, stay, last_period = keep.keep_every_steps, set(checkpoints[-keep.keep_checkpoints :]), -1
     for checkpoint in checkpoints if every else ():
         period = step_of(checkpoint) // every
@@ -160,12 +160,12 @@ def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps behind a checkpoint."""
+    """Return the optimizer steps of a checkpoint."""
     return int(checkpoint.name.removeprefix(_ASIDE).removeprefix("step-"))
 
 
 def checkpoints_of(run: Path, prefix: str = "") -> list[Path]:
-    """The run's whole checkpoints, oldest first; with `prefix`, those set aside under names that begin with it."""
+    """Return the run's whole checkpoints, oldest first; with `prefix`, those whose names begin with it."""
     prefix += "step-"
     # A copy that somebody has kept under a longer name is not the run's.
     own = (path for path in (run / CHECKPOINTS).glob(f"{prefix}*") if path.name[len(prefix) :].isdecimal())
