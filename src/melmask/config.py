@@ -357,5 +357,6 @@ class PretrainConfig:
     @property
     def peak_learning_rate(self) -> float:
         """The highest rate of the schedule, after the scaling rule."""
+        # The linear scaling rule (arXiv 1706.02677): twice the views, twice the rate.
         batch = self.optimizer.learning_rate_batch
         return self.optimizer.learning_rate * (self.views / batch if batch else 1)

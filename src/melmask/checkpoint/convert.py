@@ -8,8 +8,8 @@ import argparse
 import pickle
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from melmask.checkpoint.folder import ModelCard, model_with
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.geometry import PatchGrid
+from melmask.geometry import PatchGrid, grid_of
 from melmask.models.network import Network
 from melmask.models.positions import grid_positions, line_positions
 from melmask.system.files import atomic_write
@@ -130,7 +130,9 @@ def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _card(state: dict[str, Tensor], source: Path) -> ModelCard:
     config = _config(state, source)
+    # Files without statistics were trained with those of AudioSet, which the original code has as constants.
     mean, std = state.get("norm_stats", torch.tensor([-7.1, 4.2])).flatten().tolist()
+    # The two families differ in how they store the bias of queries and values.
     kind = "msm-mae" if "blocks.0.attn.q_bias" in state else "msm-mae successor"
     return ModelCard(
         model=config,
@@ -148,7 +150,7 @@ def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
     rows = _MELS // patch_mels
     grid = PatchGrid(rows, (state["pos_embed"].shape[1] - int(cls_token)) // rows)
     _check_table("pos_embed", state["pos_embed"], [grid_positions(width, grid, cls_token)], source)
-    return ModelConfig(
+    config = ModelConfig(
         mels=_MELS,
         frames=grid.columns * patch_frames,
         patch_mels=patch_mels,
@@ -157,8 +159,10 @@ def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
         depth=_count(state, "blocks"),
         heads=_heads(width),
         cls_token=cls_token,
-        **_decoder_fields(state, grid, cls_token, source),
+        decoder_width=0,
+        decoder_depth=0,
     )
+    return _with_decoder(config, state, source) if "decoder_embed.weight" in state else config
 
 
 def _heads(width: int) -> int:
@@ -167,19 +171,19 @@ def _heads(width: int) -> int:
     return width // _DIMENSIONS_PER_HEAD
 
 
-def _decoder_fields(state: dict[str, Tensor], grid: PatchGrid, cls_token: bool, source: Path) -> dict[str, Any]:
-    if "decoder_embed.weight" not in state:
-        return {"decoder_width": 0, "decoder_depth": 0}
+def _with_decoder(config: ModelConfig, state: dict[str, Tensor], source: Path) -> ModelConfig:
+    """Add the decoder that the tensors hold; its table says how its positions are made."""
     width = state["decoder_embed.weight"].shape[0]
-    tables = [make(width, grid, cls_token) for make in (line_positions, grid_positions)]
+    tables = [make(width, grid_of(config), config.cls_token) for make in (line_positions, grid_positions)]
     kind = _check_table("decoder_pos_embed", state["decoder_pos_embed"], tables, source)
-    return {
-        "decoder_width": width,
-        "decoder_depth": _count(state, "decoder_blocks"),
+    return replace(
+        config,
+        decoder_width=width,
+        decoder_depth=_count(state, "decoder_blocks"),
         # ViT-L's decoder, 512 wide, has 16 heads; all others have 64 dimensions a head.
-        "decoder_heads": 16 if width == 512 else _heads(width),
-        "decoder_positions": ("line", "grid")[kind],
-    }
+        decoder_heads=16 if width == 512 else _heads(width),
+        decoder_positions="grid" if kind else "line",
+    )
 
 
 def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -> int:

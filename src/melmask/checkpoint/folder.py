@@ -109,6 +109,7 @@ def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Pa
         raise CheckpointError(
             f"{source} does not fit its architecture in {_some_of(wrong)}; it is damaged or of another model"
         )
+    # A network with one NaN embeds every sound as NaN; better to say so here.
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{source} has values that are not finite in {_some_of(broken)}; use another checkpoint")
@@ -132,6 +133,7 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"{folder} has no {CONFIG}; give a run, a checkpoint folder or a .pth file") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a {FORMAT} file; give a folder that melmask has written") from error
+    # Older versions are read; there is only one so far.
     if version > VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, this melmask reads up to {VERSION}; update melmask"

@@ -39,6 +39,7 @@ def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
     """
     hub = _hub()
     repository = name.removeprefix(PREFIX)
+    # Written anew rather than uploaded from where it lies: a folder of the user's may hold other files.
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         save_checkpoint(folder, model, card)

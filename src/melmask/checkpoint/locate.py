@@ -18,12 +18,14 @@ def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
     if str(source).startswith(PREFIX):
         return *load_checkpoint(download(str(source))), source
     if source.is_file():
+        # Whoever completes a path with the Tab key may land on a file of the checkpoint.
         if source.name in (CONFIG, WEIGHTS):
             return *load_checkpoint(source.parent), source.parent
         return *read_foreign(source), source
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a run, a checkpoint folder or a .pth file")
     steps = sorted(path for path in (source / "checkpoints").glob("step-*") if path.name[len("step-") :].isdecimal())
+    # A run's newest checkpoint, a fine-tuning's encoder, or the folder itself.
     classifier = source / "classifier"
     folder = steps[-1] if steps else classifier if (classifier / CONFIG).exists() else source
     if not steps and (source / "run.json").exists():

@@ -41,11 +41,13 @@ class Decoder(nn.Module):
         """Predict the patches in `predicted_ids`; `encoded` has the CLS token first if the model has one."""
         first = int(self.config.cls_token)
         x = self.embed(encoded)
+        # Every place gets the mask token, then the visible tokens overwrite theirs.
         tokens = self.mask_token.to(x.dtype).expand(x.shape[0], grid.patches, -1)
         tokens = tokens.scatter(1, visible_ids[:, :, None].expand(-1, -1, x.shape[2]), x[:, first:])
         x = torch.cat([x[:, :first], tokens], dim=1) + self._positions_for(grid)
         for block in self.blocks:
             x = block(x)
+        # Only what is asked for is predicted: in training the hidden patches.
         return self.predict(self.norm(gather_tokens(x[:, first:], predicted_ids)))
 
     def _positions(self, grid: PatchGrid) -> Tensor:

@@ -39,6 +39,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
         """Let every token look at every token, or only at those `seen` (batch, tokens) bool."""
+        # One product for all three, and no parameter for the keys' bias, which would have no effect.
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         # (batch, tokens, 3 * heads * d) to three of (batch, heads, tokens, d), and back.

@@ -43,6 +43,7 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(config.width)) if config.cls_token else None
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        # Not persistent: positions follow from the configuration, so checkpoints do not hold them.
         self.register_buffer("positions", grid_positions(config.width, self.grid, False), persistent=False)
         initialize(self)
         if self.cls_token is not None:
@@ -58,6 +59,7 @@ class ViT(nn.Module):
 
     def encode_visible(self, patches: Patches, visible_ids: Int[Tensor, "batch ids"]) -> Tokens:
         """Embed and encode only the patches in `visible_ids`: ([CLS +] visible) tokens, after the final norm."""
+        # Hidden patches are dropped before they are embedded: the encoder computes nothing for them.
         positions = self.positions_for(patches.shape[1] // self.grid.rows)
         x = self.patch_embed(gather_tokens(patches, visible_ids)) + positions[visible_ids]
         x = self._with_cls(x)

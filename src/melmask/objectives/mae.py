@@ -95,6 +95,7 @@ def reconstruct(network: Network, logmel: LogMel, masked: Masked, normalize_targ
     """Predict every patch of normalized log-mels with given masks; the rows leave equally many visible."""
     visible = int((~masked[0]).sum())
     visible_ids, hidden_ids = visible_and_hidden_ids(masked, visible)
+    # Also the visible ones, which training never predicts: the caller chooses what to show of them.
     every_id = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape[0], -1)
     return _predict(network, logmel, (visible_ids, hidden_ids, every_id), normalize_target)
 
@@ -106,6 +107,7 @@ def _predict(network: Network, logmel: LogMel, ids: tuple[Tensor, Tensor, Tensor
     patches = network.encoder.patches_of(logmel)
     encoded = network.encoder.encode_visible(patches, visible_ids)
     grid = unit_grid(network.config, logmel.shape[2])
+    # float32 from here on: the loss of a bfloat16 prediction would be too coarse.
     prediction = network.decoder(encoded, visible_ids, predicted_ids, grid).float()
     target = gather_tokens(patches, predicted_ids)
     if normalize_target:

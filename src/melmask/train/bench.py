@@ -147,6 +147,7 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
     precision = pick_precision(config.hardware, device)
     use_threads(config.hardware.threads)
     keep_freed_memory()
+    # Measured before and after the steps: a machine that heats up, or is shared, gets slower meanwhile.
     before = matmul_peak(device, precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -194,6 +195,7 @@ class TrainingStep:
         watch = _Stopwatch(self.device)
         self.engine.lap, nothing = watch.lap, self.engine.lap
         compiled = self.config.hardware.compile
+        # Where the encoder ends is seen from outside: by a hook on the decoder, which runs next.
         decoder = self.engine.model.decoder
         hook = None
         if decoder is not None and not compiled:
@@ -256,6 +258,7 @@ class _Stopwatch:
 
 
 def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict[str, float]]]:
+    # The first steps allocate memory and choose kernels.
     for _ in range(_WARM_UP_STEPS):
         step()
     end_s = time.perf_counter() + seconds

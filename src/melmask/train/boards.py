@@ -40,6 +40,7 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
         ConfigError: Weights & Biases refuses.
         MissingExtraError: it is asked for and not installed.
     """
+    # Weights & Biases first: it may refuse, and then nothing else should be open.
     boards: list[Board] = []
     if config.run.wandb_project:
         boards.append(_WeightsAndBiases(run, config))
@@ -96,6 +97,7 @@ class _WeightsAndBiases(Board):
         except ImportError:
             raise MissingExtraError("wandb", "wandb") from None
         path = run / WANDB_ID
+        # An empty file holds no identity, and wandb must be given the same one each time.
         if not path.exists() or not path.read_text().strip():
             with atomic_write(path, "w") as file:
                 file.write(uuid.uuid4().hex)

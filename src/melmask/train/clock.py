@@ -27,6 +27,7 @@ class Clock:
     """Counts seconds of a run; a log interval is from one call of `rates` to the next."""
 
     def __init__(self, step: int, seconds_before: float):
+        # A monotonic clock: the time of day may jump.
         self._start_s = self._saved_s = self._logged_s = time.monotonic()
         self._before_s = seconds_before
         self._logged_step = step
@@ -73,6 +74,7 @@ class Clock:
         """Count what is done in here, such as looking and saving, as the run's time but not in its throughput."""
         start_s = time.monotonic()
         yield
+        # Moving the interval's beginning by as much leaves this time out of its rates.
         self._logged_s += time.monotonic() - start_s
 
     def restarted(self, step: int) -> None:

@@ -32,6 +32,7 @@ def find_fault(measured: Measured, recent: Sequence[float], spike_factor: float)
         return "the loss is not finite"
     if not math.isfinite(gradient_norm):
         return "the gradient is not finite"
+    # The median is not moved by the spike itself. Without any past interval nothing is unusual.
     usual = statistics.median(recent) if recent else math.inf
     if spike_factor and worst_loss > spike_factor * usual:
         return f"a loss of {worst_loss:.4g} is {worst_loss / usual:.1f} times the usual {usual:.4g}"

@@ -46,8 +46,10 @@ class Engine:
         loss = _Loss(objective)
         self._place(loss, self.model.blocks())
         self._loss: nn.Module = loss
+        # The teacher of an objective, say, keeps nothing for a backward pass: only the network's blocks are told.
         for block in self.model.blocks():
             block.checkpointing = config.hardware.activation_checkpointing
+        # Compiled before it is copied to the processes: DDP then calls the compiled loss.
         if config.hardware.compile:
             loss.compile()
         if processes.count > 1 and not self._sharded:
@@ -84,12 +86,14 @@ class Engine:
             return self._step(crops, drawn, rate)
 
     def _step(self, crops: np.ndarray, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        # The schedule is a function of the step, so the optimizer has no scheduler that would have to be saved.
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         device = self.device
         total = torch.zeros((), device=device)
         for part, random, share, last in self._micro_batches(crops, drawn):
+            # Crops travel to the device as float16, half the bytes, and become float32 there.
             logmel = _to_device(torch.from_numpy(part), device).float().transpose(1, 2)
             logmel = (logmel - self._statistics.mean) / self._statistics.std
             with self._exchange_gradients(last):
@@ -104,6 +108,7 @@ class Engine:
         # All that the scaler asks of an optimizer is its groups and its step, which ours has too.
         optimizer = cast("torch.optim.Optimizer", self.optimizer)
         self._scaler.unscale_(optimizer)
+        # The norm is wanted for the record even if nothing is clipped: an infinite limit clips nothing.
         limit = self._config.optimizer.max_gradient_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.objective.module.parameters(), limit)
         self._scaler.step(optimizer)
@@ -120,6 +125,7 @@ class Engine:
     def _micro_batches(self, crops: np.ndarray, drawn: Tensor) -> Iterator[tuple[np.ndarray, Tensor, float, bool]]:
         """Yield (crops, what was drawn for them, their share of the rows, whether they are the last)."""
         size = self._config.hardware.micro_batch or len(crops)
+        # An objective may draw several entries for a crop, such as masks; they stay with it.
         per_crop = len(drawn) // len(crops)
         for start in range(0, len(crops), size):
             part = crops[start : start + size]
@@ -128,6 +134,7 @@ class Engine:
 
     def _exchange_gradients(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Sum gradients over the processes with the last micro-batch only."""
+        # Sums of earlier micro-batches stay on each process: exchanging them once is enough, and cheaper.
         if isinstance(self._loss, FSDPModule):
             self._loss.set_requires_gradient_sync(now)
         elif isinstance(self._loss, DistributedDataParallel) and not now:
@@ -138,6 +145,7 @@ class Engine:
     def _average(self) -> None:
         if self.averaged is None:
             return
+        # Parameters only: positions are buffers, computed and equal in both.
         weight = 1 - self._config.optimizer.ema_decay
         for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             _local(mean).lerp_(_local(value), weight)
@@ -150,6 +158,7 @@ class Engine:
         chosen = self.averaged or self.model
         if not self._sharded:
             return chosen
+        # Only the first process needs it, but gathering the parts takes all of them.
         whole = build_network(self.model.config)
         whole.load_state_dict(_whole(chosen.state_dict()))
         return whole.to(self.device) if self._processes.first else whole

@@ -70,6 +70,7 @@ def _loss_falls(record: RunRecord) -> Check | None:
     rows = len(series.values)
     if rows < _MIN_ROWS:
         return Check("wait", title, f"Too early to say: {rows} of the {_MIN_ROWS} lines of numbers this needs.")
+    # Two fifths are compared by their means, as single losses are noisy.
     fifth = rows // 5
     before, now = series.values[-2 * fifth : -fifth].mean(), series.values[-fifth:].mean()
     change = (now - before) / max(abs(before), 1e-12)
@@ -119,6 +120,7 @@ def _speed_holds(record: RunRecord) -> Check | None:
     series = _rows(record, "crops_per_s")
     if series is None or len(series.values) < _MIN_ROWS:
         return None
+    # Medians: a single slow interval means nothing.
     usual, now = float(np.median(series.values)), float(np.median(series.values[-_RECENT_ROWS:]))
     seen = f"{number_text(now)} crops/s, usually {number_text(usual)}"
     if now >= usual / 2:

@@ -32,6 +32,7 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
     weights = build_network(config.model, config.run.seed).state_dict()
     given = model.state_dict()
     wanted, has = config.model, card.model
+    # Weights fit only a network of the same encoder; everything else about it can be adapted or built anew.
     for name in ("width", "depth", "heads"):
         if getattr(wanted, name) != getattr(has, name):
             raise ConfigError(
@@ -42,11 +43,14 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
     decoder = {name for name in weights if name.startswith("decoder.")}
     alike = all(getattr(wanted, name) == getattr(has, name) for name in ("decoder_positions", "decoder_heads"))
     same_decoder = alike and all(name in given and given[name].shape == weights[name].shape for name in decoder)
+    # Weights of equal names replace the random ones; what the source lacks stays random.
     weights |= {name: given[name] for name in encoder | (decoder if same_decoder else set())}
     there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
     if there != here:
         weights[_EMBEDDING] = resized_embedding(given[_EMBEDDING], there, here)
-    text = f"starting from {path}: its encoder and {'its' if same_decoder else 'a new'} decoder"
+    text = f"starting from {path}: its encoder"
+    if decoder:
+        text += f" and {'its' if same_decoder else 'a new'} decoder"
     if (has.mels, has.frames) != (wanted.mels, wanted.frames):
         text += f", units of {wanted.mels}x{wanted.frames} instead of {has.mels}x{has.frames}"
     if there != here:
@@ -64,6 +68,8 @@ def resized_embedding(
     Of a bilinearly resized patch it says what `weight` says of the original patch, or the nearest to that if patches
     become smaller (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
     """
+    # Resizing is linear: applied to each unit patch, it gives the matrix whose pseudo-inverse is wanted.
+    # float64, as a pseudo-inverse loses digits.
     unit = torch.eye(before[0] * before[1], dtype=torch.float64).unflatten(1, (1, *before))
     resizing = functional.interpolate(unit, size=after, mode="bilinear", antialias=True).flatten(1).T
     return (weight.double() @ torch.linalg.pinv(resizing)).to(weight.dtype)

@@ -25,6 +25,7 @@ class MuonAndAdamW:
             )
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and ".blocks." in f".{name}"]
+        # Everything else - embeddings, heads, norms, biases, tokens - is AdamW's, as in the paper on Muon.
         taken = set(map(id, matrices))
         rest = [p for _, p in trained if id(p) not in taken]
         muon = torch.optim.Muon(
@@ -75,6 +76,7 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # fused: one pass over all parameters instead of several for each.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 

@@ -123,20 +123,22 @@ def pretrain(
         )
         own.enter_context(_recorded(training, state, page))
         if not state.step and (initial_weights is not None or config.run.on_divergence == "rollback"):
-            # What a run would otherwise lose if it were killed, or could not return to.
+            # A run from another model would lose its weights if it were killed; a rollback needs somewhere to return.
             save_snapshot(training, state, [])
 
-        # One turn, and one more for each rollback: the batches begin again after those that led to it.
+        # One turn for the whole run, and one more after each rollback, when the batches that led to it are skipped.
         while not state.ended:
             with closing(stream.batches(state.batch, steps - state.step, config.hardware.readers)) as batches:
                 for crops in clock.waits(batches):
                     drawn = objective.draw(state.batch, processes.rank, processes.count)
                     rate = learning_rate(state.step, config)
+                    # Signals and time are seen by one process alone. They agree on them while the device computes.
                     asked = processes.begin_maximum(lambda: _wishes(training, received))
                     loss, norm = engine.step(crops, drawn, rate)
                     state.stepped(loss)
 
                     due = _due(training, state, *asked())
+                    # Most steps end here, without waiting for the device.
                     if not any(due):
                         continue
                     # The one place where the device is waited for.
@@ -237,6 +239,7 @@ def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> Met
 def _recorded(training: Training, state: RunState, page: Page | None) -> Iterator[None]:
     """Record that the run begins and how this call of `pretrain` ends, and show it at the end."""
     run, log, steps = training.run, training.log, training.config.optimizer.steps
+    # A page is only for looking at: without one, nothing is shown.
     show = page or (lambda _: None)
     state.loss, state.ended = log.last_loss, state.step >= steps
     log.event(state.step, "resume" if state.step else "start", f"{training.processes.count} processes")
@@ -277,6 +280,7 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
     Raises:
         ConfigError: the model does not fit the front end.
     """
+    # Any other setting of the front end may differ between runs; only the height of the input is built in.
     if config.model.mels != store.front_end.mels:
         raise ConfigError(
             f"model.mels is {config.model.mels} but {store.folder} has {store.front_end.mels} mel bands; "

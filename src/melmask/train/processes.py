@@ -48,6 +48,7 @@ class Processes:
         """Return the greatest of each value over all processes; of several, infinity where any has NaN."""
         if self.count == 1:
             return list(values)
+        # The back ends do not agree on the maximum of NaN, so it travels as infinity.
         gathered = torch.tensor(values, dtype=torch.float64, device=self.device)
         finite = gathered.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         dist.all_reduce(finite, dist.ReduceOp.MAX)
@@ -134,6 +135,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
         )
     rank, _ = _from_environment("RANK", 0, count - 1), _from_environment("MASTER_PORT", 1, _PORTS)
     local_rank, local_count = _from_environment("LOCAL_RANK", 0), _from_environment("LOCAL_WORLD_SIZE", 1)
+    # Each process taking all cores would make all of them slow.
     use_threads(config.threads, sharing=local_count)
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -150,6 +152,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
 @contextmanager
 def _joined(rank: int, count: int, device: torch.device) -> Iterator[dist.ProcessGroup | None]:
     with _mortal(), _told_if_long(f"process {rank} of this run waits for the other {count - 1}"):
+        # NCCL cannot exchange tensors on the CPU: `control` below is a gloo group besides it.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield dist.new_group(backend="gloo", timeout=_PATIENCE)

@@ -126,6 +126,7 @@ class MetricsFile:
         self._path = run / METRICS
         kept = [row for row in read_metrics(run) if row["step"] <= first_step]
         self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
+        # Rewritten before it is appended to: what lies beyond the snapshot will be trained and logged again.
         with atomic_write(self._path, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = self._path.open("a")
@@ -138,6 +139,7 @@ class MetricsFile:
         """
         try:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            # Flushed line by line: a killed run keeps its record, and a page can follow it.
             self._file.flush()
         except OSError as error:
             raise output_error(self._path, error) from error

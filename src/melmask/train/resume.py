@@ -38,6 +38,7 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     check_store(run, store)
     wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = flat(to_dict(saved)), flat(to_dict(wanted))
+    # Only what cannot change the result may change in a run that has begun.
     for key, value in after.items():
         fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
         if fixed and value != before[key]:
@@ -56,6 +57,7 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
             f"{steps[0]} does not fit optimizer.epochs, which gives the steps; add optimizer.epochs=0 and "
             "optimizer.warmup_epochs=0, or set the epochs"
         )
+    # An epoch has as many crops as the stream draws from this store.
     crops = CropStream(store, config.data, config.model.frames, config.run.seed).crops_per_epoch
     steps_per_epoch = crops / config.data.batch_size
     optimizer = replace(

@@ -62,8 +62,10 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
             raise
         for old in superfluous(checkpoints_of(run), training.config.run):
             shutil.rmtree(old, ignore_errors=True)
+    # The others go on when the files are whole: a run may end right after this.
     processes.wait()
     training.clock.saved()
+    # A new snapshot is progress: what went wrong before it no longer counts.
     state.rollbacks = 0
 
 
@@ -110,6 +112,7 @@ def load_snapshot(run: Path, engine: Engine) -> RunState:
         return RunState()
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # weights_only above: a snapshot is data, and loading one never runs code.
         state = _state_in(content, engine.device)
     except Exception as error:
         checkpoints = checkpoints_of(run)
@@ -150,6 +153,7 @@ def set_aside_beyond(run: Path, step: int) -> list[Path]:
 
 def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
     """Return those of a run's checkpoints, oldest first, that the rules do not keep."""
+    # Periods are counted by whole multiples: the first checkpoint in a new one is the one that stays.
     every, stay, last_period = keep.keep_every_steps, set(checkpoints[-keep.keep_checkpoints :]), -1
     for checkpoint in checkpoints if every else ():
         period = step_of(checkpoint) // every
