@@ -23,8 +23,9 @@ from literal import LiteralStep, literal_loss
 
 from melmask.config import DataConfig, HardwareConfig, MaskingConfig, PretrainConfig, Statistics
 from melmask.models.flops import step_flops
+from melmask.models.network import build_network
 from melmask.models.presets import preset
-from melmask.objectives.mae import build_model
+from melmask.objectives.mae import predict_hidden
 from melmask.system.hardware import keep_freed_memory, matmul_peak, pick_device, seconds_of, use_threads, wait_for
 from melmask.train.bench import TrainingStep, device_name, steps_per_reading
 
@@ -71,7 +72,7 @@ def steps_of(model, options, device, batch):
         steps |= {"fp32 compiled": ours("fp32", compiled=True), "auto compiled": ours("auto", compiled=True)}
     crops, masked = steps["fp32"][0].batch()
     visible = int((~masked[0]).sum())
-    literal = LiteralElsewhere(options.threads, build_model(model), normalized(crops), visible, device)
+    literal = LiteralElsewhere(options.threads, build_network(model), normalized(crops), visible, device)
     return {"literal": (literal, torch.float16 if device.type == "cuda" else torch.float32)} | steps
 
 
@@ -90,7 +91,7 @@ def loss_difference(ours, literal) -> float:
     # A copy: the literal step's own process is still to get the model, from the host.
     model = copy.deepcopy(literal.model).to(ours.device)
     theirs = literal_loss(model, logmel, masked.float(), visible)
-    return abs(float(theirs) - float(ours.engine.model(logmel, masked, MaskingConfig()).loss))
+    return abs(float(theirs) - float(predict_hidden(ours.engine.model, logmel, masked, MaskingConfig()).loss))
 
 
 def measure(model, batch, options, device) -> dict:

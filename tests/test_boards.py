@@ -2,17 +2,29 @@
 
 import sys
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from melmask.config import PretrainConfig, RunConfig
 from melmask.errors import ConfigError, MissingExtraError
 from melmask.train.boards import WANDB_ID, Board, open_boards
-from melmask.train.log import MetricsLog, read_metrics
+from melmask.train.log import MetricsLog
+from melmask.train.record import MetricsRow, read_metrics
 
 CONFIG = replace(PretrainConfig(), run=RunConfig(wandb_project="tones"))
-ROW = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "crops_per_s": 300.0, "left_s": 9.0}
+ROW = MetricsRow(
+    step=20,
+    loss=0.5,
+    learning_rate=1e-3,
+    gradient_norm=1.0,
+    crops_per_s=300.0,
+    data_wait=0.0,
+    seconds=5.0,
+    left_s=9.0,
+    peak_share=0.5,
+    memory_mb=100.0,
+)
 
 
 class WandbError(Exception):
@@ -59,13 +71,13 @@ def test_numbers_go_to_weights_and_biases_under_their_step(wandb, tmp_path):
     assert settings["project"] == "tones" and settings["name"] == tmp_path.name
     assert settings["config"]["optimizer"]["steps"] == CONFIG.optimizer.steps
     assert ("metric", "train/*", "step") in wandb.calls
-    numbers = {f"train/{name}": value for name, value in ROW.items() if name != "step"}
+    numbers = {f"train/{name}": value for name, value in asdict(ROW).items() if name != "step"}
     assert wandb.calls[-2:] == [("log", {"step": 20, **numbers}), ("finish",)]
 
 
 def test_a_resumed_run_goes_on_as_the_same_run_there(wandb, tmp_path):
     log_a_row(tmp_path)
-    log_a_row(tmp_path, 20, ROW | {"step": 40})
+    log_a_row(tmp_path, 20, replace(ROW, step=40))
     first, second = (settings for name, *rest in wandb.calls if name == "init" for settings in rest)
     assert first["id"] == second["id"] == (tmp_path / WANDB_ID).read_text()
     assert second["resume"] == "allow"
@@ -123,7 +135,7 @@ def test_a_board_that_fails_is_dropped_with_one_warning_and_the_run_goes_on(tmp_
     broken, whole = Broken(error), Whole(error)
     log = MetricsLog(tmp_path, 0, [broken, whole])
     for step in (20, 40, 60):
-        log.write(ROW | {"step": step}, 80)
+        log.write(replace(ROW, step=step), 80)
     log.close()
     assert (broken.rows, whole.rows) == ([20], [20, 40, 60])
     assert [row["step"] for row in read_metrics(tmp_path)] == [20, 40, 60]
@@ -138,7 +150,7 @@ def test_tensorboard_reads_what_a_resumed_run_wrote(tmp_path):
     for first_step, loss in ((0, 0.5), (20, 0.25)):
         log = MetricsLog(tmp_path, first_step, open_boards(tmp_path, first_step, PretrainConfig()))
         for step in range(first_step + 20, 61, 20):
-            log.write(ROW | {"step": step, "loss": loss}, 60)
+            log.write(replace(ROW, step=step, loss=loss), 60)
         log.close()
     reader = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     reader.Reload()

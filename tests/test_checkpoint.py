@@ -12,7 +12,7 @@ from melmask.checkpoint import folder as checkpoint_folder
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint, save_checkpoint
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError, OutputError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 
 TOY = ModelConfig(
     mels=40, frames=32, patch_mels=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -27,7 +27,7 @@ CARD = ModelCard(
 
 @pytest.fixture
 def model():
-    return build_model(TOY, seed=1)
+    return build_network(TOY, seed=1)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def edit(folder, change):
 @pytest.mark.parametrize("changes", [{}, {"cls_token": False}, {"decoder_width": 0, "decoder_depth": 0}])
 def test_weights_and_card_come_back_bit_for_bit(changes, tmp_path):
     config = ModelConfig(**({name: getattr(TOY, name) for name in TOY.__dataclass_fields__} | changes))
-    model = build_model(config, seed=2)
+    model = build_network(config, seed=2)
     card = ModelCard(model=config, front_end=CARD.front_end, statistics=CARD.statistics, training=CARD.training)
     save_checkpoint(tmp_path / "deep" / "checkpoint", model, card)
     again, card_again = load_checkpoint(tmp_path / "deep" / "checkpoint")
@@ -239,7 +239,7 @@ def fail(*_, **__):
 def test_a_save_that_fails_leaves_the_old_checkpoint_as_it_was(step, saved, model, monkeypatch):
     monkeypatch.setattr(checkpoint_folder, step, fail)
     with pytest.raises(OutputError, match="No space left"):
-        save_checkpoint(saved, build_model(TOY, seed=9), CARD)
+        save_checkpoint(saved, build_network(TOY, seed=9), CARD)
     assert same(load_checkpoint(saved)[0].state_dict(), model.state_dict())
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -255,7 +255,7 @@ def test_a_save_that_fails_while_it_takes_the_old_ones_place_puts_it_back(failin
 
     monkeypatch.setattr(Path, "replace", replace_but_once)
     with pytest.raises(OutputError):
-        save_checkpoint(saved, build_model(TOY, seed=9), CARD)
+        save_checkpoint(saved, build_network(TOY, seed=9), CARD)
     assert same(load_checkpoint(saved)[0].state_dict(), model.state_dict())
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -265,7 +265,7 @@ def test_what_a_killed_save_left_is_not_loaded_and_the_next_save_clears_it_away(
     remains.mkdir()
     (remains / WEIGHTS).write_bytes(b"half of the weights")
     assert same(load_checkpoint(saved)[0].state_dict(), model.state_dict())
-    newer = build_model(TOY, seed=9)
+    newer = build_network(TOY, seed=9)
     save_checkpoint(saved, newer, CARD)
     assert same(load_checkpoint(saved)[0].state_dict(), newer.state_dict())
     assert list(saved.parent.iterdir()) == [saved]
@@ -276,7 +276,7 @@ def test_a_save_killed_between_its_two_renames_lost_nothing(saved, model, monkey
     with monkeypatch.context() as context:
         context.setattr(checkpoint_folder, "save_file", fail)
         with pytest.raises(OutputError):
-            save_checkpoint(saved, build_model(TOY, seed=9), CARD)
+            save_checkpoint(saved, build_network(TOY, seed=9), CARD)
     assert same(load_checkpoint(saved)[0].state_dict(), model.state_dict())
     assert list(saved.parent.iterdir()) == [saved]
 

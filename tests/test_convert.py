@@ -12,7 +12,8 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.cli import main
 from melmask.config import ModelConfig, Statistics
 from melmask.errors import CheckpointError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
+from melmask.objectives.mae import reconstruct
 from melmask.objectives.masking import random_masks
 
 SHAPES = [
@@ -153,7 +154,7 @@ def test_a_converted_network_computes_what_its_file_means(frames, patch, cls_tok
         torch.testing.assert_close(ours[0].double(), expected, rtol=1e-3, atol=1e-3)
     hidden = masked[0].tolist()
     expected = literal.decode(literal.encode(x[0].double(), hidden, w, shape)[-1], hidden, w, shape)
-    torch.testing.assert_close(model.reconstruct(x, masked).prediction[0].double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(reconstruct(model, x, masked).prediction[0].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("successor", "positions"), [(False, "line"), (True, "grid")])
@@ -411,7 +412,7 @@ def test_loading_leaves_torchs_random_numbers_untouched(original, tmp_path):
 def our_model(**changes):
     sizes = {"width": 64, "depth": 2, "heads": 1, "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 1}
     config = ModelConfig(**(sizes | changes))
-    return build_model(config, seed=1), ModelCard(model=config)
+    return build_network(config, seed=1), ModelCard(model=config)
 
 
 @pytest.mark.parametrize(

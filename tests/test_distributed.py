@@ -18,8 +18,8 @@ import torch
 
 from melmask.settings import to_dict
 from melmask.system.files import claimed
-from melmask.train.log import read_metrics
 from melmask.train.pretrain import pretrain
+from melmask.train.record import read_metrics
 from melmask.train.snapshot import SNAPSHOT, checkpoints_of
 
 TOLERANCE = 1e-5

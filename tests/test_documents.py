@@ -10,7 +10,7 @@ import soundfile
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
 from melmask.config import ModelConfig
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 from melmask.recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_readmes_python_runs_and_gives_the_shapes_it_says(tmp_path, monkeypatch):
     config = ModelConfig(width=32, depth=6, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2)
-    save_checkpoint(tmp_path / "runs" / "tiny", build_model(config), ModelCard(model=config))
+    save_checkpoint(tmp_path / "runs" / "tiny", build_network(config), ModelCard(model=config))
     soundfile.write(tmp_path / "dog.wav", np.random.default_rng(0).normal(0, 0.1, 40000), 22050)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(1)
@@ -56,6 +56,6 @@ def test_the_readmes_commands_exist(command, capsys):
 def test_every_recipe_builds_and_its_settings_can_be_listed(name, capsys):
     config = recipe(name)
     visible = {"msm_mae_512": 40, "msm_mae_608": 47}.get(name, 16)
-    assert build_model(config.model).encoder.grid.visible_patches(config.masking.ratio) == visible
+    assert build_network(config.model).encoder.grid.visible_patches(config.masking.ratio) == visible
     assert main(["settings", name]) == 0
     assert f"optimizer.steps = {config.optimizer.steps}" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from melmask.config import ModelConfig
 from melmask.embedding import tables
 from melmask.embedding.encoder import load
 from melmask.embedding.folder import embed_table
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -20,7 +20,7 @@ def test_two_ray_workers_write_the_table_of_one_machine(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tables, "FILES_PER_PART", 2)
     config = ModelConfig(width=32, depth=2, heads=2, decoder_width=0, decoder_depth=0, frames=64)
-    save_checkpoint(tmp_path / "model", build_model(config), ModelCard(model=config))
+    save_checkpoint(tmp_path / "model", build_network(config), ModelCard(model=config))
     paths = [tmp_path / f"clip{k}.wav" for k in range(7)]
     rng = np.random.default_rng(0)
     for k, path in enumerate(paths):

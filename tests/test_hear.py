@@ -8,7 +8,7 @@ from melmask.adapters import hear
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import ModelConfig
 from melmask.errors import CheckpointError, ConfigError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 
 RATE_HZ = 16000
 
@@ -17,7 +17,7 @@ RATE_HZ = 16000
 def folder(tmp_path_factory):
     config = ModelConfig(width=32, depth=2, heads=2, decoder_width=0, decoder_depth=0, frames=64)
     path = tmp_path_factory.mktemp("model") / "any name"
-    save_checkpoint(path, build_model(config), ModelCard(model=config))
+    save_checkpoint(path, build_network(config), ModelCard(model=config))
     return path
 
 

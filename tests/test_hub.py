@@ -12,7 +12,7 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.hub import model_card, push
 from melmask.config import ModelConfig, Statistics
 from melmask.errors import CheckpointError, MissingExtraError, OutputError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 
 CARD = ModelCard(
     model=ModelConfig(width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, frames=64),
@@ -47,7 +47,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_pushed_model_comes_back_by_its_name(hub):
-    model = build_model(CARD.model, seed=3)
+    model = build_network(CARD.model, seed=3)
     assert push("hub:me/tones", model, CARD, "apache-2.0") == "stored/me/tones"
     assert sorted(p.name for p in (hub / "me/tones").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     back = melmask.load("hub:me/tones")
@@ -66,7 +66,7 @@ def test_what_the_hub_refuses_is_one_line(hub):
         melmask.load("hub:me/none")
     assert "\n" not in str(caught.value)
     with pytest.raises(OutputError, match="403 Forbidden"):
-        push("hub:forbidden/x", build_model(CARD.model), CARD, "other")
+        push("hub:forbidden/x", build_network(CARD.model), CARD, "other")
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

@@ -11,10 +11,11 @@ from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 from melmask.settings import with_overrides
 from melmask.train.initial import initial_weights, resized_embedding
-from melmask.train.resume import note_run, resolve_config
+from melmask.train.record import write_run_file
+from melmask.train.resume import resolve_config
 from melmask.train.snapshot import checkpoints_of
 
 
@@ -23,7 +24,7 @@ def source(configure, tmp_path_factory):
     """A checkpoint of the toy network with other weights."""
     folder = tmp_path_factory.mktemp("source") / "model"
     config = configure().model
-    save_checkpoint(folder, build_model(config, seed=11), ModelCard(model=config))
+    save_checkpoint(folder, build_network(config, seed=11), ModelCard(model=config))
     return folder
 
 
@@ -31,7 +32,7 @@ FRONT_END = FrontEndConfig()
 
 
 def state(config, seed):
-    return build_model(config.model, seed).state_dict()
+    return build_network(config.model, seed).state_dict()
 
 
 def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure):
@@ -42,20 +43,21 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert text.endswith("its encoder and its decoder, units of 80x96 instead of 80x64")
     # The longer model's first columns are where the shorter one had them.
-    short, long = build_model(configure().model), build_model(config.model)
+    short, long = build_network(configure().model), build_network(config.model)
     assert torch.equal(long.encoder.positions_for(4), short.encoder.positions)
 
 
 def test_another_front_end_is_said(source, configure):
     _, text = initial_weights(source, configure(), FrontEndConfig(hop_samples=320, max_hz=4000.0))
-    assert text.endswith("it knows other log-mels: hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here")
+    differs = "hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here"
+    assert text.endswith(f"its log-mels differ from the store's: {differs}")
 
 
 def test_another_number_of_mel_bands_is_another_number_of_rows_from_the_lowest_band_on(source, configure):
     config = configure("model.mels=128")
     weights, text = initial_weights(source, config, FrontEndConfig(mels=128))
-    assert "units of 128x64 instead of 80x64; it knows other log-mels: mels 80 there and 128 here" in text
-    tall, low = build_model(config.model), build_model(configure().model)
+    assert "units of 128x64 instead of 80x64; its log-mels differ from the store's: mels 80 there and 128 here" in text
+    tall, low = build_network(config.model), build_network(configure().model)
     tall.load_state_dict(weights)
     assert torch.equal(tall.encoder.positions[: 5 * 4], low.encoder.positions)
     assert len(tall.encoder.positions) == 8 * 4
@@ -163,7 +165,7 @@ def test_epochs_become_steps(store, tmp_path):
 def test_a_store_that_has_grown_is_told_as_such_not_as_other_steps(store, sound_folder, tmp_path):
     settings = ["optimizer.epochs=3", "optimizer.warmup_epochs=1", "data.batch_size=2", "model.frames=64"]
     run = tmp_path / "run"
-    note_run(run, resolve_config(run, "tiny", settings, store), store)
+    write_run_file(run, resolve_config(run, "tiny", settings, store), store)
     assert resolve_config(run, None, [], store).optimizer.epochs == 3
     small = tmp_path / "small"
     prepare(sorted(sound_folder.glob("*.wav"))[:1], small, store.front_end)

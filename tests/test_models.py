@@ -11,10 +11,11 @@ from melmask.embedding.encoder import untrained
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.models import layers
+from melmask.models.network import Network, build_network
 from melmask.models.positions import grid_positions, line_positions
 from melmask.models.presets import PRESETS, preset
 from melmask.models.vit import patchify, unpatchify
-from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.objectives.mae import predict_hidden, reconstruct
 from melmask.objectives.masking import random_masks, visible_and_hidden_ids
 
 TOY = ModelConfig(
@@ -45,7 +46,7 @@ MASKING = MaskingConfig()
 
 def network(config, seed=0, dtype=torch.float64):
     """A model none of whose parameters is at a special value (norms 1, biases 0) that could hide a mistake."""
-    model = MaskedAutoencoder(config).to(dtype)
+    model = Network(config).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -124,7 +125,7 @@ def test_the_tokens_of_visible_patches_are_those_of_the_literal_network(config):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_loss_prediction_and_gradient_are_those_of_the_literal_network(config, normalize):
     model, x, masked = network(config), logmels(config), masks(config)
-    output = model(x, masked, MaskingConfig(normalize_target=normalize))
+    output = predict_hidden(model, x, masked, MaskingConfig(normalize_target=normalize))
     expected_loss, expected = literal_forward(model, x, masked, normalize)
     close(output.loss, expected_loss, 1e-5)
     close(output.prediction, torch.stack([p[m] for p, m in zip(expected, masked, strict=True)]), 1e-5)
@@ -137,11 +138,11 @@ def test_loss_prediction_and_gradient_are_those_of_the_literal_network(config, n
 @variants
 def test_reconstruction_predicts_every_patch_and_has_the_loss_of_training(config):
     model, x, masked = network(config), logmels(config), masks(config)
-    output = model.reconstruct(x, masked)
+    output = reconstruct(model, x, masked)
     _, expected = literal_forward(model, x, masked)
     close(output.prediction, expected, 1e-5)
     close(output.target, model.encoder.patches_of(x), 1e-12)
-    close(output.loss, model(x, masked, MASKING).loss, 1e-6)
+    close(output.loss, predict_hidden(model, x, masked, MASKING).loss, 1e-6)
 
 
 def test_the_attention_of_long_and_short_inputs_agrees(monkeypatch):
@@ -149,7 +150,7 @@ def test_the_attention_of_long_and_short_inputs_agrees(monkeypatch):
     results = []
     for plain_up_to in (0, 10_000):
         monkeypatch.setattr(layers, "_PLAIN_ATTENTION_TOKENS", plain_up_to)
-        output = model(x, masked, MASKING)
+        output = predict_hidden(model, x, masked, MASKING)
         results.append((output.prediction, gradients(model, output.loss)))
     (fused, fused_gradients), (plain, plain_gradients) = results
     close(fused, plain, 1e-6)
@@ -221,7 +222,7 @@ def test_a_shorter_unit_uses_the_first_columns_of_the_positions(config):
 @pytest.mark.parametrize("cls_token", [False, True])
 def test_the_decoder_of_a_shorter_unit_uses_each_patchs_trained_position(positions, cls_token):
     config = dataclasses.replace(TOY, decoder_positions=positions, cls_token=cls_token)
-    decoder, first = MaskedAutoencoder(config).decoder, int(cls_token)
+    decoder, first = Network(config).decoder, int(cls_token)
     short = decoder._positions_for(grid_of(dataclasses.replace(config, frames=6)))
     kept = [f * 6 + t for f in range(2) for t in range(3)]
     assert torch.equal(short[first:], decoder.positions[first:][kept])
@@ -229,7 +230,7 @@ def test_the_decoder_of_a_shorter_unit_uses_each_patchs_trained_position(positio
 
 
 def test_positions_are_neither_stored_nor_learnt():
-    model = MaskedAutoencoder(TOY)
+    model = Network(TOY)
     assert not [name for name in model.state_dict() if "positions" in name]
 
 
@@ -281,8 +282,8 @@ def hide(x, masked, config, value):
 @pytest.mark.parametrize("value", [1e30, float("nan")])
 def test_what_is_hidden_does_not_reach_the_encoder(config, value):
     model, x, masked = network(config), logmels(config), masks(config)
-    prediction = model(x, masked, MASKING).prediction
-    assert torch.equal(model(hide(x, masked, config, value), masked, MASKING).prediction, prediction)
+    prediction = predict_hidden(model, x, masked, MASKING).prediction
+    assert torch.equal(predict_hidden(model, hide(x, masked, config, value), masked, MASKING).prediction, prediction)
 
 
 @variants
@@ -299,31 +300,31 @@ def test_only_visible_patches_are_embedded():
     model, x, masked = network(TOY), logmels(TOY), masks(TOY)
     embedded = []
     model.encoder.patch_embed.register_forward_hook(lambda _, inputs, __: embedded.append(inputs[0].shape[1]))
-    model(x, masked, MASKING)
+    predict_hidden(model, x, masked, MASKING)
     assert embedded == [3]
 
 
 @variants
 def test_the_loss_counts_hidden_patches_only(config):
     model, x, masked = network(config), logmels(config), masks(config)
-    output = model.reconstruct(x, masked)
+    output = reconstruct(model, x, masked)
     errors = (output.prediction - output.target).square().mean(-1)
     close(output.loss, errors[masked].mean(), 1e-6)
-    trained = model(x, masked, MASKING)
+    trained = predict_hidden(model, x, masked, MASKING)
     assert torch.equal(trained.predicted_ids, visible_and_hidden_ids(masked, int((~masked[0]).sum()))[1])
     assert trained.target.shape == trained.prediction.shape == (2, int(masked[0].sum()), output.target.shape[2])
 
 
 def test_a_normalized_target_has_zero_mean_and_unit_variance_in_each_patch():
     x = 5 + 3 * logmels(TOY)
-    target = MaskedAutoencoder(TOY).double().reconstruct(x, masks(TOY), normalize_target=True).target
+    target = reconstruct(Network(TOY).double(), x, masks(TOY), normalize_target=True).target
     close(target.mean(-1), torch.zeros(2, 12), 1e-9)
     close(target.var(-1), torch.ones(2, 12), 1e-4)
 
 
 def test_a_normalized_target_of_a_constant_patch_is_finite():
     x = torch.zeros(1, TOY.mels, TOY.frames)
-    output = MaskedAutoencoder(TOY)(x, masks(TOY, clips=1), MaskingConfig(normalize_target=True))
+    output = predict_hidden(Network(TOY), x, masks(TOY, clips=1), MaskingConfig(normalize_target=True))
     assert torch.isfinite(output.loss)
 
 
@@ -339,7 +340,7 @@ def test_a_clips_tokens_do_not_depend_on_its_batch():
 
 def parameters_of(config):
     with torch.device("meta"):
-        model = MaskedAutoencoder(config)
+        model = Network(config)
     return [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
 
 
@@ -365,7 +366,7 @@ def test_a_preset_takes_changes_and_an_unknown_one_names_the_nearest():
 
 
 def initial_weights(seed):
-    return build_model(TOY, seed).state_dict()
+    return build_network(TOY, seed).state_dict()
 
 
 def test_initial_weights_depend_on_the_seed_alone():
@@ -390,7 +391,7 @@ def card_of(config):
 
 def test_initial_weights_are_distributed_as_in_the_paper():
     config = dataclasses.replace(TOY, width=192, heads=3, decoder_width=128)
-    for name, parameter in build_model(config).state_dict().items():
+    for name, parameter in build_network(config).state_dict().items():
         if "token" in name:
             assert 0.015 < float(parameter.std()) < 0.025, name
         elif "norm" in name:

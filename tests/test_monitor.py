@@ -15,7 +15,7 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import step_durations_frames
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 from melmask.train.pretrain import StepState, build_card, pretrain
 from melmask.train.snapshot import checkpoints_of
 
@@ -65,7 +65,7 @@ def write_table(tmp_path):
 @pytest.fixture
 def state(store, configure, tmp_path):
     config = configure()
-    return StepState(1, build_model(config.model, 0), build_card(store, config), tmp_path)
+    return StepState(1, build_network(config.model, 0), build_card(store, config), tmp_path)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from melmask.errors import ConfigError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 from melmask.train.optimizer import build_optimizer
 from melmask.train.pretrain import pretrain
 
@@ -24,7 +24,7 @@ def moved_by(model, optimizer):
 
 def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(configure):
     config = configure(MUON)
-    model = build_model(config.model)
+    model = build_network(config.model)
     kinds = moved_by(model, build_optimizer(model, config.optimizer))
     assert set(kinds) == {name for name, _ in model.named_parameters()}
     by_muon = {name for name, kind in kinds.items() if kind == "muon"}
@@ -39,7 +39,7 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(configure):
 
 def test_an_update_of_muon_is_orthogonal_and_as_large_as_the_rate_says(configure):
     config = configure(MUON, "optimizer.weight_decay=0")
-    model = build_model(config.model)
+    model = build_network(config.model)
     optimizer = build_optimizer(model, config.optimizer)
     weight = model.encoder.blocks[0].mlp.fc1.weight
     before = weight.detach().clone()
@@ -78,5 +78,5 @@ def test_muon_is_refused_where_matrices_are_cut_up_or_unknown(configure, monkeyp
         configure("optimizer.name=lion")
     monkeypatch.delattr(torch.optim, "Muon")
     config = configure(MUON)
-    with pytest.raises(ConfigError, match=r"PyTorch has from 2\.9 on"):
-        build_optimizer(build_model(config.model), config.optimizer)
+    with pytest.raises(ConfigError, match=r"needs PyTorch 2\.9 or newer"):
+        build_optimizer(build_network(config.model), config.optimizer)

@@ -18,14 +18,15 @@ from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig
 from melmask.corpus.store import Store, StoreWriter
 from melmask.errors import CheckpointError, ConfigError, OutputError, StoreError, TrainingError
-from melmask.objectives.mae import build_model
+from melmask.models.network import build_network
 from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
+from melmask.train import signals
 from melmask.train.clock import Clock
 from melmask.train.engine import Engine
-from melmask.train.log import read_metrics
 from melmask.train.optimizer import build_optimizer, learning_rate
 from melmask.train.pretrain import Outcome, pretrain
+from melmask.train.record import read_metrics
 from melmask.train.snapshot import checkpoints_of, set_aside_beyond
 
 ONE_STEP = "run.max_minutes=1e-9"
@@ -246,7 +247,7 @@ def test_an_echo_of_a_signal_loses_nothing_and_a_later_one_ends_at_once(store, c
 
     assert pretrain(store, tmp_path / "echo", config, [signalled])[0::3] == (4, signal.SIGINT)
     assert (tmp_path / "echo" / "snapshot.pt").exists()
-    monkeypatch.setattr(pretrain_module, "_ECHO_S", 0.0)
+    monkeypatch.setattr(signals, "_ECHO_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         pretrain(store, tmp_path / "again", config, [signalled])
 
@@ -331,7 +332,7 @@ def test_a_checkpoint_holds_all_that_inference_needs_and_how_it_was_trained(whol
     assert card.training["step"] == 6
     assert card.training["loss"] == read_metrics(whole_run)[-1]["loss"]
     assert card.training["config"] == to_dict(configure())
-    assert set(last_weights(whole_run)) == set(build_model(configure().model).state_dict())
+    assert set(last_weights(whole_run)) == set(build_network(configure().model).state_dict())
 
 
 def test_a_checkpoint_before_the_first_metrics_is_plain_json(store, configure, tmp_path):
@@ -402,7 +403,7 @@ def test_what_is_done_beside_training_is_not_counted_as_throughput(monkeypatch):
     with clock.beside():
         now_s[0] += 30
     rates = clock.rates(2, 10, 8)
-    assert (rates["crops_per_s"], rates["seconds"], rates["left_s"]) == (4.0, 84.0, 16.0)
+    assert (rates.crops_per_s, rates.seconds, rates.left_s) == (4.0, 84.0, 16.0)
 
 
 def test_hooks_see_the_model_at_their_interval_and_at_the_end(store, configure, tmp_path):
@@ -459,7 +460,7 @@ def test_the_learning_rate_needs_no_warm_up(configure):
 
 
 def test_weight_decay_is_for_matrices_only(configure):
-    model = build_model(configure().model)
+    model = build_network(configure().model)
     decayed, free = build_optimizer(model, configure().optimizer).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -11,8 +11,7 @@ from melmask.pages.charts import MAX_POINTS, log_ticks, thin_out, ticks
 from melmask.pages.run import write_run_page
 from melmask.train import record as run_record
 from melmask.train.health import check_health
-from melmask.train.log import read_metrics
-from melmask.train.record import RunNumbers, Series, read_record
+from melmask.train.record import RunNumbers, Series, read_metrics, read_record
 
 ROWS, INTERVAL = 100, 20
 STEPS = 2 * ROWS * INTERVAL

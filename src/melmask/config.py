@@ -1,13 +1,13 @@
-"""Every knob of melmask on one page: frozen dataclasses, checked when built, JSON in and out, no torch.
+"""Every setting of melmask on one page: frozen dataclasses that check themselves when built, without torch.
 
-`PretrainConfig` has two kinds of sections. `model, masking, data, optimizer` decide the result; `run, hardware`
-must not change it (beyond rounding). A checkpoint's `config.json` holds `FrontEndConfig`, `Statistics` and
-`ModelConfig`: all that inference needs.
+`PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `data` and `optimizer` decide the result;
+`run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds `FrontEndConfig`,
+`Statistics` and `ModelConfig`, which are all that inference needs.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from melmask.errors import ConfigError
 
@@ -22,16 +22,30 @@ def _check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_range(config: object, key: str, least: int, most: int | None = None) -> None:
+    """Check the number `section.name` of a section; NaN is in no range."""
+    value = getattr(config, key.partition(".")[2])
+    limits = f"{least} to {most}" if most is not None else f"at least {least}" if least else "0 or more"
+    _check(least <= value <= (math.inf if most is None else most), f"{key} is {value}; give {limits}")
+
+
+def _check_choice(config: object, key: str) -> None:
+    """Check that `section.name` is one of the words that its annotation lists."""
+    name = key.partition(".")[2]
+    value, words = getattr(config, name), [repr(word) for word in get_args(type(config).__annotations__[name])]
+    _check(repr(value) in words, f"{key} is {value!r}; give {', '.join(words[:-1])} or {words[-1]}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:
-    """Waveform to log-mel. Defaults: MSM-MAE (PMLR 166, section 4.1), 16 kHz."""
+    """How a waveform becomes a log-mel. The defaults are MSM-MAE's (PMLR 166, section 4.1), at 16 kHz."""
 
     sample_rate_hz: int = 16000
-    """Rate the audio is resampled to."""
+    """Rate that the audio is resampled to."""
     n_fft: int = 400
     """FFT length in samples."""
     win_samples: int = 400
-    """Hann window length in samples, centred in the FFT; 400 is 25 ms at 16 kHz."""
+    """Hann window length in samples, centered in the FFT; 400 is 25 ms at 16 kHz."""
     hop_samples: int = 160
     """Samples between frames; 160 is 10 ms at 16 kHz."""
     mels: int = 80
@@ -42,17 +56,14 @@ class FrontEndConfig:
     """Upper edge of the last band, at most half the sample rate."""
 
     def __post_init__(self):
-        _check(
-            self.sample_rate_hz > 0,
-            f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate",
-        )
-        _check(self.hop_samples > 0, f"front_end.hop_samples is {self.hop_samples}; give at least 1")
+        _check(self.sample_rate_hz > 0, f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate")
+        _check_range(self, "front_end.hop_samples", 1)
         _check(self.n_fft > 1 and self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
         _check(
             1 < self.win_samples <= self.n_fft,
             f"front_end.win_samples is {self.win_samples}; give 2 to n_fft = {self.n_fft}",
         )
-        _check(self.mels > 0, f"front_end.mels is {self.mels}; give at least 1")
+        _check_range(self, "front_end.mels", 1)
         _check(
             0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2,
             f"front_end.min_hz and max_hz are {self.min_hz} and {self.max_hz}; give 0 <= min < max <= half the "
@@ -71,7 +82,7 @@ FRONT_END_32_KHZ = FrontEndConfig(sample_rate_hz=32000, n_fft=800, win_samples=8
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Mean and standard deviation of a corpus' log-mel values: one scalar each. Default: AudioSet's."""
+    """Mean and standard deviation of a corpus' log-mel values, one scalar each. The defaults are AudioSet's."""
 
     mean: float = -7.1
     """Mean of ln(power + eps)."""
@@ -85,12 +96,12 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network. Defaults: the paper's ViT-B at 80x208 with 16x16 patches."""
+    """The network. The defaults are the paper's ViT-B at 80x208 with 16x16 patches."""
 
     mels: int = 80
     """Mel bands of the input."""
     frames: int = 208
-    """Frames of a unit: the crop length in training, the longest piece encoded at once afterwards."""
+    """Frames of a unit: the length of a crop in training, and of the longest piece encoded at once afterwards."""
     patch_mels: int = 16
     """Patch height in mel bands; divides `mels`."""
     patch_frames: int = 16
@@ -104,13 +115,13 @@ class ModelConfig:
     cls_token: bool = True
     """Whether a learned CLS token goes before the patches."""
     decoder_width: int = 384
-    """Decoder width; 0 with `decoder_depth` 0 for an encoder without decoder."""
+    """Decoder width; 0, with `decoder_depth` 0, for an encoder without decoder."""
     decoder_depth: int = 4
     """Decoder blocks."""
     decoder_heads: int = 6
     """Decoder attention heads."""
     decoder_positions: Literal["line", "grid"] = "line"
-    """1-D sinusoid over the flattened tokens (the paper) or the 2-D table (its successor)."""
+    """1-D sinusoid over the flattened tokens ('line', the paper) or the 2-D table ('grid', its successor)."""
 
     def __post_init__(self):
         for size, patch in (("mels", "patch_mels"), ("frames", "patch_frames")):
@@ -126,13 +137,10 @@ class ModelConfig:
                 f"model.{part}width and model.{part}heads are {width} and {heads}; give a width that is a multiple of "
                 "4 and of the heads",
             )
-        _check(self.depth > 0, f"model.depth is {self.depth}; give at least 1")
-        _check(self.decoder_width >= 0, f"model.decoder_width is {self.decoder_width}; give 0 or more")
-        _check(self.decoder_depth >= 0, f"model.decoder_depth is {self.decoder_depth}; give 0 or more")
-        _check(
-            self.decoder_positions in ("line", "grid"),
-            f"model.decoder_positions is {self.decoder_positions!r}; give 'line' or 'grid'",
-        )
+        _check_range(self, "model.depth", 1)
+        _check_range(self, "model.decoder_width", 0)
+        _check_range(self, "model.decoder_depth", 0)
+        _check_choice(self, "model.decoder_positions")
 
     @property
     def has_decoder(self) -> bool:
@@ -141,20 +149,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the network is trained to do."""
+
+    kind: str = "mae"
+    """Name of a module of `melmask.objectives`: 'mae' reconstructs hidden patches, and its settings are `masking`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """What is hidden, and what the hidden patches are compared with."""
+    """The masked autoencoder's settings: what is hidden, and what the hidden patches are compared with."""
 
     ratio: float = 0.75
-    """Share of patches hidden; visible = int(patches * (1 - ratio))."""
+    """Share of patches that are hidden; int(patches * (1 - ratio)) stay visible."""
     masks_per_crop: int = 1
-    """How many masks each crop of a batch is seen under (EAT, arXiv 2401.03497): the network's batch is so many times
-    larger than the data's."""
+    """How many masks each crop of a batch is seen under (EAT, arXiv 2401.03497). The network's batch is larger than the
+    data's by this factor."""
     normalize_target: bool = False
-    """Compare with each patch's own zero-mean, unit-variance values (off in the paper)."""
+    """Whether targets are each patch's values with zero mean and unit variance (the paper: false)."""
 
     def __post_init__(self):
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
-        _check(0 < self.masks_per_crop <= 4096, f"masking.masks_per_crop is {self.masks_per_crop}; give 1 to 4096")
+        _check_range(self, "masking.masks_per_crop", 1, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,47 +178,47 @@ class DataConfig:
     """How crops are drawn from the store."""
 
     batch_size: int = 256
-    """Crops a step, over all processes: the same for any number of them."""
+    """Crops of a step over all processes; it does not depend on their number."""
     sampling: Literal["time", "clip"] = "time"
-    """One epoch holds one crop for each crop length of audio ('time') or one crop a clip ('clip', the paper)."""
+    """An epoch has one crop for each crop length of audio ('time'), or one crop for each clip ('clip', the paper)."""
 
     def __post_init__(self):
-        _check(0 < self.batch_size <= 2**24, f"data.batch_size is {self.batch_size}; give 1 to {2**24}")
-        _check(self.sampling in ("time", "clip"), f"data.sampling is {self.sampling!r}; give 'time' or 'clip'")
+        _check_range(self, "data.batch_size", 1, 2**24)
+        _check_choice(self, "data.sampling")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and half-cosine decay to zero, per step (PMLR 166, appendix A); or Muon."""
+    """AdamW or Muon, with a linear warm-up and a half-cosine decay to zero (PMLR 166, appendix A)."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """'adamw' (the paper), or 'muon': the blocks' matrices move by orthogonal updates (PyTorch 2.9 or newer)."""
+    """'adamw' (the paper), or 'muon', which moves the blocks' matrices by orthogonal updates (PyTorch 2.9 or newer)."""
     learning_rate: float = 3e-4
     """Peak rate, for a batch of `learning_rate_batch` views (crops times masks)."""
     learning_rate_batch: int = 0
-    """The peak grows in proportion to the views in a batch, from `learning_rate` at this many; 0: no such rule. The
-    paper has 1.5e-4 at 128, its successor 3e-4 at 256."""
+    """Scale the peak in proportion to the views in a batch: it is `learning_rate` at this many views. 0: do not scale.
+    The paper has 1.5e-4 at 128, its successor 3e-4 at 256."""
     beta1: float = 0.9
-    """AdamW first moment."""
+    """Decay of AdamW's first moment."""
     beta2: float = 0.95
-    """AdamW second moment."""
+    """Decay of AdamW's second moment."""
     weight_decay: float = 0.05
-    """Decoupled decay; none on biases, norms and tokens."""
+    """Decoupled weight decay; biases, norms and tokens have none."""
     steps: int = 10000
     """Optimizer steps of the whole run."""
     warmup_steps: int = 1000
     """Steps of linear warm-up from zero."""
     epochs: float = 0.0
-    """Passes over the store, instead of `steps`: above 0, a new run computes `steps` and `warmup_steps` from it."""
+    """Passes over the store. Above 0, a new run computes `steps` and `warmup_steps` from it."""
     warmup_epochs: float = 0.0
-    """The part of `epochs` that is warm-up."""
+    """How many of the `epochs` are warm-up."""
     max_gradient_norm: float = 0.0
-    """Clip the gradient's norm to this; 0 for no clipping (the paper)."""
+    """Clip the gradient's norm to this; 0: do not clip (the paper)."""
     ema_decay: float = 0.0
-    """Checkpoints hold an exponential moving average of the weights, decaying by this each step; 0: the weights."""
+    """Decay per step of the exponential moving average of the weights that checkpoints hold; 0: hold the weights."""
 
     def __post_init__(self):
-        _check(self.name in ("adamw", "muon"), f"optimizer.name is {self.name!r}; give 'adamw' or 'muon'")
+        _check_choice(self, "optimizer.name")
         _check(
             0 < self.learning_rate <= _HIGHEST_RATE,
             f"optimizer.learning_rate is {self.learning_rate}; give a positive rate, at most {_HIGHEST_RATE:g}",
@@ -210,7 +226,8 @@ class OptimizerConfig:
         for name in ("weight_decay", "max_gradient_norm", "epochs"):
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
-        _check(self.steps > 0, f"optimizer.steps is {self.steps}; give at least 1")
+        _check_range(self, "optimizer.steps", 1)
+        _check_range(self, "optimizer.learning_rate_batch", 0)
         _check(
             0 <= self.warmup_steps <= self.steps,
             f"optimizer.warmup_steps is {self.warmup_steps}; give 0 to steps = {self.steps}",
@@ -224,46 +241,40 @@ class OptimizerConfig:
             f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 to epochs = {self.epochs}",
         )
         _check(0 <= self.ema_decay < 1, f"optimizer.ema_decay is {self.ema_decay}; give a value from 0 to below 1")
-        _check(
-            self.learning_rate_batch >= 0,
-            f"optimizer.learning_rate_batch is {self.learning_rate_batch}; give 0 or more",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Bookkeeping: what is logged and kept, and when."""
+    """What is logged and kept, and when."""
 
     seed: int = 0
     """Decides weights, crops, masks and order."""
     log_interval_steps: int = 20
     """Steps between lines of metrics."""
     snapshot_interval_s: float = 120.0
-    """Seconds of training a kill can lose."""
+    """Time between snapshots: a kill loses no more training than this."""
     picture_interval_steps: int = 500
-    """Steps between pictures of reconstructions, feature rank and k-NN scores; 0 for none."""
+    """Steps between pictures of reconstructions, feature ranks and k-NN scores; 0: none."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
     keep_every_steps: int = 0
-    """The first checkpoint after each multiple of so many steps stays for good; 0: none does."""
+    """Keep for good the first checkpoint after each multiple of this many steps; 0: keep none for good."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """When the loss is not finite or a spike: end with its facts, or return to the snapshot and go on behind the
-    batches that led there."""
+    """What to do when the loss is not finite or a spike: 'stop', or return to the last snapshot and skip the batches
+    since ('rollback')."""
     spike_factor: float = 0.0
-    """A loss above the median of the last intervals by this factor is a spike; 0: only what is not finite counts."""
+    """A loss above the median of the last intervals by this factor is a spike; 0: no loss is one."""
     max_rollbacks: int = 3
-    """Rollbacks in a row, without a new snapshot in between, before the run ends."""
+    """Rollbacks without a new snapshot in between after which the run ends."""
     max_minutes: float = 0.0
-    """Stop with a snapshot after this many minutes, to be resumed; 0 for no limit."""
+    """Stop with a snapshot after this many minutes; the same command resumes. 0: no limit."""
     wandb_project: str = ""
-    """A project at Weights & Biases that gets the numbers too (`pip install 'melmask[wandb]'`); empty: none."""
+    """Log to this project at Weights & Biases too (`pip install 'melmask[wandb]'`); empty: do not."""
 
     def __post_init__(self):
         _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
-        _check(
-            self.log_interval_steps > 0,
-            f"run.log_interval_steps is {self.log_interval_steps}; give at least 1",
-        )
+        for name in ("log_interval_steps", "keep_checkpoints"):
+            _check_range(self, f"run.{name}", 1)
         for name in (
             "snapshot_interval_s",
             "picture_interval_steps",
@@ -271,12 +282,8 @@ class RunConfig:
             "keep_every_steps",
             "max_rollbacks",
         ):
-            _check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; give 0 or more")
-        _check(self.keep_checkpoints > 0, f"run.keep_checkpoints is {self.keep_checkpoints}; give at least 1")
-        _check(
-            self.on_divergence in ("stop", "rollback"),
-            f"run.on_divergence is {self.on_divergence!r}; give 'stop' or 'rollback'",
-        )
+            _check_range(self, f"run.{name}", 0)
+        _check_choice(self, "run.on_divergence")
         _check(
             self.spike_factor == 0 or self.spike_factor > 1,
             f"run.spike_factor is {self.spike_factor}; give a factor above 1, or 0 for none",
@@ -285,35 +292,32 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """Where and how fast; the result stays the same but for rounding."""
+    """Where and how fast to compute; the result stays the same but for rounding."""
 
     device: str = "auto"
-    """'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one."""
+    """'cpu', 'cuda', 'cuda:1' or 'mps'; 'auto' takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward and backward pass; 'auto' is bf16 where the device computes it natively. fp16 scales
-    the loss, and is for GPUs without bf16."""
+    """Arithmetic of the forward and backward pass. 'auto' takes bf16 where the device computes it natively. fp16 scales
+    the loss and is for GPUs without bf16."""
     threads: int = 0
-    """CPU threads of the arithmetic; 0 for OMP_NUM_THREADS or, without it, all cores this process may use."""
+    """CPU threads that compute; 0: OMP_NUM_THREADS or, without it, all cores that this process may use."""
     readers: int = 2
     """Threads that read batches ahead."""
     micro_batch: int = 0
-    """Crops a process computes at once; gradients of several such parts are summed for a step. 0: its whole share."""
+    """Crops that a process computes at once; a step sums the gradients of several such parts. 0: all its crops."""
     activation_checkpointing: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third slower."""
+    """Keep only each block's input for the backward pass and recompute the rest: less memory, a third slower."""
     compile: bool = False
-    """torch.compile the network: a minute at the start, on CPU with a C++ compiler."""
+    """Compile the network with torch.compile: this takes a minute at the start, and on CPU needs a C++ compiler."""
     sharding: Literal["none", "fsdp"] = "none"
-    """With several processes: each holds all of the model (DDP), or a share of it (FSDP2), for large ones."""
+    """With several processes, each holds the whole model ('none', DDP) or a share of it ('fsdp', for large models)."""
 
     def __post_init__(self):
-        _check(
-            self.precision in ("auto", "fp32", "bf16", "fp16"),
-            f"hardware.precision is {self.precision!r}; give 'auto', 'fp32', 'bf16' or 'fp16'",
-        )
-        _check(0 < self.readers <= 1024, f"hardware.readers is {self.readers}; give 1 to 1024")
-        _check(0 <= self.threads <= 1024, f"hardware.threads is {self.threads}; give 0 to 1024")
-        _check(self.micro_batch >= 0, f"hardware.micro_batch is {self.micro_batch}; give 0 or more")
-        _check(self.sharding in ("none", "fsdp"), f"hardware.sharding is {self.sharding!r}; give 'none' or 'fsdp'")
+        _check_choice(self, "hardware.precision")
+        _check_choice(self, "hardware.sharding")
+        _check_range(self, "hardware.readers", 1, 1024)
+        _check_range(self, "hardware.threads", 0, 1024)
+        _check_range(self, "hardware.micro_batch", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +325,7 @@ class PretrainConfig:
     """One pre-training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -328,6 +333,15 @@ class PretrainConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def __post_init__(self):
+        if self.objective.kind == "mae":
+            self._check_reconstruction()
+        _check(
+            self.optimizer.name == "adamw" or self.hardware.sharding == "none",
+            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; give one of them up",
+        )
+
+    def _check_reconstruction(self) -> None:
+        """Check what only the masked autoencoder needs."""
         _check(self.model.has_decoder, "model.decoder_width is 0; pre-training reconstructs, so give it a decoder")
         _check(
             (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),
@@ -335,18 +349,14 @@ class PretrainConfig:
             "input; give smaller patches, some to hide and some to see",
         )
 
-        _check(
-            self.optimizer.name == "adamw" or self.hardware.sharding == "none",
-            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; give one of them up",
-        )
-
     @property
     def views(self) -> int:
-        """Masked views a step: crops times masks."""
+        """Views in a step: crops times masks."""
         return self.data.batch_size * self.masking.masks_per_crop
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest rate of the schedule, scaling rule applied."""
+        """The highest rate of the schedule, after the scaling rule."""
+        # The linear scaling rule (arXiv 1706.02677): twice the views, twice the rate.
         batch = self.optimizer.learning_rate_batch
         return self.optimizer.learning_rate * (self.views / batch if batch else 1)

@@ -30,7 +30,7 @@ _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop"
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     """Synthesise, prepare, pre-train, embed, probe and draw, all below `out`; returns the closing text.
 
-    Every step that is complete is passed over when the demo runs again.
+    Steps that are complete are skipped when the demo runs again.
 
     Raises:
         OutputError: `out` cannot be written to.
@@ -38,6 +38,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     start_s = time.monotonic()
     _say(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")
     labels = write_sound_set(out / "sounds", _CLIPS_PER_CLASS)
+    # The test clips stay out of pre-training too: the probe's result is for sounds never heard.
     unlabelled, test = _write_manifests(labels)
     _say("2/5 prepare: log-mels of the clips that are not held out for the test")
     prepare([unlabelled], out / "store", FrontEndConfig())

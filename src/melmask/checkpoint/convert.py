@@ -1,4 +1,4 @@
-"""Others' checkpoints: the original MSM-MAE's and its successor's files, read and accounted for key by key.
+"""Checkpoints of others: read the files of the original MSM-MAE and its successor, and account for every key.
 
 Nothing in the file is executed: torch.load with weights_only=True, plus the plain `argparse.Namespace` that the
 original trainers saved. Patch size, depth, widths and grid come from tensor shapes; heads are width / 64.
@@ -8,8 +8,8 @@ import argparse
 import pickle
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from torch import Tensor
 from melmask.checkpoint.folder import ModelCard, model_with
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.geometry import PatchGrid
+from melmask.geometry import PatchGrid, grid_of
+from melmask.models.network import Network
 from melmask.models.positions import grid_positions, line_positions
-from melmask.objectives.mae import MaskedAutoencoder
 from melmask.system.files import atomic_write
 
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.", "module.")
@@ -35,14 +35,14 @@ _USED = re.compile(
     rf"(decoder_)?({_BLOCK}|norm\.(?:weight|bias)|(?<=decoder_)(?:embed|pred)\.(?:weight|bias))"
     r"|patch_embed\.proj\.(?:weight|bias)|cls_token|mask_token|pos_embed|decoder_pos_embed|norm_stats"
 )
-# Parts of the successor that serve its own training objective, a task head or another front end, not the encoder.
+# Parts of the successor's files for its training, a task head or another front end; the encoder needs none.
 _UNNEEDED = re.compile(
     r"(?:(?:module|ar|runtime)\.)*(?:target_|momentum_|predictor|projector|heads?\.|head_norm|fc_norm|ema\.|loss_"
     r"|logit_scale|to_spec\.)"
 )
 
 
-def read_foreign(path: Path) -> tuple[MaskedAutoencoder, ModelCard]:
+def read_foreign(path: Path) -> tuple[Network, ModelCard]:
     """Read a .pth file of MSM-MAE or its successor.
 
     Raises:
@@ -53,7 +53,7 @@ def read_foreign(path: Path) -> tuple[MaskedAutoencoder, ModelCard]:
 
 
 def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Published tensors to (card, melmask tensors); every key is used, known to be unneeded, or an error.
+    """Turn published tensors into (card, melmask tensors); every key is used, known to be unneeded, or an error.
 
     A decoder that does not predict log-mel values (the successor's predicts features) is left out.
 
@@ -82,8 +82,8 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
     return card, weights
 
 
-def to_msm_mae(model: MaskedAutoencoder, card: ModelCard) -> dict[str, Tensor]:
-    """Our weights under the original MSM-MAE's keys, with its position tables and conv-shaped patch embedding.
+def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
+    """Return our weights under the original MSM-MAE's keys, with its position tables and patch embedding.
 
     `torch.save({"model": to_msm_mae(model, card)}, path)` is a file in the original's form. That form does not hold
     the number of heads, the front end or the statistics: whoever reads it must be told, or have the original's
@@ -117,7 +117,7 @@ def _refuse_unknown(keys: list[str], source: Path) -> None:
 
 
 def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the decoder's keys if it predicts something else than log-mel values, or if only bits of it are left."""
+    """Leave out the decoder's keys if it predicts something else than log-mels, or if only bits of it are left."""
     leftovers = {"mask_token", "decoder_pos_embed"}
     decoder = {key for key in state if key.startswith("decoder_") or key in leftovers}
     _, _, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
@@ -130,7 +130,9 @@ def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _card(state: dict[str, Tensor], source: Path) -> ModelCard:
     config = _config(state, source)
+    # Files without statistics were trained with those of AudioSet, which the original code has as constants.
     mean, std = state.get("norm_stats", torch.tensor([-7.1, 4.2])).flatten().tolist()
+    # The two families differ in how they store the bias of queries and values.
     kind = "msm-mae" if "blocks.0.attn.q_bias" in state else "msm-mae successor"
     return ModelCard(
         model=config,
@@ -148,7 +150,7 @@ def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
     rows = _MELS // patch_mels
     grid = PatchGrid(rows, (state["pos_embed"].shape[1] - int(cls_token)) // rows)
     _check_table("pos_embed", state["pos_embed"], [grid_positions(width, grid, cls_token)], source)
-    return ModelConfig(
+    config = ModelConfig(
         mels=_MELS,
         frames=grid.columns * patch_frames,
         patch_mels=patch_mels,
@@ -157,8 +159,10 @@ def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
         depth=_count(state, "blocks"),
         heads=_heads(width),
         cls_token=cls_token,
-        **_decoder_fields(state, grid, cls_token, source),
+        decoder_width=0,
+        decoder_depth=0,
     )
+    return _with_decoder(config, state, source) if "decoder_embed.weight" in state else config
 
 
 def _heads(width: int) -> int:
@@ -167,23 +171,23 @@ def _heads(width: int) -> int:
     return width // _DIMENSIONS_PER_HEAD
 
 
-def _decoder_fields(state: dict[str, Tensor], grid: PatchGrid, cls_token: bool, source: Path) -> dict[str, Any]:
-    if "decoder_embed.weight" not in state:
-        return {"decoder_width": 0, "decoder_depth": 0}
+def _with_decoder(config: ModelConfig, state: dict[str, Tensor], source: Path) -> ModelConfig:
+    """Add the decoder that the tensors hold; its table says how its positions are made."""
     width = state["decoder_embed.weight"].shape[0]
-    tables = [make(width, grid, cls_token) for make in (line_positions, grid_positions)]
+    tables = [make(width, grid_of(config), config.cls_token) for make in (line_positions, grid_positions)]
     kind = _check_table("decoder_pos_embed", state["decoder_pos_embed"], tables, source)
-    return {
-        "decoder_width": width,
-        "decoder_depth": _count(state, "decoder_blocks"),
+    return replace(
+        config,
+        decoder_width=width,
+        decoder_depth=_count(state, "decoder_blocks"),
         # ViT-L's decoder, 512 wide, has 16 heads; all others have 64 dimensions a head.
-        "decoder_heads": 16 if width == 512 else _heads(width),
-        "decoder_positions": ("line", "grid")[kind],
-    }
+        decoder_heads=16 if width == 512 else _heads(width),
+        decoder_positions="grid" if kind else "line",
+    )
 
 
 def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -> int:
-    """Which of `tables` the stored positions are; they are recomputed, never loaded."""
+    """Tell which of `tables` the stored positions are; they are recomputed, never loaded."""
     for kind, table in enumerate(tables):
         if stored[0].shape == table.shape and torch.allclose(stored[0].float(), table, atol=_TABLE_TOLERANCE):
             return kind
@@ -191,7 +195,7 @@ def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -
 
 
 def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Melmask's name(s) for a published key; {} for what the card holds."""
+    """Give the tensor melmask's name, or names; {} for what the card holds."""
     if key in ("pos_embed", "decoder_pos_embed", "norm_stats"):
         return {}
     if key in ("cls_token", "mask_token"):
@@ -201,7 +205,7 @@ def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
     part = "decoder" if key.startswith("decoder_") else "encoder"
     name = f"{part}.{key.removeprefix('decoder_').replace('pred.', 'predict.')}"
     if name.endswith("attn.qkv.bias"):
-        # The key's share of the bias cancels in the softmax.
+        # The share of the keys in the bias cancels in the softmax, so melmask has none.
         query, _, value = tensor.chunk(3)
         stem = name.removesuffix("qkv.bias")
         return {f"{stem}q_bias": query, f"{stem}v_bias": value}
@@ -246,7 +250,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return {str(key): tensor for key, tensor in content.items()}
 
 
-def save_msm_mae(path: Path, model: MaskedAutoencoder, card: ModelCard) -> None:
+def save_msm_mae(path: Path, model: Network, card: ModelCard) -> None:
     """Write `to_msm_mae` as a .pth file.
 
     Raises:

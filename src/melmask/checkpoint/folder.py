@@ -17,7 +17,7 @@ from torch import nn
 
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.models.network import Network, build_network
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import output_error, write_json
 
@@ -28,7 +28,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What config.json says of a model; `training` is free-form facts (steps, hours, final loss, recipe)."""
+    """What config.json says of a model; `training` holds facts of any form (steps, minutes, loss, configuration)."""
 
     model: ModelConfig
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -62,7 +62,7 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
         # safetensors makes its file readable by its owner alone.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-        # On the disk before an older one is let go of: power may fail.
+        # Power may fail: the weights must be on the disk before the older ones are removed.
         with (partial / WEIGHTS).open("rb") as file:
             os.fsync(file.fileno())
         if folder.is_dir():
@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
             shutil.rmtree(remains, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> tuple[MaskedAutoencoder, ModelCard]:
+def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
     """Read a folder written by `save_checkpoint`; every weight must be there, and none more.
 
     Raises:
@@ -95,13 +95,13 @@ def load_checkpoint(folder: Path) -> tuple[MaskedAutoencoder, ModelCard]:
     return model_with(card.model, weights, path), card
 
 
-def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> MaskedAutoencoder:
-    """The network that holds `weights`; names and shapes must match exactly, and all values be finite.
+def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> Network:
+    """Build the network that holds `weights`; names and shapes must match exactly, and all values be finite.
 
     Raises:
         CheckpointError: they do not.
     """
-    model = build_model(config)
+    model = build_network(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -109,6 +109,7 @@ def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Pa
         raise CheckpointError(
             f"{source} does not fit its architecture in {_some_of(wrong)}; it is damaged or of another model"
         )
+    # A network with one NaN embeds every sound as NaN; better to say so here.
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{source} has values that are not finite in {_some_of(broken)}; use another checkpoint")
@@ -132,6 +133,7 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"{folder} has no {CONFIG}; give a run, a checkpoint folder or a .pth file") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a {FORMAT} file; give a folder that melmask has written") from error
+    # Older versions are read; there is only one so far.
     if version > VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, this melmask reads up to {VERSION}; update melmask"

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, save_checkpoint
 from melmask.errors import CheckpointError, MissingExtraError, OutputError
-from melmask.objectives.mae import MaskedAutoencoder
+from melmask.models.network import Network
 
 PREFIX = "hub:"
 
@@ -30,7 +30,7 @@ def download(name: str) -> Path:
         raise CheckpointError(f"{name} cannot be fetched ({reason}); check the name and the connection") from error
 
 
-def push(name: str, model: MaskedAutoencoder, card: ModelCard, license_name: str) -> str:
+def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
     """Create or update `hub:owner/name`; returns its address.
 
     Raises:
@@ -39,6 +39,7 @@ def push(name: str, model: MaskedAutoencoder, card: ModelCard, license_name: str
     """
     hub = _hub()
     repository = name.removeprefix(PREFIX)
+    # Written anew rather than uploaded from where it lies: a folder of the user's may hold other files.
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         save_checkpoint(folder, model, card)
@@ -53,18 +54,24 @@ def push(name: str, model: MaskedAutoencoder, card: ModelCard, license_name: str
 
 
 def model_card(repository: str, card: ModelCard, license_name: str) -> str:
-    """README.md of a model: how to use it, what it hears, how it was made."""
+    """Write the README.md of a model: how to use it, what it hears, how it was made."""
     model, front_end = card.model, card.front_end
     training = {key: value for key, value in card.training.items() if key != "config"}
+    # Models of early versions and converted ones do not name their objective: all were masked autoencoders.
+    kind = card.training.get("config", {}).get("objective", {}).get("kind", "mae")
+    tags, about = ["audio", "feature-extraction"], f"Audio embeddings, pre-trained with the objective '{kind}'"
+    if kind == "mae":
+        tags += ["masked-autoencoder", "msm-mae"]
+        about = "Audio embeddings by masked spectrogram modeling (MSM-MAE, PMLR 166, 2022)"
     facts = "\n".join(f"- {key}: {value}" for key, value in training.items()) or "- not recorded"
     return f"""---
 library_name: melmask
 license: {license_name}
-tags: [audio, feature-extraction, masked-autoencoder, msm-mae]
+tags: [{", ".join(tags)}]
 ---
 # {repository.rsplit("/", 1)[-1]}
 
-Audio embeddings by masked spectrogram modelling (MSM-MAE, PMLR 166, 2022), for melmask.
+{about}, for melmask.
 
 ```python
 import melmask
@@ -74,7 +81,7 @@ e.scene, e.frames, e.times_ms
 ```
 
 - input: {front_end.sample_rate_hz} Hz mono (other rates are resampled), {front_end.mels} mel bands from
-  {front_end.min_hz:g} to {front_end.max_hz:g} Hz each {front_end.hop_ms:g} ms, normalised with mean
+  {front_end.min_hz:g} to {front_end.max_hz:g} Hz each {front_end.hop_ms:g} ms, normalized with mean
   {card.statistics.mean:.4f} and standard deviation {card.statistics.std:.4f}
 - network: {model.width} wide, {model.depth} blocks, patches {model.patch_mels} x {model.patch_frames}, units of
   {model.mels} x {model.frames}; {"with" if model.has_decoder else "without"} decoder

@@ -18,7 +18,7 @@ from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.embedding.assemble import SCENES
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError
-from melmask.objectives.mae import MaskedAutoencoder
+from melmask.models.network import Network
 from melmask.system.files import output_error, write_json
 
 HEAD, CARD = "head.safetensors", "classifier.json"
@@ -84,7 +84,7 @@ class AudioClassifier:
 
 
 def save_classifier(
-    folder: Path, model: MaskedAutoencoder, card: ModelCard, head: dict[str, torch.Tensor], labels: ClassifierCard
+    folder: Path, model: Network, card: ModelCard, head: dict[str, torch.Tensor], labels: ClassifierCard
 ) -> None:
     """Write all of it to `folder`; classifier.json comes last and makes it a classifier.
 

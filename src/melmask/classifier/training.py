@@ -21,7 +21,7 @@ from melmask.classifier.options import FinetuneConfig
 from melmask.embedding.assemble import pool
 from melmask.errors import CheckpointError, TrainingError
 from melmask.geometry import step_durations_frames
-from melmask.objectives.mae import MaskedAutoencoder
+from melmask.models.network import Network
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import duration_text, track
 from melmask.train.snapshot import write_state
@@ -53,7 +53,7 @@ class Finetuning:
 
     def __init__(
         self,
-        model: MaskedAutoencoder,
+        model: Network,
         kind: Kind,
         classes: int,
         config: FinetuneConfig,

@@ -12,7 +12,7 @@ So the whole position of the data is one integer, the step.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -62,7 +62,7 @@ class CropStream:
                 self._fill(crop[frames:], position)
         return out
 
-    def batches(self, first_step: int, steps: int, readers: int) -> Iterator[np.ndarray]:
+    def batches(self, first_step: int, steps: int, readers: int) -> Generator[np.ndarray, None, None]:
         """Batches of `steps` steps from `first_step` on, read ahead."""
         pool = ThreadPoolExecutor(readers)
         ahead: deque[Future[np.ndarray]] = deque()

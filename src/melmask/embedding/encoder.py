@@ -6,8 +6,6 @@
 3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
 4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's centre.
 5. The scene vector is their mean over time, weighted by the true audio in each step, or mean and standard deviation.
-
-`features.py` has what surrounds the encoder in steps 2, 4 and 5.
 """
 
 import functools
@@ -41,8 +39,9 @@ from melmask.embedding.assemble import (
 )
 from melmask.errors import ConfigError, InputError
 from melmask.geometry import unit_lengths
+from melmask.models.network import Network, build_network
 from melmask.models.vit import unpatchify
-from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.objectives.mae import reconstruct
 from melmask.settings import to_dict
 from melmask.system.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 
@@ -91,7 +90,7 @@ class AudioEncoder:
 
     def __init__(
         self,
-        model: MaskedAutoencoder,
+        model: Network,
         card: ModelCard,
         name: str = "",
         device: str = "auto",
@@ -257,7 +256,7 @@ class AudioEncoder:
         # Clips may have different numbers of visible patches: one at a time unless they agree.
         together = bool((hidden.sum(1) == hidden[0].sum()).all())
         groups = [slice(None)] if together else [slice(i, i + 1) for i in range(len(x))]
-        outputs = [self.model.reconstruct(x[g], hidden[g], normalized) for g in groups]
+        outputs = [reconstruct(self.model, x[g], hidden[g], normalized) for g in groups]
         prediction = torch.cat([o.prediction for o in outputs])
         weights = torch.tensor([float(hidden[g].sum()) for g in groups])
         loss = float((torch.stack([o.loss.cpu() for o in outputs]) * weights).sum() / weights.sum())
@@ -393,7 +392,7 @@ def load(
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
     """The same network with fresh random weights: the baseline that shows what training is worth."""
-    return AudioEncoder(build_model(card.model, seed), card, f"untrained (seed {seed})", device, precision)
+    return AudioEncoder(build_network(card.model, seed), card, f"untrained (seed {seed})", device, precision)
 
 
 def _layers(layer: int | Sequence[int] | None) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""What a model hears, what it is shown of it, and what it makes of that."""
+"""Pictures of what a model hears, what it is shown of that, and what it reconstructs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def save_reconstruction_picture(
     Args:
         path: where to write; the suffix gives the format (.png, .svg, .pdf).
         model: with a decoder.
-        logmels: natural log, not normalised, as `AudioEncoder.logmel` gives it.
+        logmels: natural log, not normalized, as `AudioEncoder.logmel` gives it.
         titles: one a clip.
         mask_ratio: share of patches hidden.
         seed: decides which.
@@ -81,7 +81,7 @@ def reconstruction_figure(
 
     Of a clip longer than the model's unit the first unit is drawn; of a shorter one, its whole patches. The third
     picture shows visible patches, framed, as they came: a model is not trained to predict those. Values are dB
-    relative to a mel power of 1; a row has one colour scale, from the loudest value of its input to at most 70 dB
+    relative to a mel power of 1; a row has one color scale, from the loudest value of its input to at most 70 dB
     below.
 
     The arguments and errors are those of `save_reconstruction_picture`, which writes the figure to a file.
@@ -146,7 +146,7 @@ def _of_bands(by_patch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: FrontEndConfig) -> None:
-    """The three pictures of a clip under its title, and the key to their colours."""
+    """The three pictures of a clip under its title, and the key to their colors."""
     heard, seen, made = axes_of_row
     limits = _limits_db(row.truth)
     hidden = _of_bands(row.masked, row.truth.shape)
@@ -168,7 +168,7 @@ def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: Fron
 
 
 def _limits_db(values: np.ndarray) -> tuple[float, float]:
-    """First and last colour: the loudest value and what lies at most 70 dB below, but 30 dB of silence stay dark."""
+    """Return the values of the first and last color: at most 70 dB up to the loudest; 30 dB of silence stay dark."""
     loudest = float(values.max())
     lowest = max(float(values.min()), loudest - _MAX_RANGE_DB)
     return lowest, max(loudest, lowest + _MIN_RANGE_DB)
@@ -177,11 +177,10 @@ def _limits_db(values: np.ndarray) -> tuple[float, float]:
 def _draw_grid(axes: "Axes", grid: PatchGrid, config: FrontEndConfig, frames: int) -> None:
     """Thin lines between patches."""
     x, y = _patch_edges(grid, config, frames)
-    style = {"color": "white", "linewidth": 0.5}
     for time_s in x[1:-1]:
-        axes.axvline(time_s, **style)
+        axes.axvline(time_s, color="white", linewidth=0.5)
     for position in y[1:-1]:
-        axes.axhline(position, **style)
+        axes.axhline(position, color="white", linewidth=0.5)
 
 
 def _outline_visible(

@@ -17,7 +17,7 @@ class ReconstructionPictures:
     """A training hook: writes pictures/step-*.png of the same crops under the same masks every time."""
 
     def __init__(self, store: Store, config: PretrainConfig):
-        # The longest clips: a short one would show little. Their first unit.
+        # The first unit of the longest clips: a short one would show little.
         clips = np.argsort(-store.frames, kind="stable")
         chosen = np.unique(clips[np.linspace(0, len(clips) // 4, _CLIPS, dtype=int)])
         frames = int(min(config.model.frames, store.frames[chosen].min()))
@@ -31,8 +31,8 @@ class ReconstructionPictures:
         self._mask_ratio = config.masking.ratio
 
     def __call__(self, state: StepState) -> dict[str, float]:
-        """Write the picture of this step; there are no numbers to log."""
-        if not self._worth_it:
+        """Write the picture of this step, if the network can reconstruct; there are no numbers to log."""
+        if not self._worth_it or state.model.decoder is None:
             return {}
         # A copy: the encoder freezes the model it is given.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")

@@ -1,1 +1,1 @@
-"""The network: layers, positions, encoder, masking, masked autoencoder, sizes."""
+"""The network: layers, positions, encoder, decoder, sizes."""

@@ -1,8 +1,8 @@
 """Floating-point operations of the network, by arithmetic on its configuration alone; no torch.
 
-Counted are the matrix products, a multiplication and its addition as two: patch embedding, qkv, q k^T, weights v,
-projections, MLPs, the decoder's embedding and prediction. Norms, softmax and GELU are left out: they are what keeps a
-step from the speed of its products. So is a product that a fused kernel does again in the backward pass.
+The matrix products are counted, a multiplication and its addition as two operations: patch embedding, qkv, q k^T,
+weights v, projections, MLPs, the decoder's embedding and prediction. Norms, softmax and GELU are not counted: they are
+why a step is slower than its products. A product that a fused kernel repeats in the backward pass counts once.
 """
 
 from melmask.config import ModelConfig
@@ -10,13 +10,13 @@ from melmask.geometry import grid_of
 
 
 def encoder_forward_flops(config: ModelConfig, patches: int) -> int:
-    """Of one crop of which `patches` patches are encoded: the visible ones in training, all of a unit in inference."""
+    """Count for one crop of which `patches` patches are encoded: the visible ones, or all of a unit in inference."""
     tokens = patches + int(config.cls_token)
     return _patch_embedding_flops(config, patches) + config.depth * _block_flops(config.width, tokens)
 
 
 def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
-    """Of one crop of which `visible` patches were encoded; the others are predicted."""
+    """Count for one crop of which `visible` patches were encoded; the others are predicted."""
     grid, cls = grid_of(config), int(config.cls_token)
     embedding = 2 * (visible + cls) * config.width * config.decoder_width
     blocks = config.decoder_depth * _block_flops(config.decoder_width, grid.patches + cls)
@@ -25,7 +25,7 @@ def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
 
 
 def step_flops(config: ModelConfig, ratio: float, crops: int) -> int:
-    """Of one training step on `crops` masked crops: the backward pass has two products for each of the forward one.
+    """Count for one training step on `crops` masked crops: each product has two more in the backward pass.
 
     The patch embedding has only one, because nothing asks for the gradient of its input.
     """
@@ -39,5 +39,6 @@ def _patch_embedding_flops(config: ModelConfig, patches: int) -> int:
 
 
 def _block_flops(width: int, tokens: int) -> int:
-    # Of a token: qkv 3, projection 1 and MLP 8 matrices of width ** 2; and two products with all tokens.
+    # Each token meets matrices of width ** 2: 3 for qkv, 1 for the projection, 8 for the MLP. Two products are with all
+    # tokens: q k^T and weights v.
     return 2 * tokens * (12 * width**2 + 2 * tokens * width)

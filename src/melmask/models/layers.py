@@ -14,7 +14,7 @@ _PLAIN_ATTENTION_TOKENS = 192
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (batch, heads, tokens, d): the fused kernel, or plain where that is faster.
+    """Compute softmax(q k^T / sqrt(d)) v over (batch, heads, tokens, d), fused or plainly, whichever is faster.
 
     `seen` (batch, tokens) bool leaves out keys, as if those tokens were not there.
     """
@@ -38,7 +38,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
-        """Every token looks at every token, or at those `seen` (batch, tokens) bool."""
+        """Let every token look at every token, or only at those `seen` (batch, tokens) bool."""
+        # One product for all three, and no parameter for the keys' bias, which would have no effect.
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         # (batch, tokens, 3 * heads * d) to three of (batch, heads, tokens, d), and back.
@@ -55,14 +56,14 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tokens) -> Tokens:
-        """Token by token."""
+        """Transform token by token."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    With `checkpointing` set, only the input is kept for the backward pass, and the rest computed again there.
+    With `checkpointing` set, only the input is kept for the backward pass, which computes the rest again.
     """
 
     checkpointing = False
@@ -75,7 +76,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, 4 * width)
 
     def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
-        """One residual layer."""
+        """Apply one residual layer."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self._forward, x, seen, use_reentrant=False, preserve_rng_state=False)
         return self._forward(x, seen)
@@ -86,7 +87,7 @@ class Block(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Xavier-uniform linears, zero biases (spec of the paper's code); norms keep torch's ones and zeros."""
+    """Set linears to Xavier-uniform and biases to zero, as the paper's code does; norms keep torch's ones and zeros."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

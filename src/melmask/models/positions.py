@@ -1,4 +1,4 @@
-"""Fixed sine-cosine position tables, computed from the grid and never stored or learnt."""
+"""Fixed sine-cosine position tables, computed from the grid and never stored or learned."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from melmask.geometry import PatchGrid
 
 
 def grid_positions(width: int, grid: PatchGrid, cls_token: bool) -> torch.Tensor:
-    """2-D table, ([1 +] patches, width) float32: the first half encodes time, the second frequency.
+    """Return a 2-D table, ([1 +] patches, width) float32: the first half encodes time, the second frequency.
 
     Each half is [sin, cos] of position / 10000 ** (i / (width / 4)); the CLS row is zeros (MAE, arXiv 2111.06377).
     """
@@ -17,7 +17,7 @@ def grid_positions(width: int, grid: PatchGrid, cls_token: bool) -> torch.Tensor
 
 
 def line_positions(width: int, grid: PatchGrid, cls_token: bool) -> torch.Tensor:
-    """1-D table over the flattened tokens, ([1 +] patches, width) float32: even columns sin, odd columns cos."""
+    """Return a 1-D table over the tokens, ([1 +] patches, width) float32: even columns sin, odd columns cos."""
     angle = np.arange(grid.patches)[:, None] / 10000 ** (2 * (np.arange(width) // 2) / width)
     table = np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle))
     return _with_cls_row(table, cls_token)

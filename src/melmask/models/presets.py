@@ -2,6 +2,7 @@
 
 from melmask.config import ModelConfig
 from melmask.errors import unknown_name
+from melmask.settings import from_dict
 
 # Encoder sizes: ViT (arXiv 2010.11929) and DeiT (2012.12877). Decoders: the paper's for base, the image MAE's
 # (2111.06377) for large; for the two small ones, half the encoder's width or a little more, as in base.
@@ -16,11 +17,11 @@ PRESETS = tuple(_SIZES)
 
 
 def preset(name: str, **changes: int | bool | str) -> ModelConfig:
-    """The `ModelConfig` of a named size, with some fields changed, as in `preset("tiny", frames=512)`.
+    """Return the `ModelConfig` of a named size, with some fields changed, as in `preset("tiny", frames=512)`.
 
     Raises:
-        ConfigError: for a name that is not in `PRESETS`.
+        ConfigError: for a name that is not in `PRESETS`, or a change that the model cannot take.
     """
     if name not in _SIZES:
         raise unknown_name("model size", name, PRESETS)
-    return ModelConfig(**{**_SIZES[name], **changes})  # pyright: ignore[reportArgumentType]
+    return from_dict(ModelConfig, {**_SIZES[name], **changes}, "model.")

@@ -1,4 +1,4 @@
-"""The encoder: a Vision Transformer over the patches of a normalised log-mel."""
+"""The encoder: a Vision Transformer over the patches of a normalized log-mel."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def unpatchify(patches: Patches, rows: int, patch_mels: int) -> LogMel:
 
 
 def gather_tokens(tokens: Tokens, ids: Int[Tensor, "batch ids"]) -> Float[Tensor, "batch ids dim"]:
-    """Row-wise tokens[ids]."""
+    """Return tokens[ids], row by row."""
     return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
@@ -43,21 +43,23 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(config.width)) if config.cls_token else None
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        # Not persistent: positions follow from the configuration, so checkpoints do not hold them.
         self.register_buffer("positions", grid_positions(config.width, self.grid, False), persistent=False)
         initialize(self)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
 
     def patches_of(self, logmel: LogMel) -> Patches:
-        """Cut a normalised log-mel of whole patches, as wide as a unit or narrower."""
+        """Cut a normalized log-mel of whole patches, as wide as a unit or narrower."""
         return patchify(logmel, self.config.patch_mels, self.config.patch_frames)
 
     def positions_for(self, columns: int) -> Float[Tensor, "patches dim"]:
-        """Positions of a unit of `columns` patches in time: the first columns of the trained grid."""
+        """Return the positions of a unit of `columns` patches in time: the first columns of the trained grid."""
         return self.positions.unflatten(0, (self.grid.rows, -1))[:, :columns].flatten(0, 1)
 
     def encode_visible(self, patches: Patches, visible_ids: Int[Tensor, "batch ids"]) -> Tokens:
         """Embed and encode only the patches in `visible_ids`: ([CLS +] visible) tokens, after the final norm."""
+        # Hidden patches are dropped before they are embedded: the encoder computes nothing for them.
         positions = self.positions_for(patches.shape[1] // self.grid.rows)
         x = self.patch_embed(gather_tokens(patches, visible_ids)) + positions[visible_ids]
         x = self._with_cls(x)
@@ -66,7 +68,7 @@ class ViT(nn.Module):
         return self.norm(x)
 
     def encode_layers(self, logmel: LogMel) -> Iterator[Tokens]:
-        """Tokens ([CLS +] patches) after each block, nothing hidden, then after the final norm: depth + 1 items."""
+        """Yield tokens ([CLS +] patches) after each block, then after the final norm: depth + 1 items, none hidden."""
         x = self.embed_all(logmel)
         for block in self.blocks:
             x = block(x)
@@ -74,7 +76,7 @@ class ViT(nn.Module):
         yield self.norm(x)
 
     def embed_all(self, logmel: LogMel) -> Tokens:
-        """The encoder's input with nothing hidden: ([CLS +] patches) tokens."""
+        """Return the encoder's input with nothing hidden: ([CLS +] patches) tokens."""
         patches = self.patches_of(logmel)
         return self._with_cls(self.patch_embed(patches) + self.positions_for(patches.shape[1] // self.grid.rows))
 
@@ -85,5 +87,5 @@ class ViT(nn.Module):
 
 
 def unit_grid(config: ModelConfig, frames: int) -> PatchGrid:
-    """The grid of a unit of `frames` frames, a multiple of the patch width."""
+    """Return the grid of a unit of `frames` frames, a multiple of the patch width."""
     return PatchGrid(config.mels // config.patch_mels, frames // config.patch_frames)

@@ -7,22 +7,23 @@ places; compare the hidden patches. loss = mean over hidden patches of mean((pre
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from melmask.axes import LogMel, Masked, Tokens
-from melmask.config import MaskingConfig, ModelConfig
-from melmask.geometry import PatchGrid
-from melmask.models.layers import NORM_EPSILON, Block, initialize
-from melmask.models.positions import grid_positions, line_positions
-from melmask.models.vit import ViT, gather_tokens, unit_grid
-from melmask.objectives.masking import visible_and_hidden_ids
+from melmask.axes import LogMel, Masked
+from melmask.config import MaskingConfig, PretrainConfig
+from melmask.errors import ConfigError
+from melmask.geometry import grid_of
+from melmask.models.flops import step_flops
+from melmask.models.network import Network
+from melmask.models.vit import gather_tokens, unit_grid
+from melmask.objectives.masking import random_masks, visible_and_hidden_ids
 
 
 class MAEOutput(NamedTuple):
     """What a masked forward pass gives.
 
-    loss: scalar, over hidden patches only.  prediction, target: (batch, predicted, values), normalised log-mel;
+    loss: scalar, over hidden patches only.  prediction, target: (batch, predicted, values), normalized log-mel;
     `predicted_ids` (batch, predicted) says which patches they are.
     """
 
@@ -32,105 +33,88 @@ class MAEOutput(NamedTuple):
     predicted_ids: Int[Tensor, "batch predicted"]
 
 
-class Decoder(nn.Module):
-    """A narrow transformer from visible tokens and mask tokens to patch values."""
+def build(config: PretrainConfig, network: Network) -> "MaskedAutoencoder":
+    """Build the objective of a network with a decoder.
 
-    positions: Tensor
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        width = config.decoder_width
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.predict = nn.Linear(width, config.patch_mels * config.patch_frames)
-        grid = unit_grid(config, config.frames)
-        self.register_buffer("positions", self._positions(grid), persistent=False)
-        initialize(self)
-        nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(
-        self,
-        encoded: Tokens,
-        visible_ids: Int[Tensor, "batch visible"],
-        predicted_ids: Int[Tensor, "batch predicted"],
-        grid: PatchGrid,
-    ) -> Float[Tensor, "batch predicted values"]:
-        """Values of the patches in `predicted_ids`; `encoded` has the CLS token first if the model has one."""
-        first = int(self.config.cls_token)
-        x = self.embed(encoded)
-        tokens = self.mask_token.to(x.dtype).expand(x.shape[0], grid.patches, -1)
-        tokens = tokens.scatter(1, visible_ids[:, :, None].expand(-1, -1, x.shape[2]), x[:, first:])
-        x = torch.cat([x[:, :first], tokens], dim=1) + self._positions_for(grid)
-        for block in self.blocks:
-            x = block(x)
-        return self.predict(self.norm(gather_tokens(x[:, first:], predicted_ids)))
-
-    def _positions(self, grid: PatchGrid) -> Tensor:
-        table = line_positions if self.config.decoder_positions == "line" else grid_positions
-        return table(self.config.decoder_width, grid, self.config.cls_token)
-
-    def _positions_for(self, grid: PatchGrid) -> Tensor:
-        # A shorter unit keeps each patch's trained position: the first columns of every row.
-        first = int(self.config.cls_token)
-        full = self.positions[first:].view(grid.rows, -1, self.positions.shape[1])
-        return torch.cat([self.positions[:first], full[:, : grid.columns].flatten(0, 1)])
+    Raises:
+        ConfigError: the ratio hides no patch at all.
+    """
+    grid = grid_of(config.model)
+    if grid.visible_patches(config.masking.ratio) >= grid.patches:
+        raise ConfigError(
+            f"masking.ratio is {config.masking.ratio:g}, which hides none of {grid.patches} patches; give more"
+        )
+    return MaskedAutoencoder(network, config)
 
 
-def build_model(config: ModelConfig, seed: int = 0) -> "MaskedAutoencoder":
-    """A new model whose weights depend on the seed alone."""
-    # torch's initialisers draw from the global generator: borrow it, and leave it as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MaskedAutoencoder(config)
+class MaskedAutoencoder:
+    """The objective (`objectives/base.py`): the network is all it has, and nothing happens after a step."""
+
+    def __init__(self, network: Network, config: PretrainConfig):
+        self.network = network
+        self.module: nn.Module = network
+        self._config = config
+
+    def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
+        """Draw the masks of this process' crops, those of a crop one after another."""
+        config, grid = self._config, grid_of(self._config.model)
+        visible = grid.visible_patches(config.masking.ratio)
+        masks = random_masks(config.run.seed, batch, config.views, grid.patches, visible)
+        # The masks of the whole batch come from one stream: they do not depend on how many processes share it.
+        own = masks.unflatten(0, (-1, config.masking.masks_per_crop))[rank::processes]
+        return own.flatten(0, 1)
+
+    def loss(
+        self, logmel: Float[Tensor, "crops mels frames"], drawn: Bool[Tensor, "views patches"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean error over the hidden patches of all views of the crops."""
+        masking = self._config.masking
+        views = logmel.repeat_interleave(masking.masks_per_crop, dim=0)
+        return predict_hidden(self.network, views, drawn, masking).loss
+
+    def after_step(self) -> None:
+        """Do nothing."""
+
+    def step_flops(self, crops: int) -> int:
+        """Return the operations of a step's matrix products, all views of the crops included."""
+        masking = self._config.masking
+        return step_flops(self._config.model, masking.ratio, crops * masking.masks_per_crop)
 
 
-class MaskedAutoencoder(nn.Module):
-    """Encoder and, unless the configuration has none, decoder."""
+def predict_hidden(network: Network, logmel: LogMel, masked: Masked, masking: MaskingConfig) -> MAEOutput:
+    """Predict only what is hidden, as training does.
 
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.encoder = ViT(config)
-        self.decoder = Decoder(config) if config.has_decoder else None
+    Every row of `masked` leaves int(patches * (1 - masking.ratio)) patches visible.
+    """
+    grid = unit_grid(network.config, logmel.shape[2])
+    visible_ids, hidden_ids = visible_and_hidden_ids(masked, grid.visible_patches(masking.ratio))
+    return _predict(network, logmel, (visible_ids, hidden_ids, hidden_ids), masking.normalize_target)
 
-    def blocks(self) -> list[Block]:
-        """The transformer blocks of encoder and decoder."""
-        modules = [self.encoder.blocks] if self.decoder is None else [self.encoder.blocks, self.decoder.blocks]
-        return [block for blocks in modules for block in blocks if isinstance(block, Block)]
 
-    def forward(self, logmel: LogMel, masked: Masked, masking: MaskingConfig) -> MAEOutput:
-        """Training: predict only what is hidden. Every row of `masked` leaves int(patches * (1 - ratio)) visible."""
-        grid = unit_grid(self.config, logmel.shape[2])
-        visible_ids, hidden_ids = visible_and_hidden_ids(masked, grid.visible_patches(masking.ratio))
-        return self._predict(logmel, visible_ids, hidden_ids, hidden_ids, masking.normalize_target)
+def reconstruct(network: Network, logmel: LogMel, masked: Masked, normalize_target: bool = False) -> MAEOutput:
+    """Predict every patch of normalized log-mels with given masks; the rows leave equally many visible."""
+    visible = int((~masked[0]).sum())
+    visible_ids, hidden_ids = visible_and_hidden_ids(masked, visible)
+    # Also the visible ones, which training never predicts: the caller chooses what to show of them.
+    every_id = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape[0], -1)
+    return _predict(network, logmel, (visible_ids, hidden_ids, every_id), normalize_target)
 
-    def reconstruct(self, logmel: LogMel, masked: Masked, normalize_target: bool = False) -> MAEOutput:
-        """Predict every patch of normalised log-mels with given masks; the rows leave equally many visible."""
-        visible = int((~masked[0]).sum())
-        visible_ids, hidden_ids = visible_and_hidden_ids(masked, visible)
-        every_id = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape[0], -1)
-        return self._predict(logmel, visible_ids, hidden_ids, every_id, normalize_target)
 
-    def _predict(
-        self,
-        logmel: LogMel,
-        visible_ids: Tensor,
-        hidden_ids: Tensor,
-        predicted_ids: Tensor,
-        normalize_target: bool,
-    ) -> MAEOutput:
-        assert self.decoder is not None, "an encoder-only model cannot reconstruct"
-        patches = self.encoder.patches_of(logmel)
-        encoded = self.encoder.encode_visible(patches, visible_ids)
-        grid = unit_grid(self.config, logmel.shape[2])
-        prediction = self.decoder(encoded, visible_ids, predicted_ids, grid).float()
-        target = gather_tokens(patches, predicted_ids)
-        if normalize_target:
-            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        error = (prediction - target).square().mean(-1)
-        if hidden_ids is not predicted_ids:
-            error = error.gather(1, hidden_ids)
-        return MAEOutput(error.mean(), prediction, target, predicted_ids)
+def _predict(network: Network, logmel: LogMel, ids: tuple[Tensor, Tensor, Tensor], normalize_target: bool) -> MAEOutput:
+    """Go through the five steps; `ids` are those of the visible, the hidden and the predicted patches."""
+    assert network.decoder is not None, "an encoder-only model cannot reconstruct"
+    visible_ids, hidden_ids, predicted_ids = ids
+    patches = network.encoder.patches_of(logmel)
+    encoded = network.encoder.encode_visible(patches, visible_ids)
+    grid = unit_grid(network.config, logmel.shape[2])
+    # float32 from here on: the loss of a bfloat16 prediction would be too coarse.
+    prediction = network.decoder(encoded, visible_ids, predicted_ids, grid).float()
+    target = gather_tokens(patches, predicted_ids)
+    if normalize_target:
+        # Each patch's own level and contrast are left out of what has to be predicted.
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    error = (prediction - target).square().mean(-1)
+    if hidden_ids is not predicted_ids:
+        # A reconstruction shows all patches, but what was visible does not count as predicted.
+        error = error.gather(1, hidden_ids)
+    return MAEOutput(error.mean(), prediction, target, predicted_ids)

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 _MASK_STREAM = 1
-"""Keeps the masks' random numbers apart from the crops' (data/stream.py), which have the same seed."""
+"""Keeps the masks' random numbers apart from the crops' (corpus/stream.py), which have the same seed."""
 
 
 def random_masks(seed: int, step: int, batch: int, patches: int, visible: int) -> Bool[Tensor, "batch patches"]:
@@ -15,6 +15,7 @@ def random_masks(seed: int, step: int, batch: int, patches: int, visible: int) -
     The masks of a whole global batch come from one stream, so that processes can each take their rows.
     """
     noise = np.random.default_rng((_MASK_STREAM, seed, step)).random((batch, patches), dtype=np.float32)
+    # The patches of least noise stay visible. argpartition finds them without sorting all.
     masked = np.ones((batch, patches), dtype=bool)
     np.put_along_axis(masked, np.argpartition(noise, visible - 1, axis=1)[:, :visible], False, axis=1)
     return torch.from_numpy(masked)
@@ -24,5 +25,6 @@ def visible_and_hidden_ids(
     masked: Bool[Tensor, "batch patches"], visible: int
 ) -> tuple[Int[Tensor, "batch visible"], Int[Tensor, "batch hidden"]]:
     """Split each row's patch ids, in ascending order; every row must leave `visible` patches unhidden."""
+    # A stable sort of False before True gives the visible ids, then the hidden ones, each in ascending order.
     ids = masked.to(torch.uint8).argsort(dim=1, stable=True)
     return ids[:, :visible], ids[:, visible:]

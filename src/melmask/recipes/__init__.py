@@ -10,7 +10,7 @@ DEFAULT_RECIPE = "tiny"
 
 
 def recipe(name: str) -> PretrainConfig:
-    """The configuration of a named recipe.
+    """Return the configuration of a named recipe.
 
     Raises:
         ConfigError: for a name that is not in `RECIPES`.

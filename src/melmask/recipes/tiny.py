@@ -16,7 +16,7 @@ from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """80x208 crops, 16x16 patches, three of four hidden; normalised targets, Muon."""
+    """Take 80x208 crops in 16x16 patches and hide three of four; normalize targets; optimize by Muon."""
     return PretrainConfig(
         model=preset("tiny"),
         masking=MaskingConfig(normalize_target=True),

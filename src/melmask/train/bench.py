@@ -1,7 +1,7 @@
-"""How fast a configuration pre-trains on this machine, how near that is to its matrix products, where a step goes.
+"""How fast a configuration pre-trains on this machine, how close that is to the machine's peak, and where time goes.
 
-Whole steps are timed as training runs them: a GPU is waited for once a reading of several steps. In between, single
-steps are timed part by part, waiting for the device after each, so on a GPU the parts are longer than the step.
+Whole steps are timed as training runs them: a GPU is waited for once in a reading of several steps. In between, single
+steps are timed part by part. That waits for the device after each, so on a GPU the parts take longer than a step.
 """
 
 import itertools
@@ -10,12 +10,11 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +25,7 @@ from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
-from melmask.models.flops import step_flops
-from melmask.objectives.masking import random_masks
+from melmask.objectives.base import build_objective
 from melmask.settings import to_dict
 from melmask.system.hardware import (
     keep_freed_memory,
@@ -51,7 +49,7 @@ _ENDLESS = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """What was measured, in seconds, bytes and operations a second; `str` gives it as a page of text."""
+    """What was measured, in seconds, bytes and operations per second; `str` gives a page of text."""
 
     config: PretrainConfig
     device: str
@@ -60,40 +58,37 @@ class BenchReport:
     data: str
     """Where the crops came from."""
     peaks: tuple[float, float]
-    """Operations a second of the fastest matrix product, before and after the steps."""
+    """Operations per second of the fastest matrix product, before and after the steps."""
     steps_s: tuple[float, ...]
-    """A step's time in each reading."""
+    """Time of a step in each reading."""
     parts_s: dict[str, float]
     """Median time of each part of a step."""
     memory_bytes: dict[str, int]
+    step_flops: int
+    """Operations of a step's matrix products."""
 
     @property
     def step_s(self) -> float:
-        """Median step."""
+        """Median time of a step."""
         return median(self.steps_s)
 
     @property
     def crops_per_s(self) -> float:
-        """Crops trained on in a second."""
+        """Crops trained on per second."""
         return self.config.data.batch_size / self.step_s
 
     @property
     def views_per_s(self) -> float:
-        """Masked views of crops trained on in a second."""
+        """Views of crops trained on per second."""
         return self.config.views / self.step_s
 
     @property
-    def step_flops(self) -> int:
-        """Operations of a step's matrix products."""
-        return step_flops(self.config.model, self.config.masking.ratio, self.config.views)
-
-    @property
     def share_of_peak(self) -> float:
-        """The step's operations a second over the larger of the two peaks."""
+        """Operations per second of a step, as a share of the larger of the two peaks."""
         return self.step_flops / self.step_s / max(self.peaks)
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return all of it, ready for JSON."""
         patches, visible = _patches(self.config)
         return {
             "config": to_dict(self.config),
@@ -152,6 +147,7 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
     precision = pick_precision(config.hardware, device)
     use_threads(config.hardware.threads)
     keep_freed_memory()
+    # Measured before and after the steps: a machine that heats up, or is shared, gets slower meanwhile.
     before = matmul_peak(device, precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -169,34 +165,37 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
         steps_s=tuple(steps_s),
         parts_s={name: median(part[name] for part in parts) for name in parts[0]},
         memory_bytes=memory,
+        step_flops=step.objective.step_flops(config.data.batch_size),
     )
 
 
 class TrainingStep:
-    """The step of `train/pretrain.py` on one process; call it to do one, or time its parts.
+    """The step of `train/pretrain.py` on one process: call it to take one, or time its parts.
 
-    A compiled network's encoder and decoder cannot be told apart.
+    The encoder and decoder of a compiled network are timed as one part.
     """
 
     def __init__(self, config: PretrainConfig, store: Store | None = None):
         self.config = config
         self.device = pick_device(config.hardware.device)
         statistics = build_card(store, config).statistics if store else Statistics()
-        self.engine = Engine(config, statistics, Processes(0, 1, self.device))
+        self.objective = build_objective(config)
+        self.engine = Engine(self.objective, config, statistics, Processes(0, 1, self.device))
         self.done = 0
         self._crops = _crops(config, store)
 
     def __call__(self) -> Tensor:
-        """One step; its loss, which may not be computed yet."""
+        """Take one step; returns its loss, which may not be computed yet."""
         loss, _ = self.engine.step(*self.batch(), learning_rate(self.done, self.config))
         self.done += 1
         return loss
 
     def timed(self) -> dict[str, float]:
-        """One step, and the seconds of each of its parts."""
+        """Take one step; returns the seconds of each of its parts."""
         watch = _Stopwatch(self.device)
         self.engine.lap, nothing = watch.lap, self.engine.lap
         compiled = self.config.hardware.compile
+        # Where the encoder ends is seen from outside: by a hook on the decoder, which runs next.
         decoder = self.engine.model.decoder
         hook = None
         if decoder is not None and not compiled:
@@ -210,10 +209,8 @@ class TrainingStep:
         return watch.laps_s
 
     def batch(self) -> tuple[np.ndarray, Tensor]:
-        """The next crops and their masks."""
-        patches, visible = _patches(self.config)
-        masked = random_masks(self.config.run.seed, self.done, self.config.views, patches, visible)
-        return next(self._crops), masked
+        """Return the next crops and what the objective draws for them."""
+        return next(self._crops), self.objective.draw(self.done, 0, 1)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -221,7 +218,7 @@ class TrainingStep:
 
 
 def memory_bytes(device: torch.device) -> dict[str, int]:
-    """The GPU's memory at its fullest; on CPU the process' now, where the system says, and at its fullest."""
+    """Return the most memory in use on the GPU; on CPU that of the process now, if the system says, and at most."""
     if device.type == "cuda":
         return {"at most on the GPU": torch.cuda.max_memory_allocated(device)}
     unit = 1 if sys.platform == "darwin" else 1024
@@ -233,19 +230,19 @@ def memory_bytes(device: torch.device) -> dict[str, int]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's architecture and widest instructions."""
+    """Return the GPU's name, or the CPU's architecture and widest instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def steps_per_reading(device: torch.device) -> int:
-    """Steps between waiting for the device: on CPU each is on its own, a GPU runs behind the host as in training."""
+    """Return the steps between waiting for the device: 1 on CPU; a GPU works behind the host, as in training."""
     return 1 if device.type == "cpu" else _GPU_STEPS_PER_READING
 
 
 class _Stopwatch:
-    """Seconds by name; laps of the same name are added."""
+    """Seconds by name; laps of the same name are added up."""
 
     def __init__(self, device: torch.device):
         self.laps_s: dict[str, float] = {}
@@ -261,6 +258,7 @@ class _Stopwatch:
 
 
 def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict[str, float]]]:
+    # The first steps allocate memory and choose kernels.
     for _ in range(_WARM_UP_STEPS):
         step()
     end_s = time.perf_counter() + seconds
@@ -272,8 +270,8 @@ def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict
     return steps_s, parts
 
 
-def _crops(config: PretrainConfig, store: Store | None) -> Iterator[np.ndarray]:
-    # (crops, frames, mels) float16, read ahead from the store as in training, or the same made-up ones for ever.
+def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray, None, None]:
+    # (crops, frames, mels) float16: read ahead from the store as in training, or the same random ones forever.
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)
         return stream.batches(0, _ENDLESS, config.hardware.readers)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its own files: TensorBoard if installed, Weights & Biases if asked for."""
+"""Where a run's numbers go besides its own files: TensorBoard if it is installed, Weights & Biases if asked for."""
 
 import os
 import socket
@@ -16,11 +16,11 @@ from melmask.settings import to_dict
 from melmask.system.files import atomic_write, ensure_folder
 
 WANDB_ID = "wandb_id"
-"""The file that keeps a run's identity at Weights & Biases, so that a resumed run goes on there."""
+"""The file that keeps a run's identity at Weights & Biases, so that a resumed run stays the same run there."""
 
 
 class Board(ABC):
-    """Takes numbers as they come. Attribute: `name`, what people call it."""
+    """A place that shows numbers as they come. Attribute: `name`, what people call it."""
 
     name: str
 
@@ -34,12 +34,13 @@ class Board(ABC):
 
 
 def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Board]:
-    """The boards of a run that begins or goes on behind `first_step`.
+    """Open the boards of a run that begins, or that resumes after `first_step`.
 
     Raises:
         ConfigError: Weights & Biases refuses.
         MissingExtraError: it is asked for and not installed.
     """
+    # Weights & Biases first: it may refuse, and then nothing else should be open.
     boards: list[Board] = []
     if config.run.wandb_project:
         boards.append(_WeightsAndBiases(run, config))
@@ -48,7 +49,7 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
     except ImportError:
         pass
     except Exception as error:
-        # Nobody has asked for it, and an installation of it may be broken in many ways.
+        # Nobody has asked for TensorBoard, and an installation of it may be broken in many ways.
         reason = " ".join(str(error).split())
         sys.stderr.write(f"melmask: TensorBoard takes no numbers ({reason}); the run goes on without it\n")
     return boards
@@ -57,7 +58,7 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
 class _TensorBoard(Board):
     """Event files; resuming hides what lies beyond the first step.
 
-    Written here and now: PyTorch's writer has a thread for it, which shows its own traceback on a full disk.
+    Each row is written at once. PyTorch's writer has a thread for that, which shows its own traceback on a full disk.
     """
 
     name = "TensorBoard"
@@ -86,7 +87,7 @@ class _TensorBoard(Board):
 
 
 class _WeightsAndBiases(Board):
-    """A run of a project; where it is kept is wandb's own matter (`WANDB_MODE=offline`: in the run's folder)."""
+    """A run of a project; wandb decides where it is kept (`WANDB_MODE=offline`: in the run's folder)."""
 
     name = "Weights & Biases"
 
@@ -96,6 +97,7 @@ class _WeightsAndBiases(Board):
         except ImportError:
             raise MissingExtraError("wandb", "wandb") from None
         path = run / WANDB_ID
+        # An empty file holds no identity, and wandb must be given the same one each time.
         if not path.exists() or not path.read_text().strip():
             with atomic_write(path, "w") as file:
                 file.write(uuid.uuid4().hex)
@@ -110,13 +112,13 @@ class _WeightsAndBiases(Board):
                 settings=wandb.Settings(console="off", silent=True),
             )
         except Exception as error:
-            # Also of its service, the network or its own checks of names: not all are its own class.
+            # The service, the network and wandb's checks of names raise errors of many classes.
             reason = " ".join(str(error).split()).rstrip(".")
             raise ConfigError(
                 f"run.wandb_project is {config.run.wandb_project!r}, but wandb says: {reason}; log in with "
                 "`wandb login`, or set WANDB_MODE=offline"
             ) from None
-        # A resumed run repeats steps, which wandb's own count, always growing, would drop.
+        # A resumed run repeats steps. wandb's own count only grows and would drop them, so ours is the axis.
         self._run.define_metric("step")
         self._run.define_metric("train/*", step_metric="step")
 

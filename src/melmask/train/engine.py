@@ -1,12 +1,13 @@
-"""One optimizer step of the network, on one process or many, and the state that such steps change.
+"""One optimizer step of an objective, on one process or many, and the state that such steps change.
 
-A step is the same function of (weights, crops, masks, rate) for any number of processes and any micro-batch, up to
+A step is the same function of (weights, crops, draws, rate) for any number of processes and any micro-batch, up to
 rounding: gradients are means over the rows of the global batch, whoever computes them.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,129 +18,154 @@ from torch.nn.parallel import DistributedDataParallel
 
 from melmask.config import PretrainConfig, Statistics
 from melmask.errors import ConfigError
-from melmask.objectives.mae import MaskedAutoencoder, build_model
+from melmask.models.network import Network, build_network
+from melmask.objectives.base import Objective
 from melmask.system.hardware import exact_float32_products, pick_precision
 from melmask.train.optimizer import build_optimizer
 from melmask.train.processes import Processes
 
 
 class Engine:
-    """The network in training: weights, the optimizer's moments, the average of the weights, the loss scale.
+    """An objective in training: weights, the optimizer's moments, the average of the weights, the loss scale.
 
-    Attributes: `model`, `averaged` (None without `optimizer.ema_decay`), `optimizer`, `precision`; `lap` is called with
-    the name of each part of a step as it ends, for whoever measures them.
+    Attributes: `objective`, `averaged` (its network's average, None without `optimizer.ema_decay`), `optimizer`,
+    `precision`, `device`; `lap` is called with the name of each part of a step as it ends, for whoever measures them.
     """
 
-    def __init__(self, config: PretrainConfig, statistics: Statistics, processes: Processes):
+    def __init__(self, objective: Objective, config: PretrainConfig, statistics: Statistics, processes: Processes):
+        self.objective, self.device = objective, processes.device
         self._config, self._statistics, self._processes = config, statistics, processes
         self.precision = pick_precision(config.hardware, processes.device)
         self._sharded = config.hardware.sharding == "fsdp" and processes.count > 1
         if self._sharded and self.precision == torch.float16:
             raise ConfigError("hardware.precision is fp16 and hardware.sharding fsdp; use bf16 or sharding=none")
-        self.model = self._build()
-        self.averaged = self._build() if config.optimizer.ema_decay else None
-        self._network: nn.Module = self.model
+        # The average begins as a copy, made before the weights are shared out.
+        self.averaged = copy.deepcopy(self.model) if config.optimizer.ema_decay else None
+        if self.averaged is not None:
+            self._place(self.averaged, self.averaged.blocks())
+        loss = _Loss(objective)
+        self._place(loss, self.model.blocks())
+        self._loss: nn.Module = loss
+        # The teacher of an objective, say, keeps nothing for a backward pass: only the network's blocks are told.
         for block in self.model.blocks():
             block.checkpointing = config.hardware.activation_checkpointing
+        # Compiled before it is copied to the processes: DDP then calls the compiled loss.
         if config.hardware.compile:
-            self.model.compile()
+            loss.compile()
         if processes.count > 1 and not self._sharded:
-            self._network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+            self._loss = DistributedDataParallel(loss, gradient_as_bucket_view=True)
+        self.optimizer = build_optimizer(objective.module, config.optimizer)
         self.lap: Callable[[str], None] = _nothing
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=self.precision == torch.float16)
 
-    def _build(self) -> MaskedAutoencoder:
-        model = build_model(self._config.model, self._config.run.seed).to(self._processes.device)
-        if self._sharded:
-            for block in model.blocks():
-                fully_shard(block)
-            fully_shard(model)
-        return model
+    @property
+    def model(self) -> Network:
+        """The network that the objective trains, with the weights of the moment."""
+        return self.objective.network
 
-    def step(self, crops: np.ndarray, masked: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer at learning rate `rate` on this process' share of the batch.
+    def _place(self, module: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Move to the device and, if the processes share the weights, give each its part, block by block."""
+        module.to(self.device)
+        if self._sharded:
+            for block in blocks:
+                fully_shard(block)
+            fully_shard(module)
+
+    def step(self, crops: np.ndarray, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """Take one step of the optimizer at learning rate `rate` on this process' share of the batch.
 
         Args:
             crops: (rows, frames, mels) float16 log-mels.
-            masked: (rows * masks_per_crop, patches) bool, the masks of a crop one after another.
+            drawn: What the objective drew for these rows, such as their masks; equally many entries for each.
             rate: Learning rate of this step.
 
         Returns:
             This process' mean loss, and the norm of the gradient before clipping; both still on the device.
         """
-        with exact_float32_products(self._processes.device):
-            return self._step(crops, masked, rate)
+        with exact_float32_products(self.device):
+            return self._step(crops, drawn, rate)
 
-    def _step(self, crops: np.ndarray, masked: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    def _step(self, crops: np.ndarray, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        # The schedule is a function of the step, so the optimizer has no scheduler that would have to be saved.
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        device = self._processes.device
+        device = self.device
         total = torch.zeros((), device=device)
-        for part, masks, share, last in self._micro_batches(crops, masked):
+        for part, random, share, last in self._micro_batches(crops, drawn):
+            # Crops travel to the device as float16, half the bytes, and become float32 there.
             logmel = _to_device(torch.from_numpy(part), device).float().transpose(1, 2)
             logmel = (logmel - self._statistics.mean) / self._statistics.std
-            logmel = logmel.repeat_interleave(self._config.masking.masks_per_crop, dim=0)
             with self._exchange_gradients(last):
-                masks = _to_device(masks, device)
+                random = _to_device(random, device)
                 self.lap("data")
                 with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-                    loss = self._network(logmel, masks, self._config.masking).loss * share
+                    loss = self._loss(logmel, random) * share
                 self.lap("decoder and loss")
                 self._scaler.scale(loss).backward()
                 self.lap("backward")
             total += loss.detach()
-        self._scaler.unscale_(self.optimizer)
+        # All that the scaler asks of an optimizer is its groups and its step, which ours has too.
+        optimizer = cast("torch.optim.Optimizer", self.optimizer)
+        self._scaler.unscale_(optimizer)
+        # The norm is wanted for the record even if nothing is clipped: an infinite limit clips nothing.
         limit = self._config.optimizer.max_gradient_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self._scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.objective.module.parameters(), limit)
+        self._scaler.step(optimizer)
         self._scaler.update()
+        self.objective.after_step()
         self._average()
         self.lap("optimizer")
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self._scaler.is_enabled():
-            # With a scaled loss an overflow is in order now and then: the scaler has passed over such a step.
+            # With a scaled loss an overflow now and then is normal: the scaler has skipped such a step.
             norm = norm.nan_to_num(0.0, 0.0, 0.0)
         return total, norm
 
-    def _micro_batches(self, crops: np.ndarray, masked: Tensor) -> Iterator[tuple[np.ndarray, Tensor, float, bool]]:
-        """(crops, masks, their share of the rows, whether they are the last)."""
+    def _micro_batches(self, crops: np.ndarray, drawn: Tensor) -> Iterator[tuple[np.ndarray, Tensor, float, bool]]:
+        """Yield (crops, what was drawn for them, their share of the rows, whether they are the last)."""
         size = self._config.hardware.micro_batch or len(crops)
-        masks = self._config.masking.masks_per_crop
+        # An objective may draw several entries for a crop, such as masks; they stay with it.
+        per_crop = len(drawn) // len(crops)
         for start in range(0, len(crops), size):
             part = crops[start : start + size]
             last = start + size >= len(crops)
-            yield part, masked[start * masks : (start + size) * masks], len(part) / len(crops), last
+            yield part, drawn[start * per_crop : (start + size) * per_crop], len(part) / len(crops), last
 
     def _exchange_gradients(self, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are summed over the processes with the last micro-batch only."""
-        if isinstance(self._network, FSDPModule):
-            self._network.set_requires_gradient_sync(now)
-        elif isinstance(self._network, DistributedDataParallel) and not now:
-            return self._network.no_sync()
+        """Sum gradients over the processes with the last micro-batch only."""
+        # Sums of earlier micro-batches stay on each process: exchanging them once is enough, and cheaper.
+        if isinstance(self._loss, FSDPModule):
+            self._loss.set_requires_gradient_sync(now)
+        elif isinstance(self._loss, DistributedDataParallel) and not now:
+            return self._loss.no_sync()
         return contextlib.nullcontext()
 
     @torch.no_grad()
     def _average(self) -> None:
         if self.averaged is None:
             return
+        # Parameters only: positions are buffers, computed and equal in both.
         weight = 1 - self._config.optimizer.ema_decay
         for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             _local(mean).lerp_(_local(value), weight)
 
-    def inference_model(self) -> MaskedAutoencoder:
-        """The network that checkpoints hold, all of it: the averaged one if there is one. Every process must call."""
+    def inference_model(self) -> Network:
+        """Return the network that checkpoints hold, all of it: the averaged one if there is one.
+
+        Every process must call this.
+        """
         chosen = self.averaged or self.model
         if not self._sharded:
             return chosen
-        whole = build_model(self._config.model)
+        # Only the first process needs it, but gathering the parts takes all of them.
+        whole = build_network(self.model.config)
         whole.load_state_dict(_whole(chosen.state_dict()))
-        return whole.to(self._processes.device) if self._processes.first else whole
+        return whole.to(self.device) if self._processes.first else whole
 
     def state(self) -> dict[str, Any]:
-        """All that steps change, whole, whatever the sharding. Every process must call."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Return all that steps change, whole, whatever the sharding. Every process must call this."""
+        state = {"model": self.objective.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
         if self._scaler.is_enabled():
@@ -147,8 +173,8 @@ class Engine:
         return _whole(state) if self._sharded else state
 
     def is_broken(self) -> bool:
-        """Whether any weight that this process has is not a finite number."""
-        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters())
+        """Tell whether any weight that this process has is not a finite number."""
+        own = map(_local, self.objective.module.parameters())
         return not torch.stack([part.detach().isfinite().all() for part in own]).all()
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -157,7 +183,7 @@ class Engine:
         Raises:
             KeyError, RuntimeError, ValueError: it is of another network.
         """
-        self._load_weights(self.model, state["model"])
+        self._load_weights(self.objective.module, state["model"])
         if self.averaged is not None:
             self._load_weights(self.averaged, state.get("averaged", state["model"]))
         if self._scaler.is_enabled() and "scaler" in state:
@@ -167,23 +193,27 @@ class Engine:
             assert isinstance(self.optimizer, torch.optim.AdamW), "PretrainConfig refuses the other"
             for parameter, moments in self.optimizer.state.items():
                 for name, value in moments.items():
-                    if value.shape == parameter.shape:
+                    # Moments are as large as their parameter; the count of steps is a single number.
+                    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
                         moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Start from these weights (float32, by name) instead of the seed's."""
-        for model in (self.model, self.averaged):
-            if model is not None:
-                self._load_weights(model, weights)
-
-    def _load_weights(self, model: MaskedAutoencoder, weights: dict[str, Tensor]) -> None:
+    def _load_weights(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        own = model.state_dict()
         if self._sharded:
-            own = model.state_dict()
-            weights = {
-                name: distribute_tensor(value.to(own[name].device), own[name].device_mesh, own[name].placements)
-                for name, value in weights.items()
-            }
+            weights = {name: _as_shared(value, own[name]) for name, value in weights.items()}
         model.load_state_dict(weights)
+
+
+class _Loss(nn.Module):
+    """The objective's loss as the `forward` of a module: that is what torch compiles, copies and shards."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.module = objective.module
+        self._objective = objective
+
+    def forward(self, logmel: Tensor, drawn: Tensor) -> Tensor:
+        return self._objective.loss(logmel, drawn)
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -199,8 +229,15 @@ def _local(parameter: Tensor) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
+def _as_shared(value: Tensor, own: Tensor) -> Tensor:
+    """Give each process its part of `value`, if it has only a part of `own`."""
+    if not isinstance(own, DTensor):
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+
+
 def _whole(state: Any) -> Any:
-    """A nested state with every sharded tensor gathered, on the CPU."""
+    """Gather every sharded tensor of a nested state on the CPU."""
     if isinstance(state, DTensor):
         return state.full_tensor().cpu()
     if isinstance(state, dict):

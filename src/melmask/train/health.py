@@ -1,4 +1,4 @@
-"""Whether a pre-training run is healthy: a sentence a check, for somebody who has never trained a model."""
+"""Whether a pre-training run is healthy, in a sentence per check for somebody who has never trained a model."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -22,18 +22,18 @@ class Check(NamedTuple):
 
 
 def check_health(record: RunRecord) -> list[Check]:
-    """All checks that the run's numbers allow, always in the same order."""
+    """Make all checks that the run's numbers allow, always in the same order."""
     made = (check(record) for check in _CHECKS)
     return [check for check in made if check is not None]
 
 
 def number_text(value: float) -> str:
-    """Four digits, or all before the point: 0.1354, 12,345, 2.669e-10."""
+    """Write four digits, or all before the point: 0.1354, 12,345, 2.669e-10."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _rows(record: RunRecord, name: str) -> Series | None:
-    """The finite rows of a number, None if there are none."""
+    """Return the finite rows of a number; None if there are none."""
     series = record.series.get(name)
     finite = series.finite() if series is not None else None
     return finite if finite is not None and len(finite.values) else None
@@ -70,6 +70,7 @@ def _loss_falls(record: RunRecord) -> Check | None:
     rows = len(series.values)
     if rows < _MIN_ROWS:
         return Check("wait", title, f"Too early to say: {rows} of the {_MIN_ROWS} lines of numbers this needs.")
+    # Two fifths are compared by their means, as single losses are noisy.
     fifth = rows // 5
     before, now = series.values[-2 * fifth : -fifth].mean(), series.values[-fifth:].mean()
     change = (now - before) / max(abs(before), 1e-12)
@@ -119,6 +120,7 @@ def _speed_holds(record: RunRecord) -> Check | None:
     series = _rows(record, "crops_per_s")
     if series is None or len(series.values) < _MIN_ROWS:
         return None
+    # Medians: a single slow interval means nothing.
     usual, now = float(np.median(series.values)), float(np.median(series.values[-_RECENT_ROWS:]))
     seen = f"{number_text(now)} crops/s, usually {number_text(usual)}"
     if now >= usual / 2:
@@ -190,11 +192,11 @@ def _nothing_went_wrong(record: RunRecord) -> Check | None:
     if record.events and record.events[-1].kind == "spike":
         step, _, text = record.events[-1]
         goes_back = record.settings.get("run.on_divergence") == "rollback"
-        back = "" if goes_back else "go on with run.on_divergence=rollback, or "
+        back = "" if goes_back else "resume with run.on_divergence=rollback, or "
         return Check(
             "bad",
             title,
-            f"The run broke off at step {step:,}: {text}. To mend it, {back}"
+            f"The run broke off at step {step:,}: {text}. To repair it, {back}"
             "start another run with a lower optimizer.learning_rate, and look for sound that is not like the rest.",
         )
     rollbacks, skips = ([event for event in record.events if event.kind == kind] for kind in ("rollback", "skip"))
@@ -205,7 +207,7 @@ def _nothing_went_wrong(record: RunRecord) -> Check | None:
         "bad" if len(rollbacks) >= 3 else "warn",
         title,
         f"The run went back to a snapshot {_times(len(rollbacks))} and skipped a step {_times(len(skips))}, last at "
-        f"step {last:,}. It mends itself; if that goes on, start another run with a lower optimizer.learning_rate.",
+        f"step {last:,}. It recovers by itself; if it happens again, start a run with a lower optimizer.learning_rate.",
     )
 
 
@@ -234,7 +236,7 @@ def _rate_is_left(record: RunRecord) -> Check | None:
 
 
 def _rate_share(record: RunRecord) -> float:
-    """The newest learning rate as a share of the highest so far; 1 if there is none."""
+    """Return the newest learning rate as a share of the highest so far; 1 if there is none."""
     series = _rows(record, "learning_rate")
     highest = float(series.values.max()) if series is not None else 0.0
     return float(series.values[-1]) / highest if series is not None and highest > 0 else 1.0

@@ -1,19 +1,15 @@
-"""The pre-training loop. One step: crops, masks, forward, backward, clip, AdamW (`engine.py`).
+"""The pre-training loop: batch, draws, rate, step, log, save, look.
 
 Everything random is a pure function of (seed, batch number), so a run's state is its weights, moments and position, and
-a resumed run equals an uninterrupted one. Every process runs this loop; on what one of them alone knows - signals, the
-time - they agree while a step is computed.
+a resumed run equals an uninterrupted one. Every process runs this loop. What one of them alone knows - signals, the
+time - they agree on while a step is computed.
 """
 
-import math
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,29 +19,30 @@ from melmask.config import PretrainConfig
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError, OutputError, StoreError, TrainingError
-from melmask.geometry import grid_of
-from melmask.models.flops import step_flops
-from melmask.objectives.mae import MaskedAutoencoder
-from melmask.objectives.masking import random_masks
+from melmask.models.network import Network
+from melmask.objectives.base import build_objective
 from melmask.settings import to_dict
 from melmask.system.files import claimed
 from melmask.system.hardware import keep_freed_memory, matmul_peak
 from melmask.train.boards import open_boards
 from melmask.train.clock import Clock, memory_mb
-from melmask.train.divergence import LossWatch
+from melmask.train.divergence import Measured, find_fault, roll_back
 from melmask.train.engine import Engine
 from melmask.train.log import Log, MetricsLog
 from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes, joined_processes
-from melmask.train.resume import check_store, note_run
-from melmask.train.snapshot import SNAPSHOT, Position, load_snapshot, save_snapshot, set_aside_beyond
+from melmask.train.record import MetricsRow, write_run_file
+from melmask.train.resume import check_store
+from melmask.train.signals import collected_signals
+from melmask.train.snapshot import load_snapshot, save_snapshot, set_aside_beyond
+from melmask.train.state import RunState, Training
 
 
 class StepState(NamedTuple):
     """What a hook may look at after a step."""
 
     step: int
-    model: MaskedAutoencoder
+    model: Network
     card: ModelCard
     run: Path
 
@@ -61,9 +58,7 @@ minute, and at the end: what it writes shows the run as it is."""
 
 _PAGE_INTERVAL_S = 30.0
 _PEAK_PRODUCT_SIZE = 1024
-_ECHO_S = 2.0
-_HANG_UP = getattr(signal, "SIGHUP", None)
-"""What the end of a terminal, or of the connection to it, sends."""
+"""Products of this size say within a few per cent what the machine can do, in milliseconds."""
 
 
 class Outcome(NamedTuple):
@@ -88,8 +83,8 @@ def pretrain(
     Args:
         store: What to learn from.
         run: Its folder; several processes must all see it.
-        config: Of a run that goes on: as it was begun (`melmask.train.resume`).
-        hooks: Look at the model as training goes on; only the first process' are used.
+        config: Of a run that is resumed: as it was begun (`melmask.train.resume`).
+        hooks: Look at the model as training goes on; only those of the first process are used.
         page: Shows the run as it goes.
         initial_weights: By name, instead of random ones, for a run that begins.
 
@@ -100,189 +95,170 @@ def pretrain(
         TrainingError: the loss is not finite any more or has jumped; the last snapshot is kept.
     """
     keep_freed_memory()
-    with joined_processes(config.hardware) as processes, ExitStack() as own:
-        _check_step(config, processes.count)
+    steps = config.optimizer.steps
+    with ExitStack() as own:
+        processes = own.enter_context(joined_processes(config.hardware))
+        # Only the first process writes, draws and speaks.
+        page, hooks = (page, hooks) if processes.first else (None, ())
+        _check_batch(config, processes.count)
+        objective = build_objective(config, initial_weights)
         _claim(run, processes, own)
         check_store(run, store)
         card = build_card(store, config)
-        engine = Engine(config, store.statistics, processes)
-        if initial_weights is not None:
-            engine.load_weights(initial_weights)
-        loop = _Loop(store, run, config, card, engine, processes)
-        return loop.go(hooks, page, save_first=initial_weights is not None)
+        engine = Engine(objective, config, store.statistics, processes)
+        state = load_snapshot(run, engine)
+        stream = CropStream(store, config.data, config.model.frames, config.run.seed, processes.rank, processes.count)
+        clock = Clock(state.step, state.seconds)
+        log = own.enter_context(closing(_open_log(run, config, store, state.step) if processes.first else Log()))
+        received = own.enter_context(collected_signals(processes.count))
+        training = Training(
+            run=run,
+            config=config,
+            card=card,
+            engine=engine,
+            processes=processes,
+            clock=clock,
+            log=log,
+            peak_flops=matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count,
+        )
+        own.enter_context(_recorded(training, state, page))
+        if not state.step and (initial_weights is not None or config.run.on_divergence == "rollback"):
+            # A run from another model would lose its weights if it were killed; a rollback needs somewhere to return.
+            save_snapshot(training, state, [])
+
+        # One turn for the whole run, and one more after each rollback, when the batches that led to it are skipped.
+        while not state.ended:
+            with closing(stream.batches(state.batch, steps - state.step, config.hardware.readers)) as batches:
+                for crops in clock.waits(batches):
+                    drawn = objective.draw(state.batch, processes.rank, processes.count)
+                    rate = learning_rate(state.step, config)
+                    # Signals and time are seen by one process alone. They agree on them while the device computes.
+                    asked = processes.begin_maximum(lambda: _wishes(training, received))
+                    loss, norm = engine.step(crops, drawn, rate)
+                    state.stepped(loss)
+
+                    due = _due(training, state, *asked())
+                    # Most steps end here, without waiting for the device.
+                    if not any(due):
+                        continue
+                    # The one place where the device is waited for.
+                    losses = processes.mean(torch.stack(state.losses))
+                    (gradient_norm,) = processes.maximum(float(norm))
+                    measured = Measured(float(losses.mean()), float(losses.max()), gradient_norm)
+                    fault = find_fault(measured, state.recent, config.run.spike_factor)
+                    # The loss was computed before the step that it led to; a broken model is never saved.
+                    if fault is None and due.save and any(processes.maximum(float(engine.is_broken()))):
+                        fault = "the step left weights that are no finite numbers"
+                    if fault is not None:
+                        facts = f"(learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
+                        roll_back(training, state, f"{fault} {facts}")
+                        break
+
+                    if due.log:
+                        _log(training, state, measured, rate)
+                    with clock.beside():
+                        if due.log and page is not None and clock.page_due(_PAGE_INTERVAL_S):
+                            page(run)
+                        if due.save:
+                            save_snapshot(training, state, [] if due.log else losses.tolist())
+                        if due.look:
+                            log.note(state.step, _look(training, state, hooks))
+                    if due.end:
+                        state.ended = True
+                        break
+        return Outcome(state.step, steps, state.loss, state.stopped_by)
 
 
-class _Loop:
-    """One call of `pretrain`: the run's position, and what is done at it."""
+class _Due(NamedTuple):
+    """What is to be done after a step."""
 
-    def __init__(
-        self, store: Store, run: Path, config: PretrainConfig, card: ModelCard, engine: Engine, processes: Processes
-    ):
-        self._store, self._run, self._config, self._card = store, run, config, card
-        self._engine, self._processes = engine, processes
-        self._clock = self._stand_at(load_snapshot(run, engine))
-        self._rollbacks, self._loss, self._stopped_by = 0, float("nan"), 0
-        self._page_s = 0.0
-        # Products of this size say within a few per cent what the machine can do, in milliseconds.
-        self._peak_flops = matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count
-        self._step_flops = step_flops(config.model, config.masking.ratio, config.views)
+    log: bool
+    save: bool
+    look: bool
+    end: bool
 
-    def _stand_at(self, position: Position) -> Clock:
-        """Make this the run's position; a clock that counts from there."""
-        self._step, self._skipped = position.step, position.skipped
-        self._losses = list(torch.tensor(position.losses, device=self._processes.device))
-        self._watch = LossWatch(self._config.run.spike_factor, position.recent)
-        return Clock(position.step, position.seconds)
 
-    def go(self, hooks: Sequence[Hook], page: Page | None, save_first: bool) -> Outcome:
-        """Train to the end, or until something stops it."""
-        steps, first = self._config.optimizer.steps, self._processes.first
-        if first:
-            note_run(self._run, self._config, self._store)
-            for path in set_aside_beyond(self._run, self._step):
-                sys.stderr.write(f"melmask: {path} is of a training that went further than this one; set aside\n")
-        with closing(self._open_log() if first else Log()) as log, _signals(self._processes.count) as received:
-            self._loss = log.last_loss
-            log.event(self._step, "resume" if self._step else "start", f"{self._processes.count} processes")
-            if not self._step and (save_first or self._config.run.on_divergence == "rollback"):
-                # What a run would otherwise lose if it were killed, or could not return to.
-                self._save()
-            ended = self._step >= steps
-            try:
-                while not ended:
-                    ended = self._train(log, hooks, page if first else None, received)
-            except (OutputError, StoreError) as error:
-                # Else the record would say that it still runs.
-                with suppress(OutputError):
-                    log.event(self._step, "stop", str(error))
-                raise
-            stopped = self._step < steps
-            why = f"signal {self._stopped_by}" if self._stopped_by else "run.max_minutes"
-            log.event(self._step, "stop" if stopped else "done", why if stopped else "")
-            if page is not None and first:
-                page(self._run)
-        return Outcome(self._step, steps, self._loss, self._stopped_by)
+def _wishes(training: Training, received: list[int]) -> tuple[float, float, float]:
+    """Say what this process wants: the signal to stop by, or 0; whether its time is over; whether to save."""
+    config, clock = training.config.run, training.clock
+    out_of_time = 0 < config.max_minutes * 60 <= clock.seconds_here()
+    save = clock.seconds_since_save() >= config.snapshot_interval_s
+    return float(sum(received[:1])), float(out_of_time), float(save)
 
-    def _open_log(self) -> MetricsLog:
-        return MetricsLog(self._run, self._step, open_boards(self._run, self._step, self._config))
 
-    def _train(self, log: Log, hooks: Sequence[Hook], page: Page | None, received: list[int]) -> bool:
-        """Steps from here on; False if a rollback asks to be called again."""
-        config, processes, clock = self._config, self._processes, self._clock
-        steps = config.optimizer.steps
-        rows = processes.rank, processes.count
-        stream = CropStream(self._store, config.data, config.model.frames, config.run.seed, *rows)
-        ahead = stream.batches(self._step + self._skipped, steps - self._step, config.hardware.readers)
-        with closing(ahead):
-            for crops in clock.waits(ahead):
-                rate = learning_rate(self._step, config)
-                wishes = processes.begin_maximum(lambda: self._wishes(received))
-                loss, norm = self._engine.step(crops, self._masks(), rate)
-                self._losses.append(loss)
-                self._step += 1
+def _due(training: Training, state: RunState, stopped_by: float, out_of_time: float, save: float) -> _Due:
+    """Decide what to do after this step; the last three are what the processes wish."""
+    config = training.config
+    last = state.step == config.optimizer.steps
 
-                looks = self._every(config.run.picture_interval_steps)
-                logs = self._every(config.run.log_interval_steps)
-                stopped_by, out_of_time, due = wishes()
-                self._stopped_by = int(stopped_by)
-                last = self._step == steps or bool(stopped_by or out_of_time)
-                if not (logs or last or due or looks):
-                    continue
-                # The one place where the device is waited for; a broken model is never saved.
-                losses = processes.mean(torch.stack(self._losses))
-                mean_loss, worst_loss = float(losses.mean()), float(losses.max())
-                (gradient_norm,) = processes.maximum(float(norm))
-                fault = self._watch.fault(mean_loss, worst_loss, gradient_norm)
-                # The loss was computed before the step that it led to.
-                if fault is None and (last or due) and any(processes.maximum(float(self._engine.is_broken()))):
-                    fault = "the step left weights that are no finite numbers"
-                if fault is not None:
-                    facts = f"{fault} (learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
-                    self._go_back(facts, log, page)
-                    return False
-                if logs:
-                    self._loss = mean_loss
-                    self._losses = []
-                    self._watch.recent.append(mean_loss)
-                    self._log({"loss": mean_loss, "learning_rate": rate, "gradient_norm": gradient_norm}, log)
-                with clock.beside():
-                    if logs:
-                        self._show(page)
-                    if last or due:
-                        self._save([] if logs else losses.tolist())
-                    if looks:
-                        log.note(self._step, self._look(hooks))
-                if last:
-                    break
-        return True
+    def every(interval_steps: int) -> bool:
+        """An interval of 0 means never but at the end."""
+        return last or (interval_steps > 0 and not state.step % interval_steps)
 
-    def _log(self, numbers: dict[str, float], log: Log) -> None:
-        config, steps = self._config, self._config.optimizer.steps
-        row = {"step": self._step, **numbers, **self._clock.rates(self._step, steps, config.data.batch_size)}
-        row["peak_share"] = self._step_flops * row["crops_per_s"] / config.data.batch_size / self._peak_flops
-        log.write(row | {"memory_mb": memory_mb(self._processes.device)}, steps)
+    state.stopped_by = int(stopped_by)
+    end = last or bool(stopped_by or out_of_time)
+    looks = every(config.run.picture_interval_steps)
+    return _Due(every(config.run.log_interval_steps), end or bool(save), looks, end)
 
-    def _masks(self) -> Tensor:
-        """The masks of this process' crops in this step, those of a crop one after another."""
-        config, processes = self._config, self._processes
-        grid = grid_of(config.model)
-        batch = self._step + self._skipped
-        visible = grid.visible_patches(config.masking.ratio)
-        masks = random_masks(config.run.seed, batch, config.views, grid.patches, visible)
-        own = masks.unflatten(0, (-1, config.masking.masks_per_crop))[processes.rank :: processes.count]
-        return own.flatten(0, 1)
 
-    def _every(self, interval_steps: int) -> bool:
-        """Whether it is the turn of something done each so many steps (0: never but at the end), and at the end."""
-        return self._step == self._config.optimizer.steps or (interval_steps > 0 and not self._step % interval_steps)
+def _log(training: Training, state: RunState, measured: Measured, rate: float) -> None:
+    """Log the interval that ends with this step, and begin the next one."""
+    config = training.config
+    batch_size, steps = config.data.batch_size, config.optimizer.steps
+    rates = training.clock.rates(state.step, steps, batch_size)
+    flops_per_s = training.engine.objective.step_flops(batch_size) * rates.crops_per_s / batch_size
+    row = MetricsRow(
+        step=state.step,
+        loss=measured.mean_loss,
+        learning_rate=rate,
+        gradient_norm=measured.gradient_norm,
+        **rates._asdict(),
+        peak_share=flops_per_s / training.peak_flops,
+        memory_mb=memory_mb(training.processes.device),
+    )
+    state.logged(measured.mean_loss)
+    training.log.write(row, steps)
 
-    def _wishes(self, received: list[int]) -> tuple[float, float, float]:
-        """What this process wants: the signal to stop by, or 0; whether its time is over; whether to save."""
-        config, clock = self._config.run, self._clock
-        out_of_time = 0 < config.max_minutes * 60 <= clock.seconds_here()
-        due = clock.seconds_since_save() >= config.snapshot_interval_s
-        return float(sum(received[:1])), float(out_of_time), float(due)
 
-    def _look(self, hooks: Sequence[Hook]) -> dict[str, float]:
-        """What the hooks of the first process say of the model; gathering it may need all of them."""
-        model = self._engine.inference_model()
-        if not self._processes.first:
-            return {}
-        numbers = [hook(StepState(self._step, model, self._card, self._run)) for hook in hooks]
-        return {name: value for found in numbers if found for name, value in found.items()}
+def _look(training: Training, state: RunState, hooks: Sequence[Hook]) -> dict[str, float]:
+    """Ask the hooks about the model; gathering it may need all processes."""
+    model = training.engine.inference_model()
+    numbers = [hook(StepState(state.step, model, training.card, training.run)) for hook in hooks]
+    return {name: value for found in numbers if found for name, value in found.items()}
 
-    def _show(self, page: Page | None) -> None:
-        if page is not None and self._clock.seconds_here() - self._page_s >= _PAGE_INTERVAL_S:
-            self._page_s = self._clock.seconds_here()
-            page(self._run)
 
-    def _save(self, losses: Sequence[float] = ()) -> None:
-        seconds = self._clock.seconds()
-        position = Position(self._step, self._skipped, seconds, list(losses), list(self._watch.recent))
-        card = _with_training(self._card, position, self._loss)
-        save_snapshot(self._run, position, self._engine, card, self._config.run, self._processes)
-        self._clock.saved()
-        self._rollbacks = 0
+def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> MetricsLog:
+    """Open the record of a run that begins, or that resumes at `step`."""
+    write_run_file(run, config, store)
+    for path in set_aside_beyond(run, step):
+        sys.stderr.write(f"melmask: {path} is of a training that went further than this one; set aside\n")
+    return MetricsLog(run, step, open_boards(run, step, config))
 
-    def _go_back(self, fault: str, log: Log, page: Page | None) -> None:
-        """To the last snapshot, to go on behind the batches since; or the end, if that is what is configured."""
-        config, at, saved = self._config.run, self._step, (self._run / SNAPSHOT).exists()
-        log.event(at, "spike", fault)
-        if config.on_divergence == "stop" or self._rollbacks >= config.max_rollbacks or not saved:
-            if page is not None:
-                page(self._run)
-            kept = f"the last good snapshot is in {self._run}" if saved else "nothing was saved yet"
-            or_else = ", or go on with run.on_divergence=rollback" if saved and config.on_divergence == "stop" else ""
-            raise TrainingError(
-                f"step {at}: {fault}; {kept}: start another run with a lower optimizer.learning_rate or "
-                f"optimizer.max_gradient_norm=1{or_else}"
-            )
-        position = load_snapshot(self._run, self._engine)
-        self._rollbacks += 1
-        # Its clock goes on: the time was spent.
-        self._stand_at(position._replace(skipped=at + self._skipped - position.step))
-        self._clock.restarted(self._step)
-        log.event(self._step, "rollback", f"{fault}; back from step {at}, passing over {at - self._step} batches")
+
+@contextmanager
+def _recorded(training: Training, state: RunState, page: Page | None) -> Iterator[None]:
+    """Record that the run begins and how this call of `pretrain` ends, and show it at the end."""
+    run, log, steps = training.run, training.log, training.config.optimizer.steps
+    # A page is only for looking at: without one, nothing is shown.
+    show = page or (lambda _: None)
+    state.loss, state.ended = log.last_loss, state.step >= steps
+    log.event(state.step, "resume" if state.step else "start", f"{training.processes.count} processes")
+    try:
+        yield
+    except (OutputError, StoreError) as error:
+        # Else the record would say that the run still goes on.
+        with suppress(OutputError):
+            log.event(state.step, "stop", str(error))
+        raise
+    except TrainingError:
+        show(run)
+        raise
+    if state.step < steps:
+        why = f"signal {state.stopped_by}" if state.stopped_by else "run.max_minutes"
+        log.event(state.step, "stop", why)
+    else:
+        log.event(state.step, "done", "")
+    show(run)
 
 
 def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
@@ -299,7 +275,12 @@ def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
 
 
 def build_card(store: Store, config: PretrainConfig) -> ModelCard:
-    """The checkpoint's description; the front end and the statistics are the store's."""
+    """Build the checkpoint's description; the front end and the statistics are the store's.
+
+    Raises:
+        ConfigError: the model does not fit the front end.
+    """
+    # Any other setting of the front end may differ between runs; only the height of the input is built in.
     if config.model.mels != store.front_end.mels:
         raise ConfigError(
             f"model.mels is {config.model.mels} but {store.folder} has {store.front_end.mels} mel bands; "
@@ -313,58 +294,9 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
     )
 
 
-def _check_step(config: PretrainConfig, processes: int) -> None:
-    grid = grid_of(config.model)
-    if grid.visible_patches(config.masking.ratio) >= grid.patches:
-        raise ConfigError(
-            f"masking.ratio is {config.masking.ratio:g}, which hides none of {grid.patches} patches; give more"
-        )
+def _check_batch(config: PretrainConfig, processes: int) -> None:
     if config.data.batch_size % processes:
         raise ConfigError(
             f"data.batch_size is {config.data.batch_size}, which {processes} processes cannot share equally; give a "
             f"multiple of {processes}"
         )
-
-
-def _with_training(card: ModelCard, position: Position, loss: float) -> ModelCard:
-    # None before the first log interval is over: JSON has no NaN.
-    known = loss if math.isfinite(loss) else None
-    training: dict[str, Any] = {"step": position.step, "loss": known, "minutes": round(position.seconds / 60, 2)}
-    decay = card.training["config"]["optimizer"]["ema_decay"]
-    if decay:
-        training["weights"] = f"exponential moving average, decay {decay}"
-    return replace(card, training=training | card.training)
-
-
-@contextmanager
-def _signals(processes: int) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of the first; the loop saves and ends at the next step."""
-    received: list[int] = []
-    first_s = 0.0
-
-    def note(number: int, _frame: Any) -> None:
-        nonlocal first_s
-        # One process dies of a second one that is no echo of the first: a program around this one may pass on what both
-        # got. Of several each gets two: its own, and the one that torchrun passes on.
-        if processes == 1 and received and time.monotonic() - first_s > _ECHO_S:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
-            signal.raise_signal(number)
-        first_s = first_s or time.monotonic()
-        received.append(number)
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-        # Whoever started this under nohup wants it to go on.
-        if _HANG_UP is not None and signal.getsignal(_HANG_UP) != signal.SIG_IGN:
-            before[_HANG_UP] = signal.signal(_HANG_UP, note)
-    except ValueError:
-        # Only the main thread may set handlers; elsewhere the caller decides.
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

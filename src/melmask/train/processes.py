@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,43 +19,45 @@ from melmask.errors import ConfigError, TrainingError
 from melmask.system.hardware import pick_device, use_threads
 
 _PATIENCE = timedelta(hours=1)
-"""The others wait so long for the first one, which alone looks at the model as it goes."""
+"""How long the others wait for the first one, which alone runs the hooks."""
 _SETTLE_S = 0.25
 _TELL_AFTER_S = 10.0
-"""Processes that are started together are all there by then, but for the imports of the slowest."""
+"""Processes that are started together are all there by then, even if the imports of one are slow."""
 _PORTS = 65535
 _DIGITS = 9
 _REASON_CHARACTERS = 200
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Processes(NamedTuple):
-    """Which of how many processes this is, and where it computes."""
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is, and where it computes. Each method that compares must be called by all."""
 
     rank: int
     count: int
     device: torch.device
     control: dist.ProcessGroup | None = None
-    """Of several: what they agree by on the CPU, while the device computes."""
+    """With several processes: the group in which they agree on the CPU while the device computes."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def maximum(self, *values: float) -> list[float]:
-        """The greatest of each value over all processes; of several, infinity where any has NaN."""
+        """Return the greatest of each value over all processes; of several, infinity where any has NaN."""
         if self.count == 1:
             return list(values)
+        # The back ends do not agree on the maximum of NaN, so it travels as infinity.
         gathered = torch.tensor(values, dtype=torch.float64, device=self.device)
         finite = gathered.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         dist.all_reduce(finite, dist.ReduceOp.MAX)
         return finite.tolist()
 
     def begin_maximum(self, values: Callable[[], Sequence[float]]) -> Callable[[], Sequence[float]]:
-        """Begin to find the greatest of each value over all processes; what is returned waits for the answer.
+        """Begin to find the greatest of each value over all processes; call what is returned to wait for the answer.
 
-        One process looks at its values only then.
+        A single process looks at its values only then.
         """
         if self.count == 1:
             return values
@@ -70,7 +72,7 @@ class Processes(NamedTuple):
         return answer
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of each number over all processes."""
+        """Return the mean of each number over all processes."""
         if self.count > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -78,13 +80,13 @@ class Processes(NamedTuple):
         return value
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
 
 
 def process_count() -> int:
-    """How many processes the run has, known before they are joined.
+    """Return how many processes the run has; this is known before they are joined.
 
     Raises:
         ConfigError: the environment has no such number.
@@ -93,7 +95,7 @@ def process_count() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a run that speaks, known before the others are joined.
+    """Tell whether this is the process of a run that prints; this is known before the others are joined.
 
     Raises:
         ConfigError: the environment has no such number, or more than it has processes.
@@ -102,9 +104,9 @@ def is_first_process() -> bool:
 
 
 def _from_environment(name: str, least: int, most: int | None = None) -> int:
-    """The number that this variable has, the least one if it is not set."""
+    """Return the number in this variable, or the least one if it is not set."""
     text = os.environ.get(name, str(least))
-    # Python reads no number of thousands of digits.
+    # Python refuses to read a number of thousands of digits.
     number = int(text) if text.isdecimal() and len(text) <= _DIGITS else -1
     if number < least or (most is not None and number > most):
         expected = f"a number from {least} on" if most is None else f"{least} to {most}" if most else "0"
@@ -114,7 +116,7 @@ def _from_environment(name: str, least: int, most: int | None = None) -> int:
 
 @contextmanager
 def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
-    """Join the other processes of the run, if there are any; sets the number of threads, a fair share of the cores.
+    """Join the other processes of the run, if any, and set the number of threads to a fair share of the cores.
 
     Raises:
         ConfigError: no such device, fewer GPUs than processes on this machine, or not torchrun's environment.
@@ -133,6 +135,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
         )
     rank, _ = _from_environment("RANK", 0, count - 1), _from_environment("MASTER_PORT", 1, _PORTS)
     local_rank, local_count = _from_environment("LOCAL_RANK", 0), _from_environment("LOCAL_WORLD_SIZE", 1)
+    # Each process taking all cores would make all of them slow.
     use_threads(config.threads, sharing=local_count)
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -149,6 +152,7 @@ def joined_processes(config: HardwareConfig) -> Iterator[Processes]:
 @contextmanager
 def _joined(rank: int, count: int, device: torch.device) -> Iterator[dist.ProcessGroup | None]:
     with _mortal(), _told_if_long(f"process {rank} of this run waits for the other {count - 1}"):
+        # NCCL cannot exchange tensors on the CPU: `control` below is a gloo group besides it.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -161,7 +165,7 @@ def _joined(rank: int, count: int, device: torch.device) -> Iterator[dist.Proces
 
 @contextmanager
 def _mortal() -> Iterator[None]:
-    """Signals end the process at once: a handler of Python's would run only when what is waited for has come."""
+    """Let signals end the process at once: a handler of Python's would run only after what is waited for has come."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -176,7 +180,7 @@ def _mortal() -> Iterator[None]:
 
 @contextmanager
 def _told_if_long(what: str) -> Iterator[None]:
-    """Say what is waited for, and where, unless it comes soon."""
+    """Report what is waited for, and where, unless it comes soon."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     line = f"melmask: {what} at {where}; are they started, with the same address, port and WORLD_SIZE?\n"
     timer = threading.Timer(_TELL_AFTER_S, sys.stderr.write, [line])
@@ -190,11 +194,11 @@ def _told_if_long(what: str) -> Iterator[None]:
 
 @contextmanager
 def _losses_told() -> Iterator[None]:
-    """One line of what the other processes do to this one."""
+    """Report in one line when another process is lost."""
     try:
         yield
     except RuntimeError as error:
-        # gloo has no type for it.
+        # gloo raises plain RuntimeErrors for a lost connection.
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
         reason = " ".join(str(error).split())

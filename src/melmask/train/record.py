@@ -1,33 +1,169 @@
-"""What a run's folder holds while the run goes on, as far as it is written."""
+"""The record of a run: run.json, metrics.jsonl and events.jsonl, each written and read here alone.
 
+`RunRecord` is all of it at one moment, as far as it is written, for whoever shows or judges a run.
+"""
+
+import contextlib
 import json
 import math
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from melmask.config import FrontEndConfig
-from melmask.train.log import EVENTS, METRICS
-from melmask.train.snapshot import CHECKPOINTS, RUN_FILE
+from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.corpus.store import Store
+from melmask.errors import CheckpointError
+from melmask.settings import from_dict, to_dict
+from melmask.system.files import atomic_write, output_error, write_json
 
-PICTURES = "pictures"
+RUN_FILE, METRICS, EVENTS = "run.json", "metrics.jsonl", "events.jsonl"
+CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 State = Literal["running", "stopped", "done"]
 
 
-class Series(NamedTuple):
-    """One of a run's numbers. steps, values: (rows,) float64, in the order written; a value may be NaN or infinite."""
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """run.json: the configuration of a run, and the store that it was begun with."""
 
-    steps: np.ndarray
-    values: np.ndarray
+    pretrain: dict[str, object]
+    """The configuration as JSON has it; `config` checks it."""
+    store: str = ""
+    store_sha256: str | None = None
+    """Digest of the store's content; runs of early versions do not have it."""
+    frames: int | None = None
+    """Frames of sound in the store."""
+    hop_ms: float | None = None
+    """Time between frames."""
 
-    def finite(self) -> "Series":
-        """Without the rows whose value is no finite number."""
-        kept = np.isfinite(self.values)
-        return Series(self.steps[kept], self.values[kept])
+    def config(self) -> PretrainConfig:
+        """Check the configuration.
+
+        Raises:
+            ConfigError: it has settings that this version does not know.
+        """
+        return from_dict(PretrainConfig, self.pretrain)
+
+
+def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
+    """Write the run's configuration and which store it is for.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = RunFile(
+        pretrain=to_dict(config),
+        store=str(store.folder.resolve()),
+        store_sha256=store.sha256,
+        frames=int(store.frames.sum()),
+        hop_ms=store.front_end.hop_ms,
+    )
+    write_json(run / RUN_FILE, asdict(file))
+
+
+def read_run_file(run: Path) -> RunFile | None:
+    """Read the run's configuration and store; None if the run has not begun.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not (run / RUN_FILE).exists():
+        return None
+    try:
+        content = _run_json(run)
+        return RunFile(**{name: content[name] for name in RunFile.__dataclass_fields__ if name in content})
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise CheckpointError(f"{run / RUN_FILE} is damaged; use another --out") from error
+
+
+def _run_json(run: Path) -> dict[str, Any]:
+    content = json.loads((run / RUN_FILE).read_bytes())
+    if not isinstance(content, dict):
+        raise TypeError(f"{RUN_FILE} holds no group of settings")
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsRow:
+    """The numbers of one log interval: a line of metrics.jsonl.
+
+    Other lines have a `step` and numbers that are not there in each interval, such as `feature_rank`.
+    """
+
+    step: int
+    """Optimizer steps done."""
+    loss: float
+    """Mean over the steps of the interval."""
+    learning_rate: float
+    """Of the last step."""
+    gradient_norm: float
+    """Of the last step, before clipping."""
+    crops_per_s: float
+    """Crops trained on in a second; looking and saving do not count."""
+    data_wait: float
+    """Share of the time that went into waiting for data."""
+    seconds: float
+    """Training time of the whole run."""
+    left_s: float
+    """Estimate of the time until the last step."""
+    peak_share: float
+    """Operations a second as a share of what the best matrix product does."""
+    memory_mb: float
+    """The most memory that was in use at once."""
+
+
+class MetricsFile:
+    """metrics.jsonl, open to append; resuming drops the lines beyond `first_step`.
+
+    Attribute: `last_loss`, the newest loss up to there; NaN if there is none.
+    """
+
+    def __init__(self, run: Path, first_step: int):
+        self._path = run / METRICS
+        kept = [row for row in read_metrics(run) if row["step"] <= first_step]
+        self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
+        # Rewritten before it is appended to: what lies beyond the snapshot will be trained and logged again.
+        with atomic_write(self._path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        self._file = self._path.open("a")
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append a line.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            # Flushed line by line: a killed run keeps its record, and a page can follow it.
+            self._file.flush()
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file; what a full disk did not take has been reported."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, int | float]]:
+    """Read the run's metrics in order, a dictionary a step that has some; only rows of log intervals have a loss."""
+    try:
+        text = (run / METRICS).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows: dict[int, dict[str, int | float]] = {}
+    for row in _json_lines(text):
+        step = row.get("step")
+        # A line without a whole step is damaged. What is no number is of somebody else.
+        if type(step) is int:
+            numbers = {name: value for name, value in row.items() if _number(value) is not None}
+            rows.setdefault(step, {}).update(numbers)
+    return list(rows.values())
 
 
 class Event(NamedTuple):
@@ -38,21 +174,69 @@ class Event(NamedTuple):
     text: str
 
 
+def add_event(run: Path, event: Event) -> None:
+    """Append a line to events.jsonl.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = run / EVENTS
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": event.step, "event": event.kind, "text": event.text}) + "\n")
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def end_last_event(run: Path) -> None:
+    """End the last line of events.jsonl if a kill has cut it short, so that the next one begins on its own."""
+    path = run / EVENTS
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
+
+
+def read_events(run: Path) -> list[Event]:
+    """Read what happened to the run, oldest first; damaged lines are skipped."""
+    try:
+        text = (run / EVENTS).read_bytes()
+    except OSError:
+        return []
+    found = []
+    for row in _json_lines(text):
+        step = _step(row)
+        if step is not None:
+            found.append(Event(int(step), str(row.get("event", "")), str(row.get("text", ""))))
+    return found
+
+
+class Series(NamedTuple):
+    """One of a run's numbers. steps, values: (rows,) float64, in the order written; a value may be NaN or infinite."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def finite(self) -> "Series":
+        """Return the rows whose value is a finite number."""
+        kept = np.isfinite(self.values)
+        return Series(self.steps[kept], self.values[kept])
+
+
 class RunNumbers:
-    """The run's metrics, a series a name; kept between two looks, it reads only the lines added since the first."""
+    """The run's metrics, one series for each name. Kept between two looks, it reads only the lines added since."""
 
     def __init__(self, run: Path):
         self._path = run / METRICS
         self._forget()
 
     def read(self) -> dict[str, Series]:
-        """Everything written so far; lines that are no JSON object with a step are passed over."""
+        """Read everything written so far; lines that are no JSON object with a step are skipped."""
         for row in self._new_rows():
             step = _step(row)
             if step is None:
                 continue
             for name, value in row.items():
-                # Nearly all are floats: a resumed run reads many at once.
+                # Nearly all values are floats, and a resumed run reads many at once: test for that first.
                 number = value if type(value) is float else _number(value)
                 if number is not None and name != "step":
                     steps, values = self._columns.setdefault(name, (array("d"), array("d")))
@@ -64,11 +248,11 @@ class RunNumbers:
         self._inode, self._offset = -1, 0
         self._columns: dict[str, tuple[array[float], array[float]]] = {}
 
-    def _new_rows(self) -> Iterator[dict[str, Any]]:
+    def _new_rows(self) -> Iterator[Mapping[str, Any]]:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                # A run that resumes writes the file anew, without the lines beyond its snapshot.
+                # A run that resumes rewrites the file, without the lines beyond its snapshot.
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._forget()
                 file.seek(self._offset)
@@ -83,12 +267,12 @@ class RunNumbers:
 
 
 class RunRecord(NamedTuple):
-    """A run's folder at one moment; what is missing or damaged in it is empty here."""
+    """A run's folder at one moment. What is missing or damaged in it is empty here."""
 
     folder: Path
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """The configuration with dotted keys, as the command line takes them."""
-    facts: dict[str, Any]
+    facts: dict[str, object]
     """What else run.json says, with dotted keys."""
     series: dict[str, Series]
     events: list[Event]
@@ -99,12 +283,12 @@ class RunRecord(NamedTuple):
     """When the metrics were last written, in s since 1970; 0 if never."""
 
     def setting(self, key: str) -> float:
-        """A number of the configuration; 0 if it is not known."""
+        """Return a number of the configuration; 0 if it is not known."""
         value = _number(self.settings.get(key)) or 0.0
         return value if math.isfinite(value) else 0.0
 
     def last(self, name: str) -> float | None:
-        """The newest value of one of the numbers, None if there is none."""
+        """Return the newest value of one of the numbers; None if there is none."""
         series = self.series.get(name)
         return float(series.values[-1]) if series is not None else None
 
@@ -123,7 +307,7 @@ class RunRecord(NamedTuple):
 
     @property
     def state(self) -> State:
-        """Whether it goes on, judged by its last event and its steps; of a killed run the record cannot tell."""
+        """Whether the run goes on, judged by its last event and its steps; a killed run still seems to be running."""
         last = self.events[-1].kind if self.events else ""
         if last == "done" or 0 < self.setting("optimizer.steps") <= self.step:
             return "done"
@@ -137,7 +321,7 @@ class RunRecord(NamedTuple):
 
     @property
     def epochs(self) -> float | None:
-        """How often each moment of sound was drawn, on average; None where crops are drawn by clip."""
+        """How often each moment of sound was drawn, on average; None if crops are drawn by clip."""
         crop_s = self.setting("model.frames") * self.frame_s
         if self.settings.get("data.sampling") != "time" or not self.sound_hours or not crop_s:
             return None
@@ -145,31 +329,38 @@ class RunRecord(NamedTuple):
 
     @property
     def frame_s(self) -> float:
-        """Time between the frames of the store; runs of older versions do not say it."""
+        """Time between the frames of the store; run files of early versions omit it."""
         return (_number(self.facts.get("hop_ms")) or FrontEndConfig().hop_ms) / 1000
 
 
 def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
     """Look at a run's folder; never raises for what is missing, half-written or damaged in it."""
     try:
-        content = json.loads((run / RUN_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        content = {}
-    facts = dict(content) if isinstance(content, dict) else {}
+        facts = _run_json(run)
+    except (OSError, ValueError, RecursionError, TypeError):
+        facts = {}
     settings = facts.pop("pretrain", {})
     return RunRecord(
         folder=run,
-        settings=_flat(settings) if isinstance(settings, dict) else {},
-        facts=_flat(facts),
+        settings=flat(settings) if isinstance(settings, dict) else {},
+        facts=flat(facts),
         series=numbers.read(),
-        events=_events(run / EVENTS),
+        events=read_events(run),
         pictures=sorted((run / PICTURES).glob("step-*.png")),
         checkpoints=sorted(path.name for path in (run / CHECKPOINTS).glob("step-*")),
         written_s=_written_s(run / METRICS),
     )
 
 
-def _number(value: Any) -> float | None:
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Give the leaves of nested settings by their dotted keys, as the command line takes them."""
+    leaves: dict[str, object] = {}
+    for key, value in values.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
+
+
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -178,12 +369,12 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _step(row: dict[str, Any]) -> float | None:
+def _step(row: Mapping[str, object]) -> float | None:
     step = _number(row.get("step"))
     return step if step is not None and math.isfinite(step) else None
 
 
-def _json_lines(text: bytes) -> Iterator[dict[str, Any]]:
+def _json_lines(text: bytes) -> Iterator[Mapping[str, Any]]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
@@ -193,28 +384,8 @@ def _json_lines(text: bytes) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _events(path: Path) -> list[Event]:
-    try:
-        text = path.read_bytes()
-    except OSError:
-        return []
-    found = []
-    for row in _json_lines(text):
-        step = _step(row)
-        if step is not None:
-            found.append(Event(int(step), str(row.get("event", "")), str(row.get("text", ""))))
-    return found
-
-
 def _written_s(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -1,46 +1,44 @@
-"""Which configuration a call of `melmask pretrain` means: a recipe's for a new run, its own for one that goes on."""
+"""Which configuration a call of `melmask pretrain` means: the recipe's for a new run, its own for a resumed one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from melmask.config import PretrainConfig
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.recipes import DEFAULT_RECIPE, recipe
-from melmask.settings import from_dict, to_dict, with_overrides
-from melmask.system.files import write_json
-from melmask.train.snapshot import RUN_FILE, SNAPSHOT
+from melmask.settings import to_dict, with_overrides
+from melmask.train.record import RUN_FILE, flat, read_run_file
+from melmask.train.snapshot import SNAPSHOT
 
 _MAY_CHANGE = ("run.", "hardware.")
 _MAY_NOT_CHANGE = ("run.seed",)
 
 
 def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str], store: Store) -> PretrainConfig:
-    """The run's saved configuration if it has begun, else the recipe's; with overrides, and steps for epochs.
+    """Take the run's saved configuration if it has begun, else the recipe's; apply overrides; turn epochs into steps.
 
     Raises:
         ConfigError: unknown recipe or key, or a setting or store that would change the result of a run that has begun.
         CheckpointError: the run's file is damaged.
     """
     path = run / RUN_FILE
-    if not path.exists():
+    begun = read_run_file(run)
+    if begun is None:
         if (run / SNAPSHOT).exists():
             raise CheckpointError(f"{path} is missing, but {SNAPSHOT} is there; put it back, or use another --out")
         return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), overrides, store)
     try:
-        saved = from_dict(PretrainConfig, json.loads(path.read_text())["pretrain"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged; use another --out") from error
+        saved = begun.config()
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or of another melmask ({error}); use another --out") from error
     # A store that has grown gives other steps for its epochs, which nobody has asked for.
     check_store(run, store)
     wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
-    before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
+    before, after = flat(to_dict(saved)), flat(to_dict(wanted))
+    # Only what cannot change the result may change in a run that has begun.
     for key, value in after.items():
         fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
         if fixed and value != before[key]:
@@ -59,6 +57,7 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
             f"{steps[0]} does not fit optimizer.epochs, which gives the steps; add optimizer.epochs=0 and "
             "optimizer.warmup_epochs=0, or set the epochs"
         )
+    # An epoch has as many crops as the stream draws from this store.
     crops = CropStream(store, config.data, config.model.frames, config.run.seed).crops_per_epoch
     steps_per_epoch = crops / config.data.batch_size
     optimizer = replace(
@@ -69,32 +68,20 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
     return replace(config, optimizer=optimizer)
 
 
-def note_run(run: Path, config: PretrainConfig, store: Store) -> None:
-    """Write the run's configuration and which store it is for."""
-    facts = {
-        "pretrain": to_dict(config),
-        "store": str(store.folder.resolve()),
-        "store_sha256": store.sha256,
-        "frames": int(store.frames.sum()),
-        "hop_ms": store.front_end.hop_ms,
-    }
-    write_json(run / RUN_FILE, facts)
-
-
 def check_store(run: Path, store: Store) -> None:
-    """Raise ConfigError if the run was begun with a store of other content: its crops would be others."""
-    path = run / RUN_FILE
-    begun_with = json.loads(path.read_text()) if path.exists() else {}
+    """Check that the run was begun with this store: with another one its crops would be others.
+
+    Raises:
+        ConfigError: it was begun with a store of other content.
+        CheckpointError: the run's file is damaged.
+    """
+    begun = read_run_file(run)
+    if begun is None:
+        return
     frames = int(store.frames.sum())
-    if (begun_with.get("frames", frames), begun_with.get("store_sha256", store.sha256)) != (frames, store.sha256):
+    same_length, same_content = begun.frames in (None, frames), begun.store_sha256 in (None, store.sha256)
+    if not (same_length and same_content):
         raise ConfigError(
-            f"{run} was begun with a store of {begun_with.get('frames', 'other')} frames; {store.folder} has "
-            f"{frames} and other clips or another front end: give the store that it was begun with, or another --out"
+            f"{run} was begun with a store of {begun.frames or 'other'} frames; {store.folder} has {frames} and other "
+            "clips or another front end: give the store that it was begun with, or another --out"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
