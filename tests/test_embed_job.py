@@ -13,6 +13,7 @@ from melmask.config import ModelConfig
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding import extract, tables
 from melmask.embedding import folder as embed_job
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import untrained
 from melmask.embedding.folder import embed_table, shard_of
 from melmask.embedding.tables import rows_of
@@ -49,9 +50,9 @@ def decoded(monkeypatch):
     names = []
     embed_files = embed_job.embed_files
 
-    def counting(model, paths, **choice):
+    def counting(model, paths, choice, **more):
         names.extend(path.name for path in paths)
-        return embed_files(model, paths, **choice)
+        return embed_files(model, paths, choice, **more)
 
     monkeypatch.setattr(embed_job, "embed_files", counting)
     return names
@@ -65,7 +66,7 @@ def long_paths(tmp_path, paths, monkeypatch):
     copies of the log-mel, so that nothing is rounded on the way.
     """
 
-    def copied(self, segments, **choice):
+    def copied(self, segments, choice):
         return [np.tile(logmel[:, ::16].T.numpy(), (1, 2)) for logmel in segments]
 
     monkeypatch.setattr(encoder_module.AudioEncoder, "embed_segments", copied)
@@ -151,7 +152,7 @@ def test_a_finished_job_is_not_done_again(model, paths, tmp_path, decoded):
     decoded.clear()
     report = embed_table(model, paths, out)
     assert decoded == [] and (report.files, report.failed) == (10, 1)
-    embed_table(model, paths, out, pooling="mean")
+    embed_table(model, paths, out, FeatureChoice(pooling="mean"))
     assert len(decoded) == 11, "another choice is another job"
 
 
@@ -171,7 +172,7 @@ def test_files_changed_since_their_table_was_made_are_told(model, paths, tmp_pat
 @pytest.mark.parametrize("hop_ms", [None, 40.0])
 def test_rows_of_a_long_file_make_up_its_embedding(model, long_paths, tmp_path, hop_ms):
     out = tmp_path / "x.parquet"
-    report = embed_table(model, long_paths[:1], out, hop_ms=hop_ms, keep_frames=True)
+    report = embed_table(model, long_paths[:1], out, FeatureChoice(hop_ms=hop_ms), keep_frames=True)
     alone = model.embed(long_paths[0], hop_ms=hop_ms)
     (rows,) = rows_by_path(out).values()
     assert len(rows) > 100 and pq.ParquetFile(out).num_row_groups > 10
@@ -245,7 +246,7 @@ def test_progress_counts_files(model, long_paths, tmp_path, monkeypatch):
 
 def test_parts_of_another_job_are_refused(model, paths, tmp_path):
     out = tmp_path / "x.parquet"
-    tables.TableJob(out, paths, tables.settings_of(model, paths, pooling="mean"))
+    tables.TableJob(out, paths, tables.TableSettings.of(model, paths, FeatureChoice(pooling="mean")))
     (tmp_path / "x.parquet.parts" / "part-000000.parquet").touch()
     with pytest.raises(OutputError, match="belongs to a job with another pooling, dimensions"):
         embed_table(model, paths, out)

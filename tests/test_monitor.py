@@ -11,6 +11,7 @@ import torch
 from melmask.downstream import monitor
 from melmask.downstream.monitor import FeatureRank, NearestNeighbours, _even_units, rankme
 from melmask.downstream.probe import knn_probe
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.figures.training import ReconstructionPictures
@@ -88,9 +89,9 @@ def encoded(monkeypatch):
     calls = []
     embed_segments = AudioEncoder.embed_segments
 
-    def noted(self, segments, **choice):
+    def noted(self, segments, *choice):
         calls.append((self.precision, [segment.shape[1] for segment in segments]))
-        return embed_segments(self, segments, **choice)
+        return embed_segments(self, segments, *choice)
 
     monkeypatch.setattr(AudioEncoder, "embed_segments", noted)
     return calls
@@ -142,7 +143,7 @@ def test_the_feature_rank_is_that_of_units_all_over_the_sound(store, configure, 
         store.read_into(crop, *place)
     logmels = [torch.from_numpy(crop).T.float() for crop in crops]
     vectors = []
-    for logmel, steps in zip(logmels, encoder.embed_segments(logmels, pooling="mean"), strict=True):
+    for logmel, steps in zip(logmels, encoder.embed_segments(logmels, FeatureChoice(pooling="mean")), strict=True):
         weights = step_durations_frames(logmel.shape[1], 16)
         vectors.append(weights @ steps / weights.sum())
     assert result["rank_units"] == len(places)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from melmask.embedding.assemble import ClipVectors, StepGrid
+from melmask.embedding.assemble import ClipVectors
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.embedding.extract import decoded_groups
 from melmask.settings import to_dict
@@ -26,23 +27,20 @@ class FileFeatures(NamedTuple):
 def probe_features(
     model: AudioEncoder,
     paths: Sequence[Path],
+    choice: FeatureChoice = FeatureChoice(),
     *,
-    layer: int | Sequence[int] | None = None,
-    pooling: str = "concat",
-    scene: str = "mean",
     seed: int = 0,
     title: str = "probe",
 ) -> FileFeatures:
-    """Scene vectors of the model, of the same network untrained, and each band's mean and std over time.
+    """Return scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
     Every file is decoded once for all three; progress goes to standard error under `title`.
     """
-    model.check_choice(layer, pooling, scene=scene)
+    choice.check(model.card.model, model.card.front_end)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
-    files = _vectors_of_files(model, networks, paths, layer, pooling, scene)
-    for path, vectors, error in track(files, len(paths), title):
+    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), title):
         if error is None:
             for name, vector in vectors.items():
                 rows[name].append(vector)
@@ -52,22 +50,20 @@ def probe_features(
 
 
 def _vectors_of_files(
-    model: AudioEncoder,
-    networks: dict[str, AudioEncoder],
-    paths: Sequence[Path],
-    layer: int | Sequence[int] | None,
-    pooling: str,
-    scene: str,
+    networks: dict[str, AudioEncoder], paths: Sequence[Path], choice: FeatureChoice
 ) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
-    """(path, representation -> vector, error) of each file, in order."""
+    """Yield (path, representation -> vector, error) of each file, in order."""
+    # All networks have the same front end and step grid.
+    model = networks[PRETRAINED]
     grid = model.step_grid()
-    bands, clips = BandStatistics(), _clips(networks, grid, scene)
+
+    def new_clip() -> tuple["BandStatistics", dict[str, ClipVectors]]:
+        return BandStatistics(), {name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}
+
+    bands, clips = new_clip()
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
-        encoded = {
-            name: iter(network.embed_segments(logmels, layer=layer, pooling=pooling))
-            for name, network in networks.items()
-        }
+        encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
         for piece in pieces:
             if piece.logmel is not None:
                 bands.add(piece.logmel)
@@ -80,7 +76,7 @@ def _vectors_of_files(
                 yield piece.path, {LOGMEL: bands.result(), **scenes}, None
             else:
                 yield piece.path, {}, piece.error
-            bands, clips = BandStatistics(), _clips(networks, grid, scene)
+            bands, clips = new_clip()
 
 
 def origin_of_features(model: AudioEncoder, errors: dict[Path, str]) -> dict[str, Any]:
@@ -89,10 +85,6 @@ def origin_of_features(model: AudioEncoder, errors: dict[Path, str]) -> dict[str
         "normalization": {"from": model.normalization, **to_dict(model.card.statistics)},
         "unreadable": {str(path): reason for path, reason in errors.items()},
     }
-
-
-def _clips(networks: dict[str, AudioEncoder], grid: StepGrid, scene: str) -> dict[str, ClipVectors]:
-    return {name: ClipVectors(grid, keep_frames=False, scene=scene) for name in networks}
 
 
 class BandStatistics:

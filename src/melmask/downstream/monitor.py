@@ -5,8 +5,7 @@ them equals one without. A model whose vectors are not finite gets no numbers: t
 """
 
 import copy
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
-from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
+from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
 from melmask.downstream.probe import knn_probe
-from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors
+from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors, grouped
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.figures.training import ReconstructionPictures
@@ -75,7 +75,7 @@ class FeatureRank:
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """The rank of the units' vectors under the model of this step."""
-        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, "mean")
+        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice(pooling="mean"))
         return {"feature_rank": rankme(vectors), "rank_units": len(vectors)} if np.isfinite(vectors).all() else {}
 
 
@@ -140,7 +140,7 @@ class NearestNeighbours:
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """The score of the model of this step."""
-        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, "concat")
+        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice())
         if not np.isfinite(vectors).all():
             return {}
         return {"knn_accuracy": knn_probe(vectors, self._labels, self._splits).mean}
@@ -154,26 +154,19 @@ def _encoder(state: StepState, hardware: HardwareConfig) -> AudioEncoder:
     return AudioEncoder(copy.deepcopy(state.model), state.card, device=str(device), precision=precision)
 
 
-def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], pooling: str) -> np.ndarray:
-    """Scene vectors (clips, D) of log-mels (mels, frames) float16, as inference makes them."""
+def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], choice: FeatureChoice) -> np.ndarray:
+    """Return the scene vectors (clips, D) of log-mels (mels, frames) float16, as inference makes them."""
     grid = encoder.step_grid()
     scenes = []
-    for group in _groups(logmels):
+    for group in grouped(logmels, lambda logmel: logmel.shape[1], FRAMES_TOGETHER):
         clips = [list(encoder.segments_of([logmel.float()], grid)) for logmel in group]
-        vectors = iter(encoder.embed_segments([piece for clip in clips for _, piece in clip], pooling=pooling))
+        vectors = iter(encoder.embed_segments([piece for clip in clips for _, piece in clip], choice))
         for clip in clips:
             parts = ClipVectors(grid, keep_frames=False)
             for phase, piece in clip:
                 parts.add(phase, next(vectors), piece.shape[1])
             scenes.append(parts.scene())
     return np.stack(scenes)
-
-
-def _groups(logmels: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive log-mels worth encoding together."""
-    numbers = np.cumsum([logmel.shape[1] for logmel in logmels]) // FRAMES_TOGETHER
-    for _, group in itertools.groupby(zip(numbers, logmels, strict=True), key=lambda pair: pair[0]):
-        yield [logmel for _, logmel in group]
 
 
 def _without_test(table: LabelTable) -> LabelTable:
@@ -238,14 +231,12 @@ def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
     """(mels, frames) float16 of the file's first 30 s."""
     rate_hz = transform.config.sample_rate_hz
     longest = frames_of_samples(round(LONGEST_S * rate_hz), transform.config)
-    stream, blocks, frames = LogMelStream(transform), [], 0
-    for block in read_audio_blocks(path, rate_hz):
-        blocks.append(stream.push(block)[0].half())
-        frames += blocks[-1].shape[1]
+    blocks, frames = [], 0
+    for block in logmel_blocks(read_audio_blocks(path, rate_hz), transform):
+        blocks.append(block.half())
+        frames += block.shape[1]
         if frames >= longest:
             break
-    else:
-        blocks.append(stream.finish()[0].half())
     # Its own memory, not a view that keeps what was cut off.
     return torch.cat(blocks, dim=1)[:, :longest].clone()
 

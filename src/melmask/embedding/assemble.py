@@ -5,7 +5,6 @@ divisor of it, the clip is passed through once a *phase*, each shifted by one mo
 interleaved: dense frame vectors from a model with wide patches. The scene vector always comes from the unshifted phase.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -14,16 +13,7 @@ import torch
 from torch import Tensor
 
 from melmask.config import FrontEndConfig
-from melmask.errors import ConfigError
 from melmask.geometry import step_durations_frames, step_times_ms
-
-POOLINGS = ("concat", "mean", "mean+max", "cls")
-"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
-mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
-
-SCENES = ("mean", "mean+std")
-"""What the scene vector tells of the frame vectors: their mean over time (D), or that and their standard deviation
-(2 D), which says how much the sound changes."""
 
 FRAMES_TOGETHER = 60_000
 """Log-mel frames of files encoded at once: enough units of each length to fill batches, 20 MB."""
@@ -74,21 +64,6 @@ class StepGrid(NamedTuple):
     def times_ms(self, steps: int, config: FrontEndConfig) -> np.ndarray:
         """Centres of the steps, (steps,) float64, in ms from the start of the audio."""
         return step_times_ms(self.first_frame + np.arange(steps) * self.hop_frames, self.patch_frames, config)
-
-
-def step_grid(patch_frames: int, hop_ms: float | None, config: FrontEndConfig) -> StepGrid:
-    """The grid for a hop in ms; None for the patch width.
-
-    Raises:
-        ConfigError: the hop is no whole divisor of the patch.
-    """
-    if hop_ms is None:
-        return StepGrid(patch_frames, patch_frames)
-    hop_frames = round(hop_ms / config.hop_ms) if math.isfinite(hop_ms) else 0
-    if abs(hop_frames * config.hop_ms - hop_ms) > 1e-6 or hop_frames < 1 or patch_frames % hop_frames:
-        known = [d * config.hop_ms for d in range(1, patch_frames + 1) if patch_frames % d == 0]
-        raise ConfigError(f"hop_ms is {hop_ms:g}; this model's steps allow {', '.join(f'{ms:g}' for ms in known)}")
-    return StepGrid(patch_frames, hop_frames)
 
 
 class Segmenter:
@@ -200,19 +175,6 @@ class ClipVectors:
         return out
 
 
-def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
-    """Tokens (batch, [CLS +] patches, width) to one vector a time step, (batch, steps, D)."""
-    first = int(cls_token)
-    grid = tokens[:, first:].unflatten(1, (rows, -1)).transpose(1, 2)
-    if pooling == "mean":
-        return grid.mean(2)
-    if pooling == "mean+max":
-        return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
-    if pooling == "cls":
-        return tokens[:, :1].expand(-1, grid.shape[1], -1)
-    return grid.flatten(2)
-
-
 def batches_of_equal_length(
     units: Iterable[tuple[int, int, Tensor]], values_per_batch: int
 ) -> Iterator[list[tuple[int, int, Tensor]]]:
@@ -224,13 +186,3 @@ def batches_of_equal_length(
         size = max(1, values_per_batch // same[0][2].numel())
         for start in range(0, len(same), size):
             yield same[start : start + size]
-
-
-def check_pooling(pooling: str, cls_token: bool, scene: str = "mean") -> None:
-    """Raise ConfigError unless pooling and scene are known and the model has what they need."""
-    if scene not in SCENES:
-        raise ConfigError(f"scene is {scene!r}; known are {', '.join(SCENES)}")
-    if pooling not in POOLINGS:
-        raise ConfigError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}")
-    if pooling == "cls" and not cls_token:
-        raise ConfigError("pooling is 'cls' but this model has no CLS token; use 'concat', 'mean' or 'mean+max'")

@@ -7,16 +7,16 @@ module all carry it whole. To add a pooling, add one entry to `_POOLINGS` below.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from melmask.config import FrontEndConfig, ModelConfig
 from melmask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
 
-def _mean_and_max(grid: "Tensor", _cls: "Tensor") -> "Tensor":
+def _mean_and_max(grid: "torch.Tensor", _cls: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
@@ -30,7 +30,7 @@ class _Pooling(NamedTuple):
     """
 
     size: Callable[[int, int], int]
-    pool: Callable[["Tensor", "Tensor"], "Tensor"]
+    pool: Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
     needs_cls: bool = False
 
 
@@ -48,6 +48,15 @@ mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
 SCENES = ("mean", "mean+std")
 """What the scene vector holds of the frame vectors: their mean over time (D), or also their standard deviation (2 D),
 which says how much the sound changes."""
+
+
+class ChoiceChanges(TypedDict, total=False):
+    """Keywords that change a `FeatureChoice`: its fields, but `layer`, one number or several, for `layers`."""
+
+    layer: int | Sequence[int] | None
+    pooling: str
+    scene: str
+    hop_ms: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +78,8 @@ class FeatureChoice:
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling is {self.pooling!r}; known are {', '.join(POOLINGS)}")
 
-    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> Self:
-        """A copy with other values; `layer` may be one number or several.
+    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> "FeatureChoice":
+        """Return a copy with other values; `layer` may be one number or several.
 
         Raises:
             ConfigError: an unknown pooling or scene.
@@ -115,7 +124,7 @@ class FeatureChoice:
         """The size of a scene vector."""
         return self.frame_size(model) * len(self.scene.split("+"))
 
-    def pool(self, tokens: "Tensor", rows: int, cls_token: bool) -> "Tensor":
+    def pool(self, tokens: "torch.Tensor", rows: int, cls_token: bool) -> "torch.Tensor":
         """Pool tokens (batch, [CLS +] patches, width) of one layer to a vector a time step, (batch, steps, D)."""
         grid = tokens[:, int(cls_token) :].unflatten(1, (rows, -1)).transpose(1, 2)
         return _POOLINGS[self.pooling].pool(grid, tokens[:, :1])
@@ -126,7 +135,7 @@ class FeatureChoice:
         return {"layer": layer, "pooling": self.pooling, "scene": self.scene, "hop_ms": self.hop_ms}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureChoice":
         """Read what `to_dict` gave; keys that are missing take their defaults.
 
         Raises:

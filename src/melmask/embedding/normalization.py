@@ -1,6 +1,5 @@
 """Statistics of the files at hand, for a model whose own do not fit them: instruments, sonar, other loudness."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.tables import digest_of_paths
 from melmask.errors import AudioFileError, InputError
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import write_json
@@ -31,7 +31,7 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
     """
     facts = {
         "files": len(paths),
-        "files_sha256": hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest(),
+        "files_sha256": digest_of_paths(paths),
         "front_end": to_dict(model.card.front_end),
     }
     statistics = _kept(kept_in, facts)
