@@ -7,7 +7,7 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.embedding import encoder as encoder_module
-from melmask.embedding.choice import POOLINGS
+from melmask.embedding.choice import POOLINGS, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
 
@@ -283,6 +283,26 @@ def test_several_layers_are_put_side_by_side(encoder, sound):
     both = encoder.embed(clip, RATE_HZ, layer=[2, 1], pooling="mean").frames
     np.testing.assert_array_equal(both, np.concatenate(single, 1))
     assert encoder.embedding_size(pooling="mean", layer=[2, 1]) == 2 * WIDTH
+
+
+def test_a_choice_and_keywords_that_change_it_say_the_same(encoder, sound):
+    clip, choice = sound(1, 0), FeatureChoice(layers=(1,), pooling="mean", scene="mean+std")
+    whole = encoder.embed(clip, RATE_HZ, choice)
+    changed = encoder.embed(clip, RATE_HZ, choice.changed(layer=2), layer=1)
+    in_words = encoder.embed(clip, RATE_HZ, layer=1, pooling="mean", scene="mean+std")
+    for other in (changed, in_words):
+        np.testing.assert_array_equal(whole.frames, other.frames)
+        np.testing.assert_array_equal(whole.scene, other.scene)
+    assert (whole.frames.shape[1], len(whole.scene)) == (
+        choice.frame_size(encoder.card.model),
+        choice.scene_size(encoder.card.model),
+    )
+    assert FeatureChoice.from_dict(choice.to_dict()) == choice
+
+
+def test_a_keyword_that_is_not_known_is_refused(encoder, sound):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layers_'"):
+        encoder.embed(sound(1, 0), RATE_HZ, layers_=1)
 
 
 def test_poolings_are_made_of_the_same_tokens(encoder, sound):

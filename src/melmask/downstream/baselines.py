@@ -1,52 +1,72 @@
 """Features of labelled files for the probes: the model's, and those of two honest baselines."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from melmask.downstream.options import ProbeOptions
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.embedding.extract import decoded_groups
+from melmask.embedding.normalization import with_dataset_statistics
+from melmask.errors import InputError
+from melmask.labels.tables import LabelTable, keep_rows
 from melmask.settings import to_dict
 from melmask.system.progress import track
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
 
-class FileFeatures(NamedTuple):
-    """features: name -> (readable files, D) float32, in the files' order; errors: path -> reason of the others."""
+@dataclass(frozen=True, kw_only=True)
+class TaskFeatures:
+    """The features of one task's readable files."""
 
+    table: LabelTable
+    """The rows of these files."""
     features: dict[str, np.ndarray]
-    errors: dict[Path, str]
+    """By representation, (rows of the table, D) float32."""
+    normalization: dict[str, str | float]
+    """Where the mean and std of the log-mels are from, and what they are."""
+    unreadable: dict[str, str]
+    """Why the other files were left out, by path."""
 
 
-def probe_features(
-    model: AudioEncoder,
-    paths: Sequence[Path],
-    choice: FeatureChoice = FeatureChoice(),
-    *,
-    seed: int = 0,
-    title: str = "probe",
-) -> FileFeatures:
-    """Return scene vectors of the model, of the same network untrained, and each band's mean and std over time.
+def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions) -> TaskFeatures:
+    """Compute scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
-    Every file is decoded once for all three; progress goes to standard error under `title`.
+    Every file is decoded once for all three; progress goes to standard error.
+
+    Raises:
+        ConfigError: the model does not have what the choice asks for.
+        InputError: none of the files can be read.
     """
+    if options.normalization == "dataset":
+        model = with_dataset_statistics(model, table.paths)
+    choice, seed, paths = options.choice, options.seed, table.paths
     choice.check(model.card.model, model.card.front_end)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
-    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), title):
+    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
         if error is None:
-            for name, vector in vectors.items():
-                rows[name].append(vector)
+            for representation, vector in vectors.items():
+                rows[representation].append(vector)
         else:
             errors[path] = error
-    return FileFeatures({name: np.array(vectors) for name, vectors in rows.items()}, errors)
+    readable = np.array([path not in errors for path in paths])
+    if not readable.any():
+        reason = next(iter(errors.values()))
+        raise InputError(f"none of the {len(readable)} files of task {name} could be read, as {reason}")
+    return TaskFeatures(
+        table=keep_rows(table, readable),
+        features={representation: np.array(vectors) for representation, vectors in rows.items()},
+        normalization={"from": model.normalization, **to_dict(model.card.statistics)},
+        unreadable={str(path): reason for path, reason in errors.items()},
+    )
 
 
 def _vectors_of_files(
@@ -77,14 +97,6 @@ def _vectors_of_files(
             else:
                 yield piece.path, {}, piece.error
             bands, clips = new_clip()
-
-
-def origin_of_features(model: AudioEncoder, errors: dict[Path, str]) -> dict[str, Any]:
-    """What a report says of features: how the log-mels were normalised, and which files were left out, and why."""
-    return {
-        "normalization": {"from": model.normalization, **to_dict(model.card.statistics)},
-        "unreadable": {str(path): reason for path, reason in errors.items()},
-    }
 
 
 class BandStatistics:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,10 @@ from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
-from melmask.embedding.tables import TableJob, TableSettings, check_table_path, rows_of
+from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_table_path, rows_of
 from melmask.errors import ConfigError, InputError
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
-
-WriteParts = Callable[[AudioEncoder, FeatureChoice, TableJob], float]
-"""Writes the parts of a job that are not there yet; returns how many seconds of sound they hold."""
 
 
 @dataclass(frozen=True, kw_only=True)

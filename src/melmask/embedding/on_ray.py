@@ -11,8 +11,7 @@ from melmask.config import FrontEndConfig, Statistics
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
-from melmask.embedding.folder import WriteParts
-from melmask.embedding.tables import TableJob
+from melmask.embedding.tables import TableJob, WriteParts
 from melmask.errors import MissingExtraError
 
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -238,6 +238,10 @@ class TableJob:
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:06d}.parquet"
+
+
+WriteParts = Callable[[AudioEncoder, FeatureChoice, TableJob], float]
+"""Writes the parts of a job that are not there yet; returns how many seconds of sound they hold."""
 
 
 def read_settings(path: Path) -> TableSettings | None:
