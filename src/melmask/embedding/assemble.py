@@ -6,14 +6,13 @@ interleaved: dense frame vectors from a model with wide patches. The scene vecto
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from melmask.config import FrontEndConfig
-from melmask.geometry import step_durations_frames, step_times_ms
+from melmask.geometry import StepGrid, step_durations_frames
 
 FRAMES_TOGETHER = 60_000
 """Log-mel frames of files encoded at once: enough units of each length to fill batches, 20 MB."""
@@ -33,37 +32,6 @@ def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Ite
             group, size = [], 0
     if group:
         yield group
-
-
-class StepGrid(NamedTuple):
-    """Steps of `patch_frames` frames, one each `hop_frames`, a divisor of it."""
-
-    patch_frames: int
-    hop_frames: int
-
-    @property
-    def first_frame(self) -> int:
-        """Where the first step starts: its centre is the first one of the grid that is not before the audio."""
-        return -((self.patch_frames - 1) // 2 // self.hop_frames) * self.hop_frames
-
-    @property
-    def phases(self) -> list[int]:
-        """First frame of each shifted pass; the unshifted one, 0, is among them."""
-        return [self.first_frame + k * self.hop_frames for k in range(self.patch_frames // self.hop_frames)]
-
-    def steps(self, frames: int) -> int:
-        """Steps of a clip of `frames` frames.
-
-        Undivided patches cover the clip, the last one partly; dense steps end with the last centre inside it.
-        """
-        if self.hop_frames == self.patch_frames:
-            return -(-frames // self.patch_frames)
-        last_start = frames - 1 - (self.patch_frames - 1) / 2
-        return max(1, int((last_start - self.first_frame) // self.hop_frames) + 1)
-
-    def times_ms(self, steps: int, config: FrontEndConfig) -> np.ndarray:
-        """Centres of the steps, (steps,) float64, in ms from the start of the audio."""
-        return step_times_ms(self.first_frame + np.arange(steps) * self.hop_frames, self.patch_frames, config)
 
 
 class Segmenter:

@@ -89,8 +89,8 @@ class FeatureChoice:
             changes["layers"] = (layer,) if isinstance(layer, int) else tuple(layer)
         return replace(self, **changes)
 
-    def check(self, model: ModelConfig, front_end: FrontEndConfig) -> None:
-        """Raise ConfigError unless this model has such layers, pooling and hop."""
+    def check(self, model: ModelConfig, front_end: FrontEndConfig) -> "FeatureChoice":
+        """Return the choice itself; raise ConfigError unless this model has such layers, pooling and hop."""
         for number in self.layers:
             if not 1 <= number <= model.depth:
                 raise ConfigError(f"layer is {number}; this model has layers 1 to {model.depth}")
@@ -98,6 +98,7 @@ class FeatureChoice:
             others = " or ".join(repr(name) for name, pooling in _POOLINGS.items() if not pooling.needs_cls)
             raise ConfigError(f"pooling is {self.pooling!r} but this model has no CLS token; use {others}")
         self.hop_frames(model, front_end)
+        return self
 
     def hop_frames(self, model: ModelConfig, front_end: FrontEndConfig) -> int:
         """Frames between frame vectors.

@@ -32,7 +32,6 @@ from melmask.embedding.assemble import (
     FRAMES_TOGETHER,
     ClipVectors,
     Segmenter,
-    StepGrid,
     batches_of_equal_length,
     grouped,
 )
@@ -40,7 +39,7 @@ from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.reconstruction import Reconstruction, reconstruct
 from melmask.embedding.waveform import waveform_of
 from melmask.errors import ConfigError
-from melmask.geometry import unit_lengths
+from melmask.geometry import StepGrid, unit_lengths
 from melmask.objectives.mae import MaskedAutoencoder, build_model
 from melmask.settings import to_dict
 from melmask.system.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
@@ -112,7 +111,8 @@ class AudioEncoder:
         Raises:
             ConfigError: the model does not have what the choice asks for.
         """
-        return self.checked(choice, changes).frame_size(self.card.model)
+        choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
+        return choice.frame_size(self.card.model)
 
     def step_grid(self, choice: FeatureChoice = FeatureChoice()) -> StepGrid:
         """Return the grid of frame vectors: one each `choice.hop_ms`, by default one a patch.
@@ -121,12 +121,6 @@ class AudioEncoder:
             ConfigError: the hop is no divisor of the patch's duration.
         """
         return StepGrid(self.card.model.patch_frames, choice.hop_frames(self.card.model, self.card.front_end))
-
-    def checked(self, choice: FeatureChoice, changes: ChoiceChanges) -> FeatureChoice:
-        """Return the changed choice; raise ConfigError unless this model has such layers, pooling and hop."""
-        choice = choice.changed(**changes)
-        choice.check(self.card.model, self.card.front_end)
-        return choice
 
     def embed(
         self,
@@ -153,7 +147,7 @@ class AudioEncoder:
             ConfigError: the model has no such layer, pooling, hop or scene.
             TypeError: a keyword is no field of `FeatureChoice`.
         """
-        choice = self.checked(choice, changes)
+        choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
         grid = self.step_grid(choice)
         if from_file := isinstance(audio, str | Path):
             clips, single = [self.segments_of_file(Path(audio), grid)], True

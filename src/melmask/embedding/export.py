@@ -136,7 +136,12 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
 
 def _describe(proto: Any, encoder: AudioEncoder, choice: FeatureChoice) -> None:
     layer = choice.layers[0] if choice.layers else None
-    facts = {"melmask": __version__, "model": encoder.name, "layer": layer, "pooling": choice.pooling}
+    facts: dict[str, object] = {
+        "melmask": __version__,
+        "model": encoder.name,
+        "layer": layer,
+        "pooling": choice.pooling,
+    }
     facts |= {"front_end": to_dict(encoder.card.front_end), "statistics": to_dict(encoder.card.statistics)}
     entry = proto.metadata_props.add()
     entry.key, entry.value = "melmask", json.dumps(facts)

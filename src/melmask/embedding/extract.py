@@ -8,10 +8,11 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from torch import Tensor
 
-from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors, StepGrid, grouped
+from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors, grouped
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError
+from melmask.geometry import StepGrid
 from melmask.system.hardware import map_ahead
 
 _DECODERS = 2
@@ -69,7 +70,7 @@ def embed_files(
     Raises:
         ConfigError: the model has no such layer, pooling, hop or scene.
     """
-    choice = model.checked(choice, changes)
+    choice = choice.changed(**changes).check(model.card.model, model.card.front_end)
     # The scene vector needs no shifted passes.
     grid = model.step_grid(choice if keep_frames else FeatureChoice())
     steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))
@@ -84,16 +85,13 @@ def embed_files(
                 first_step, frames = vectors.taken, vectors.take(steps_per_row)
                 yield FileEmbedding(piece.path, 0.0, None, frames, None, first_step, last=False)
             if piece.last:
-                yield _result(model, piece, vectors, keep_frames)
+                if piece.error is not None:
+                    yield FileEmbedding(piece.path, 0.0, None, None, piece.error)
+                else:
+                    duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
+                    first_step, frames = vectors.taken, vectors.take() if keep_frames else None
+                    yield FileEmbedding(piece.path, duration_s, vectors.scene(), frames, None, first_step)
                 vectors = ClipVectors(grid, keep_frames, choice.scene)
-
-
-def _result(model: AudioEncoder, piece: Piece, vectors: ClipVectors, keep_frames: bool) -> FileEmbedding:
-    if piece.error is not None:
-        return FileEmbedding(piece.path, 0.0, None, None, piece.error)
-    duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
-    first_step, frames = vectors.taken, vectors.take() if keep_frames else None
-    return FileEmbedding(piece.path, duration_s, vectors.scene(), frames, None, first_step)
 
 
 def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:

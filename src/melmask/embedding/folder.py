@@ -2,18 +2,19 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from melmask.audio.files import find_audio
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
-from melmask.embedding.extract import FileEmbedding, embed_files
+from melmask.embedding.extract import embed_files
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
-from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_table_path, rows_of
+from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, rows_of
 from melmask.errors import ConfigError, InputError
+from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
 
@@ -71,10 +72,13 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
         OutputError: the place cannot be written to, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
-    check_table_path(out)
+    # What cannot be written is refused before the model is loaded.
+    check_suffix(out)
+    ensure_folder(out.parent)
     every_path = find_audio(sources)
     paths, table = shard_of(every_path, out, options.shard)
-    write_parts, device = write_parts_here, options.device
+    write_parts: WriteParts | None = None
+    device = options.device
     if options.engine == "ray":
         from melmask.embedding.on_ray import ray_writer
 
@@ -88,20 +92,6 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
     return embed_table(encoder, paths, table, options.choice, keep_frames=options.frames, write_parts=write_parts)
 
 
-def write_parts_here(model: AudioEncoder, choice: FeatureChoice, job: TableJob) -> float:
-    """Write the parts of a job that are not there yet, in this process; return how many seconds of sound they hold."""
-    todo = job.todo()
-    paths = job.paths_of(todo)
-
-    def rows() -> Iterator[FileEmbedding]:
-        embedded = embed_files(model, paths, choice, keep_frames=job.settings.frames)
-        # A long file gives several rows and counts once.
-        for _, of_file in track(itertools.groupby(embedded, key=lambda row: row.path), len(paths), "embed"):
-            yield from of_file
-
-    return job.write(todo, rows())
-
-
 def embed_table(
     model: AudioEncoder,
     paths: Sequence[Path],
@@ -109,9 +99,17 @@ def embed_table(
     choice: FeatureChoice = FeatureChoice(),
     *,
     keep_frames: bool = False,
-    write_parts: WriteParts = write_parts_here,
+    write_parts: WriteParts | None = None,
 ) -> JobReport:
     """Write the embeddings of `paths` to `out` (.parquet or .npz); a killed job resumes after its last whole part.
+
+    Args:
+        model: A loaded model.
+        paths: Sound files.
+        out: The table.
+        choice: Which features to take.
+        keep_frames: Whether the table holds the frame vectors too.
+        write_parts: What writes the parts elsewhere; without it this process does.
 
     Raises:
         ConfigError: the model has no such layer, pooling or hop.
@@ -129,7 +127,15 @@ def embed_table(
         newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
         return JobReport(table=out, files=files, failed=len(paths) - files, dimensions=dimensions, newer=newer)
     with job.claimed():
-        sound_s = write_parts(model, choice, job)
+        if write_parts is not None:
+            sound_s = write_parts(model, choice, job)
+        else:
+            todo = job.todo()
+            left = job.paths_of(todo)
+            # A long file gives several rows, which count once.
+            by_file = itertools.groupby(embed_files(model, left, choice, keep_frames=keep_frames), lambda row: row.path)
+            rows = itertools.chain.from_iterable(rows for _, rows in track(by_file, len(left), "embed"))
+            sound_s = job.write(todo, rows)
         failed = len(job.merge())
     wall_s, files = time.monotonic() - start_s, len(paths) - failed
     return JobReport(table=out, files=files, failed=failed, dimensions=dimensions, sound_s=sound_s, wall_s=wall_s)

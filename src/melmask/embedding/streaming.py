@@ -46,7 +46,8 @@ class EmbeddingStream:
         choice: FeatureChoice = FeatureChoice(),
         **changes: Unpack[ChoiceChanges],
     ):
-        self._model, self._choice = model, model.checked(choice, changes)
+        self._model = model
+        self._choice = choice.changed(**changes).check(model.card.model, model.card.front_end)
         self._grid = model.step_grid(self._choice)
         self._logmel = LogMelStream(model.front_end)
         self._resampler = None
@@ -102,7 +103,7 @@ class EmbeddingStream:
     def _emit(self, end: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Vectors in order of time, until a phase has none ready or step `end` is reached."""
         phases = list(self._ready.values())
-        vectors = []
+        vectors: list[np.ndarray] = []
         while (end is None or self._steps + len(vectors) < end) and (
             queue := phases[(self._steps + len(vectors)) % len(phases)]
         ):

@@ -29,7 +29,6 @@ import pyarrow.parquet as pq
 
 from melmask import __version__
 from melmask.config import FrontEndConfig, Statistics
-from melmask.embedding.assemble import grouped
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
@@ -44,11 +43,10 @@ _ROW_GROUP_BYTES = 12 << 20
 _KEY = b"melmask"
 
 
-def check_table_path(path: Path) -> None:
-    """Raise OutputError unless the name ends in a known suffix and its folder can be written to."""
+def check_suffix(path: Path) -> None:
+    """Raise OutputError unless the name of a table ends in a known suffix."""
     if path.suffix not in SUFFIXES:
         raise OutputError(f"--out is {path}; expected a name ending in {' or '.join(SUFFIXES)}")
-    ensure_folder(path.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +79,17 @@ class TableSettings:
         cls,
         model: AudioEncoder,
         paths: Sequence[Path],
-        choice: FeatureChoice = FeatureChoice(),
+        choice: FeatureChoice,
         *,
         keep_frames: bool = False,
     ) -> "TableSettings":
         """Return the settings of a table of `paths` with these features of `model`."""
-        card = model.card
-        first_ms, second_ms = model.step_grid(choice).times_ms(2, card.front_end).tolist()
+        card, sha256, grid = model.card, model.sha256, model.step_grid(choice)
+        first_ms, second_ms = grid.times_ms(2, card.front_end).tolist()
         return cls(
             melmask=__version__,
             model=model.name,
-            model_sha256=model.sha256,
+            model_sha256=sha256,
             layer=list(choice.layers) or None,
             pooling=choice.pooling,
             scene=choice.scene,
@@ -135,7 +133,7 @@ class TableJob:
     """
 
     def __init__(self, path: Path, paths: Sequence[Path], settings: TableSettings):
-        check_table_path(path)
+        check_suffix(path)
         self._path, self._paths, self.settings = path, paths, settings
         self._files_per_part = FILES_PER_PART  # carried along where a job is sent to other processes
         self._folder, self._merged = path.with_name(path.name + ".parts"), False
@@ -191,19 +189,20 @@ class TableJob:
 
         `results` are those of `paths_of(parts)`, in order, taken as they are needed.
         """
-        rows, sound_s = iter(results), 0.0
-
-        def counted(of_part: Iterable[FileEmbedding]) -> Iterator[FileEmbedding]:
-            nonlocal sound_s
-            for row in of_part:
-                sound_s += row.duration_s
-                yield row
-
+        rows, sound_s, schema = iter(results), 0.0, _part_schema(self.settings)
         for part in parts:
-            of_part = counted(_rows_of_files(rows, len(self.paths_of([part]))))
-            tables = (_arrow_table(group, self.settings) for group in grouped(of_part, _bytes_of, _ROW_GROUP_BYTES))
-            with atomic_write(self._part(part)) as file:
-                _write_parquet(file, tables, _part_schema(self.settings))
+            with atomic_write(self._part(part)) as file, _parquet_writer(file, schema) as writer:
+                group: list[FileEmbedding] = []
+                size = 0
+                for row in _rows_of_files(rows, len(self.paths_of([part]))):
+                    group.append(row)
+                    sound_s += row.duration_s
+                    size += _bytes_of(row)
+                    if size >= _ROW_GROUP_BYTES:
+                        writer.write_table(_arrow_table(group, self.settings))
+                        group, size = [], 0
+                if group:
+                    writer.write_table(_arrow_table(group, self.settings))
         return sound_s
 
     def merge(self) -> list[tuple[str, str]]:
@@ -225,7 +224,11 @@ class TableJob:
         with atomic_write(self._path) as file:
             good = (table for part in parts for table in _good_rows(part, _schema(self.settings)))
             if self._path.suffix == ".parquet":
-                _write_parquet(file, good, _schema(self.settings))
+                with _parquet_writer(file, _schema(self.settings)) as writer:
+                    for table in good:
+                        # A table without rows would become a row group without rows.
+                        if len(table):
+                            writer.write_table(table)
             else:
                 _write_npz(file, good, self.settings)
         failures = self._path.with_name(self._path.name + ".failed.csv")
@@ -337,13 +340,9 @@ def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             yield table
 
 
-def _write_parquet(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write each table that is not empty as a row group."""
+def _parquet_writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
     # A dictionary of floats that do not repeat costs twenty times the time and a gigabyte.
-    with pq.ParquetWriter(file, schema, use_dictionary=["path"]) as writer:
-        for table in tables:
-            if len(table):
-                writer.write_table(table)
+    return pq.ParquetWriter(file, schema, use_dictionary=["path"])
 
 
 def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSettings) -> None:

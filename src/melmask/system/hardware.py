@@ -23,7 +23,8 @@ _FLOAT32_PRODUCT_ERROR = 1e-6
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _KEPT_BYTES = 2**31 - 1
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def pick_device(name: str) -> torch.device:
