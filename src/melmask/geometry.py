@@ -1,7 +1,7 @@
 """Samples, frames, patches and milliseconds: the only place that converts between them.
 
-With centred frames, frame i is the spectrum around sample i * hop. A patch of p frames starting at frame s
-covers frames s .. s + p - 1, so its centre in time is (s + (p - 1) / 2) * hop.
+With centered frames, frame i is the spectrum around sample i * hop. A patch of p frames starting at frame s
+covers frames s .. s + p - 1, so its center in time is (s + (p - 1) / 2) * hop.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ def frames_of_samples(samples: int, config: FrontEndConfig) -> int:
 
 
 def step_times_ms(first_frames: np.ndarray, patch_frames: int, config: FrontEndConfig) -> np.ndarray:
-    """Centres, in ms from the start of the audio, of patches that start at `first_frames` (steps,)."""
+    """Centers, in ms from the start of the audio, of patches that start at `first_frames` (steps,)."""
     return ((first_frames + (patch_frames - 1) / 2) * config.hop_ms).astype(np.float64)
 
 
@@ -72,7 +72,7 @@ class StepGrid(NamedTuple):
 
     @property
     def first_frame(self) -> int:
-        """Where the first step starts: its centre is the first one of the grid that is not before the audio."""
+        """Where the first step starts: its center is the first one of the grid that is not before the audio."""
         return -((self.patch_frames - 1) // 2 // self.hop_frames) * self.hop_frames
 
     @property
@@ -83,7 +83,7 @@ class StepGrid(NamedTuple):
     def steps(self, frames: int) -> int:
         """Steps of a clip of `frames` frames.
 
-        Undivided patches cover the clip, the last one partly; dense steps end with the last centre inside it.
+        Undivided patches cover the clip, the last one partly; dense steps end with the last center inside it.
         """
         if self.hop_frames == self.patch_frames:
             return -(-frames // self.patch_frames)
@@ -91,5 +91,5 @@ class StepGrid(NamedTuple):
         return max(1, int((last_start - self.first_frame) // self.hop_frames) + 1)
 
     def times_ms(self, steps: int, config: FrontEndConfig) -> np.ndarray:
-        """Centres of the steps, (steps,) float64, in ms from the start of the audio."""
+        """Centers of the steps, (steps,) float64, in ms from the start of the audio."""
         return step_times_ms(self.first_frame + np.arange(steps) * self.hop_frames, self.patch_frames, config)

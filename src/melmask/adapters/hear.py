@@ -88,7 +88,7 @@ def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel
 def get_timestamp_embeddings(
     audio: Float[Tensor, "clips samples"], model: HearModel
 ) -> tuple[Float[Tensor, "clips steps dims"], Float[Tensor, "clips steps"]]:
-    """Frame vectors and the times of their centres in ms, float32; steps are `model.choice.hop_ms` apart."""
+    """Frame vectors and the times of their centers in ms, float32; steps are `model.choice.hop_ms` apart."""
     parts = [model.encoder.embed(part, model.sample_rate, model.choice) for part in audio.split(_CLIPS_TOGETHER)]
     frames = torch.cat([torch.from_numpy(part.frames) for part in parts])
     times_ms = torch.from_numpy(parts[0].times_ms).float().expand(len(frames), -1)

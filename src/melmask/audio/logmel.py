@@ -40,7 +40,7 @@ def mel_filterbank(config: FrontEndConfig) -> np.ndarray:
     widths_hz = np.diff(edges_hz)
     rising = -slopes[:-2] / widths_hz[:-1, None]
     falling = slopes[2:] / widths_hz[1:, None]
-    # float32 before the area normalisation: librosa's order, so the filters are equal bit for bit.
+    # float32 before the area normalization: librosa's order, so the filters are equal bit for bit.
     filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
     filters *= (2 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
     return filters

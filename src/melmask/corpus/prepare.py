@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from melmask.audio.files import find_audio, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
-from melmask.corpus.store import StoreWriter
-from melmask.errors import AudioFileError, InputError
+from melmask.corpus.store import StoreFacts, StoreWriter
+from melmask.errors import AudioFileError
 from melmask.system.files import claimed
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
@@ -42,11 +42,11 @@ def prepare(
     front_end: FrontEndConfig,
     threads: int | None = None,
     shard_mb: int = 256,
-) -> dict[str, Any]:
-    """Write the log-mels of all sound files in `sources` to the store `folder`; returns store.json's content.
+) -> StoreFacts:
+    """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
 
-    Files already in the store are passed over, so a killed or extended job goes on where it was. Files that cannot
-    be read are recorded in failed.csv with the reason.
+    Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
+    are recorded in failed.csv with the reason.
 
     Raises:
         InputError: no sound files, or none of them readable.
@@ -64,12 +64,7 @@ def prepare(
                 writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
             else:
                 writer.add_failure(clip.path, clip.error)
-        facts = writer.finish()
-    if not facts["files"]:
-        raise InputError(
-            f"none of the {facts['failed']} files could be read; the reasons are in {folder / 'failed.csv'}"
-        )
-    return facts
+        return writer.finish()
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Features of labelled files for the probes: the model's, and those of two honest baselines."""
+"""Features of labeled files for the probes: the model's, and those of two honest baselines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
-"""`melmask few-labels`: how accuracy grows with the number of labelled clips per class; files, pictures and a table.
+"""`melmask few-labels`: how accuracy grows with the number of labeled clips per class; files, pictures and a table.
 
 1. Every clip's features are computed once, as for `melmask probe`, and its splits are made as there.
 2. A draw puts each class's training clips of a split into a random order, in which clips of different groups (speakers,
-   recordings) come first. The first n of it are the n labelled clips, so more labels always include the fewer. A class
+   recordings) come first. The first n of it are the n labeled clips, so more labels always include the fewer. A class
    with fewer than n gives all it has. Valid and test clips are never drawn.
 3. A linear probe (logistic regression, C = 1) and k-NN are fitted to the drawn clips and judged on the split's test
-   clips. k is min(10, n): 1-NN for one label, and never more neighbours than a class has labels. Features are scaled by
-   the mean and std of all the split's training clips, labelled or not: few labels seldom mean few clips, and from two
+   clips. k is min(10, n): 1-NN for one label, and never more neighbors than a class has labels. Features are scaled by
+   the mean and std of all the split's training clips, labeled or not: few labels seldom mean few clips, and from two
    clips alone, one a class, no scale can be had.
 4. "all" takes every training clip, once, and so is the score of `melmask probe`.
 
@@ -255,7 +255,7 @@ def _predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> n
 def _point(n: int | str, counts: np.ndarray, class_names: list[str], draws: int) -> CurvePoint:
     """Return what a number means on this task, whose splits' classes have `counts` (splits, classes) training clips."""
     given = counts if n == ALL else np.minimum(counts, int(n))
-    short = [] if n == ALL else np.flatnonzero((counts < int(n)).any(axis=0))
+    short = () if n == ALL else np.flatnonzero((counts < int(n)).any(axis=0)).tolist()
     return CurvePoint(
         per_class=n,
         mean_per_class=float(given.mean()),

@@ -1,4 +1,4 @@
-"""What a pre-training run reports of its features as it goes: their rank, and a k-NN score on labelled files.
+"""What a pre-training run reports of its features as it goes: their rank, and a k-NN score on labeled files.
 
 Both are training hooks. They read the model, never change it, and draw nothing from a global generator, so a run with
 them equals one without. A model whose vectors are not finite gets no numbers: the training loop itself ends such a run.
@@ -34,14 +34,14 @@ from melmask.train.pretrain import Hook, StepState
 RANK_UNITS = 512
 MONITOR_CLIPS = 2000
 LONGEST_S = 30.0
-"""What is kept of a labelled file: 2000 such files are 1 GB of float16 log-mels."""
+"""What is kept of a labeled file: 2000 such files are 1 GB of float16 log-mels."""
 _RANK_EPSILON = 1e-7
 
 
 def rankme(vectors: Float[np.ndarray, "rows dims"]) -> float:
     """RankMe, the effective rank of features: exp(-sum p_k ln p_k), p_k = s_k / sum(s) + 1e-7.
 
-    s are the singular values of `vectors` as they are: nothing is centred, so a mean that all rows share counts as
+    s are the singular values of `vectors` as they are: nothing is centered, so a mean that all rows share counts as
     one strong direction and lowers the rank. Between 1 (all rows parallel) and min(rows, dims); 0 for zeros only.
 
     Source: Garrido et al., RankMe, ICML 2023 (arXiv 2210.02885), equations 1 and 2.
@@ -88,8 +88,8 @@ def _even_units(frames: np.ndarray, unit_frames: int, most: int) -> list[tuple[i
     return list(dict.fromkeys(zip(clips.tolist(), firsts.tolist(), strict=True)))
 
 
-class NearestNeighbours:
-    """A training hook: {"knn_accuracy": top-1 accuracy, 0 to 1} of `knn_probe` on scene vectors of labelled files.
+class NearestNeighbors:
+    """A training hook: {"knn_accuracy": top-1 accuracy, 0 to 1} of `knn_probe` on scene vectors of labeled files.
 
     Rows marked `test` play no part: their files are not even opened, so a run may be steered by this score without
     spoiling the test. If the other rows are marked train and valid, train rows vote on valid rows. Otherwise they are
@@ -242,7 +242,7 @@ def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
 
 
 def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_root: Path | None = None) -> list[Hook]:
-    """What looks at a run as it goes: reconstructions, feature rank and, if there are labelled files, a k-NN score.
+    """What looks at a run as it goes: reconstructions, feature rank and, if there are labeled files, a k-NN score.
 
     Raises:
         InputError: the label table cannot be used.
@@ -254,5 +254,5 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
         return []
     hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config)]
     if labels is not None:
-        hooks.append(NearestNeighbours(labels, store, config, audio_root=audio_root, seed=config.run.seed))
+        hooks.append(NearestNeighbors(labels, store, config, audio_root=audio_root, seed=config.run.seed))
     return hooks

@@ -1,4 +1,4 @@
-"""`melmask probe`: one or more labelled tasks, three representations, two classifiers; files and a table."""
+"""`melmask probe`: one or more labeled tasks, three representations, two classifiers; files and a table."""
 
 import csv
 from collections.abc import Iterator, Sequence

@@ -121,7 +121,7 @@ class ClipVectors:
         if not self._kept:
             return 0
         gaps = [k + len(self._kept) * count for k, count in enumerate(self._reached.values())]
-        # A phase may reach one step further than the grid: its last centre lies after the clip's end.
+        # A phase may reach one step further than the grid: its last center lies after the clip's end.
         return min(*gaps, self._grid.steps(self._frames)) - self._taken
 
     def take(self, most: int | None = None) -> np.ndarray:

@@ -1,10 +1,10 @@
 """The one inference path: sound in, embeddings out. A pure function of (audio, model).
 
-1. Waveform to log-mel, normalised with the checkpoint's statistics.
+1. Waveform to log-mel, normalized with the checkpoint's statistics.
 2. Cut into units of the trained length; the last one is shortened to whole patches. What is missing of its last patch
-   is filled with 0, the corpus mean after normalisation, as the published successor does.
+   is filled with 0, the corpus mean after normalization, as the published successor does.
 3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
-4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's centre.
+4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's center.
 5. The scene vector is their mean over time, weighted by the true audio in each step, or mean and standard deviation.
 
 `choice.py` says what is taken in steps 3 to 5; `assemble.py` has what surrounds the encoder in steps 2 and 5.
@@ -57,7 +57,7 @@ class Embedding:
     """Embeddings of one clip, or of several of equal length.
 
     scene: ([clips,] D) float32, or 2 D for 'mean+std'.  frames: ([clips,] steps, D) float32.  times_ms: (steps,)
-    float64, the steps' centres.
+    float64, the steps' centers.
     """
 
     scene: np.ndarray
@@ -168,7 +168,7 @@ class AudioEncoder:
         return Embedding(scene_out, frames_out, times_ms)
 
     def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
-        """Log-mel of (samples,) or (clips, samples): (clips, mels, frames) float32, natural log, not normalised."""
+        """Log-mel of (samples,) or (clips, samples): (clips, mels, frames) float32, natural log, not normalized."""
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 

@@ -29,10 +29,10 @@ class FileEmbedding(NamedTuple):
     """
 
     path: Path
-    duration_s: float
-    scene: np.ndarray | None
-    frames: np.ndarray | None
-    error: str | None
+    duration_s: float = 0.0
+    scene: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    error: str | None = None
     first_step: int = 0
     last: bool = True
 
@@ -83,14 +83,14 @@ def embed_files(
             # One more is left for the last row.
             while vectors.ready > steps_per_row:
                 first_step, frames = vectors.taken, vectors.take(steps_per_row)
-                yield FileEmbedding(piece.path, 0.0, None, frames, None, first_step, last=False)
+                yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False)
             if piece.last:
                 if piece.error is not None:
-                    yield FileEmbedding(piece.path, 0.0, None, None, piece.error)
+                    yield FileEmbedding(piece.path, error=piece.error)
                 else:
                     duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
-                    first_step, frames = vectors.taken, vectors.take() if keep_frames else None
-                    yield FileEmbedding(piece.path, duration_s, vectors.scene(), frames, None, first_step)
+                    first_step, rest = vectors.taken, vectors.take() if keep_frames else None
+                    yield FileEmbedding(piece.path, duration_s, vectors.scene(), rest, first_step=first_step)
                 vectors = ClipVectors(grid, keep_frames, choice.scene)
 
 

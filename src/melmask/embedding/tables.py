@@ -4,7 +4,7 @@ Parquet: a row a file - path, duration_s, scene (D float32) and, if kept, first_
 settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
 another, each with the file's path, duration and scene; first_step is the number of a row's first step, 0 where a file
 begins. npz: arrays path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
-(files + 1,); the settings are a JSON string. Step k is centred at first_ms + k * step_ms.
+(files + 1,); the settings are a JSON string. Step k is centered at first_ms + k * step_ms.
 
 While the job runs, `<name>.parts/part-*.parquet` hold what is done, `FILES_PER_PART` files each, failed ones too with
 their `error`; duration and scene, or the error, are in a file's `last` row. A part appears whole or not at all; at the
