@@ -17,7 +17,6 @@ same test clips judge every draw, and draws of a small class share clips. `test_
 """
 
 import csv
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,9 +28,8 @@ from melmask.downstream.baselines import features_of_task
 from melmask.downstream.curves import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, csv_rows
 from melmask.downstream.options import ALL, FewLabelsOptions
 from melmask.downstream.probe import (
-    GRADIENT_TOLERANCE,
-    MAX_ITERATIONS,
     neighbor_votes,
+    predict_linear,
     standardize,
     t_interval,
     wilson_interval,
@@ -233,23 +231,12 @@ def _accuracies(
 
 
 def _predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """The linear probe of `probe.linear_probe`, fitted to rows already scaled."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     if len(train) < train.shape[1]:
         # The optimum's weights lie in the span of the training rows: turning that onto the first axes changes nothing
         # but the time, which is a fifth with 100 rows of 960 features.
         axes, _ = np.linalg.qr(train.T)
         train, test = train @ axes, test @ axes
-    model = LogisticRegression(C=1.0, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        # The cap is far beyond where predictions still change.
-        warnings.simplefilter("ignore", category=ConvergenceWarning)
-        # One label of each of many classes is what was asked for, not numbers taken for classes.
-        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        model.fit(train, train_labels)
-    return np.asarray(model.predict(test))
+    return predict_linear(train, train_labels, test)
 
 
 def _point(n: int | str, counts: np.ndarray, class_names: list[str], draws: int) -> CurvePoint:

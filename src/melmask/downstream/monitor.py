@@ -19,7 +19,7 @@ from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
 from melmask.downstream.probe import knn_probe
-from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors, grouped
+from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
@@ -157,16 +157,10 @@ def _encoder(state: StepState, hardware: HardwareConfig) -> AudioEncoder:
 def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], choice: FeatureChoice) -> np.ndarray:
     """Return the scene vectors (clips, D) of log-mels (mels, frames) float16, as inference makes them."""
     grid = encoder.step_grid()
-    scenes = []
-    for group in grouped(logmels, lambda logmel: logmel.shape[1], FRAMES_TOGETHER):
-        clips = [list(encoder.segments_of([logmel.float()], grid)) for logmel in group]
-        vectors = iter(encoder.embed_segments([piece for clip in clips for _, piece in clip], choice))
-        for clip in clips:
-            parts = ClipVectors(grid, keep_frames=False)
-            for phase, piece in clip:
-                parts.add(phase, next(vectors), piece.shape[1])
-            scenes.append(parts.scene())
-    return np.stack(scenes)
+    made = [ClipVectors(grid, keep_frames=False) for _ in logmels]
+    clips = (encoder.segments_of([logmel.float()], grid) for logmel in logmels)
+    encoder.fill(made, clips, choice, FRAMES_TOGETHER)
+    return np.stack([vectors.scene() for vectors in made])
 
 
 def _without_test(table: LabelTable) -> LabelTable:

@@ -19,11 +19,11 @@ class ProbeOptions:
     """How test clips are held out: fold, split, group or random; auto takes the first that the table allows."""
     audio_root: Path | None = None
     """Folder where relative paths start; by default the table's folder, or its parent."""
-    choice: FeatureChoice = field(default_factory=FeatureChoice)
+    choice: FeatureChoice = FeatureChoice()
     """Which features of the model are taken."""
     normalization: Literal["checkpoint", "dataset"] = "checkpoint"
     """Whose mean and standard deviation of log-mels are used: the checkpoint's, or those of each task's files."""
-    seed: int = 0
+    seed: int = field(default=0, metadata={"limits": (0, 2**32 - 1)})
     """Seed of the untrained network and of random splits."""
 
     def __post_init__(self):
@@ -35,7 +35,7 @@ class ProbeOptions:
 class FewLabelsOptions(ProbeOptions):
     """How a model is judged by the number of labels that it needs."""
 
-    per_class: tuple[str, ...] = ("1", "2", "5", "10", ALL)
+    per_class: tuple[str, ...] = field(default=("1", "2", "5", "10", ALL), metadata={"metavar": "N"})
     """Numbers of labeled clips per class, from 1, and all."""
     draws: int = 5
     """How many times each number of labels is drawn at random; with a single draw there is no interval."""

@@ -13,6 +13,7 @@
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,13 +156,8 @@ class AudioEncoder:
             waveform, single = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
             clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
         made = [ClipVectors(grid, keep_frames=True, scene=choice.scene) for _ in clips]
-        pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
         # An array is in memory anyway: encoded all together, its clips fill larger batches.
-        groups = grouped(pieces, lambda piece: piece[2].shape[1], FRAMES_TOGETHER) if from_file else [list(pieces)]
-        for group in groups:
-            encoded = self.embed_segments([piece for *_, piece in group], choice)
-            for (vectors, phase, piece), steps in zip(group, encoded, strict=True):
-                vectors.add(phase, steps, piece.shape[1])
+        self.fill(made, clips, choice, FRAMES_TOGETHER if from_file else sys.maxsize)
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
         scene_out, frames_out = (scenes[0], frames[0]) if single else (np.stack(scenes), np.stack(frames))
@@ -194,6 +190,23 @@ class AudioEncoder:
                 yield from ((phase, piece) for piece in cutter.push(block))
         for phase, cutter in cutters.items():
             yield from ((phase, piece) for piece in cutter.finish())
+
+    def fill(
+        self,
+        made: Sequence[ClipVectors],
+        clips: Iterable[Iterable[tuple[int, Tensor]]],
+        choice: FeatureChoice,
+        frames_together: int,
+    ) -> None:
+        """Encode the pieces of each clip, as `segments_of` gives them, and add their vectors to those of the clip.
+
+        Pieces are encoded together until they have `frames_together` frames.
+        """
+        pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
+        for group in grouped(pieces, lambda piece: piece[2].shape[1], frames_together):
+            encoded = self.embed_segments([piece for *_, piece in group], choice)
+            for (vectors, phase, piece), steps in zip(group, encoded, strict=True):
+                vectors.add(phase, steps, piece.shape[1])
 
     @torch.inference_mode()
     def embed_segments(self, segments: Sequence[Tensor], choice: FeatureChoice = FeatureChoice()) -> list[np.ndarray]:

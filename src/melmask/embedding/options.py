@@ -10,13 +10,13 @@ from melmask.embedding.choice import FeatureChoice
 class EmbedOptions:
     """How files are embedded."""
 
-    choice: FeatureChoice = field(default_factory=FeatureChoice)
+    choice: FeatureChoice = FeatureChoice()
     """Which features of the model are taken."""
     frames: bool = False
     """Keep the frame vectors too, not only the scene vector of each file."""
     normalization: Literal["checkpoint", "dataset"] = "checkpoint"
     """Whose mean and standard deviation of log-mels are used: the checkpoint's, or those of the files given."""
-    shard: str | None = None
+    shard: str | None = field(default=None, metadata={"metavar": "I/N"})
     """I/N: take every N-th file from the I-th on, 0 <= I < N, as one of N jobs of an array."""
     engine: Literal["local", "ray"] = "local"
     """Where to compute: on this machine, or on a Ray cluster."""
