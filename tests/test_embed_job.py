@@ -162,11 +162,11 @@ def test_files_changed_since_their_table_was_made_are_told(model, paths, tmp_pat
         shutil.copyfile(path, copy)
     out = tmp_path / "x.parquet"
     assert "already" not in str(embed_table(model, own, out))
-    assert "same files and settings: delete it" in str(embed_table(model, own, out))
+    assert "same files and settings; delete it" in str(embed_table(model, own, out))
     later_s = out.stat().st_mtime + 10
     os.utime(own[1], (later_s, later_s))
     own[2].unlink()
-    assert "settings, 1 of which were changed since: delete it to make it anew" in str(embed_table(model, own, out))
+    assert "settings, 1 of which have changed since; delete it to rebuild it" in str(embed_table(model, own, out))
 
 
 @pytest.mark.parametrize("hop_ms", [None, 40.0])

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Iterator[list[T]]:
-    """Lists of consecutive items, each complete once its sizes add up to `enough`."""
+    """Yield lists of consecutive items, each complete once its sizes add up to `enough`."""
     group: list[T] = []
     size = 0
     for item in items:
@@ -35,7 +35,7 @@ def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Ite
 
 
 class Segmenter:
-    """Cuts one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames, the last shorter."""
+    """Cut one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames or less."""
 
     def __init__(self, phase: int, length: int, fill: float):
         self._length = length
@@ -46,7 +46,8 @@ class Segmenter:
         self._frames = 0
 
     def push(self, block: Tensor) -> list[Tensor]:
-        """Take in (mels, frames); returns the pieces that are complete."""
+        """Take in (mels, frames); return the pieces that are complete."""
+        # What is missing before the audio is filled with the corpus mean, which is 0 after normalization.
         if self._lead:
             block = torch.cat([block.new_full((block.shape[0], self._lead), self._fill), block], dim=1)
             self._lead = 0
@@ -63,14 +64,14 @@ class Segmenter:
         return list(pieces[:whole])
 
     def finish(self) -> list[Tensor]:
-        """The last, shorter piece, if anything is left."""
+        """Return the last, shorter piece, if anything is left."""
         return [torch.cat(self._pending, dim=1)] if self._frames else []
 
 
 class ClipVectors:
-    """Puts a clip's vectors together: over time, as `scene` says, and, with `keep_frames`, those of all phases.
+    """Put a clip's vectors together: over time, as `scene` says, and, with `keep_frames`, those of all phases.
 
-    Frame vectors may be taken out while the clip goes on; what was taken is not kept.
+    Frame vectors may be taken out before the clip ends; those are not kept.
     """
 
     def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean"):
@@ -85,6 +86,7 @@ class ClipVectors:
 
     def add(self, phase: int, vectors: np.ndarray, logmel_frames: int) -> None:
         """Take in the vectors (steps, D) of one piece, `logmel_frames` frames long, of one phase."""
+        # The unshifted phase covers all audio once, so the scene vector does not depend on the hop.
         if phase == 0:
             weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
             values = vectors.astype(np.float64)
@@ -103,7 +105,7 @@ class ClipVectors:
         return self._frames
 
     def scene(self) -> np.ndarray:
-        """The unshifted phase's vectors over time, weighted by the true audio in each step; (D,) or (2 D,) float32."""
+        """Return the clip's scene vector, (D,) or (2 D,) float32, each step weighted by its true audio."""
         mean = np.asarray(self._sum / self._frames)
         if self._scene == "mean":
             return mean.astype(np.float32)
@@ -125,12 +127,13 @@ class ClipVectors:
         return min(*gaps, self._grid.steps(self._frames)) - self._taken
 
     def take(self, most: int | None = None) -> np.ndarray:
-        """The next frame vectors of all phases in order of time, (steps, D) float32: those `ready`, or `most` of them.
+        """Return the next frame vectors, (steps, D) float32, in order of time: all that are `ready`, or `most` of them.
 
         After the last piece, all that was taken makes up the clip's frame vectors.
         """
         steps = self.ready if most is None else min(most, self.ready)
         out = np.empty((steps, self._dimensions), dtype=np.float32)
+        # Phase k has every n-th step of the grid, counted from the clip's first step.
         for k, parts in enumerate(self._kept.values()):
             rows = out[(k - self._taken) % len(self._kept) :: len(self._kept)]
             while len(rows):
@@ -146,7 +149,7 @@ class ClipVectors:
 def batches_of_equal_length(
     units: Iterable[tuple[int, int, Tensor]], values_per_batch: int
 ) -> Iterator[list[tuple[int, int, Tensor]]]:
-    """(clip, number, unit) items whose units have the same shape, in batches of about so many values."""
+    """Yield batches of (clip, number, unit) items whose units have the same shape, of about so many values each."""
     by_length: dict[int, list[tuple[int, int, Tensor]]] = {}
     for item in units:
         by_length.setdefault(item[2].shape[1], []).append(item)

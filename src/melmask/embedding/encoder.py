@@ -164,12 +164,12 @@ class AudioEncoder:
         return Embedding(scene_out, frames_out, times_ms)
 
     def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
-        """Log-mel of (samples,) or (clips, samples): (clips, mels, frames) float32, natural log, not normalized."""
+        """Return the log-mel (clips, mels, frames) float32, natural log, not normalized; arguments as of `embed`."""
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
     def segments_of_file(self, path: Path, grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """The log-mel of a file, read block by block, cut as by `segments_of`.
+        """Read a file block by block; yield its log-mel cut as by `segments_of`.
 
         Raises:
             AudioFileError: the file cannot be read.
@@ -178,9 +178,9 @@ class AudioEncoder:
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """(phase, log-mel (mels, frames)) pieces of whole units, each phase's last one shorter; in bounded memory.
+        """Cut a log-mel into pieces of whole units, each phase's last one shorter; yield (phase, (mels, frames)).
 
-        Units are encoded independently, so embedding the pieces is the same as embedding the whole.
+        Units are encoded independently, so embedding the pieces is the same as embedding the whole. Memory is bounded.
         """
         unit = self.card.model.frames
         length = max(1, _SEGMENT_FRAMES // unit) * unit
@@ -216,11 +216,12 @@ class AudioEncoder:
         for clip, segment in enumerate(segments):
             x = (segment.to(self.device) - statistics.mean) / statistics.std
             lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
+            # After normalization, 0 is the mean of the corpus.
             x = F.pad(x, (0, sum(lengths) - x.shape[1]))
             units += [(clip, k, unit) for k, unit in enumerate(x.split(lengths, dim=1))]
         pooled: dict[tuple[int, int], np.ndarray] = {}
         rows = self.model.encoder.grid.rows
-        # One context for all batches: it keeps the weights that it has converted.
+        # All batches share one context, which keeps the weights that it has converted.
         with inference_precision(self.precision, self.device):
             for batch in batches_of_equal_length(units, self._values_per_batch()):
                 layers = self._tokens(torch.stack([unit for _, _, unit in batch]), choice.layers)
@@ -304,5 +305,5 @@ def load(
 
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
-    """The same network with fresh random weights: the baseline that shows what training is worth."""
+    """Return the same network with fresh random weights: the baseline that shows what training is worth."""
     return AudioEncoder(build_model(card.model, seed), card, f"untrained (seed {seed})", device, precision)

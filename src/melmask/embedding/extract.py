@@ -80,7 +80,7 @@ def embed_files(
         for piece in pieces:
             if piece.logmel is not None:
                 vectors.add(piece.phase, next(encoded), piece.logmel.shape[1])
-            # One more is left for the last row.
+            # One vector more is left, so that the last row is never empty.
             while vectors.ready > steps_per_row:
                 first_step, frames = vectors.taken, vectors.take(steps_per_row)
                 yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False)
@@ -95,7 +95,7 @@ def embed_files(
 
 
 def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:
-    """The log-mels of `paths`, in order, in groups worth encoding together."""
+    """Yield the log-mels of `paths`, in order, in groups worth encoding together."""
 
     def frames_of(piece: Piece) -> int:
         return 0 if piece.logmel is None else piece.logmel.shape[1]

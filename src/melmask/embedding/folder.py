@@ -41,9 +41,9 @@ class JobReport:
     def __str__(self) -> str:
         text = f"{self.table}: {self.files} files, {self.dimensions} dimensions"
         if not self.wall_s:
-            text += "; the table was there already, of the same files and settings"
-            text += f", {self.newer} of which were changed since" if self.newer else ""
-            text += ": delete it to make it anew"
+            text += "; the table was there already, with the same files and settings"
+            text += f", {self.newer} of which have changed since" if self.newer else ""
+            text += "; delete it to rebuild it"
         if self.sound_s:
             factor = self.sound_s / self.wall_s
             text += (
@@ -52,7 +52,7 @@ class JobReport:
         if self.failed:
             text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
         if self.failed and not self.wall_s:
-            text += ", and they are tried again when the table is made anew"
+            text += ", and they are tried again when the table is rebuilt"
         return text
 
 
@@ -142,7 +142,7 @@ def embed_table(
 
 
 def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:
-    """The share of files and the table's name for --shard I/N: every N-th file, `X-I-of-N.parquet`.
+    """Return the share of files and the table's name for --shard I/N: every N-th file, `X-I-of-N.parquet`.
 
     Raises:
         ConfigError: not of the form I/N with 0 <= I < N.

@@ -20,10 +20,10 @@ _FILES_TOGETHER = 256
 
 
 def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in: Path | None = None) -> AudioEncoder:
-    """The model with the mean and std of the log-mel values of all of `paths` instead of its own.
+    """Return the model with the mean and std of the log-mel values of all of `paths` instead of its own.
 
-    Every file is read once; one that cannot be read is left out. The result depends on the whole list, so shares of a
-    job must all be given the same one: `kept_in`, a JSON file, spares each of them the reading.
+    Every file is read once; one that cannot be read is skipped. The result depends on the whole list, so all shares of
+    a job must be given the same list. `kept_in`, a JSON file, keeps the result, so that only the first share reads.
 
     Raises:
         InputError: nothing can be read, or all of it is silent.
@@ -71,7 +71,7 @@ def _moments_of_files(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[Mo
             yield from pool.map(moments, paths[start : start + _FILES_TOGETHER])
 
 
-def _kept(path: Path | None, facts: dict) -> Statistics | None:
+def _kept(path: Path | None, facts: dict[str, object]) -> Statistics | None:
     if path is None or not path.exists():
         return None
     try:

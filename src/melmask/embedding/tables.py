@@ -126,7 +126,7 @@ class TableSettings:
 
 
 class TableJob:
-    """The parts of one table: which are done, writing the others, merging all.
+    """The parts of one table: it knows which are done, writes the others and merges all.
 
     Raises:
         OutputError: the place cannot be written to, or holds the parts of a job with other settings or files.
@@ -161,7 +161,7 @@ class TableJob:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other jobs from the parts; once they are merged, they go.
+        """Keep other jobs from the parts; remove the parts once they are merged.
 
         Raises:
             OutputError: another job has them.
@@ -170,17 +170,17 @@ class TableJob:
             with claimed(self._folder):
                 yield
         finally:
-            # Behind the lock: on network file systems a file that is open keeps its folder.
+            # Only after the lock is released: on network file systems a file that is open keeps its folder.
             if self._merged:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def todo(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """Return the numbers of the parts that are not there yet."""
         parts = range(-(-len(self._paths) // self._files_per_part))
         return [part for part in parts if not self._part(part).exists()]
 
     def paths_of(self, parts: Sequence[int]) -> list[Path]:
-        """The files of some parts, in order."""
+        """Return the files of some parts, in order."""
         size = self._files_per_part
         return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
 
@@ -206,7 +206,7 @@ class TableJob:
         return sound_s
 
     def merge(self) -> list[tuple[str, str]]:
-        """Write the table from its parts; returns (path, reason) of the files that failed.
+        """Write the table from its parts; return (path, reason) of the files that failed.
 
         `<name>.failed.csv` lists these too.
 
@@ -265,7 +265,7 @@ def digest_of_paths(paths: Sequence[Path]) -> str:
 
 
 def rows_of(path: Path) -> int:
-    """How many files a table holds."""
+    """Return how many files a table holds."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return len(arrays["path"])
@@ -275,7 +275,7 @@ def rows_of(path: Path) -> int:
 
 
 def _rows_of_files(rows: Iterator[FileEmbedding], files: int) -> Iterator[FileEmbedding]:
-    """The rows of the next `files` files."""
+    """Yield the rows of the next `files` files."""
     while files:
         row = next(rows)
         files -= row.last
@@ -299,7 +299,7 @@ def _part_schema(settings: TableSettings) -> pa.Schema:
 
 
 def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table:
-    """Rows of a part; until the merge those without a scene have zeros."""
+    """Return rows of a part; until the merge those without a scene have zeros."""
     size, scene_size = settings.dimensions, settings.scene_dimensions
 
     def vectors(arrays: list[Any], dimensions: int) -> pa.Array:
@@ -365,12 +365,12 @@ def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSetti
 
 
 def write_rows(path: Path, columns: Mapping[str, type[str] | type[float]], rows: Sequence[dict[str, Any]]) -> None:
-    """A small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
+    """Write a small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
 
     Columns have their types there even where they are empty, so that tables of many jobs fit together.
 
     Raises:
-        OutputError: where it cannot be written.
+        OutputError: the table cannot be written.
     """
     if path.suffix == ".parquet":
         types = {str: pa.string(), float: pa.float64()}
