@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 
 from melmask.checkpoint.folder import ModelCard
-from melmask.config import ModelConfig
+from melmask.config import FrontEndConfig, ModelConfig
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding import extract, tables
 from melmask.embedding import folder as embed_job
@@ -264,3 +265,16 @@ def test_a_wrong_share_is_refused(paths, tmp_path):
             shard_of(paths, tmp_path / "x.parquet", wrong)
     with pytest.raises(InputError, match="use fewer shards"):
         shard_of(paths[:2], tmp_path / "x.parquet", "3/4")
+
+
+@pytest.mark.parametrize("name", ["embeddings.parquet", "frames.npz"])
+def test_settings_of_release_0_1_0_are_read_and_written_as_they_were(name):
+    path = Path(__file__).parent / "reference" / "files-0.1.0" / name
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            written = str(arrays["settings"])
+    else:
+        written = pq.read_schema(path).metadata[b"melmask"].decode()
+    settings = tables.read_settings(path)
+    assert settings.to_json() == written
+    assert settings.front_end == FrontEndConfig()

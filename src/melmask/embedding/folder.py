@@ -116,7 +116,6 @@ def embed_table(
         InputError: no file could be read.
         OutputError: the place cannot be written to, or holds parts of another job.
     """
-    start_s = time.monotonic()
     keep_freed_memory()
     choice.check(model.card.model, model.card.front_end)
     settings = TableSettings.of(model, paths, choice, keep_frames=keep_frames)
@@ -126,6 +125,7 @@ def embed_table(
         files, made_s = rows_of(out), out.stat().st_mtime
         newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
         return JobReport(table=out, files=files, failed=len(paths) - files, dimensions=dimensions, newer=newer)
+    start_s = time.monotonic()
     with job.claimed():
         if write_parts is not None:
             sound_s = write_parts(model, choice, job)
