@@ -167,11 +167,14 @@ def test_the_public_names_are_the_documented_ones():
         "SCENES",
         "AudioEncoder",
         "Embedding",
+        "EmbeddingStream",
+        "FeatureChoice",
         "FrontEndConfig",
         "MelmaskError",
         "Reconstruction",
         "Statistics",
         "__version__",
+        "embed_files",
         "load",
     ]
     for name in melmask.__all__:

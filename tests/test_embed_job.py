@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,10 +10,11 @@ import pytest
 import soundfile
 
 from melmask.checkpoint.folder import ModelCard
-from melmask.config import ModelConfig
+from melmask.config import FrontEndConfig, ModelConfig
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding import extract, tables
 from melmask.embedding import folder as embed_job
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import untrained
 from melmask.embedding.folder import embed_table, shard_of
 from melmask.embedding.tables import rows_of
@@ -49,9 +51,9 @@ def decoded(monkeypatch):
     names = []
     embed_files = embed_job.embed_files
 
-    def counting(model, paths, **choice):
+    def counting(model, paths, choice, **more):
         names.extend(path.name for path in paths)
-        return embed_files(model, paths, **choice)
+        return embed_files(model, paths, choice, **more)
 
     monkeypatch.setattr(embed_job, "embed_files", counting)
     return names
@@ -65,7 +67,7 @@ def long_paths(tmp_path, paths, monkeypatch):
     copies of the log-mel, so that nothing is rounded on the way.
     """
 
-    def copied(self, segments, **choice):
+    def copied(self, segments, choice):
         return [np.tile(logmel[:, ::16].T.numpy(), (1, 2)) for logmel in segments]
 
     monkeypatch.setattr(encoder_module.AudioEncoder, "embed_segments", copied)
@@ -151,7 +153,7 @@ def test_a_finished_job_is_not_done_again(model, paths, tmp_path, decoded):
     decoded.clear()
     report = embed_table(model, paths, out)
     assert decoded == [] and (report.files, report.failed) == (10, 1)
-    embed_table(model, paths, out, pooling="mean")
+    embed_table(model, paths, out, FeatureChoice(pooling="mean"))
     assert len(decoded) == 11, "another choice is another job"
 
 
@@ -161,17 +163,17 @@ def test_files_changed_since_their_table_was_made_are_told(model, paths, tmp_pat
         shutil.copyfile(path, copy)
     out = tmp_path / "x.parquet"
     assert "already" not in str(embed_table(model, own, out))
-    assert "same files and settings: delete it" in str(embed_table(model, own, out))
+    assert "same files and settings; delete it" in str(embed_table(model, own, out))
     later_s = out.stat().st_mtime + 10
     os.utime(own[1], (later_s, later_s))
     own[2].unlink()
-    assert "settings, 1 of which were changed since: delete it to make it anew" in str(embed_table(model, own, out))
+    assert "settings, 1 of which have changed since; delete it to rebuild it" in str(embed_table(model, own, out))
 
 
 @pytest.mark.parametrize("hop_ms", [None, 40.0])
 def test_rows_of_a_long_file_make_up_its_embedding(model, long_paths, tmp_path, hop_ms):
     out = tmp_path / "x.parquet"
-    report = embed_table(model, long_paths[:1], out, hop_ms=hop_ms, keep_frames=True)
+    report = embed_table(model, long_paths[:1], out, FeatureChoice(hop_ms=hop_ms), keep_frames=True)
     alone = model.embed(long_paths[0], hop_ms=hop_ms)
     (rows,) = rows_by_path(out).values()
     assert len(rows) > 100 and pq.ParquetFile(out).num_row_groups > 10
@@ -245,7 +247,7 @@ def test_progress_counts_files(model, long_paths, tmp_path, monkeypatch):
 
 def test_parts_of_another_job_are_refused(model, paths, tmp_path):
     out = tmp_path / "x.parquet"
-    tables.TableJob(out, paths, tables.settings_of(model, paths, pooling="mean"))
+    tables.TableJob(out, paths, tables.TableSettings.of(model, paths, FeatureChoice(pooling="mean")))
     (tmp_path / "x.parquet.parts" / "part-000000.parquet").touch()
     with pytest.raises(OutputError, match="belongs to a job with another pooling, dimensions"):
         embed_table(model, paths, out)
@@ -263,3 +265,16 @@ def test_a_wrong_share_is_refused(paths, tmp_path):
             shard_of(paths, tmp_path / "x.parquet", wrong)
     with pytest.raises(InputError, match="use fewer shards"):
         shard_of(paths[:2], tmp_path / "x.parquet", "3/4")
+
+
+@pytest.mark.parametrize("name", ["embeddings.parquet", "frames.npz"])
+def test_settings_of_release_0_1_0_are_read_and_written_as_they_were(name):
+    path = Path(__file__).parent / "reference" / "files-0.1.0" / name
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            written = str(arrays["settings"])
+    else:
+        written = pq.read_schema(path).metadata[b"melmask"].decode()
+    settings = tables.read_settings(path)
+    assert settings.to_json() == written
+    assert settings.front_end == FrontEndConfig()

@@ -9,15 +9,14 @@ from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import ModelConfig
 from melmask.embedding import tables
 from melmask.embedding.encoder import load
-from melmask.embedding.folder import embed_table
+from melmask.embedding.folder import embed_sources, embed_table
+from melmask.embedding.options import EmbedOptions
 from melmask.models.network import build_network
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_ray_workers_write_the_table_of_one_machine(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the ray extra is not installed")
-    from melmask.embedding.on_ray import embed_table_on_ray
-
     monkeypatch.setattr(tables, "FILES_PER_PART", 2)
     config = ModelConfig(width=32, depth=2, heads=2, decoder_width=0, decoder_depth=0, frames=64)
     save_checkpoint(tmp_path / "model", build_network(config), ModelCard(model=config))
@@ -30,9 +29,8 @@ def test_two_ray_workers_write_the_table_of_one_machine(tmp_path, monkeypatch):
         num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
     )
     try:
-        report = embed_table_on_ray(
-            load(tmp_path / "model"), paths, tmp_path / "ray.parquet", workers=2, keep_frames=True
-        )
+        options = EmbedOptions(engine="ray", workers=2, frames=True)
+        report = embed_sources(paths, tmp_path / "model", tmp_path / "ray.parquet", options)
     finally:
         ray.shutdown()
     assert (report.files, report.failed) == (6, 1)

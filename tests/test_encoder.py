@@ -7,7 +7,7 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.embedding import encoder as encoder_module
-from melmask.embedding.assemble import POOLINGS
+from melmask.embedding.choice import POOLINGS, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
 
@@ -218,7 +218,7 @@ def test_a_long_file_is_encoded_some_pieces_at_a_time(encoder, good_paths, monke
     expected, encode, sizes = encoder.embed(good_paths[-1], hop_ms=40.0), encoder.embed_segments, []
     monkeypatch.setattr(encoder_module, "_SEGMENT_FRAMES", UNIT_FRAMES)
     monkeypatch.setattr(encoder_module, "FRAMES_TOGETHER", 2 * UNIT_FRAMES)
-    monkeypatch.setattr(encoder, "embed_segments", lambda x, **choice: sizes.append(len(x)) or encode(x, **choice))
+    monkeypatch.setattr(encoder, "embed_segments", lambda x, *choice: sizes.append(len(x)) or encode(x, *choice))
     assert_close(encoder.embed(good_paths[-1], hop_ms=40.0).frames, expected.frames)
     assert len(sizes) > 3 and max(sizes) <= 4
 
@@ -273,7 +273,7 @@ def test_layers_and_poolings_have_their_sizes(encoder, sound, pooling, size, lay
     embedding = encoder.embed(sound(1, 0), RATE_HZ, layer=layer, pooling=pooling)
     assert embedding.frames.shape == (7, size)
     assert embedding.scene.shape == (size,)
-    assert encoder.embedding_size(pooling) == size
+    assert encoder.embedding_size(pooling=pooling) == size
     assert pooling in POOLINGS
 
 
@@ -282,7 +282,27 @@ def test_several_layers_are_put_side_by_side(encoder, sound):
     single = [encoder.embed(clip, RATE_HZ, layer=layer, pooling="mean").frames for layer in (2, 1)]
     both = encoder.embed(clip, RATE_HZ, layer=[2, 1], pooling="mean").frames
     np.testing.assert_array_equal(both, np.concatenate(single, 1))
-    assert encoder.embedding_size("mean", [2, 1]) == 2 * WIDTH
+    assert encoder.embedding_size(pooling="mean", layer=[2, 1]) == 2 * WIDTH
+
+
+def test_a_choice_and_keywords_that_change_it_say_the_same(encoder, sound):
+    clip, choice = sound(1, 0), FeatureChoice(layers=(1,), pooling="mean", scene="mean+std")
+    whole = encoder.embed(clip, RATE_HZ, choice)
+    changed = encoder.embed(clip, RATE_HZ, choice.changed(layer=2), layer=1)
+    in_words = encoder.embed(clip, RATE_HZ, layer=1, pooling="mean", scene="mean+std")
+    for other in (changed, in_words):
+        np.testing.assert_array_equal(whole.frames, other.frames)
+        np.testing.assert_array_equal(whole.scene, other.scene)
+    assert (whole.frames.shape[1], len(whole.scene)) == (
+        choice.frame_size(encoder.card.model),
+        choice.scene_size(encoder.card.model),
+    )
+    assert FeatureChoice.from_dict(choice.to_dict()) == choice
+
+
+def test_a_keyword_that_is_not_known_is_refused(encoder, sound):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layers_'"):
+        encoder.embed(sound(1, 0), RATE_HZ, layers_=1)
 
 
 def test_poolings_are_made_of_the_same_tokens(encoder, sound):
@@ -327,7 +347,7 @@ def test_without_a_cls_token_there_is_no_cls_pooling(make_encoder, sound):
     with pytest.raises(ConfigError, match="has no CLS token; use 'concat'"):
         plain.embed(sound(1, 0), RATE_HZ, pooling="cls")
     with pytest.raises(ConfigError, match="has no CLS token; use 'concat'"):
-        plain.embedding_size("cls")
+        plain.embedding_size(pooling="cls")
 
 
 def test_an_untrained_network_depends_on_its_seed_alone(encoder, sound):

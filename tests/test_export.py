@@ -8,6 +8,7 @@ import pytest
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import untrained
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -32,11 +33,11 @@ def test_the_graph_equals_the_python_path_for_any_batch_and_length(cls_token, la
 
     config = ModelConfig(width=32, depth=2, heads=2, decoder_width=0, decoder_depth=0, frames=64, cls_token=cls_token)
     model = untrained(ModelCard(model=config), device="cpu")
-    path = tmp_path / "x.onnx"
+    choice, path = FeatureChoice(pooling=pooling).changed(layer=layer), tmp_path / "x.onnx"
     # torch.export traces with symbolic sizes, which the shape checker does not know.
     jaxtyping_config.update("jaxtyping_disable", True)
     try:
-        assert export_onnx(model, path, layer, pooling) > 0.9999
+        assert export_onnx(model, path, choice) > 0.9999
     finally:
         jaxtyping_config.update("jaxtyping_disable", False)
     rng = np.random.default_rng(0)
@@ -47,7 +48,7 @@ def test_the_graph_equals_the_python_path_for_any_batch_and_length(cls_token, la
     subprocess.run([sys.executable, "-c", RUN, *files], check=True)
     with np.load(tmp_path / "out.npz") as outputs:
         for key, waveform in audio.items():
-            ours = model.embed(waveform, 16000, layer=layer, pooling=pooling)
+            ours = model.embed(waveform, 16000, choice)
             for k, expected in enumerate((ours.scene, ours.frames, ours.times_ms)):
                 assert outputs[f"{key}{k}"].shape == expected.shape
                 assert np.abs(outputs[f"{key}{k}"] - expected).max() < 2e-3

@@ -7,9 +7,10 @@ import torch
 
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding import extract
-from melmask.embedding.assemble import ClipVectors, StepGrid
+from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.extract import decoded_groups, embed_files
 from melmask.errors import ConfigError
+from melmask.geometry import StepGrid
 
 RATE_HZ = 16000
 UNIT_FRAMES = 64

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -10,15 +11,23 @@ import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
 
-from melmask.downstream.few_labels import curves_of_features, curves_text, draw_interval, draw_order, few_label_curves
+from melmask.downstream.curves import curves_text
+from melmask.downstream.few_labels import curves_of_features, draw_interval, draw_order, few_label_curves
+from melmask.downstream.options import FewLabelsOptions
 from melmask.downstream.probe import knn_probe, linear_probe, neighbor_votes, standardize
 from melmask.downstream.probing import probe_tasks
-from melmask.errors import InputError, MissingExtraError, OutputError
+from melmask.errors import ConfigError, InputError, MissingExtraError, OutputError
 from melmask.figures.few_labels import save_few_labels_picture, spread
 from melmask.labels.splits import make_splits
 from melmask.labels.tables import LabelTable
 
 NUMBERS = (1, 3, 10, "all")
+
+
+def curves(features, labelled, per_class=NUMBERS, **options):
+    """The curves of a task, its numbers of labels as they come."""
+    chosen = FewLabelsOptions(per_class=tuple(map(str, per_class)), **options)
+    return curves_of_features(features, labelled, chosen)
 
 
 def table(labels, groups=None, folds=None, splits=None):
@@ -67,33 +76,33 @@ def test_the_interval_is_students_over_the_draws():
 
 def test_separable_classes_need_one_label():
     features, labelled = clusters(spread=0.05)
-    scores = curves_of_features(features, labelled, NUMBERS)["scores"]["x"]
+    scores = curves(features, labelled, NUMBERS).scores["x"]
     for judge in ("linear", "k-NN"):
-        assert [score["accuracy"] for score in scores[judge]] == [1.0] * 4
+        assert [score.accuracy for score in scores[judge]] == [1.0] * 4
 
 
 def test_more_labels_help_and_shuffled_ones_are_worth_chance():
     features, labelled = clusters(rows=480, spread=2.0)
-    scores = curves_of_features(features, labelled, NUMBERS)["scores"]["x"]
+    scores = curves(features, labelled, NUMBERS).scores["x"]
     for judge in ("linear", "k-NN"):
-        accuracies = [score["accuracy"] for score in scores[judge]]
+        accuracies = [score.accuracy for score in scores[judge]]
         assert accuracies == sorted(accuracies) and accuracies[-1] > accuracies[0] + 0.2
     rng = np.random.default_rng(0)
     shuffled = table(rng.permutation(labelled.labels).tolist(), folds=labelled.folds)
-    task = curves_of_features(features, shuffled, NUMBERS)
-    assert task["chance"] == 0.25
-    assert all(abs(score["accuracy"] - 0.25) < 0.06 for of in task["scores"]["x"].values() for score in of)
+    task = curves(features, shuffled, NUMBERS)
+    assert task.chance == 0.25
+    assert all(abs(score.accuracy - 0.25) < 0.06 for of in task.scores["x"].values() for score in of)
 
 
 def test_all_labels_give_the_scores_of_the_probe_command():
     features, labelled = clusters(spread=2.0)
-    scores = curves_of_features(features, labelled, ["all"])["scores"]["x"]
+    scores = curves(features, labelled, ["all"]).scores["x"]
     splits = make_splits(labelled)
     for name, probe in (("linear", linear_probe), ("k-NN", knn_probe)):
         whole = probe(features["x"], labelled.label_indices, splits)
         (score,) = scores[name]
-        assert score["accuracies"] == [list(whole.accuracies)] and score["accuracy"] == pytest.approx(whole.mean)
-        assert score["test_interval_95"] == pytest.approx(whole.interval_95) and score["interval_95"] is None
+        assert score.accuracies == [list(whole.accuracies)] and score.accuracy == pytest.approx(whole.mean)
+        assert score.test_interval_95 == pytest.approx(whole.interval_95) and score.interval_95 is None
 
 
 @pytest.mark.parametrize("n", [1, 3, 10])
@@ -101,17 +110,15 @@ def test_a_score_is_that_of_a_fit_to_the_drawn_clips_alone(n):
     # Two draws of 4 to 40 rows with 60 features: the time-saving turn of the axes must not show.
     features, labelled = clusters(dims=60, spread=2.0)
     rows, labels = features["x"], labelled.label_indices
-    task = curves_of_features(features, labelled, [n], draws=2, seed=5)
-    assert task["points"][0]["neighbors"] == min(10, n)
+    task = curves(features, labelled, [n], draws=2, seed=5)
+    assert task.points[0].neighbors == min(10, n)
     for draw in range(2):
         for number, split in enumerate(make_splits(labelled)):
             train, test = standardize(rows[split.train], rows[split.test])
             drawn = draw_order(labels[split.train], None, np.random.default_rng((5, draw, number))) < n
             known, truth = labels[split.train][drawn], labels[split.test]
             exact = LogisticRegression(tol=1e-8, max_iter=10_000).fit(train[drawn].astype(np.float64), known)
-            linear, nearest = (
-                task["scores"]["x"][judge][0]["accuracies"][draw][number] for judge in ("linear", "k-NN")
-            )
+            linear, nearest = (task.scores["x"][judge][0].accuracies[draw][number] for judge in ("linear", "k-NN"))
             assert linear == pytest.approx(np.mean(exact.predict(test) == truth), abs=1.5 / len(truth))
             votes = neighbor_votes(train[drawn], test, np.eye(4)[known], n)
             assert nearest == np.mean(votes.argmax(1) == truth)
@@ -119,20 +126,20 @@ def test_a_score_is_that_of_a_fit_to_the_drawn_clips_alone(n):
 
 def test_one_label_of_each_of_many_classes_is_no_reason_for_a_warning():
     features, labelled = clusters(classes=40, spread=0.05)
-    (score,) = curves_of_features(features, labelled, [1])["scores"]["x"]["linear"]
-    assert score["accuracy"] == 1.0
+    (score,) = curves(features, labelled, [1]).scores["x"]["linear"]
+    assert score.accuracy == 1.0
 
 
 def test_mean_and_std_are_over_draws_of_means_over_splits():
     features, labelled = clusters(spread=2.0)
-    (score,) = curves_of_features(features, labelled, [1], draws=3)["scores"]["x"]["linear"]
-    of_draws = np.array(score["accuracies"]).mean(1)
-    assert np.shape(score["accuracies"]) == (3, 3) and len(set(of_draws)) > 1
-    assert (score["accuracy"], score["std"]) == pytest.approx((of_draws.mean(), of_draws.std(ddof=1)))
-    assert score["interval_95"] == draw_interval(of_draws)
-    single = curves_of_features(features, labelled, [1], draws=1)["scores"]["x"]["linear"][0]
-    assert (single["std"], single["interval_95"]) == (None, None)
-    assert single["accuracies"][0] == score["accuracies"][0]
+    (score,) = curves(features, labelled, [1], draws=3).scores["x"]["linear"]
+    of_draws = np.array(score.accuracies).mean(1)
+    assert np.shape(score.accuracies) == (3, 3) and len(set(of_draws)) > 1
+    assert (score.accuracy, score.std) == pytest.approx((of_draws.mean(), of_draws.std(ddof=1)))
+    assert score.interval_95 == draw_interval(of_draws)
+    single = curves(features, labelled, [1], draws=1).scores["x"]["linear"][0]
+    assert (single.std, single.interval_95) == (None, None)
+    assert single.accuracies[0] == score.accuracies[0]
 
 
 def test_valid_clips_play_no_part_and_every_representation_gets_the_same_draws():
@@ -140,20 +147,20 @@ def test_valid_clips_play_no_part_and_every_representation_gets_the_same_draws()
     labelled = table(labelled.labels, splits=["train"] * 120 + ["valid"] * 60 + ["test"] * 60)
     disturbed = features["x"].copy()
     disturbed[120:180] = 1e4
-    scores = curves_of_features({**features, "disturbed": disturbed}, labelled, NUMBERS)["scores"]
-    assert scores["x"] == scores["disturbed"] and scores["x"]["linear"][0]["std"] > 0
+    scores = curves({**features, "disturbed": disturbed}, labelled, NUMBERS).scores
+    assert scores["x"] == scores["disturbed"] and scores["x"]["linear"][0].std > 0
 
 
 def test_classes_with_fewer_clips_and_numbers_beyond_every_class_are_reported():
     rng = np.random.default_rng(0)
     labels, splits = ["big"] * 40 + ["small"] * 12, (["train"] * 3 + ["test"]) * 13
-    task = curves_of_features(
+    task = curves(
         {"x": rng.standard_normal((52, 8)).astype(np.float32)}, table(labels, splits=splits), ["50", 10, 2, 30, "2"]
     )
-    assert task["same_as_all"] == [30, 50]
-    points = [(point["per_class"], point["mean_per_class"], point["classes_with_fewer"]) for point in task["points"]]
+    assert task.same_as_all == [30, 50]
+    points = [(point.per_class, point.mean_per_class, point.classes_with_fewer) for point in task.points]
     assert points == [(2, 2.0, []), (10, 9.5, ["small"]), ("all", 19.5, [])]
-    text = curves_text({"tasks": {"sides": {**task, "unreadable": {}}}})
+    text = curves_text({"sides": task})
     assert "* 1 of 2 classes have fewer than 10" in text and "\n10* " in text and "\nall (19.5) " in text
     assert "30, 50: no class has more training clips, so this is 'all'" in text
 
@@ -180,46 +187,48 @@ def test_a_table_that_cannot_be_judged_costs_no_other(judge, encoder, tones, tmp
     for name in ("labels.csv", "more.csv"):
         (tones.parent / name).touch()
     report = judge(encoder, [tones, unreadable], tmp_path)
-    assert list(report["tasks"]) == ["tones"] and list(report["failed"]) == [unreadable.stem]
+    assert list(report.tasks) == ["tones"] and list(report.failed) == [unreadable.stem]
     (content,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
-    assert content["failed"] == report["failed"] and content["tasks"].keys() == report["tasks"].keys()
+    assert content["failed"] == report.failed and content["tasks"].keys() == report.tasks.keys()
     assert f"{unreadable.stem} is left out: none of the 3 files" in capsys.readouterr().err
 
 
 def test_the_command_writes_scores_rows_and_a_picture(encoder, tones, tmp_path):
-    report = few_label_curves(encoder, [tones], tmp_path / "out", per_class=["1", "2", "all"], draws=2)
-    assert json.loads((tmp_path / "out" / "few-labels.json").read_text()) == json.loads(json.dumps(report))
-    task = report["tasks"]["tones"]
-    assert list(task["scores"]) == ["log-mel mean+std", "untrained network", "pre-trained"]
-    assert (task["clips"], len(task["splits"]), task["leaking_groups"]) == (20, 5, 0)
-    assert [name.split("/")[-1] for name in task["unreadable"]] == ["broken.wav"]
-    assert task["scores"]["log-mel mean+std"]["linear"][-1]["accuracy"] == 1.0, "two tones differ in their spectrum"
+    report = few_label_curves(
+        encoder, [tones], tmp_path / "out", FewLabelsOptions(per_class=("1", "2", "all"), draws=2)
+    )
+    assert json.loads((tmp_path / "out" / "few-labels.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    task = report.tasks["tones"]
+    assert list(task.scores) == ["log-mel mean+std", "untrained network", "pre-trained"]
+    assert (task.clips, len(task.splits), task.leaking_groups) == (20, 5, 0)
+    assert [name.split("/")[-1] for name in task.unreadable] == ["broken.wav"]
+    assert task.scores["log-mel mean+std"]["linear"][-1].accuracy == 1.0, "two tones differ in their spectrum"
     with (tmp_path / "out" / "few-labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 2 * 3
     assert (rows[1]["representation"], rows[1]["per_class"], rows[1]["draws"]) == ("log-mel mean+std", "2", "2")
     assert float(rows[2]["accuracy"]) == 1.0 and rows[2]["low_95"] == ""
-    assert "1 files could not be read" in curves_text(report)
+    assert "1 files could not be read" in curves_text(report.tasks)
     assert (tmp_path / "out" / "few-labels-tones.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"per_class": ["1", "many"]}, r"'many' labels per class .* whole numbers from 1, or 'all'"),
-        ({"per_class": [0]}, "0 labels per class"),
-        ({"per_class": ["2.5"]}, "'2.5' labels per class"),
-        ({"per_class": ["9" * 5000]}, "labels per class"),
-        ({"per_class": []}, "no number of labels"),
-        ({"draws": 0}, "0 draws"),
-        ({"seed": -1}, "seed -1"),
+        ({"per_class": ("1", "many")}, "per_class has 'many'; expected whole numbers from 1, or 'all'"),
+        ({"per_class": ("0",)}, "per_class has '0'"),
+        ({"per_class": ("2.5",)}, "per_class has '2.5'"),
+        ({"per_class": ("9" * 5000,)}, "expected whole numbers from 1"),
+        ({"per_class": ()}, "per_class is empty"),
+        ({"draws": 0}, "draws is 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"scheme": "halves"}, "'halves' is not known"),
         ({"audio_root": Path("nowhere")}, "below nowhere"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_before_any_file_is_read(options, message, encoder, tones, tmp_path):
-    with pytest.raises(InputError, match=message) as error:
-        few_label_curves(encoder, [tones], tmp_path / "out", **options)
+    with pytest.raises((ConfigError, InputError), match=message) as error:
+        few_label_curves(encoder, [tones], tmp_path / "out", FewLabelsOptions(**options))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -240,7 +249,7 @@ def test_features_that_are_not_finite_are_refused():
     features, labelled = clusters()
     features["x"][7, 3] = np.nan
     with pytest.raises(InputError, match=r"x features of 7\.wav and 0 other files hold NaN"):
-        curves_of_features(features, labelled)
+        curves(features, labelled)
 
 
 def test_a_missing_library_is_named_before_any_file_is_read(encoder, tones, tmp_path, monkeypatch):

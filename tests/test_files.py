@@ -63,7 +63,7 @@ def test_one_table_is_one_jobs(tmp_path, run_folder, sound_folder):
     embed_table(model, paths, out)
     assert not (tmp_path / "x.parquet.parts").exists()
     assert "it was there already" not in str(embed_table(model, paths, tmp_path / "y.parquet"))
-    assert "the table was there already, of the same files and settings" in str(embed_table(model, paths, out))
+    assert "the table was there already, with the same files and settings" in str(embed_table(model, paths, out))
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.parquet"])

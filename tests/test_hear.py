@@ -38,7 +38,7 @@ def test_times_are_even_and_reach_from_the_first_hop_to_the_last(folder, seconds
     frames, times_ms = hear.get_timestamp_embeddings(noise(2, seconds), model)
     assert frames.dtype == times_ms.dtype == torch.float32 and frames.shape[:2] == times_ms.shape
     hops_ms = times_ms.diff()
-    assert torch.all(hops_ms == 40) and model.hop_ms == 40
+    assert torch.all(hops_ms == 40) and model.choice.hop_ms == 40
     assert times_ms.min() <= 40 and 1000 * seconds - 40 <= times_ms.max() <= 1000 * seconds
 
 

@@ -155,7 +155,7 @@ def test_moments_merged_in_any_grouping_are_those_of_all_values(seed):
 
 def test_moments_of_nothing_change_nothing():
     some = moments_of(np.array([[1.0, 2.0], [4.0, 5.0]]))
-    assert some == (4, 3.0, 10.0)
+    assert some == Moments(4, 3.0, 10.0)
     assert some.plus(Moments()) == Moments().plus(some) == some
 
 

@@ -9,8 +9,9 @@ import soundfile
 import torch
 
 from melmask.downstream import monitor
-from melmask.downstream.monitor import FeatureRank, NearestNeighbours, _even_units, rankme
+from melmask.downstream.monitor import FeatureRank, NearestNeighbors, _even_units, rankme
 from melmask.downstream.probe import knn_probe
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.figures.training import ReconstructionPictures
@@ -88,9 +89,9 @@ def encoded(monkeypatch):
     calls = []
     embed_segments = AudioEncoder.embed_segments
 
-    def noted(self, segments, **choice):
+    def noted(self, segments, *choice):
         calls.append((self.precision, [segment.shape[1] for segment in segments]))
-        return embed_segments(self, segments, **choice)
+        return embed_segments(self, segments, *choice)
 
     monkeypatch.setattr(AudioEncoder, "embed_segments", noted)
     return calls
@@ -142,7 +143,7 @@ def test_the_feature_rank_is_that_of_units_all_over_the_sound(store, configure, 
         store.read_into(crop, *place)
     logmels = [torch.from_numpy(crop).T.float() for crop in crops]
     vectors = []
-    for logmel, steps in zip(logmels, encoder.embed_segments(logmels, pooling="mean"), strict=True):
+    for logmel, steps in zip(logmels, encoder.embed_segments(logmels, FeatureChoice(pooling="mean")), strict=True):
         weights = step_durations_frames(logmel.shape[1], 16)
         vectors.append(weights @ steps / weights.sum())
     assert result["rank_units"] == len(places)
@@ -156,7 +157,7 @@ def test_units_lie_evenly_and_inside_their_clips():
 
 
 def test_separable_classes_score_one(store, configure, state, labelled, write_table):
-    hook = NearestNeighbours(write_table(labelled), store, configure())
+    hook = NearestNeighbors(write_table(labelled), store, configure())
     assert hook(state) == {"knn_accuracy": 1.0}
     assert (hook.clips, hook.errors) == (20, {})
 
@@ -168,7 +169,7 @@ def test_shuffled_labels_score_near_chance(store, configure, state, tmp_path, wr
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, 0.1 * rng.standard_normal(1600), RATE_HZ)
         rows.append({"path": path, "label": str(rng.integers(2))})
-    score = NearestNeighbours(write_table(rows), store, configure())(state)["knn_accuracy"]
+    score = NearestNeighbors(write_table(rows), store, configure())(state)["knn_accuracy"]
     assert abs(score - 0.5) < 4 * math.sqrt(0.25 / 120)
 
 
@@ -180,7 +181,7 @@ def test_vectors_are_those_of_the_encoder_and_train_rows_vote_on_valid_rows(
     rng = np.random.default_rng(0)
     # Labels without rhyme or reason, so that the score is one that only the right rows give; folds play no part.
     rows = [row | {"label": str(rng.integers(2)), "fold": str(i % 3)} for i, row in enumerate(labelled)]
-    result = NearestNeighbours(write_table(rows), store, configure())(state)
+    result = NearestNeighbors(write_table(rows), store, configure())(state)
     used = [row for row in rows if row["split"] != "test"]
     scenes = np.stack([encoder_of(state).embed(row["path"]).scene for row in used])
     (call,) = probed
@@ -197,7 +198,7 @@ def test_files_of_test_rows_are_not_even_opened(store, configure, labelled, writ
     opened = []
     read = monitor.read_audio_blocks
     monkeypatch.setattr(monitor, "read_audio_blocks", lambda path, rate: opened.append(path) or read(path, rate))
-    hook = NearestNeighbours(write_table(labelled), store, configure())
+    hook = NearestNeighbors(write_table(labelled), store, configure())
     assert opened == [row["path"] for row in labelled if row["split"] != "test"]
     assert hook.errors == {}
 
@@ -214,7 +215,7 @@ def test_rows_without_a_valid_part_are_held_out_in_turn(
     store, configure, state, labelled, write_table, probed, columns, names
 ):
     rows = [row | {name: of(i) for name, of in columns.items()} for i, row in enumerate(labelled)]
-    hook = NearestNeighbours(write_table(rows), store, configure())
+    hook = NearestNeighbors(write_table(rows), store, configure())
     assert hook.clips == 20
     assert hook(state)["knn_accuracy"] > 0.9
     (call,) = probed
@@ -225,7 +226,7 @@ def test_rows_without_a_valid_part_are_held_out_in_turn(
 def test_a_sample_keeps_the_valid_part(store, configure, state, labelled, write_table, probed):
     path = write_table(labelled)
     for limit, train, valid in ((8, 4, 4), (18, 10, 8), (20, 12, 8)):
-        hook = NearestNeighbours(path, store, configure(), limit=limit)
+        hook = NearestNeighbors(path, store, configure(), limit=limit)
         hook(state)
         (split,) = probed[-1].splits
         assert (hook.clips, len(split.train), len(split.test)) == (limit, train, valid)
@@ -235,7 +236,7 @@ def test_unreadable_files_are_left_out_and_counted(
     store, configure, state, labelled, write_table, sound_folder, probed
 ):
     broken = {"path": sound_folder / "broken.wav", "label": "tone", "split": "train"}
-    hook = NearestNeighbours(write_table([broken, *labelled]), store, configure())
+    hook = NearestNeighbors(write_table([broken, *labelled]), store, configure())
     assert list(hook.errors) == [sound_folder / "broken.wav"]
     assert "cannot be read as sound" in hook.errors[sound_folder / "broken.wav"]
     assert hook.clips == 20
@@ -260,14 +261,14 @@ def test_tables_that_nothing_can_be_held_out_of_are_refused_before_files_are_rea
         (without(labelled[:4], "split"), r"labels.csv has 4 usable rows .* mark rows train and valid"),
     ):
         with pytest.raises(InputError, match=message) as caught:
-            NearestNeighbours(write_table(rows), store, configure())
+            NearestNeighbors(write_table(rows), store, configure())
         assert "\n" not in str(caught.value)
 
 
 def test_a_table_without_readable_files_is_refused(store, configure, labelled, write_table, tmp_path):
     rows = [row | {"path": tmp_path / "gone" / row["path"].name} for row in labelled]
     with pytest.raises(InputError, match=r"none of 20 files of .*labels.csv could be read, as .* does not exist"):
-        NearestNeighbours(write_table(rows), store, configure())
+        NearestNeighbors(write_table(rows), store, configure())
 
 
 @pytest.mark.parametrize("block_samples", [3000, 1 << 20])
@@ -284,7 +285,7 @@ def test_only_the_beginning_of_a_long_file_counts(
             yield block
 
     monkeypatch.setattr(monitor, "read_audio_blocks", counted)
-    NearestNeighbours(write_table(labelled), store, configure())(state)
+    NearestNeighbors(write_table(labelled), store, configure())(state)
     ((_, frames),) = encoded
     used = [1 + soundfile.info(row["path"]).frames // 160 for row in labelled if row["split"] != "test"]
     assert frames == [min(41, known) for known in used]
@@ -305,7 +306,7 @@ def test_bfloat16_changes_the_rank_little(store, configure, state):
 
 
 def test_a_broken_model_gets_no_numbers(store, configure, state, labelled, write_table):
-    hooks = [FeatureRank(store, configure()), NearestNeighbours(write_table(labelled), store, configure())]
+    hooks = [FeatureRank(store, configure()), NearestNeighbors(write_table(labelled), store, configure())]
     with torch.no_grad():
         next(state.model.encoder.parameters()).fill_(math.nan)
     assert [hook(state) for hook in hooks] == [{}, {}]
@@ -318,7 +319,7 @@ def test_the_model_and_the_random_states_are_left_as_they_were(store, configure,
     assert any(requires for requires, _ in trained)
     randomness = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     threads, product_precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    hooks = FeatureRank(store, configure()), NearestNeighbours(write_table(labelled), store, configure())
+    hooks = FeatureRank(store, configure()), NearestNeighbors(write_table(labelled), store, configure())
     assert all(hook(state) for hook in hooks)
     assert torch.equal(torch.random.get_rng_state(), randomness[0])
     assert np.array_equal(np.random.get_state()[1], randomness[1])
@@ -330,7 +331,7 @@ def test_the_model_and_the_random_states_are_left_as_they_were(store, configure,
 
 def test_a_run_with_hooks_is_the_run_without(store, configure, labelled, write_table, tmp_path):
     config = configure("optimizer.steps=4", "run.picture_interval_steps=1")
-    hooks = [FeatureRank(store, config), NearestNeighbours(write_table(labelled), store, config)]
+    hooks = [FeatureRank(store, config), NearestNeighbors(write_table(labelled), store, config)]
     seen = []
     pretrain(store, tmp_path / "plain", config)
     pretrain(store, tmp_path / "watched", config, [*hooks, lambda state: seen.append(state.step) or {}])

@@ -41,8 +41,8 @@ def test_shares_of_a_job_use_the_statistics_of_the_whole(run_folder, sound_folde
     assert main(["embed", str(sound_folder), "--out", str(out), *choice]) == 0
     tables = [tmp_path / "x-00000-of-00002.parquet", tmp_path / "x-00001-of-00002.parquet", out]
     settings = [read_settings(table) for table in tables]
-    assert settings[0]["statistics"] == settings[1]["statistics"] == settings[2]["statistics"]
-    assert {s["normalization"] for s in settings} == {"dataset"}
+    assert settings[0].statistics == settings[1].statistics == settings[2].statistics
+    assert {s.normalization for s in settings} == {"dataset"}
     whole = {row["path"]: row["scene"] for row in pq.read_table(out).to_pylist()}
     for table in tables[:2]:
         for row in pq.read_table(table).to_pylist():

@@ -52,13 +52,13 @@ def test_files_and_tables_have_it(encoder, run_folder, good_paths, tmp_path):
     for name in ("x.parquet", "x.npz"):
         assert main(["embed", *sources, "--out", str(tmp_path / name), *choice]) == 0
         settings = read_settings(tmp_path / name)
-        assert (settings["scene"], settings["scene_dimensions"]) == ("mean+std", 2 * settings["dimensions"])
+        assert (settings.scene, settings.scene_dimensions) == ("mean+std", 2 * settings.dimensions)
     table = pq.read_table(tmp_path / "x.parquet").to_pylist()
     with np.load(tmp_path / "x.npz") as arrays:
         for k, row in enumerate(rows):
             np.testing.assert_allclose(table[k]["scene"], row.scene, atol=1e-5)
             np.testing.assert_allclose(arrays["scene"][k], row.scene, atol=1e-5)
-        assert arrays["frames"].shape[1] == settings["dimensions"]
+        assert arrays["frames"].shape[1] == settings.dimensions
 
 
 def test_probe_takes_it(run_folder, good_paths, tmp_path):

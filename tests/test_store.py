@@ -225,10 +225,10 @@ def test_a_repaired_file_leaves_the_list_of_failures(sound_folder, tmp_path, sou
     source.mkdir()
     soundfile.write(source / "a.wav", sound(1, 0), 16000)
     (source / "b.wav").touch()
-    assert prepare([source], folder, FRONT_END)["failed"] == 1
+    assert prepare([source], folder, FRONT_END).failed == 1
     soundfile.write(source / "b.wav", sound(1, 1), 16000)
     facts = prepare([source], folder, FRONT_END)
-    assert (facts["files"], facts["failed"]) == (2, 0)
+    assert (facts.files, facts.failed) == (2, 0)
     assert (folder / "failed.csv").read_text().splitlines() == ["path,reason"]
 
 
@@ -239,7 +239,7 @@ def test_files_added_later_extend_the_store(good_paths, store, tmp_path, decoded
     facts = prepare(good_paths, folder, FRONT_END)
     assert len(decoded) == len(good_paths) - 2
     extended = Store(folder)
-    assert facts["files"] == len(good_paths)
+    assert facts.files == len(good_paths)
     assert extended.statistics.mean == pytest.approx(store.statistics.mean, rel=1e-12)
     for clip in range(len(store)):
         np.testing.assert_array_equal(stored_clip(extended, clip), stored_clip(store, clip))
@@ -248,7 +248,7 @@ def test_files_added_later_extend_the_store(good_paths, store, tmp_path, decoded
 def test_a_file_named_in_two_ways_is_stored_once(good_paths, tmp_path):
     path = good_paths[0]
     facts = prepare([path, path.parent / "deep" / ".." / path.name], tmp_path / "store", FRONT_END)
-    assert facts["files"] == 1
+    assert facts.files == 1
 
 
 def test_another_front_end_is_refused_and_the_difference_named(finished, sound_folder):

@@ -5,22 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from melmask.config import FRONT_END_32_KHZ, FrontEndConfig, Statistics
-    from melmask.embedding.assemble import POOLINGS, SCENES
-    from melmask.embedding.encoder import AudioEncoder, Embedding, Reconstruction, load
+    from melmask.embedding.choice import POOLINGS, SCENES, FeatureChoice
+    from melmask.embedding.encoder import AudioEncoder, Embedding, load
+    from melmask.embedding.extract import embed_files
+    from melmask.embedding.reconstruction import Reconstruction
+    from melmask.embedding.streaming import EmbeddingStream
     from melmask.errors import MelmaskError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "FRONT_END_32_KHZ": "melmask.config",
-    "POOLINGS": "melmask.embedding.assemble",
-    "SCENES": "melmask.embedding.assemble",
+    "POOLINGS": "melmask.embedding.choice",
+    "SCENES": "melmask.embedding.choice",
     "AudioEncoder": "melmask.embedding.encoder",
     "Embedding": "melmask.embedding.encoder",
+    "EmbeddingStream": "melmask.embedding.streaming",
+    "FeatureChoice": "melmask.embedding.choice",
     "FrontEndConfig": "melmask.config",
     "MelmaskError": "melmask.errors",
-    "Reconstruction": "melmask.embedding.encoder",
+    "Reconstruction": "melmask.embedding.reconstruction",
     "Statistics": "melmask.config",
+    "embed_files": "melmask.embedding.extract",
     "load": "melmask.embedding.encoder",
 }
 
@@ -30,11 +36,14 @@ __all__ = [
     "SCENES",
     "AudioEncoder",
     "Embedding",
+    "EmbeddingStream",
+    "FeatureChoice",
     "FrontEndConfig",
     "MelmaskError",
     "Reconstruction",
     "Statistics",
     "__version__",
+    "embed_files",
     "load",
 ]
 

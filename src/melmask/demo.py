@@ -13,6 +13,7 @@ from melmask.config import FrontEndConfig
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
 from melmask.datasets.synthetic import CLASSES, write_sound_set
+from melmask.downstream.options import ProbeOptions
 from melmask.downstream.probing import probe_tasks, table_text
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.folder import embed_table
@@ -51,7 +52,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     paths = [labels.parent / row["path"] for row in _rows(labels)]
     embed_table(model, paths, out / "embeddings.parquet")
     _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
-    report = probe_tasks(model, [labels], out / "probe", scheme="split")
+    report = probe_tasks(model, [labels], out / "probe", ProbeOptions(scheme="split"))
     picture = out / "reconstructions.png"
     _draw(model, picture, test)
     return _closing(out, table_text(report), picture, time.monotonic() - start_s)

@@ -1,7 +1,7 @@
 """Samples, frames, patches and milliseconds: the only place that converts between them.
 
-With centred frames, frame i is the spectrum around sample i * hop. A patch of p frames starting at frame s
-covers frames s .. s + p - 1, so its centre in time is (s + (p - 1) / 2) * hop.
+With centered frames, frame i is the spectrum around sample i * hop. A patch of p frames starting at frame s
+covers frames s .. s + p - 1, so its center in time is (s + (p - 1) / 2) * hop.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ def frames_of_samples(samples: int, config: FrontEndConfig) -> int:
 
 
 def step_times_ms(first_frames: np.ndarray, patch_frames: int, config: FrontEndConfig) -> np.ndarray:
-    """Centres, in ms from the start of the audio, of patches that start at `first_frames` (steps,)."""
+    """Centers, in ms from the start of the audio, of patches that start at `first_frames` (steps,)."""
     return ((first_frames + (patch_frames - 1) / 2) * config.hop_ms).astype(np.float64)
 
 
@@ -62,3 +62,34 @@ def step_durations_frames(frames: int, patch_frames: int) -> np.ndarray:
     durations = np.full(steps, patch_frames, dtype=np.float64)
     durations[-1] = frames - (steps - 1) * patch_frames
     return durations
+
+
+class StepGrid(NamedTuple):
+    """Steps of `patch_frames` frames, one each `hop_frames`, a divisor of it."""
+
+    patch_frames: int
+    hop_frames: int
+
+    @property
+    def first_frame(self) -> int:
+        """Where the first step starts: its center is the first one of the grid that is not before the audio."""
+        return -((self.patch_frames - 1) // 2 // self.hop_frames) * self.hop_frames
+
+    @property
+    def phases(self) -> list[int]:
+        """First frame of each shifted pass; the unshifted one, 0, is among them."""
+        return [self.first_frame + k * self.hop_frames for k in range(self.patch_frames // self.hop_frames)]
+
+    def steps(self, frames: int) -> int:
+        """Steps of a clip of `frames` frames.
+
+        Undivided patches cover the clip, the last one partly; dense steps end with the last center inside it.
+        """
+        if self.hop_frames == self.patch_frames:
+            return -(-frames // self.patch_frames)
+        last_start = frames - 1 - (self.patch_frames - 1) / 2
+        return max(1, int((last_start - self.first_frame) // self.hop_frames) + 1)
+
+    def times_ms(self, steps: int, config: FrontEndConfig) -> np.ndarray:
+        """Centers of the steps, (steps,) float64, in ms from the start of the audio."""
+        return step_times_ms(self.first_frame + np.arange(steps) * self.hop_frames, self.patch_frames, config)

@@ -7,13 +7,13 @@ the longest the model's patches allow within HEAR's 50 ms), the layer, the pooli
 """
 
 import os
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from melmask.checkpoint.folder import ModelCard
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, ConfigError
 
@@ -24,20 +24,15 @@ _CLIPS_TOGETHER = 64
 class HearModel(nn.Module):
     """A loaded model with the attributes the kit reads."""
 
-    def __init__(
-        self, encoder: AudioEncoder, hop_ms: float, layer: int | Sequence[int] | None, pooling: str, scene: str
-    ):
+    def __init__(self, encoder: AudioEncoder, choice: FeatureChoice):
         super().__init__()
         self.encoder = encoder
         # Registered, so that the kit's `.to(device)` finds it.
         self.network = encoder.model
-        self.hop_ms = hop_ms
-        self.layer = layer
-        self.pooling = pooling
-        self.scene = scene
+        self.choice = choice
         self.sample_rate = encoder.sample_rate_hz
-        self.timestamp_embedding_size = encoder.embedding_size(pooling, layer)
-        self.scene_embedding_size = self.timestamp_embedding_size * len(scene.split("+"))
+        self.timestamp_embedding_size = choice.frame_size(encoder.card.model)
+        self.scene_embedding_size = choice.scene_size(encoder.card.model)
 
 
 def load_model(model_file_path: str = "") -> HearModel:
@@ -53,23 +48,26 @@ def load_model(model_file_path: str = "") -> HearModel:
     layer = _number("MELMASK_LAYER", 0.0)
     if not layer.is_integer():
         raise ConfigError(f"MELMASK_LAYER is {layer:g}; give a whole number")
-    hop_ms = _number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None
-    pooling = os.environ.get("MELMASK_POOLING", "concat")
-    scene = os.environ.get("MELMASK_SCENE", "mean")
-    return hear_model(load(path), hop_ms, int(layer) or None, pooling, scene)
+    choice = FeatureChoice(
+        layers=(int(layer),) if layer else (),
+        pooling=os.environ.get("MELMASK_POOLING", "concat"),
+        scene=os.environ.get("MELMASK_SCENE", "mean"),
+        hop_ms=_number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None,
+    )
+    return hear_model(load(path), choice)
 
 
-def hear_model(
-    encoder: AudioEncoder, hop_ms: float | None, layer: int | Sequence[int] | None, pooling: str, scene: str
-) -> HearModel:
-    """The same of a loaded model, with choices as in `AudioEncoder.embed`; `hop_ms` None: the default of this module.
+def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -> HearModel:
+    """Return the HEAR model of a loaded one; without `hop_ms` the choice takes the default of this module.
 
     Raises:
         ConfigError: a choice that the model does not offer.
     """
-    hop_ms = default_hop_ms(encoder.card) if hop_ms is None else hop_ms
-    encoder.check_choice(layer, pooling, hop_ms, scene)
-    return HearModel(encoder, hop_ms, layer, pooling, scene)
+    card = encoder.card
+    if choice.hop_ms is None:
+        choice = choice.changed(hop_ms=default_hop_ms(card))
+    choice.check(card.model, card.front_end)
+    return HearModel(encoder, choice)
 
 
 def default_hop_ms(card: ModelCard) -> float:
@@ -81,17 +79,17 @@ def default_hop_ms(card: ModelCard) -> float:
 
 def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel) -> Float[Tensor, "clips dims"]:
     """One vector a clip, float32, of audio in [-1, 1] at `model.sample_rate`."""
-    choice = {"layer": model.layer, "pooling": model.pooling, "scene": model.scene}
-    scenes = [model.encoder.embed(part, model.sample_rate, **choice).scene for part in audio.split(_CLIPS_TOGETHER)]
-    return torch.cat([torch.from_numpy(scene) for scene in scenes]).to(audio.device)
+    # The scene vector is the same for each hop; the patch's own takes a single pass.
+    choice = model.choice.changed(hop_ms=None)
+    parts = (model.encoder.embed(part, model.sample_rate, choice) for part in audio.split(_CLIPS_TOGETHER))
+    return torch.cat([torch.from_numpy(part.scene) for part in parts]).to(audio.device)
 
 
 def get_timestamp_embeddings(
     audio: Float[Tensor, "clips samples"], model: HearModel
 ) -> tuple[Float[Tensor, "clips steps dims"], Float[Tensor, "clips steps"]]:
-    """Frame vectors and the times of their centres in ms, float32; steps are `model.hop_ms` apart."""
-    choice = {"layer": model.layer, "pooling": model.pooling, "hop_ms": model.hop_ms}
-    parts = [model.encoder.embed(part, model.sample_rate, **choice) for part in audio.split(_CLIPS_TOGETHER)]
+    """Frame vectors and the times of their centers in ms, float32; steps are `model.choice.hop_ms` apart."""
+    parts = [model.encoder.embed(part, model.sample_rate, model.choice) for part in audio.split(_CLIPS_TOGETHER)]
     frames = torch.cat([torch.from_numpy(part.frames) for part in parts])
     times_ms = torch.from_numpy(parts[0].times_ms).float().expand(len(frames), -1)
     return frames.to(audio.device), times_ms.to(audio.device)

@@ -158,7 +158,7 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
     r"""Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
 
     A folder gives the files with a known sound suffix, sorted; a manifest those in its `path` column (relative
-    paths start at the manifest's folder). Bytes of a name that are not UTF-8 are spelt out as \udcXX, and such a
+    paths start at the manifest's folder). Bytes of a name that are not UTF-8 are spelled out as \udcXX, and such a
     file fails when it is read.
 
     Raises:
@@ -177,7 +177,7 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
         else:
             paths = [source]
         found.update(dict.fromkeys(paths))
-    # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold: spelt out, the name
+    # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold: spelled out, the name
     # leads to no file, and reading says why.
     return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found]
 

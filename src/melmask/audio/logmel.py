@@ -3,6 +3,8 @@
 Equal to librosa's `melspectrogram` with the same settings to single-precision noise, which tests hold.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,7 @@ def mel_filterbank(config: FrontEndConfig) -> np.ndarray:
     widths_hz = np.diff(edges_hz)
     rising = -slopes[:-2] / widths_hz[:-1, None]
     falling = slopes[2:] / widths_hz[1:, None]
-    # float32 before the area normalisation: librosa's order, so the filters are equal bit for bit.
+    # float32 before the area normalization: librosa's order, so the filters are equal bit for bit.
     filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
     filters *= (2 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
     return filters
@@ -106,6 +108,18 @@ class LogMelStream:
         spent = min(self._next, self._pending.shape[1] - self._half - 1)
         self._pending, self._next = self._pending[:, spent:], self._next - spent
         return frames
+
+
+@torch.inference_mode()
+def logmel_blocks(blocks: Iterable[np.ndarray], front_end: LogMelSpectrogram) -> Iterator[torch.Tensor]:
+    """Yield the log-mel (mels, frames) of consecutive blocks (samples,) of one sound, some of it maybe empty.
+
+    The parts make up the log-mel of the whole sound, in bounded memory.
+    """
+    stream = LogMelStream(front_end)
+    for block in blocks:
+        yield stream.push(block)[0]
+    yield stream.finish()[0]
 
 
 def _reflect_pad(waveform: torch.Tensor, half: int) -> torch.Tensor:

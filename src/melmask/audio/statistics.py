@@ -1,6 +1,6 @@
 """Mean and variance of a corpus, one part at a time, merged in any grouping (Chan et al., 1979)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,7 +8,8 @@ from melmask.config import Statistics
 from melmask.errors import InputError
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Count, mean and sum of squared deviations of the values seen so far."""
 
     count: int = 0

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
-from melmask.embedding.assemble import SCENES
+from melmask.embedding.choice import SCENES
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError
 from melmask.models.network import Network

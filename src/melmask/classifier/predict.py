@@ -12,6 +12,7 @@ import numpy as np
 from melmask.adapters.hear import default_hop_ms
 from melmask.classifier.model import AudioClassifier, iterate_labels
 from melmask.downstream.events import events_of
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.tables import write_rows
 from melmask.errors import ConfigError, InputError
@@ -95,7 +96,8 @@ def predict_files(
 def _hop_ms(classifier: AudioClassifier, hop_ms: float | None) -> float:
     """Checked before anything of an earlier job is replaced."""
     hop_ms = default_hop_ms(classifier.encoder.card) if hop_ms is None else hop_ms
-    classifier.encoder.check_choice(None, "concat", hop_ms, classifier.card.scene)
+    card = classifier.encoder.card
+    FeatureChoice(hop_ms=hop_ms, scene=classifier.card.scene).check(card.model, card.front_end)
     return hop_ms
 
 
@@ -197,7 +199,11 @@ def _events_of(
             elif part.frames is not None and len(part.frames):
                 yield part.frames
 
-    grid, front_end, labels = encoder.step_grid(hop_ms), encoder.card.front_end, classifier.card.labels
+    grid, front_end, labels = (
+        encoder.step_grid(FeatureChoice(hop_ms=hop_ms)),
+        encoder.card.front_end,
+        classifier.card.labels,
+    )
     step_ms = grid.hop_frames * front_end.hop_ms
     steps = list(classifier.of_steps(frames(), step_ms))
     if errors:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from melmask.classifier.head import Head, Kind, fit_head
 from melmask.classifier.options import FinetuneConfig
-from melmask.embedding.assemble import pool
+from melmask.embedding.choice import FeatureChoice
 from melmask.errors import CheckpointError, TrainingError
 from melmask.geometry import step_durations_frames
 from melmask.models.network import Network
@@ -144,7 +144,7 @@ class Finetuning:
     def _steps(self, units: Tensor) -> Tensor:
         """(1, mels, frames) -> (steps, dims)."""
         tokens = list(self.encoder.encode_layers(units))[-1]
-        return pool(tokens, self._grid_rows, self.encoder.config.cls_token, "concat")[0]
+        return FeatureChoice().pool(tokens, self._grid_rows, self.encoder.config.cls_token)[0]
 
     def _step_targets(self, target: np.ndarray, steps: int) -> np.ndarray:
         patch = self.encoder.config.patch_frames
@@ -205,7 +205,7 @@ class Finetuning:
         with torch.set_grad_enabled(learning):
             if self.kind == "event":
                 tokens = list(self.encoder.encode_layers(crops))[-1]
-                return pool(tokens, self._grid_rows, self.encoder.config.cls_token, "concat")
+                return FeatureChoice().pool(tokens, self._grid_rows, self.encoder.config.cls_token)
             parts = [self._kept_tokens(unit, rng) for unit in crops.split(self.encoder.config.frames, dim=2)]
             tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
             # Mean and deviation over time of each row of patches, of those that are there.

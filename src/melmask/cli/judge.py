@@ -17,49 +17,46 @@ def add(command: Command) -> None:
 
 def probe(options: argparse.Namespace) -> int:
     """Judge a model on labelled files."""
+    from melmask.downstream.options import ProbeOptions
     from melmask.downstream.probing import probe_tasks, table_text
     from melmask.embedding.encoder import load
 
     model = load(options.model, options.device, options.precision)
-    report = probe_tasks(model, options.labels, options.out, **_labelled(options))
+    report = probe_tasks(model, options.labels, options.out, ProbeOptions(**_labelled(options)))
     print(table_text(report))
-    for name, task in report["tasks"].items():
-        if task["unreadable"]:
-            print(f"{name}: {len(task['unreadable'])} files could not be read and were left out")
-        if task["leaking_groups"]:
-            print(f"{name}: {task['leaking_groups']} groups have clips on both sides of a split")
+    for name, task in report.tasks.items():
+        if task.unreadable:
+            print(f"{name}: {len(task.unreadable)} files could not be read and were left out")
+        if task.leaking_groups:
+            print(f"{name}: {task.leaking_groups} groups have clips on both sides of a split")
     print(f"scores and confusion pictures: {options.out}")
     return 0
 
 
 def _labelled(options: argparse.Namespace) -> dict[str, Any]:
     """What probe and few-labels have in common."""
+    from melmask.embedding.choice import FeatureChoice
+
     return {
         "scheme": options.scheme,
         "audio_root": options.audio_root,
-        "layer": options.layer,
-        "pooling": options.pooling,
-        "scene": options.scene,
+        "choice": FeatureChoice(pooling=options.pooling, scene=options.scene).changed(layer=options.layer),
         "seed": options.seed,
-        "dataset_statistics": options.normalization == "dataset",
+        "normalization": options.normalization,
     }
 
 
 def few_labels(options: argparse.Namespace) -> int:
     """Judge a model by how few labels it needs."""
-    from melmask.downstream.few_labels import curves_text, few_label_curves
+    from melmask.downstream.curves import curves_text
+    from melmask.downstream.few_labels import few_label_curves
+    from melmask.downstream.options import FewLabelsOptions
     from melmask.embedding.encoder import load
 
     model = load(options.model, options.device, options.precision)
-    report = few_label_curves(
-        model,
-        options.labels,
-        options.out,
-        per_class=options.per_class,
-        draws=options.draws,
-        **_labelled(options),
-    )
-    print(curves_text(report))
+    wanted = FewLabelsOptions(per_class=tuple(options.per_class), draws=options.draws, **_labelled(options))
+    report = few_label_curves(model, options.labels, options.out, wanted)
+    print(curves_text(report.tasks))
     print(f"curves and pictures: {options.out}")
     return 0
 

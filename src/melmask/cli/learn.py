@@ -36,13 +36,12 @@ def prepare(options: argparse.Namespace) -> int:
 
     front_end = with_overrides(FrontEndConfig(), options.settings)
     facts = prepare(options.sources, options.out, front_end, options.threads)
-    statistics = facts["statistics"]
     print(
-        f"{options.out}: {facts['files']} files, {facts['hours']:.2f} h, log-mel mean {statistics['mean']:.3f} and "
-        f"std {statistics['std']:.3f}"
+        f"{options.out}: {facts.files} files, {facts.hours:.2f} h, log-mel mean {facts.statistics.mean:.3f} and "
+        f"std {facts.statistics.std:.3f}"
     )
-    if facts["failed"]:
-        print(f"{facts['failed']} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+    if facts.failed:
+        print(f"{facts.failed} files could not be read; the reasons are in {options.out / 'failed.csv'}")
     return 0
 
 

@@ -23,35 +23,22 @@ def add(command: Command) -> None:
 
 def embed(options: argparse.Namespace) -> int:
     """Write the embeddings of files and folders."""
-    from melmask.audio.files import find_audio
-    from melmask.embedding.encoder import load
-    from melmask.embedding.folder import embed_table, shard_of
-    from melmask.embedding.normalization import with_dataset_statistics
-    from melmask.embedding.tables import check_table_path
+    from melmask.embedding.choice import FeatureChoice
+    from melmask.embedding.folder import embed_sources
+    from melmask.embedding.options import EmbedOptions
 
-    check_table_path(options.out)
-    every_path = find_audio(options.sources)
-    paths, out = shard_of(every_path, options.out, options.shard)
-    choice = {
-        "layer": options.layer,
-        "pooling": options.pooling,
-        "scene": options.scene,
-        "hop_ms": options.hop_ms,
-        "keep_frames": options.frames,
-    }
-    ray = options.engine == "ray"
-    # On a cluster, the workers have the GPUs.
-    model = load(options.model, "cpu" if ray else options.device, options.precision)
-    if options.normalization == "dataset":
-        model = with_dataset_statistics(model, every_path, options.out.with_suffix(".statistics.json"))
-    if ray:
-        from melmask.embedding.on_ray import embed_table_on_ray
-
-        device = "cpu" if options.device == "auto" else options.device
-        report = embed_table_on_ray(model, paths, out, workers=options.workers, device=device, **choice)
-    else:
-        report = embed_table(model, paths, out, **choice)
-    print(f"{out}: {report}")
+    choice = FeatureChoice(pooling=options.pooling, scene=options.scene, hop_ms=options.hop_ms)
+    wanted = EmbedOptions(
+        choice=choice.changed(layer=options.layer),
+        frames=options.frames,
+        normalization=options.normalization,
+        shard=options.shard,
+        engine=options.engine,
+        workers=options.workers,
+        device=options.device,
+        precision=options.precision,
+    )
+    print(embed_sources(options.sources, options.model, options.out, wanted))
     return 0
 
 
@@ -149,11 +136,13 @@ def push(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """One ONNX file, front end inside."""
+    from melmask.embedding.choice import FeatureChoice
     from melmask.embedding.encoder import load
     from melmask.embedding.export import export_onnx
 
     model = load(options.model, "cpu")
-    cosine = export_onnx(model, options.onnx, options.layer, options.pooling)
+    choice = FeatureChoice(pooling=options.pooling).changed(layer=options.layer)
+    cosine = export_onnx(model, options.onnx, choice)
     print(f"{options.onnx}: {options.onnx.stat().st_size >> 20} MB, least cosine to PyTorch {cosine:.6f}")
     return 0
 

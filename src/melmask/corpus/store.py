@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
-from melmask.errors import ConfigError, StoreError
+from melmask.errors import ConfigError, InputError, StoreError
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import atomic_write, output_error, write_json
 
@@ -31,7 +32,6 @@ FORMAT = "melmask-store"
 VERSION = 1
 _DTYPE = np.dtype("<f2")
 _OPEN_SHARDS = 256
-_NEEDED_FACTS = {"front_end", "statistics", "frames", "hours"}
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -41,6 +41,50 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFacts:
+    """What store.json says of a store."""
+
+    front_end: FrontEndConfig
+    files: int = 0
+    failed: int = 0
+    """Files that could not be read."""
+    frames: int
+    hours: float
+    statistics: Statistics
+    """Mean and standard deviation of all log-mel values."""
+
+    def write(self, folder: Path) -> None:
+        """Write store.json."""
+        write_json(folder / "store.json", {"format": FORMAT, "version": VERSION, **to_dict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "StoreFacts":
+        """Read store.json.
+
+        Raises:
+            StoreError: the folder is no finished store, or the file is damaged or of a newer melmask.
+        """
+        path = folder / "store.json"
+        if not path.exists():
+            unfinished = any(folder.glob("shard-*")) if folder.is_dir() else False
+            what = (
+                "is an unfinished store; run melmask prepare again to finish it"
+                if unfinished
+                else "is not a store (no store.json in it); make one with melmask prepare"
+            )
+            raise StoreError(f"{folder} {what}")
+        try:
+            values = json.loads(path.read_text())
+            kind, version = values.pop("format"), values.pop("version")
+            if kind != FORMAT or version > VERSION:
+                raise StoreError(f"{path} is {kind} version {version}; this reads {FORMAT} to {VERSION}")
+            known = {field.name for field in fields(cls)}
+            return from_dict(cls, {name: value for name, value in values.items() if name in known})
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise StoreError(f"{path} is damaged; delete it and run melmask prepare again") from error
 
 
 class StoreWriter:
@@ -118,7 +162,7 @@ class StoreWriter:
             raise output_error(data_path, error) from error
         facts = {
             "front_end": to_dict(self._front_end),
-            "moments": self._moments._asdict(),
+            "moments": asdict(self._moments),
             "version": VERSION,
         }
         schema = _SCHEMA.with_metadata({FORMAT: json.dumps(facts)})
@@ -133,36 +177,39 @@ class StoreWriter:
             with contextlib.suppress(OSError):
                 self._file.close()
 
-    def finish(self) -> dict[str, Any]:
-        """Close the last shard, sum up, write store.json and failed.csv; returns store.json's content."""
+    def finish(self) -> StoreFacts:
+        """Close the last shard, sum up, write store.json and failed.csv; return what store.json says.
+
+        Raises:
+            InputError: no file could be read, or all of them are silent.
+        """
         self.close_shard()
-        indexes = read_indexes(self._folder)
         moments = Moments()
         good: dict[str, float] = {}
         bad: dict[str, str] = {}
-        frames_total = 0
-        for _, table in indexes:
+        frames = 0
+        for _, table in read_indexes(self._folder):
             moments = moments.plus(Moments(**_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
                     good[row["path"]] = row["duration_s"]
-                    frames_total += row["frames"]
+                    frames += row["frames"]
                 else:
                     bad[row["path"]] = row["error"]
         bad = {path: reason for path, reason in bad.items() if path not in good}
-        _write_failures(self._folder / "failed.csv", bad)
-        facts = {
-            "format": FORMAT,
-            "version": VERSION,
-            "front_end": to_dict(self._front_end),
-            "files": len(good),
-            "failed": len(bad),
-            "frames": frames_total,
-            "hours": sum(good.values()) / 3600,
-        }
-        if good:
-            facts["statistics"] = to_dict(moments.statistics())
-            write_json(self._folder / "store.json", facts)
+        failures = self._folder / "failed.csv"
+        _write_failures(failures, bad)
+        if not good:
+            raise InputError(f"none of the {len(bad)} files could be read; the reasons are in {failures}")
+        facts = StoreFacts(
+            front_end=self._front_end,
+            files=len(good),
+            failed=len(bad),
+            frames=frames,
+            hours=sum(good.values()) / 3600,
+            statistics=moments.statistics(),
+        )
+        facts.write(self._folder)
         return facts
 
     def _data_path(self) -> Path:
@@ -180,8 +227,8 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        facts = _read_facts(folder)
-        self.front_end, self.statistics, self.hours = facts["front_end"], facts["statistics"], facts["hours"]
+        facts = StoreFacts.read(folder)
+        self.front_end, self.statistics, self.hours = facts.front_end, facts.statistics, facts.hours
         indexes = read_indexes(folder)
         shards, firsts, frames = [], [], []
         for number, (path, table) in enumerate(indexes):
@@ -196,9 +243,9 @@ class Store:
             frames.append(length[length > 0])
         self._paths = [path.with_suffix(".f16") for path, _ in indexes]
         present = sum(int(length.sum()) for length in frames)
-        if not present or present != facts["frames"]:
+        if not present or present != facts.frames:
             raise StoreError(
-                f"{folder} has shards of {present} frames, expected {facts['frames']} (shards lost, or more files "
+                f"{folder} has shards of {present} frames, expected {facts.frames} (shards lost, or more files "
                 "being added); prepare it again"
             )
         self._shard_of, self._first_frame = np.concatenate(shards), np.concatenate(firsts)
@@ -290,34 +337,6 @@ def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:
     """'hop_samples 160 there, 320 asked for': what differs between two front ends."""
     here = to_dict(expected)
     return ", ".join(f"{k} {v} there, {here[k]} asked for" for k, v in to_dict(found).items() if v != here[k])
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / "store.json"
-    if not path.exists():
-        unfinished = any(folder.glob("shard-*")) if folder.is_dir() else False
-        what = (
-            "is an unfinished store; run melmask prepare again to finish it"
-            if unfinished
-            else ("is not a store (no store.json in it); make one with melmask prepare")
-        )
-        raise StoreError(f"{folder} {what}")
-    try:
-        facts = json.loads(path.read_text())
-        if facts["format"] != FORMAT or facts["version"] > VERSION:
-            raise StoreError(
-                f"{path} is {facts['format']} version {facts['version']}; this reads {FORMAT} to {VERSION}"
-            )
-        missing = _NEEDED_FACTS - facts.keys()
-        if missing:
-            raise KeyError(*missing)
-        return facts | {
-            "front_end": from_dict(FrontEndConfig, facts["front_end"]),
-            "statistics": from_dict(Statistics, facts["statistics"]),
-            "hours": float(facts["hours"]),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise StoreError(f"{path} is damaged; delete it and run melmask prepare again") from error
 
 
 def _write_failures(path: Path, failures: dict[str, str]) -> None:

@@ -103,7 +103,7 @@ class CropStream:
             filled += taken
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        # Replaced as a whole, so that threads reading neighbouring epochs never see half of one.
+        # Replaced as a whole, so that threads reading neighboring epochs never see half of one.
         known, order = self._order
         if known != epoch:
             order = np.random.default_rng((_ORDER_STREAM, self._seed, epoch)).permutation(self.crops_per_epoch)

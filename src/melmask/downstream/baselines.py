@@ -1,73 +1,89 @@
-"""Features of labelled files for the probes: the model's, and those of two honest baselines."""
+"""Features of labeled files for the probes: the model's, and those of two honest baselines."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from melmask.embedding.assemble import ClipVectors, StepGrid
+from melmask.downstream.options import ProbeOptions
+from melmask.embedding.assemble import ClipVectors
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.embedding.extract import decoded_groups
+from melmask.embedding.normalization import with_dataset_statistics
+from melmask.errors import InputError
+from melmask.labels.tables import LabelTable, keep_rows
 from melmask.settings import to_dict
 from melmask.system.progress import track
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
 
-class FileFeatures(NamedTuple):
-    """features: name -> (readable files, D) float32, in the files' order; errors: path -> reason of the others."""
+@dataclass(frozen=True, kw_only=True)
+class TaskFeatures:
+    """The features of one task's readable files."""
 
+    table: LabelTable
+    """The rows of these files."""
     features: dict[str, np.ndarray]
-    errors: dict[Path, str]
+    """By representation, (rows of the table, D) float32."""
+    normalization: dict[str, str | float]
+    """Where the mean and std of the log-mels are from, and what they are."""
+    unreadable: dict[str, str]
+    """Why the other files were left out, by path."""
 
 
-def probe_features(
-    model: AudioEncoder,
-    paths: Sequence[Path],
-    *,
-    layer: int | Sequence[int] | None = None,
-    pooling: str = "concat",
-    scene: str = "mean",
-    seed: int = 0,
-    title: str = "probe",
-) -> FileFeatures:
-    """Scene vectors of the model, of the same network untrained, and each band's mean and std over time.
+def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions) -> TaskFeatures:
+    """Compute scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
-    Every file is decoded once for all three; progress goes to standard error under `title`.
+    Every file is decoded once for all three; progress goes to standard error.
+
+    Raises:
+        ConfigError: the model does not have what the choice asks for.
+        InputError: none of the files can be read.
     """
-    model.check_choice(layer, pooling, scene=scene)
+    if options.normalization == "dataset":
+        model = with_dataset_statistics(model, table.paths)
+    choice, seed, paths = options.choice, options.seed, table.paths
+    choice.check(model.card.model, model.card.front_end)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
-    files = _vectors_of_files(model, networks, paths, layer, pooling, scene)
-    for path, vectors, error in track(files, len(paths), title):
+    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
         if error is None:
-            for name, vector in vectors.items():
-                rows[name].append(vector)
+            for representation, vector in vectors.items():
+                rows[representation].append(vector)
         else:
             errors[path] = error
-    return FileFeatures({name: np.array(vectors) for name, vectors in rows.items()}, errors)
+    readable = np.array([path not in errors for path in paths])
+    if not readable.any():
+        reason = next(iter(errors.values()))
+        raise InputError(f"none of the {len(readable)} files of task {name} could be read, as {reason}")
+    return TaskFeatures(
+        table=keep_rows(table, readable),
+        features={representation: np.array(vectors) for representation, vectors in rows.items()},
+        normalization={"from": model.normalization, **to_dict(model.card.statistics)},
+        unreadable={str(path): reason for path, reason in errors.items()},
+    )
 
 
 def _vectors_of_files(
-    model: AudioEncoder,
-    networks: dict[str, AudioEncoder],
-    paths: Sequence[Path],
-    layer: int | Sequence[int] | None,
-    pooling: str,
-    scene: str,
+    networks: dict[str, AudioEncoder], paths: Sequence[Path], choice: FeatureChoice
 ) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
-    """(path, representation -> vector, error) of each file, in order."""
+    """Yield (path, representation -> vector, error) of each file, in order."""
+    # All networks have the same front end and step grid.
+    model = networks[PRETRAINED]
     grid = model.step_grid()
-    bands, clips = BandStatistics(), _clips(networks, grid, scene)
+
+    def new_clip() -> tuple["BandStatistics", dict[str, ClipVectors]]:
+        return BandStatistics(), {name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}
+
+    bands, clips = new_clip()
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
-        encoded = {
-            name: iter(network.embed_segments(logmels, layer=layer, pooling=pooling))
-            for name, network in networks.items()
-        }
+        encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
         for piece in pieces:
             if piece.logmel is not None:
                 bands.add(piece.logmel)
@@ -80,19 +96,7 @@ def _vectors_of_files(
                 yield piece.path, {LOGMEL: bands.result(), **scenes}, None
             else:
                 yield piece.path, {}, piece.error
-            bands, clips = BandStatistics(), _clips(networks, grid, scene)
-
-
-def origin_of_features(model: AudioEncoder, errors: dict[Path, str]) -> dict[str, Any]:
-    """What a report says of features: how the log-mels were normalised, and which files were left out, and why."""
-    return {
-        "normalization": {"from": model.normalization, **to_dict(model.card.statistics)},
-        "unreadable": {str(path): reason for path, reason in errors.items()},
-    }
-
-
-def _clips(networks: dict[str, AudioEncoder], grid: StepGrid, scene: str) -> dict[str, ClipVectors]:
-    return {name: ClipVectors(grid, keep_frames=False, scene=scene) for name in networks}
+            bands, clips = new_clip()
 
 
 class BandStatistics:

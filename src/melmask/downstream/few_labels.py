@@ -1,12 +1,12 @@
-"""`melmask few-labels`: how accuracy grows with the number of labelled clips per class; files, pictures and a table.
+"""`melmask few-labels`: how accuracy grows with the number of labeled clips per class; files, pictures and a table.
 
 1. Every clip's features are computed once, as for `melmask probe`, and its splits are made as there.
 2. A draw puts each class's training clips of a split into a random order, in which clips of different groups (speakers,
-   recordings) come first. The first n of it are the n labelled clips, so more labels always include the fewer. A class
+   recordings) come first. The first n of it are the n labeled clips, so more labels always include the fewer. A class
    with fewer than n gives all it has. Valid and test clips are never drawn.
 3. A linear probe (logistic regression, C = 1) and k-NN are fitted to the drawn clips and judged on the split's test
-   clips. k is min(10, n): 1-NN for one label, and never more neighbours than a class has labels. Features are scaled by
-   the mean and std of all the split's training clips, labelled or not: few labels seldom mean few clips, and from two
+   clips. k is min(10, n): 1-NN for one label, and never more neighbors than a class has labels. Features are scaled by
+   the mean and std of all the split's training clips, labeled or not: few labels seldom mean few clips, and from two
    clips alone, one a class, no scale can be had.
 4. "all" takes every training clip, once, and so is the score of `melmask probe`.
 
@@ -17,123 +17,94 @@ same test clips judge every draw, and draws of a small class share clips. `test_
 """
 
 import csv
-import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from melmask.downstream.baselines import origin_of_features, probe_features
+from melmask.downstream.baselines import features_of_task
+from melmask.downstream.curves import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, csv_rows
+from melmask.downstream.options import ALL, FewLabelsOptions
 from melmask.downstream.probe import (
-    GRADIENT_TOLERANCE,
-    MAX_ITERATIONS,
     neighbor_votes,
+    predict_linear,
     standardize,
     t_interval,
     wilson_interval,
 )
-from melmask.downstream.probing import CLASSIFIERS
+from melmask.downstream.probing import CLASSIFIERS, read_tables
 from melmask.embedding.encoder import AudioEncoder
-from melmask.embedding.normalization import with_dataset_statistics
 from melmask.errors import InputError, MissingExtraError
 from melmask.figures.few_labels import save_few_labels_picture
 from melmask.labels.splits import Split, leaking_groups, make_splits
-from melmask.labels.tables import LabelTable, judged_tables, keep_rows, read_labels
+from melmask.labels.tables import LabelTable, judged_tables
 from melmask.system.files import atomic_write, ensure_folder, write_json
 from melmask.system.progress import track
 
-ALL = "all"
-PER_CLASS: tuple[int | str, ...] = (1, 2, 5, 10, ALL)
-DRAWS = 5
 MOST_NEIGHBORS = 10
 LINEAR, KNN = CLASSIFIERS
-_CELL = 24
-_COLUMNS = (
-    "task representation classifier per_class mean_per_class accuracy std low_95 high_95 draws test_low_95 test_high_95"
-)
 
 
 def few_label_curves(
-    model: AudioEncoder,
-    label_files: Sequence[Path],
-    out: Path,
-    *,
-    per_class: Sequence[int | str] = PER_CLASS,
-    draws: int = DRAWS,
-    scheme: str = "auto",
-    audio_root: Path | None = None,
-    layer: Sequence[int] | None = None,
-    pooling: str = "concat",
-    scene: str = "mean",
-    seed: int = 0,
-    dataset_statistics: bool = False,
-) -> dict[str, Any]:
-    """Curves of `model` and the two baselines on each table: few-labels.json, .csv and few-labels-<task>.png in `out`.
+    model: AudioEncoder, label_files: Sequence[Path], out: Path, options: FewLabelsOptions = FewLabelsOptions()
+) -> FewLabelsReport:
+    """Judge `model` and the two baselines on each table, which names its task, with few labels.
 
-    Args:
-        model: what to judge.
-        label_files: CSV tables as `read_labels` takes them; the name of each is its task's.
-        out: folder to write to; the files there grow by a task at a time.
-        per_class: numbers of labelled clips per class, from 1, and "all"; each may be a text ("5").
-        draws: how many times each number but "all" is drawn, at least 1; a single draw has no interval.
-        scheme: how test clips are held out, one of `splits.SCHEMES`.
-        audio_root: where the tables' relative paths start.
-        layer: blocks of the network to take features from.
-        pooling: of a step's patches.
-        scene: of a clip's steps.
-        seed: of the untrained network and of made-up splits; draw d is seeded by (seed, d).
-        dataset_statistics: log-mels are normalised with the statistics of each task's files, not with the model's.
-
-    Returns:
-        The content of few-labels.json: settings, and per task its points (label numbers) and for each representation
-        and classifier a score a point: accuracy, std, interval_95, test_interval_95, accuracies (draws, splits).
+    Writes few-labels.json, few-labels.csv and a picture few-labels-TASK.png for each task to `out`; the files grow by
+    a task at a time. Draw d is seeded by (seed, d). Returns what few-labels.json holds.
 
     Raises:
-        InputError: a number of labels or draws, a seed or a table that cannot be used; none of its files readable.
-        OutputError, MissingExtraError: `out` cannot be written to; scikit-learn or matplotlib is not installed.
+        InputError: a table cannot be used, or none of its files can be read.
+        OutputError: `out` cannot be written to.
+        MissingExtraError: scikit-learn or matplotlib is not installed.
     """
-    numbers = _checked_numbers(per_class, draws, seed)
-    tables = _checked_tables(label_files, audio_root, scheme, seed)
+    _check_libraries()
+    tables = read_tables(label_files, options)
+    # Unusable tables are refused before hours are spent on the files of others.
+    for table in tables.values():
+        make_splits(table, options.scheme, options.seed)
     ensure_folder(out)
-    choice: dict[str, Any] = {"layer": layer, "pooling": pooling, "scene": scene, "seed": seed}
-    report = {"model": model.name, **choice, "scheme": scheme, "per_class": numbers, "draws": draws}
-    report |= {"tasks": {}, "failed": {}}
+    report = FewLabelsReport(
+        model=model.name,
+        layer=list(options.choice.layers) or None,
+        pooling=options.choice.pooling,
+        scene=options.choice.scene,
+        seed=options.seed,
+        scheme=options.scheme,
+        per_class=options.numbers,
+        draws=options.draws,
+    )
 
-    def judge(name: str, table: LabelTable) -> dict[str, Any]:
-        of_task = with_dataset_statistics(model, table.paths) if dataset_statistics else model
-        features, errors = probe_features(of_task, table.paths, title=f"embed {name}", **choice)
-        table = _readable_rows(name, table, errors)
-        curves = curves_of_features(features, table, numbers, draws, scheme, seed, f"fit {name}")
-        return origin_of_features(of_task, errors) | curves
+    def judge(name: str, table: LabelTable) -> TaskCurves:
+        task = features_of_task(model, name, table, options)
+        curves = curves_of_features(task.features, task.table, options, f"fit {name}")
+        return replace(curves, normalization=task.normalization, unreadable=task.unreadable)
 
-    for name, curves in judged_tables(tables, judge, report["failed"]):
-        report["tasks"][name] = curves
-        save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
-        write_json(out / "few-labels.json", report)
-        _write_csv(out / "few-labels.csv", report["tasks"])
-    write_json(out / "few-labels.json", report)
+    for name, curves in judged_tables(tables, judge, report.failed):
+        report.tasks[name] = curves
+        save_few_labels_picture(out / f"few-labels-{name}.png", name, asdict(curves))
+        write_json(out / "few-labels.json", asdict(report))
+        with atomic_write(out / "few-labels.csv", "w") as file:
+            csv.writer(file).writerows(csv_rows(report.tasks))
+    # Once more, as the last table may have failed.
+    write_json(out / "few-labels.json", asdict(report))
     return report
 
 
 def curves_of_features(
     features: Mapping[str, Float[np.ndarray, "rows _"]],
     table: LabelTable,
-    per_class: Sequence[int | str] = PER_CLASS,
-    draws: int = DRAWS,
-    scheme: str = "auto",
-    seed: int = 0,
+    options: FewLabelsOptions = FewLabelsOptions(),
     title: str = "fit",
-) -> dict[str, Any]:
-    """One task's entry in few-labels.json from `features`, a row per clip of `table`; `title` names its progress.
+) -> TaskCurves:
+    """Return one task's curves from `features`, a row per clip of `table`; `title` names its progress.
 
-    A number that no class has more training clips than is the same as "all" and stands for it (`same_as_all`). The
-    other arguments are those of `few_label_curves`.
+    A number that no class has more training clips than is the same as "all" and stands for it (`same_as_all`).
 
     Raises:
-        InputError: features are not finite, or a number, `draws`, the seed or the table cannot be used.
+        InputError: features are not finite, or the table cannot be used.
     """
     for name, rows in features.items():
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
@@ -142,29 +113,29 @@ def curves_of_features(
                 f"{name} features of {table.paths[bad[0]]} and {len(bad) - 1} other files hold NaN or infinity; "
                 "expected finite numbers: check the model and that clip"
             )
-    splits = make_splits(table, scheme, seed)
+    splits, draws = make_splits(table, options.scheme, options.seed), options.draws
     classes, labels = len(table.class_names), table.label_indices
     counts = np.array([np.bincount(labels[split.train], minlength=classes) for split in splits])
-    asked = _checked_numbers(per_class, draws, seed)
+    asked = options.numbers
     same_as_all = [n for n in asked if isinstance(n, int) and n >= counts.max()]
     numbers = [n for n in asked if n != ALL and n not in same_as_all]
     numbers += [ALL] if len(numbers) < len(asked) else []
-    accuracies = _judge(features, table, splits, numbers, draws, seed, title)
+    accuracies = _judge(features, table, splits, numbers, options, title)
     tested = len(np.unique(np.concatenate([split.test for split in splits])))
     scores = {
-        name: {judge: [_facts(per_number[n], tested) for n in numbers] for judge, per_number in of_features.items()}
+        name: {judge: [_score(per_number[n], tested) for n in numbers] for judge, per_number in of_features.items()}
         for name, of_features in accuracies.items()
     }
-    return {
-        "clips": len(labels),
-        "classes": classes,
-        "chance": 1 / classes,
-        "splits": [split.name for split in splits],
-        "leaking_groups": sum(len(leaking_groups(table, split)) for split in splits),
-        "same_as_all": same_as_all,
-        "points": [_point(n, counts, table.class_names, draws) for n in numbers],
-        "scores": scores,
-    }
+    return TaskCurves(
+        clips=len(labels),
+        classes=classes,
+        chance=1 / classes,
+        splits=[split.name for split in splits],
+        leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
+        same_as_all=same_as_all,
+        points=[_point(n, counts, table.class_names, draws) for n in numbers],
+        scores=scores,
+    )
 
 
 def draw_order(
@@ -188,47 +159,6 @@ def draw_interval(accuracies: Float[np.ndarray, " draws"]) -> tuple[float, float
     return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
-def curves_text(report: dict[str, Any]) -> str:
-    """The curves as plain-text tables, one a task and classifier, and below them what the reader should know."""
-    return "\n\n".join("\n".join(_task_lines(name, task)) for name, task in report["tasks"].items())
-
-
-def _checked_numbers(per_class: Sequence[int | str], draws: int, seed: int) -> list[int | str]:
-    """Ascending, each once, "all" last."""
-    if draws < 1 or seed < 0:
-        raise InputError(f"{draws} draws with seed {seed} were asked for; expected at least 1, and a seed from 0")
-    numbers = set()
-    for value in per_class:
-        text = str(value).strip().lower()
-        if text != ALL and not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= 1):
-            raise InputError(f"{value!r} labels per class were asked for; expected whole numbers from 1, or '{ALL}'")
-        numbers.add(math.inf if text == ALL else int(text))
-    if not numbers:
-        raise InputError(f"no number of labels per class; expected whole numbers from 1, or '{ALL}'")
-    return [ALL if number == math.inf else int(number) for number in sorted(numbers)]
-
-
-def _checked_tables(
-    label_files: Sequence[Path], audio_root: Path | None, scheme: str, seed: int
-) -> dict[str, LabelTable]:
-    """The tables by task, found usable before hours are spent on their files; so are the libraries."""
-    _check_libraries()
-    tables = {path.stem: read_labels(path, audio_root) for path in label_files}
-    if len(tables) < len(label_files):
-        raise InputError("two label files have the same name, which names their task; rename one")
-    for table in tables.values():
-        make_splits(table, scheme, seed)
-    return tables
-
-
-def _readable_rows(name: str, table: LabelTable, errors: Mapping[Path, str]) -> LabelTable:
-    readable = np.array([path not in errors for path in table.paths])
-    if not readable.any():
-        reason = next(iter(errors.values()))
-        raise InputError(f"none of the {len(readable)} files of task {name} could be read, as {reason}")
-    return keep_rows(table, readable)
-
-
 def _check_libraries() -> None:
     try:
         import sklearn.linear_model  # noqa: F401
@@ -250,14 +180,13 @@ def _judge(
     table: LabelTable,
     splits: list[Split],
     numbers: list[int | str],
-    draws: int,
-    seed: int,
+    options: FewLabelsOptions,
     title: str,
 ) -> dict[str, dict[str, dict[int | str, np.ndarray]]]:
     """Accuracies (draws, splits) of each representation, classifier and number of labels."""
     labels = table.label_indices
     groups = None if table.groups is None else np.unique(table.groups, return_inverse=True)[1]
-    rounds = {n: 1 if n == ALL else draws for n in numbers}
+    rounds = {n: 1 if n == ALL else options.draws for n in numbers}
     scores = {
         name: {judge: {n: np.zeros((rounds[n], len(splits))) for n in numbers} for judge in CLASSIFIERS}
         for name in features
@@ -266,7 +195,7 @@ def _judge(
     def fits() -> Iterator[None]:
         for name, rows in features.items():
             for column, split in enumerate(splits):
-                for n, row, accuracies in _accuracies(rows, labels, groups, split, (seed, column), rounds):
+                for n, row, accuracies in _accuracies(rows, labels, groups, split, (options.seed, column), rounds):
                     for judge, accuracy in accuracies.items():
                         scores[name][judge][n][row, column] = accuracy
                     yield
@@ -302,92 +231,34 @@ def _accuracies(
 
 
 def _predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """The linear probe of `probe.linear_probe`, fitted to rows already scaled."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     if len(train) < train.shape[1]:
         # The optimum's weights lie in the span of the training rows: turning that onto the first axes changes nothing
         # but the time, which is a fifth with 100 rows of 960 features.
         axes, _ = np.linalg.qr(train.T)
         train, test = train @ axes, test @ axes
-    model = LogisticRegression(C=1.0, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        # The cap is far beyond where predictions still change.
-        warnings.simplefilter("ignore", category=ConvergenceWarning)
-        # One label of each of many classes is what was asked for, not numbers taken for classes.
-        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        model.fit(train, train_labels)
-    return np.asarray(model.predict(test))
+    return predict_linear(train, train_labels, test)
 
 
-def _point(n: int | str, counts: np.ndarray, class_names: list[str], draws: int) -> dict[str, Any]:
-    """What a number means on this task, whose splits' classes have `counts` (splits, classes) training clips."""
+def _point(n: int | str, counts: np.ndarray, class_names: list[str], draws: int) -> CurvePoint:
+    """Return what a number means on this task, whose splits' classes have `counts` (splits, classes) training clips."""
     given = counts if n == ALL else np.minimum(counts, int(n))
-    short = [] if n == ALL else np.flatnonzero((counts < int(n)).any(axis=0))
-    return {
-        "per_class": n,
-        "mean_per_class": float(given.mean()),
-        "draws": 1 if n == ALL else draws,
-        "neighbors": MOST_NEIGHBORS if n == ALL else min(MOST_NEIGHBORS, int(n)),
-        "classes_with_fewer": [class_names[index] for index in short],
-    }
+    short = () if n == ALL else np.flatnonzero((counts < int(n)).any(axis=0)).tolist()
+    return CurvePoint(
+        per_class=n,
+        mean_per_class=float(given.mean()),
+        draws=1 if n == ALL else draws,
+        neighbors=MOST_NEIGHBORS if n == ALL else min(MOST_NEIGHBORS, int(n)),
+        classes_with_fewer=[class_names[index] for index in short],
+    )
 
 
-def _facts(accuracies: np.ndarray, tested: int) -> dict[str, Any]:
+def _score(accuracies: np.ndarray, tested: int) -> CurveScore:
     of_draws = accuracies.mean(axis=1)
     mean = float(of_draws.mean())
-    return {
-        "accuracy": mean,
-        "std": float(of_draws.std(ddof=1)) if len(of_draws) > 1 else None,
-        "interval_95": draw_interval(of_draws),
-        "test_interval_95": wilson_interval(mean, tested),
-        "accuracies": accuracies.tolist(),
-    }
-
-
-def _write_csv(path: Path, tasks: dict[str, Any]) -> None:
-    with atomic_write(path, "w") as file:
-        csv.writer(file).writerows([_COLUMNS.split(), *_csv_rows(tasks)])
-
-
-def _csv_rows(tasks: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    for name, task in tasks.items():
-        for representation, of_features in task["scores"].items():
-            for judge, scores in of_features.items():
-                for point, score in zip(task["points"], scores, strict=True):
-                    low, high = score["interval_95"] or (None, None)
-                    yield (name, representation, judge, point["per_class"], point["mean_per_class"], score["accuracy"],
-                           score["std"], low, high, point["draws"], *score["test_interval_95"])  # fmt: skip
-
-
-def _task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
-    splits, draws = len(task["splits"]), task["points"][0]["draws"]
-    facts = f"{task['classes']} classes, chance {task['chance']:.3f}, {splits} split{'s' * (splits > 1)}, "
-    for judge in CLASSIFIERS:
-        yield f"{name}, {judge} probe: {facts}{draws} draw{'s' * (draws > 1)}"
-        yield f"{'labels per class':<18}" + "".join(f"{representation:>{_CELL}}" for representation in task["scores"])
-        for index, point in enumerate(task["points"]):
-            label = f"{point['per_class']}{'*' * bool(point['classes_with_fewer'])}"
-            label += f" ({point['mean_per_class']:.1f})" if point["per_class"] == ALL else ""
-            yield f"{label:<18}{''.join(_cell(of[judge][index]) for of in task['scores'].values())}".rstrip()
-        yield ""
-    yield "[low, high]: 95 % t-interval over draws; it is about which clips were drawn, not about which were tested"
-    fewest = next((point for point in task["points"] if point["classes_with_fewer"]), None)
-    if fewest is not None:
-        short = len(fewest["classes_with_fewer"])
-        yield f"* {short} of {task['classes']} classes have fewer than {fewest['per_class']} and give all they have"
-    if task["same_as_all"]:
-        numbers = ", ".join(str(number) for number in task["same_as_all"])
-        yield f"{numbers}: no class has more training clips, so this is '{ALL}'"
-    if task["unreadable"]:
-        yield f"{len(task['unreadable'])} files could not be read and were left out"
-    if task["leaking_groups"]:
-        yield f"{task['leaking_groups']} groups have clips on both sides of a split"
-
-
-def _cell(score: dict[str, Any]) -> str:
-    if score["interval_95"] is None:
-        return f"{score['accuracy']:.3f}".ljust(len("0.000 [0.000, 0.000]")).rjust(_CELL)
-    low, high = score["interval_95"]
-    return f"{score['accuracy']:.3f} [{low:.3f}, {high:.3f}]".rjust(_CELL)
+    return CurveScore(
+        accuracy=mean,
+        std=float(of_draws.std(ddof=1)) if len(of_draws) > 1 else None,
+        interval_95=draw_interval(of_draws),
+        test_interval_95=wilson_interval(mean, tested),
+        accuracies=accuracies.tolist(),
+    )

@@ -1,12 +1,11 @@
-"""What a pre-training run reports of its features as it goes: their rank, and a k-NN score on labelled files.
+"""What a pre-training run reports of its features as it goes: their rank, and a k-NN score on labeled files.
 
 Both are training hooks. They read the model, never change it, and draw nothing from a global generator, so a run with
 them equals one without. A model whose vectors are not finite gets no numbers: the training loop itself ends such a run.
 """
 
 import copy
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
-from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
+from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
 from melmask.downstream.probe import knn_probe
 from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.figures.training import ReconstructionPictures
@@ -34,14 +34,14 @@ from melmask.train.pretrain import Hook, StepState
 RANK_UNITS = 512
 MONITOR_CLIPS = 2000
 LONGEST_S = 30.0
-"""What is kept of a labelled file: 2000 such files are 1 GB of float16 log-mels."""
+"""What is kept of a labeled file: 2000 such files are 1 GB of float16 log-mels."""
 _RANK_EPSILON = 1e-7
 
 
 def rankme(vectors: Float[np.ndarray, "rows dims"]) -> float:
     """RankMe, the effective rank of features: exp(-sum p_k ln p_k), p_k = s_k / sum(s) + 1e-7.
 
-    s are the singular values of `vectors` as they are: nothing is centred, so a mean that all rows share counts as
+    s are the singular values of `vectors` as they are: nothing is centered, so a mean that all rows share counts as
     one strong direction and lowers the rank. Between 1 (all rows parallel) and min(rows, dims); 0 for zeros only.
 
     Source: Garrido et al., RankMe, ICML 2023 (arXiv 2210.02885), equations 1 and 2.
@@ -75,7 +75,7 @@ class FeatureRank:
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """The rank of the units' vectors under the model of this step."""
-        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, "mean")
+        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice(pooling="mean"))
         return {"feature_rank": rankme(vectors), "rank_units": len(vectors)} if np.isfinite(vectors).all() else {}
 
 
@@ -88,8 +88,8 @@ def _even_units(frames: np.ndarray, unit_frames: int, most: int) -> list[tuple[i
     return list(dict.fromkeys(zip(clips.tolist(), firsts.tolist(), strict=True)))
 
 
-class NearestNeighbours:
-    """A training hook: {"knn_accuracy": top-1 accuracy, 0 to 1} of `knn_probe` on scene vectors of labelled files.
+class NearestNeighbors:
+    """A training hook: {"knn_accuracy": top-1 accuracy, 0 to 1} of `knn_probe` on scene vectors of labeled files.
 
     Rows marked `test` play no part: their files are not even opened, so a run may be steered by this score without
     spoiling the test. If the other rows are marked train and valid, train rows vote on valid rows. Otherwise they are
@@ -140,7 +140,7 @@ class NearestNeighbours:
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """The score of the model of this step."""
-        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, "concat")
+        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice())
         if not np.isfinite(vectors).all():
             return {}
         return {"knn_accuracy": knn_probe(vectors, self._labels, self._splits).mean}
@@ -154,26 +154,13 @@ def _encoder(state: StepState, hardware: HardwareConfig) -> AudioEncoder:
     return AudioEncoder(copy.deepcopy(state.model), state.card, device=str(device), precision=precision)
 
 
-def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], pooling: str) -> np.ndarray:
-    """Scene vectors (clips, D) of log-mels (mels, frames) float16, as inference makes them."""
+def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], choice: FeatureChoice) -> np.ndarray:
+    """Return the scene vectors (clips, D) of log-mels (mels, frames) float16, as inference makes them."""
     grid = encoder.step_grid()
-    scenes = []
-    for group in _groups(logmels):
-        clips = [list(encoder.segments_of([logmel.float()], grid)) for logmel in group]
-        vectors = iter(encoder.embed_segments([piece for clip in clips for _, piece in clip], pooling=pooling))
-        for clip in clips:
-            parts = ClipVectors(grid, keep_frames=False)
-            for phase, piece in clip:
-                parts.add(phase, next(vectors), piece.shape[1])
-            scenes.append(parts.scene())
-    return np.stack(scenes)
-
-
-def _groups(logmels: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive log-mels worth encoding together."""
-    numbers = np.cumsum([logmel.shape[1] for logmel in logmels]) // FRAMES_TOGETHER
-    for _, group in itertools.groupby(zip(numbers, logmels, strict=True), key=lambda pair: pair[0]):
-        yield [logmel for _, logmel in group]
+    made = [ClipVectors(grid, keep_frames=False) for _ in logmels]
+    clips = (encoder.segments_of([logmel.float()], grid) for logmel in logmels)
+    encoder.fill(made, clips, choice, FRAMES_TOGETHER)
+    return np.stack([vectors.scene() for vectors in made])
 
 
 def _without_test(table: LabelTable) -> LabelTable:
@@ -238,20 +225,18 @@ def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
     """(mels, frames) float16 of the file's first 30 s."""
     rate_hz = transform.config.sample_rate_hz
     longest = frames_of_samples(round(LONGEST_S * rate_hz), transform.config)
-    stream, blocks, frames = LogMelStream(transform), [], 0
-    for block in read_audio_blocks(path, rate_hz):
-        blocks.append(stream.push(block)[0].half())
-        frames += blocks[-1].shape[1]
+    blocks, frames = [], 0
+    for block in logmel_blocks(read_audio_blocks(path, rate_hz), transform):
+        blocks.append(block.half())
+        frames += block.shape[1]
         if frames >= longest:
             break
-    else:
-        blocks.append(stream.finish()[0].half())
     # Its own memory, not a view that keeps what was cut off.
     return torch.cat(blocks, dim=1)[:, :longest].clone()
 
 
 def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_root: Path | None = None) -> list[Hook]:
-    """What looks at a run as it goes: reconstructions, feature rank and, if there are labelled files, a k-NN score.
+    """What looks at a run as it goes: reconstructions, feature rank and, if there are labeled files, a k-NN score.
 
     Raises:
         InputError: the label table cannot be used.
@@ -263,5 +248,5 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
         return []
     hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config)]
     if labels is not None:
-        hooks.append(NearestNeighbours(labels, store, config, audio_root=audio_root, seed=config.run.seed))
+        hooks.append(NearestNeighbors(labels, store, config, audio_root=audio_root, seed=config.run.seed))
     return hooks

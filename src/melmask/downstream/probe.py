@@ -1,5 +1,6 @@
 """Probes: how much a simple classifier gets out of frozen features."""
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -113,21 +114,33 @@ def linear_probe(
         InputError: features are not finite or do not fit the labels.
         MissingExtraError: scikit-learn is not installed.
     """
+    return _score(features, labels, splits, functools.partial(predict_linear, inverse_penalty=inverse_penalty))
+
+
+def predict_linear(
+    train: Float[np.ndarray, "train dims"],
+    train_labels: Int[np.ndarray, " train"],
+    test: Float[np.ndarray, "test dims"],
+    inverse_penalty: float = 1.0,
+) -> Int[np.ndarray, " test"]:
+    """Return the class of each test row by the classifier of `linear_probe`, fitted to rows that are scaled already.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
-
-    def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-        model = LogisticRegression(C=inverse_penalty, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
-        with warnings.catch_warnings():
-            # The cap is far beyond where predictions still change.
-            warnings.simplefilter("ignore", category=ConvergenceWarning)
-            model.fit(train, train_labels)
-        return np.asarray(model.predict(test))
-
-    return _score(features, labels, splits, classify)
+    model = LogisticRegression(C=inverse_penalty, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
+    with warnings.catch_warnings():
+        # The cap is far beyond where predictions still change.
+        warnings.simplefilter("ignore", category=ConvergenceWarning)
+        # With few labels of many classes the labels are nearly as many as the classes, and no numbers to be fitted.
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
+        model.fit(train, train_labels)
+    return np.asarray(model.predict(test))
 
 
 def knn_probe(

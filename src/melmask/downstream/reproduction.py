@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from melmask.embedding.assemble import pool
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 
 
@@ -31,5 +31,5 @@ def scenes_normalized_by_batch(model: AudioEncoder, audio: np.ndarray, sample_ra
     vectors = []
     for units in x.split(config.frames, dim=2):
         *_, tokens = model.model.encoder.encode_layers(units)
-        vectors.append(pool(tokens, model.model.encoder.grid.rows, config.cls_token, "concat"))
+        vectors.append(FeatureChoice().pool(tokens, model.model.encoder.grid.rows, config.cls_token))
     return torch.cat(vectors, dim=1)[:, :steps].mean(1).cpu().numpy()

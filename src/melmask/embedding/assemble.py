@@ -5,25 +5,14 @@ divisor of it, the clip is passed through once a *phase*, each shifted by one mo
 interleaved: dense frame vectors from a model with wide patches. The scene vector always comes from the unshifted phase.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from melmask.config import FrontEndConfig
-from melmask.errors import ConfigError
-from melmask.geometry import step_durations_frames, step_times_ms
-
-POOLINGS = ("concat", "mean", "mean+max", "cls")
-"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
-mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
-
-SCENES = ("mean", "mean+std")
-"""What the scene vector tells of the frame vectors: their mean over time (D), or that and their standard deviation
-(2 D), which says how much the sound changes."""
+from melmask.geometry import StepGrid, step_durations_frames
 
 FRAMES_TOGETHER = 60_000
 """Log-mel frames of files encoded at once: enough units of each length to fill batches, 20 MB."""
@@ -32,7 +21,7 @@ T = TypeVar("T")
 
 
 def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Iterator[list[T]]:
-    """Lists of consecutive items, each complete once its sizes add up to `enough`."""
+    """Yield lists of consecutive items, each complete once its sizes add up to `enough`."""
     group: list[T] = []
     size = 0
     for item in items:
@@ -45,54 +34,8 @@ def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Ite
         yield group
 
 
-class StepGrid(NamedTuple):
-    """Steps of `patch_frames` frames, one each `hop_frames`, a divisor of it."""
-
-    patch_frames: int
-    hop_frames: int
-
-    @property
-    def first_frame(self) -> int:
-        """Where the first step starts: its centre is the first one of the grid that is not before the audio."""
-        return -((self.patch_frames - 1) // 2 // self.hop_frames) * self.hop_frames
-
-    @property
-    def phases(self) -> list[int]:
-        """First frame of each shifted pass; the unshifted one, 0, is among them."""
-        return [self.first_frame + k * self.hop_frames for k in range(self.patch_frames // self.hop_frames)]
-
-    def steps(self, frames: int) -> int:
-        """Steps of a clip of `frames` frames.
-
-        Undivided patches cover the clip, the last one partly; dense steps end with the last centre inside it.
-        """
-        if self.hop_frames == self.patch_frames:
-            return -(-frames // self.patch_frames)
-        last_start = frames - 1 - (self.patch_frames - 1) / 2
-        return max(1, int((last_start - self.first_frame) // self.hop_frames) + 1)
-
-    def times_ms(self, steps: int, config: FrontEndConfig) -> np.ndarray:
-        """Centres of the steps, (steps,) float64, in ms from the start of the audio."""
-        return step_times_ms(self.first_frame + np.arange(steps) * self.hop_frames, self.patch_frames, config)
-
-
-def step_grid(patch_frames: int, hop_ms: float | None, config: FrontEndConfig) -> StepGrid:
-    """The grid for a hop in ms; None for the patch width.
-
-    Raises:
-        ConfigError: the hop is no whole divisor of the patch.
-    """
-    if hop_ms is None:
-        return StepGrid(patch_frames, patch_frames)
-    hop_frames = round(hop_ms / config.hop_ms) if math.isfinite(hop_ms) else 0
-    if abs(hop_frames * config.hop_ms - hop_ms) > 1e-6 or hop_frames < 1 or patch_frames % hop_frames:
-        known = [d * config.hop_ms for d in range(1, patch_frames + 1) if patch_frames % d == 0]
-        raise ConfigError(f"hop_ms is {hop_ms:g}; this model's steps allow {', '.join(f'{ms:g}' for ms in known)}")
-    return StepGrid(patch_frames, hop_frames)
-
-
 class Segmenter:
-    """Cuts one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames, the last shorter."""
+    """Cut one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames or less."""
 
     def __init__(self, phase: int, length: int, fill: float):
         self._length = length
@@ -103,7 +46,8 @@ class Segmenter:
         self._frames = 0
 
     def push(self, block: Tensor) -> list[Tensor]:
-        """Take in (mels, frames); returns the pieces that are complete."""
+        """Take in (mels, frames); return the pieces that are complete."""
+        # What is missing before the audio is filled with the corpus mean, which is 0 after normalization.
         if self._lead:
             block = torch.cat([block.new_full((block.shape[0], self._lead), self._fill), block], dim=1)
             self._lead = 0
@@ -120,14 +64,14 @@ class Segmenter:
         return list(pieces[:whole])
 
     def finish(self) -> list[Tensor]:
-        """The last, shorter piece, if anything is left."""
+        """Return the last, shorter piece, if anything is left."""
         return [torch.cat(self._pending, dim=1)] if self._frames else []
 
 
 class ClipVectors:
-    """Puts a clip's vectors together: over time, as `scene` says, and, with `keep_frames`, those of all phases.
+    """Put a clip's vectors together: over time, as `scene` says, and, with `keep_frames`, those of all phases.
 
-    Frame vectors may be taken out while the clip goes on; what was taken is not kept.
+    Frame vectors may be taken out before the clip ends; those are not kept.
     """
 
     def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean"):
@@ -142,6 +86,7 @@ class ClipVectors:
 
     def add(self, phase: int, vectors: np.ndarray, logmel_frames: int) -> None:
         """Take in the vectors (steps, D) of one piece, `logmel_frames` frames long, of one phase."""
+        # The unshifted phase covers all audio once, so the scene vector does not depend on the hop.
         if phase == 0:
             weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
             values = vectors.astype(np.float64)
@@ -160,7 +105,7 @@ class ClipVectors:
         return self._frames
 
     def scene(self) -> np.ndarray:
-        """The unshifted phase's vectors over time, weighted by the true audio in each step; (D,) or (2 D,) float32."""
+        """Return the clip's scene vector, (D,) or (2 D,) float32, each step weighted by its true audio."""
         mean = np.asarray(self._sum / self._frames)
         if self._scene == "mean":
             return mean.astype(np.float32)
@@ -178,16 +123,17 @@ class ClipVectors:
         if not self._kept:
             return 0
         gaps = [k + len(self._kept) * count for k, count in enumerate(self._reached.values())]
-        # A phase may reach one step further than the grid: its last centre lies after the clip's end.
+        # A phase may reach one step further than the grid: its last center lies after the clip's end.
         return min(*gaps, self._grid.steps(self._frames)) - self._taken
 
     def take(self, most: int | None = None) -> np.ndarray:
-        """The next frame vectors of all phases in order of time, (steps, D) float32: those `ready`, or `most` of them.
+        """Return the next frame vectors, (steps, D) float32, in order of time: all that are `ready`, or `most` of them.
 
         After the last piece, all that was taken makes up the clip's frame vectors.
         """
         steps = self.ready if most is None else min(most, self.ready)
         out = np.empty((steps, self._dimensions), dtype=np.float32)
+        # Phase k has every n-th step of the grid, counted from the clip's first step.
         for k, parts in enumerate(self._kept.values()):
             rows = out[(k - self._taken) % len(self._kept) :: len(self._kept)]
             while len(rows):
@@ -200,23 +146,10 @@ class ClipVectors:
         return out
 
 
-def pool(tokens: Tensor, rows: int, cls_token: bool, pooling: str) -> Tensor:
-    """Tokens (batch, [CLS +] patches, width) to one vector a time step, (batch, steps, D)."""
-    first = int(cls_token)
-    grid = tokens[:, first:].unflatten(1, (rows, -1)).transpose(1, 2)
-    if pooling == "mean":
-        return grid.mean(2)
-    if pooling == "mean+max":
-        return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
-    if pooling == "cls":
-        return tokens[:, :1].expand(-1, grid.shape[1], -1)
-    return grid.flatten(2)
-
-
 def batches_of_equal_length(
     units: Iterable[tuple[int, int, Tensor]], values_per_batch: int
 ) -> Iterator[list[tuple[int, int, Tensor]]]:
-    """(clip, number, unit) items whose units have the same shape, in batches of about so many values."""
+    """Yield batches of (clip, number, unit) items whose units have the same shape, of about so many values each."""
     by_length: dict[int, list[tuple[int, int, Tensor]]] = {}
     for item in units:
         by_length.setdefault(item[2].shape[1], []).append(item)
@@ -224,13 +157,3 @@ def batches_of_equal_length(
         size = max(1, values_per_batch // same[0][2].numel())
         for start in range(0, len(same), size):
             yield same[start : start + size]
-
-
-def check_pooling(pooling: str, cls_token: bool, scene: str = "mean") -> None:
-    """Raise ConfigError unless pooling and scene are known and the model has what they need."""
-    if scene not in SCENES:
-        raise ConfigError(f"scene is {scene!r}; known are {', '.join(SCENES)}")
-    if pooling not in POOLINGS:
-        raise ConfigError(f"pooling is {pooling!r}; known are {', '.join(POOLINGS)}")
-    if pooling == "cls" and not cls_token:
-        raise ConfigError("pooling is 'cls' but this model has no CLS token; use 'concat', 'mean' or 'mean+max'")

@@ -6,17 +6,17 @@ module all carry it whole. To add a pooling, add one entry to `_POOLINGS` below.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from melmask.config import FrontEndConfig, ModelConfig
 from melmask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
 
-def _mean_and_max(grid: "Tensor", _cls: "Tensor") -> "Tensor":
+def _mean_and_max(grid: "torch.Tensor", _cls: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
@@ -30,7 +30,7 @@ class _Pooling(NamedTuple):
     """
 
     size: Callable[[int, int], int]
-    pool: Callable[["Tensor", "Tensor"], "Tensor"]
+    pool: Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
     needs_cls: bool = False
 
 
@@ -50,18 +50,29 @@ SCENES = ("mean", "mean+std")
 which says how much the sound changes."""
 
 
+class ChoiceChanges(TypedDict, total=False):
+    """Keywords that change a `FeatureChoice`: its fields, but `layer`, one number or several, for `layers`."""
+
+    layer: int | Sequence[int] | None
+    pooling: str
+    scene: str
+    hop_ms: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureChoice:
     """Which features of an encoder are used."""
 
-    layers: tuple[int, ...] = ()
-    """Features after these blocks, 1 to depth, put side by side; empty: the last block, after the final norm."""
+    layers: tuple[int, ...] = field(default=(), metadata={"flag": "--layer"})
+    """Take the features after these blocks, 1 to the model's depth, and put them side by side. Without it, they are the
+    last block's, after the final norm."""
     pooling: str = "concat"
-    """How the frequency patches of a time step become its vector: one of `POOLINGS`."""
+    """How the frequency patches of a time step become its vector: concat, mean, mean+max or cls."""
     scene: str = "mean"
-    """How the frame vectors of a clip become its scene vector: one of `SCENES`."""
+    """How the frame vectors of a clip become its scene vector: mean over time, or mean+std, which is twice as long."""
     hop_ms: float | None = None
-    """Time between frame vectors, a divisor of the patch's duration; None: that duration."""
+    """Time between frame vectors in ms, which is a patch's duration divided by a whole number. Without it, that is a
+    patch's duration, and in event tasks the longest up to 50 ms."""
 
     def __post_init__(self):
         if self.scene not in SCENES:
@@ -69,8 +80,8 @@ class FeatureChoice:
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling is {self.pooling!r}; known are {', '.join(POOLINGS)}")
 
-    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> Self:
-        """A copy with other values; `layer` may be one number or several.
+    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> "FeatureChoice":
+        """Return a copy with other values; `layer` may be one number or several.
 
         Raises:
             ConfigError: an unknown pooling or scene.
@@ -80,8 +91,8 @@ class FeatureChoice:
             changes["layers"] = (layer,) if isinstance(layer, int) else tuple(layer)
         return replace(self, **changes)
 
-    def check(self, model: ModelConfig, front_end: FrontEndConfig) -> None:
-        """Raise ConfigError unless this model has such layers, pooling and hop."""
+    def check(self, model: ModelConfig, front_end: FrontEndConfig) -> "FeatureChoice":
+        """Return the choice itself; raise ConfigError unless this model has such layers, pooling and hop."""
         for number in self.layers:
             if not 1 <= number <= model.depth:
                 raise ConfigError(f"layer is {number}; this model has layers 1 to {model.depth}")
@@ -89,6 +100,7 @@ class FeatureChoice:
             others = " or ".join(repr(name) for name, pooling in _POOLINGS.items() if not pooling.needs_cls)
             raise ConfigError(f"pooling is {self.pooling!r} but this model has no CLS token; use {others}")
         self.hop_frames(model, front_end)
+        return self
 
     def hop_frames(self, model: ModelConfig, front_end: FrontEndConfig) -> int:
         """Frames between frame vectors.
@@ -115,7 +127,7 @@ class FeatureChoice:
         """The size of a scene vector."""
         return self.frame_size(model) * len(self.scene.split("+"))
 
-    def pool(self, tokens: "Tensor", rows: int, cls_token: bool) -> "Tensor":
+    def pool(self, tokens: "torch.Tensor", rows: int, cls_token: bool) -> "torch.Tensor":
         """Pool tokens (batch, [CLS +] patches, width) of one layer to a vector a time step, (batch, steps, D)."""
         grid = tokens[:, int(cls_token) :].unflatten(1, (rows, -1)).transpose(1, 2)
         return _POOLINGS[self.pooling].pool(grid, tokens[:, :1])
@@ -126,7 +138,7 @@ class FeatureChoice:
         return {"layer": layer, "pooling": self.pooling, "scene": self.scene, "hop_ms": self.hop_ms}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureChoice":
         """Read what `to_dict` gave; keys that are missing take their defaults.
 
         Raises:

@@ -1,28 +1,31 @@
 """The one inference path: sound in, embeddings out. A pure function of (audio, model).
 
-1. Waveform to log-mel, normalised with the checkpoint's statistics.
+1. Waveform to log-mel, normalized with the checkpoint's statistics.
 2. Cut into units of the trained length; the last one is shortened to whole patches. What is missing of its last patch
-   is filled with 0, the corpus mean after normalisation, as the published successor does.
+   is filled with 0, the corpus mean after normalization, as the published successor does.
 3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
-4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's centre.
+4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's center.
 5. The scene vector is their mean over time, weighted by the true audio in each step, or mean and standard deviation.
+
+`choice.py` says what is taken in steps 3 to 5; `assemble.py` has what surrounds the encoder in steps 2 and 5.
 """
 
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from melmask.audio.files import read_audio_blocks, resample
-from melmask.audio.logmel import LogMelSpectrogram, LogMelStream
+from melmask.audio.files import read_audio_blocks
+from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Statistics
@@ -30,18 +33,15 @@ from melmask.embedding.assemble import (
     FRAMES_TOGETHER,
     ClipVectors,
     Segmenter,
-    StepGrid,
     batches_of_equal_length,
-    check_pooling,
     grouped,
-    pool,
-    step_grid,
 )
-from melmask.errors import ConfigError, InputError
-from melmask.geometry import unit_lengths
+from melmask.embedding.choice import ChoiceChanges, FeatureChoice
+from melmask.embedding.reconstruction import Reconstruction, reconstruct
+from melmask.embedding.waveform import waveform_of
+from melmask.errors import ConfigError
+from melmask.geometry import StepGrid, unit_lengths
 from melmask.models.network import Network, build_network
-from melmask.models.vit import unpatchify
-from melmask.objectives.mae import reconstruct
 from melmask.settings import to_dict
 from melmask.system.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 
@@ -58,25 +58,12 @@ class Embedding:
     """Embeddings of one clip, or of several of equal length.
 
     scene: ([clips,] D) float32, or 2 D for 'mean+std'.  frames: ([clips,] steps, D) float32.  times_ms: (steps,)
-    float64, the steps' centres.
+    float64, the steps' centers.
     """
 
     scene: np.ndarray
     frames: np.ndarray
     times_ms: np.ndarray
-
-
-class Reconstruction(NamedTuple):
-    """What the decoder makes of the visible patches.
-
-    loss: mean squared error over hidden patches, normalised log-mel.  prediction: (clips, patches, values) float32,
-    every patch, normalised log-mel; patches are numbered frequency-major, values ordered (mel in patch, frame in it).
-    logmel: (clips, mels, frames), the prediction put together and brought back to natural-log units.
-    """
-
-    loss: float
-    prediction: np.ndarray
-    logmel: np.ndarray
 
 
 class AudioEncoder:
@@ -119,122 +106,131 @@ class AudioEncoder:
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def embedding_size(self, pooling: str = "concat", layer: int | Sequence[int] | None = None) -> int:
-        """D, the size of a frame vector with this pooling and these layers."""
-        check_pooling(pooling, self.card.model.cls_token)
-        factor = {"concat": self.model.encoder.grid.rows, "mean+max": 2}.get(pooling, 1)
-        return factor * self.card.model.width * len(_layers(layer))
+    def embedding_size(self, choice: FeatureChoice = FeatureChoice(), **changes: Unpack[ChoiceChanges]) -> int:
+        """Return D, the size of a frame vector of this choice.
 
-    def step_grid(self, hop_ms: float | None = None) -> StepGrid:
-        """The grid of frame vectors, one each `hop_ms`; by default one a patch.
+        Raises:
+            ConfigError: the model does not have what the choice asks for.
+        """
+        choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
+        return choice.frame_size(self.card.model)
+
+    def step_grid(self, choice: FeatureChoice = FeatureChoice()) -> StepGrid:
+        """Return the grid of frame vectors: one each `choice.hop_ms`, by default one a patch.
 
         Raises:
             ConfigError: the hop is no divisor of the patch's duration.
         """
-        return step_grid(self.card.model.patch_frames, hop_ms, self.card.front_end)
+        return StepGrid(self.card.model.patch_frames, choice.hop_frames(self.card.model, self.card.front_end))
 
     def embed(
         self,
         audio: str | Path | np.ndarray | Tensor,
         sample_rate_hz: int | None = None,
-        *,
-        layer: int | Sequence[int] | None = None,
-        pooling: str = "concat",
-        hop_ms: float | None = None,
-        scene: str = "mean",
+        choice: FeatureChoice = FeatureChoice(),
+        **changes: Unpack[ChoiceChanges],
     ) -> Embedding:
         """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
 
         A file passes in pieces, but the result holds all its frame vectors, 340 MB an hour for a base model:
-        `extract.embed_files` and `streaming.EmbeddingStream` never hold more than a part.
+        `melmask.embed_files` and `melmask.EmbeddingStream` never hold more than a part.
 
         Args:
             audio: Any length from one sample to hours.
-            sample_rate_hz: Of an array; resampled to the model's. A file knows its own.
-            layer: Features after block 1 .. depth; several are put side by side. By default the last block's, after
-                the final norm.
-            pooling: One of `POOLINGS`.
-            hop_ms: Time between frame vectors, a divisor of the patch's duration; by default that. Shorter hops cost
-                a pass over the audio for each shift. The scene vector does not depend on it.
-            scene: One of `SCENES`.
+            sample_rate_hz: The rate of an array, which is resampled to the model's. A file knows its own.
+            choice: Which features to take. Shorter hops cost a pass over the audio for each shift; the scene vector
+                does not depend on the hop.
+            **changes: Fields of `FeatureChoice` that differ from `choice`: `layer=6`, `pooling="mean"` and so on.
 
         Raises:
             AudioFileError: the file cannot be read.
             InputError: the array is empty, not finite, of another shape, or has no rate.
-            ConfigError: no such layer, pooling, hop or scene.
+            ConfigError: the model has no such layer, pooling, hop or scene.
+            TypeError: a keyword is no field of `FeatureChoice`.
         """
-        self.check_choice(layer, pooling, hop_ms, scene)
-        grid = self.step_grid(hop_ms)
+        choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
+        grid = self.step_grid(choice)
         if from_file := isinstance(audio, str | Path):
             clips, single = [self.segments_of_file(Path(audio), grid)], True
         else:
-            waveform, single = self._waveform(audio, sample_rate_hz)
+            waveform, single = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
             clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
-        made = [ClipVectors(grid, keep_frames=True, scene=scene) for _ in clips]
-        pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
+        made = [ClipVectors(grid, keep_frames=True, scene=choice.scene) for _ in clips]
         # An array is in memory anyway: encoded all together, its clips fill larger batches.
-        groups = grouped(pieces, lambda piece: piece[2].shape[1], FRAMES_TOGETHER) if from_file else [list(pieces)]
-        for group in groups:
-            encoded = self.embed_segments([piece for *_, piece in group], layer=layer, pooling=pooling)
-            for (vectors, phase, piece), steps in zip(group, encoded, strict=True):
-                vectors.add(phase, steps, piece.shape[1])
+        self.fill(made, clips, choice, FRAMES_TOGETHER if from_file else sys.maxsize)
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
         scene_out, frames_out = (scenes[0], frames[0]) if single else (np.stack(scenes), np.stack(frames))
         return Embedding(scene_out, frames_out, times_ms)
 
     def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
-        """Log-mel of (samples,) or (clips, samples): (clips, mels, frames) float32, natural log, not normalised."""
-        waveform, _ = self._waveform(audio, sample_rate_hz)
+        """Return the log-mel (clips, mels, frames) float32, natural log, not normalized; arguments as of `embed`."""
+        waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
     def segments_of_file(self, path: Path, grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """The log-mel of a file, read block by block, cut as by `segments_of`.
+        """Read a file block by block; yield its log-mel cut as by `segments_of`.
 
         Raises:
             AudioFileError: the file cannot be read.
         """
-        yield from self.segments_of(self._logmel_blocks(path), grid)
+        sound = read_audio_blocks(path, self.sample_rate_hz)
+        yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
-    def segments_of(self, logmel_blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """(phase, log-mel (mels, frames)) pieces of whole units, each phase's last one shorter; in bounded memory.
+    def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
+        """Cut a log-mel into pieces of whole units, each phase's last one shorter; yield (phase, (mels, frames)).
 
-        Units are encoded independently, so embedding the pieces is the same as embedding the whole.
+        Units are encoded independently, so embedding the pieces is the same as embedding the whole. Memory is bounded.
         """
         unit = self.card.model.frames
         length = max(1, _SEGMENT_FRAMES // unit) * unit
         cutters = {phase: Segmenter(phase, length, self.card.statistics.mean) for phase in grid.phases}
-        for block in logmel_blocks:
+        for block in blocks:
             for phase, cutter in cutters.items():
                 yield from ((phase, piece) for piece in cutter.push(block))
         for phase, cutter in cutters.items():
             yield from ((phase, piece) for piece in cutter.finish())
 
+    def fill(
+        self,
+        made: Sequence[ClipVectors],
+        clips: Iterable[Iterable[tuple[int, Tensor]]],
+        choice: FeatureChoice,
+        frames_together: int,
+    ) -> None:
+        """Encode the pieces of each clip, as `segments_of` gives them, and add their vectors to those of the clip.
+
+        Pieces are encoded together until they have `frames_together` frames.
+        """
+        pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
+        for group in grouped(pieces, lambda piece: piece[2].shape[1], frames_together):
+            encoded = self.embed_segments([piece for *_, piece in group], choice)
+            for (vectors, phase, piece), steps in zip(group, encoded, strict=True):
+                vectors.add(phase, steps, piece.shape[1])
+
     @torch.inference_mode()
-    def embed_segments(
-        self, segments: Sequence[Tensor], *, layer: int | Sequence[int] | None = None, pooling: str = "concat"
-    ) -> list[np.ndarray]:
-        """Frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
+    def embed_segments(self, segments: Sequence[Tensor], choice: FeatureChoice = FeatureChoice()) -> list[np.ndarray]:
+        """Return the frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
         config, statistics = self.card.model, self.card.statistics
         units: list[tuple[int, int, Tensor]] = []
         for clip, segment in enumerate(segments):
             x = (segment.to(self.device) - statistics.mean) / statistics.std
             lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
+            # After normalization, 0 is the mean of the corpus.
             x = F.pad(x, (0, sum(lengths) - x.shape[1]))
             units += [(clip, k, unit) for k, unit in enumerate(x.split(lengths, dim=1))]
         pooled: dict[tuple[int, int], np.ndarray] = {}
         rows = self.model.encoder.grid.rows
-        # One context for all batches: it keeps the weights that it has converted.
+        # All batches share one context, which keeps the weights that it has converted.
         with inference_precision(self.precision, self.device):
             for batch in batches_of_equal_length(units, self._values_per_batch()):
-                tokens = self._tokens(torch.stack([unit for _, _, unit in batch]), _layers(layer))
-                pools = [pool(t, rows, config.cls_token, pooling) for t in tokens]
-                vectors = torch.cat(pools, dim=-1).float().cpu().numpy()
+                layers = self._tokens(torch.stack([unit for _, _, unit in batch]), choice.layers)
+                pooled_layers = [choice.pool(tokens, rows, config.cls_token) for tokens in layers]
+                vectors = torch.cat(pooled_layers, dim=-1).float().cpu().numpy()
                 pooled |= {(clip, k): vector for (clip, k, _), vector in zip(batch, vectors, strict=True)}
         counts = np.bincount([clip for clip, _, _ in units], minlength=len(segments))
         return [np.concatenate([pooled[clip, k] for k in range(n)]) for clip, n in enumerate(counts)]
 
-    @torch.inference_mode()
     def reconstruct(self, logmel: np.ndarray | Tensor, *, masked: np.ndarray | Tensor) -> Reconstruction:
         """Hide patches and let the decoder fill them in.
 
@@ -249,63 +245,9 @@ class AudioEncoder:
         """
         x = torch.as_tensor(logmel, dtype=torch.float32, device=self.device)
         hidden = torch.as_tensor(masked, device=self.device).bool()
-        self._check_reconstruct(x, hidden)
-        statistics = self.card.statistics
-        x = (x - statistics.mean) / statistics.std
-        normalized = self._target_is_normalized()
-        # Clips may have different numbers of visible patches: one at a time unless they agree.
-        together = bool((hidden.sum(1) == hidden[0].sum()).all())
-        groups = [slice(None)] if together else [slice(i, i + 1) for i in range(len(x))]
-        outputs = [reconstruct(self.model, x[g], hidden[g], normalized) for g in groups]
-        prediction = torch.cat([o.prediction for o in outputs])
-        weights = torch.tensor([float(hidden[g].sum()) for g in groups])
-        loss = float((torch.stack([o.loss.cpu() for o in outputs]) * weights).sum() / weights.sum())
-        shown = prediction
-        if normalized:
-            # Such a model predicts each patch up to its own level and contrast: take those from the truth.
-            truth = self.model.encoder.patches_of(x)
-            shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
-        picture = unpatchify(shown, self.model.encoder.grid.rows, self.card.model.patch_mels)
-        restored = picture * statistics.std + statistics.mean
-        return Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
-
-    def _target_is_normalized(self) -> bool:
-        masking = self.card.training.get("config", {}).get("masking", {})
-        return bool(masking.get("normalize_target", False))
-
-    def check_choice(
-        self, layer: int | Sequence[int] | None, pooling: str, hop_ms: float | None = None, scene: str = "mean"
-    ) -> None:
-        """Raise ConfigError unless this model has such layers, pooling, hop and scene."""
-        depth = self.card.model.depth
-        for number in _layers(layer):
-            if number is not None and not 1 <= number <= depth:
-                raise ConfigError(f"layer is {number}; this model has layers 1 to {depth}")
-        check_pooling(pooling, self.card.model.cls_token, scene)
-        self.step_grid(hop_ms)
-
-    def _check_reconstruct(self, logmel: Tensor, masked: Tensor) -> None:
-        config = self.card.model
-        if not config.has_decoder:
+        if not self.card.model.has_decoder:
             raise ConfigError(f"{self.name or 'the model'} is encoder-only: it embeds but cannot reconstruct")
-        rows = self.model.encoder.grid.rows
-        fits = (
-            logmel.ndim == 3
-            and logmel.shape[1] == config.mels
-            and 0 < logmel.shape[2] <= config.frames
-            and logmel.shape[2] % config.patch_frames == 0
-        )
-        if not fits:
-            raise InputError(
-                f"the log-mel is {tuple(logmel.shape)}; expected (clips, {config.mels}, frames) with frames a multiple "
-                f"of {config.patch_frames} up to {config.frames}"
-            )
-        expected = (logmel.shape[0], rows * logmel.shape[2] // config.patch_frames)
-        if tuple(masked.shape) != expected:
-            raise InputError(f"the mask is {tuple(masked.shape)}; expected (clips, patches) = {expected}")
-        counts = masked.sum(1)
-        if int(counts.min()) < 1 or int(counts.max()) >= expected[1]:
-            raise InputError("the mask hides all or none of a clip's patches; leave some of either")
+        return reconstruct(self.model, self.card, x, hidden)
 
     def _values_per_batch(self) -> int:
         config = self.card.model
@@ -315,9 +257,10 @@ class AudioEncoder:
             tokens = _TOKENS_PER_GPU_BATCH
         return tokens * config.patch_mels * config.patch_frames
 
-    def _tokens(self, units: Tensor, layers: Sequence[int | None]) -> list[Tensor]:
-        """Tokens after each of `layers`, None being the end, after the final norm."""
-        numbers = [self.card.model.depth + 1 if layer is None else layer for layer in layers]
+    def _tokens(self, units: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return the tokens after each of `layers`; without any, those of the end, after the final norm."""
+        # The encoder gives the end one more turn, after its last block.
+        numbers = layers or (self.card.model.depth + 1,)
         found = {}
         for number, tokens in enumerate(self.model.encoder.encode_layers(units), 1):
             if number in numbers:
@@ -327,37 +270,8 @@ class AudioEncoder:
         return [found[number] for number in numbers]
 
     @torch.inference_mode()
-    def _logmel_blocks(self, path: Path) -> Iterator[Tensor]:
-        stream = LogMelStream(self.front_end)
-        for block in read_audio_blocks(path, self.sample_rate_hz):
-            yield stream.push(block)[0]
-        yield stream.finish()[0]
-
-    @torch.inference_mode()
     def _logmel(self, waveform: np.ndarray) -> Tensor:
         return self.front_end(torch.from_numpy(waveform).to(self.device))
-
-    def _waveform(self, audio: Any, sample_rate_hz: int | None) -> tuple[np.ndarray, bool]:
-        """(clips, samples) float32 at the model's rate, and whether a single clip was given."""
-        if isinstance(audio, Tensor):
-            # NumPy has no bfloat16.
-            audio = audio.detach().cpu().float() if audio.is_floating_point() else audio.cpu()
-        array = np.asarray(audio)
-        if sample_rate_hz is None or not sample_rate_hz > 0:
-            raise InputError(f"sample_rate_hz is {sample_rate_hz}; give the rate of the array, as sample_rate_hz=16000")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"the array holds {array.dtype}; give floats in [-1, 1] (int16 samples divided by 32768)")
-        if array.ndim not in (1, 2) or not array.size:
-            raise InputError(f"the array is {array.shape}; give (samples,) or (clips, samples), at least one sample")
-        if not np.isfinite(array).all():
-            raise InputError("the array holds NaN or infinite samples; repair or leave out the audio")
-        waveform = np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
-        waveform = resample(waveform, sample_rate_hz, self.sample_rate_hz)
-        if not waveform.size:
-            raise InputError(
-                f"the array is {array.shape}: not one sample at {self.sample_rate_hz} Hz; give longer audio"
-            )
-        return waveform, array.ndim == 1
 
 
 def load(
@@ -391,9 +305,5 @@ def load(
 
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
-    """The same network with fresh random weights: the baseline that shows what training is worth."""
+    """Return the same network with fresh random weights: the baseline that shows what training is worth."""
     return AudioEncoder(build_network(card.model, seed), card, f"untrained (seed {seed})", device, precision)
-
-
-def _layers(layer: int | Sequence[int] | None) -> list[int | None]:
-    return [layer] if layer is None or isinstance(layer, int) else list(layer)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from melmask import __version__
 from melmask.audio.logmel import mel_filterbank
 from melmask.config import LOG_EPSILON
-from melmask.embedding.assemble import pool
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import MissingExtraError, OutputError
+from melmask.errors import ConfigError, MissingExtraError, OutputError
 from melmask.settings import to_dict
 from melmask.system.files import atomic_write
 
@@ -35,12 +35,12 @@ class ExportedEncoder(nn.Module):
     kernels: Tensor
     filters: Tensor
 
-    def __init__(self, encoder: AudioEncoder, layer: int | None, pooling: str):
+    def __init__(self, encoder: AudioEncoder, choice: FeatureChoice):
         super().__init__()
-        self.card, self.pooling = encoder.card, pooling
+        self.card, self.choice = encoder.card, choice
         self.vit = encoder.model.encoder
-        self.blocks = self.vit.blocks if layer is None else self.vit.blocks[:layer]
-        self.norm = self.vit.norm if layer is None else nn.Identity()
+        self.blocks = self.vit.blocks[: choice.layers[0]] if choice.layers else self.vit.blocks
+        self.norm = nn.Identity() if choice.layers else self.vit.norm
         config = encoder.card.front_end
         bins = np.arange(config.n_fft // 2 + 1)[:, None]
         angle = 2 * np.pi * bins * np.arange(config.n_fft)[None] / config.n_fft
@@ -65,7 +65,7 @@ class ExportedEncoder(nn.Module):
         if model.cls_token:
             seen = torch.cat([seen.new_ones(units, 1), seen], dim=1)
         tokens = self._encode(x, seen.repeat(clips, 1))
-        vectors = pool(tokens, self.vit.grid.rows, model.cls_token, self.pooling)
+        vectors = self.choice.pool(tokens, self.vit.grid.rows, model.cls_token)
         vectors = vectors.unflatten(0, (clips, units)).flatten(1, 2)[:, :steps]
         number = torch.arange(steps)
         weights = (frames - number * model.patch_frames).clamp(max=model.patch_frames).to(vectors.dtype)
@@ -88,21 +88,24 @@ class ExportedEncoder(nn.Module):
         return self.norm(x)
 
 
-def export_onnx(encoder: AudioEncoder, path: Path, layer: int | None = None, pooling: str = "concat") -> float:
-    """Write the graph and check it in onnxruntime; returns the least cosine to PyTorch's scene and frame vectors.
+def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = FeatureChoice()) -> float:
+    """Write the graph and check it in onnxruntime; return the least cosine to PyTorch's scene and frame vectors.
 
     Raises:
+        ConfigError: the choice is not one layer, with one step a patch and the mean as its scene vector.
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         OutputError: the file cannot be written, or its outputs are not PyTorch's.
     """
+    if len(choice.layers) > 1 or choice.scene != "mean" or choice.hop_ms is not None:
+        raise ConfigError("an exported graph gives one layer, a step a patch and the scene 'mean'; choose those")
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401 (the exporter needs it)
     except ImportError as error:
         raise MissingExtraError(error.name or "onnx", "onnx") from None
-    encoder.check_choice(layer, pooling)
-    graph = ExportedEncoder(encoder, layer, pooling).eval().cpu()
+    choice.check(encoder.card.model, encoder.card.front_end)
+    graph = ExportedEncoder(encoder, choice).eval().cpu()
     rate = encoder.sample_rate_hz
     example = torch.randn(2, 3 * rate) * 0.1
     dynamic = ({0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=encoder.card.front_end.n_fft)},)
@@ -118,34 +121,40 @@ def export_onnx(encoder: AudioEncoder, path: Path, layer: int | None = None, poo
     )
     assert program is not None
     proto = program.model_proto
-    _describe(proto, encoder, layer, pooling)
+    _describe(proto, encoder, choice)
     content = proto.SerializeToString()
     onnx.checker.check_model(content)
     with atomic_write(path) as file:
         file.write(content)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    cosine = _least_cosine(session, encoder, layer, pooling)
+    cosine = _least_cosine(session, encoder, choice)
     if not cosine > _LEAST_COSINE:
         path.unlink()
         raise OutputError(f"the exported graph gives other embeddings (cosine {cosine:.6f}); nothing was written")
     return cosine
 
 
-def _describe(proto: Any, encoder: AudioEncoder, layer: int | None, pooling: str) -> None:
-    facts = {"melmask": __version__, "model": encoder.name, "layer": layer, "pooling": pooling}
+def _describe(proto: Any, encoder: AudioEncoder, choice: FeatureChoice) -> None:
+    layer = choice.layers[0] if choice.layers else None
+    facts: dict[str, object] = {
+        "melmask": __version__,
+        "model": encoder.name,
+        "layer": layer,
+        "pooling": choice.pooling,
+    }
     facts |= {"front_end": to_dict(encoder.card.front_end), "statistics": to_dict(encoder.card.statistics)}
     entry = proto.metadata_props.add()
     entry.key, entry.value = "melmask", json.dumps(facts)
 
 
-def _least_cosine(session: Any, encoder: AudioEncoder, layer: int | None, pooling: str) -> float:
+def _least_cosine(session: Any, encoder: AudioEncoder, choice: FeatureChoice) -> float:
     """Over clips of several lengths: shorter than a unit, one unit and a bit, several units."""
     rng = np.random.default_rng(0)
     cosines = []
     for clips, seconds in ((1, 0.5), (3, 2.2), (2, 7.3)):
         samples = int(seconds * encoder.sample_rate_hz)
         audio = (0.1 * rng.normal(size=(clips, samples))).astype(np.float32)
-        ours = encoder.embed(audio, encoder.sample_rate_hz, layer=layer, pooling=pooling)
+        ours = encoder.embed(audio, encoder.sample_rate_hz, choice)
         scene, frames, _ = session.run(None, {"waveform": audio})
         for a, b in ((ours.scene, scene), (ours.frames, frames)):
             cosines.append(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())

@@ -1,18 +1,19 @@
 """Embeddings of many files: decoded ahead in threads, encoded in large batches, in the files' order."""
 
-from collections import deque
+import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors, StepGrid, grouped
+from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors, grouped
+from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError
+from melmask.geometry import StepGrid
+from melmask.system.hardware import map_ahead
 
 _DECODERS = 2
 _FILES_AHEAD = 32
@@ -28,10 +29,10 @@ class FileEmbedding(NamedTuple):
     """
 
     path: Path
-    duration_s: float
-    scene: np.ndarray | None
-    frames: np.ndarray | None
-    error: str | None
+    duration_s: float = 0.0
+    scene: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    error: str | None = None
     first_step: int = 0
     last: bool = True
 
@@ -49,47 +50,52 @@ class Piece(NamedTuple):
 def embed_files(
     model: AudioEncoder,
     paths: Sequence[Path],
+    choice: FeatureChoice = FeatureChoice(),
     *,
-    layer: int | Sequence[int] | None = None,
-    pooling: str = "concat",
-    hop_ms: float | None = None,
     keep_frames: bool = False,
-    scene: str = "mean",
+    **changes: Unpack[ChoiceChanges],
 ) -> Iterator[FileEmbedding]:
-    """Embed `paths`, one result each, in order; a file that cannot be read gives its error instead.
+    """Embed `paths` in order, one result each; a file that cannot be read gives its error instead.
 
     With `keep_frames` a long file gives several rows, one after another. Memory is bounded, also for files of many
     hours.
+
+    Args:
+        model: A loaded model.
+        paths: Sound files.
+        choice: Which features to take.
+        keep_frames: Whether to give the frame vectors too, not only the scene vector.
+        **changes: Fields of `FeatureChoice` that differ from `choice`, as in `AudioEncoder.embed`.
+
+    Raises:
+        ConfigError: the model has no such layer, pooling, hop or scene.
     """
-    model.check_choice(layer, pooling, hop_ms, scene)
-    grid = model.step_grid(hop_ms if keep_frames else None)
-    steps_per_row = max(1, _VALUES_PER_ROW // model.embedding_size(pooling, layer))
-    vectors = ClipVectors(grid, keep_frames, scene)
+    choice = choice.changed(**changes).check(model.card.model, model.card.front_end)
+    # The scene vector needs no shifted passes.
+    grid = model.step_grid(choice if keep_frames else FeatureChoice())
+    steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))
+    vectors = ClipVectors(grid, keep_frames, choice.scene)
     for pieces in decoded_groups(model, paths, grid):
-        logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
-        encoded = iter(model.embed_segments(logmels, layer=layer, pooling=pooling))
+        encoded = iter(model.embed_segments([piece.logmel for piece in pieces if piece.logmel is not None], choice))
         for piece in pieces:
             if piece.logmel is not None:
                 vectors.add(piece.phase, next(encoded), piece.logmel.shape[1])
-            # One more is left for the last row.
+            # One vector more is left, so that the last row is never empty.
             while vectors.ready > steps_per_row:
                 first_step, frames = vectors.taken, vectors.take(steps_per_row)
-                yield FileEmbedding(piece.path, 0.0, None, frames, None, first_step, last=False)
+                yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False)
             if piece.last:
-                yield _result(model, piece, vectors, keep_frames)
-                vectors = ClipVectors(grid, keep_frames, scene)
-
-
-def _result(model: AudioEncoder, piece: Piece, vectors: ClipVectors, keep_frames: bool) -> FileEmbedding:
-    if piece.error is not None:
-        return FileEmbedding(piece.path, 0.0, None, None, piece.error)
-    duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
-    first_step, frames = vectors.taken, vectors.take() if keep_frames else None
-    return FileEmbedding(piece.path, duration_s, vectors.scene(), frames, None, first_step)
+                if piece.error is not None:
+                    yield FileEmbedding(piece.path, error=piece.error)
+                else:
+                    duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
+                    first_step, rest = vectors.taken, vectors.take() if keep_frames else None
+                    yield FileEmbedding(piece.path, duration_s, vectors.scene(), rest, first_step=first_step)
+                vectors = ClipVectors(grid, keep_frames, choice.scene)
 
 
 def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:
-    """The log-mels of `paths`, in order, in groups worth encoding together."""
+    """Yield the log-mels of `paths`, in order, in groups worth encoding together."""
 
     def frames_of(piece: Piece) -> int:
         return 0 if piece.logmel is None else piece.logmel.shape[1]
@@ -98,48 +104,28 @@ def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -
 
 
 def _pieces(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[Piece]:
-    """Pieces of all files in order, decoded ahead."""
-    waiting: deque[tuple[Path, Future[_Begun]]] = deque()
-    pool = ThreadPoolExecutor(_DECODERS, initializer=torch.set_num_threads, initargs=(1,))
-    threads_before = torch.get_num_threads()
-    ahead = iter(paths)
-    try:
-        while True:
-            while len(waiting) < _FILES_AHEAD and (path := next(ahead, None)) is not None:
-                waiting.append((path, pool.submit(_begin, model, path, grid)))
-            if not waiting:
-                return
-            path, begun = waiting.popleft()
-            yield from _rest(path, *begun.result())
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads_before)
-
-
-_Begun = tuple[Iterator[tuple[int, Tensor]], tuple[int, Tensor] | None, str | None]
-
-
-def _begin(model: AudioEncoder, path: Path, grid: StepGrid) -> _Begun:
+    """Yield the pieces of all files in order, decoded ahead."""
     # Only the first piece, which is the whole of most files, is made ahead: long files must not fill the memory.
-    segments = model.segments_of_file(path, grid)
+    for pieces in map_ahead(lambda path: _begin(model, path, grid), paths, _DECODERS, _FILES_AHEAD):
+        yield from pieces
+
+
+def _begin(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
+    """Return the pieces of a file, the first of them ready."""
+    pieces = _pieces_of_file(model, path, grid)
+    return itertools.chain([next(pieces)], pieces)
+
+
+def _pieces_of_file(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
+    # A piece is held back until the next one is there, as only then it is known not to be the last.
+    held = None
     try:
-        return segments, next(segments), None
+        for phase, logmel in model.segments_of_file(path, grid):
+            if held is not None:
+                yield held
+            held = Piece(path, phase, logmel, last=False)
     except AudioFileError as error:
-        return segments, None, str(error)
-
-
-def _rest(
-    path: Path, segments: Iterator[tuple[int, Tensor]], first: tuple[int, Tensor] | None, error: str | None
-) -> Iterator[Piece]:
-    if first is None:
-        yield Piece(path, 0, None, True, error)
+        yield Piece(path, 0, None, last=True, error=str(error))
         return
-    current = first
-    try:
-        for following in segments:
-            yield Piece(path, *current, False)
-            current = following
-    except AudioFileError as broken:
-        yield Piece(path, 0, None, True, str(broken))
-        return
-    yield Piece(path, *current, True)
+    assert held is not None, "a readable file has a frame"
+    yield held._replace(last=True)

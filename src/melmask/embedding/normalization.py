@@ -1,6 +1,5 @@
 """Statistics of the files at hand, for a model whose own do not fit them: instruments, sonar, other loudness."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.tables import digest_of_paths
 from melmask.errors import AudioFileError, InputError
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import write_json
@@ -20,10 +20,10 @@ _FILES_TOGETHER = 256
 
 
 def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in: Path | None = None) -> AudioEncoder:
-    """The model with the mean and std of the log-mel values of all of `paths` instead of its own.
+    """Return the model with the mean and std of the log-mel values of all of `paths` instead of its own.
 
-    Every file is read once; one that cannot be read is left out. The result depends on the whole list, so shares of a
-    job must all be given the same one: `kept_in`, a JSON file, spares each of them the reading.
+    Every file is read once; one that cannot be read is skipped. The result depends on the whole list, so all shares of
+    a job must be given the same list. `kept_in`, a JSON file, keeps the result, so that only the first share reads.
 
     Raises:
         InputError: nothing can be read, or all of it is silent.
@@ -31,7 +31,7 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
     """
     facts = {
         "files": len(paths),
-        "files_sha256": hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest(),
+        "files_sha256": digest_of_paths(paths),
         "front_end": to_dict(model.card.front_end),
     }
     statistics = _kept(kept_in, facts)
@@ -71,7 +71,7 @@ def _moments_of_files(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[Mo
             yield from pool.map(moments, paths[start : start + _FILES_TOGETHER])
 
 
-def _kept(path: Path | None, facts: dict) -> Statistics | None:
+def _kept(path: Path | None, facts: dict[str, object]) -> Statistics | None:
     if path is None or not path.exists():
         return None
     try:

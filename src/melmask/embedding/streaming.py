@@ -5,7 +5,7 @@ latency is at most the trained length. They are equal to those of the offline pa
 """
 
 from collections import deque
-from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import soxr
@@ -16,6 +16,7 @@ from torch import Tensor
 from melmask.audio.files import RESAMPLER_QUALITY
 from melmask.audio.logmel import LogMelStream
 from melmask.embedding.assemble import Segmenter
+from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 
@@ -23,7 +24,7 @@ from melmask.errors import InputError
 class EmbeddingStream:
     """Feed it blocks of one sound, as a microphone gives them.
 
-        stream = EmbeddingStream(melmask.load("runs/tiny"), sample_rate_hz=48000)
+        stream = melmask.EmbeddingStream(melmask.load("runs/tiny"), sample_rate_hz=48000)
         for block in microphone:
             frames, times_ms = stream.push(block)
         frames, times_ms = stream.finish()
@@ -31,24 +32,23 @@ class EmbeddingStream:
     Args:
         model: A loaded model.
         sample_rate_hz: Of the blocks.
-        layer, pooling, hop_ms: As in `AudioEncoder.embed`.
+        choice: Which features to take; a stream has no scene vector.
+        **changes: Fields of `FeatureChoice` that differ from `choice`, as in `AudioEncoder.embed`.
 
     Raises:
-        ConfigError: no such layer, pooling or hop.
+        ConfigError: the model has no such layer, pooling or hop.
     """
 
     def __init__(
         self,
         model: AudioEncoder,
         sample_rate_hz: int,
-        *,
-        layer: int | Sequence[int] | None = None,
-        pooling: str = "concat",
-        hop_ms: float | None = None,
+        choice: FeatureChoice = FeatureChoice(),
+        **changes: Unpack[ChoiceChanges],
     ):
-        model.check_choice(layer, pooling, hop_ms)
-        self._model, self._layer, self._pooling = model, layer, pooling
-        self._grid = model.step_grid(hop_ms)
+        self._model = model
+        self._choice = choice.changed(**changes).check(model.card.model, model.card.front_end)
+        self._grid = model.step_grid(self._choice)
         self._logmel = LogMelStream(model.front_end)
         self._resampler = None
         if sample_rate_hz != model.sample_rate_hz:
@@ -97,18 +97,18 @@ class EmbeddingStream:
             self._encode(phase, cutter.push(logmel))
 
     def _encode(self, phase: int, pieces: list[Tensor]) -> None:
-        for vectors in self._model.embed_segments(pieces, layer=self._layer, pooling=self._pooling):
+        for vectors in self._model.embed_segments(pieces, self._choice):
             self._ready[phase].extend(vectors)
 
     def _emit(self, end: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Vectors in order of time, until a phase has none ready or step `end` is reached."""
         phases = list(self._ready.values())
-        vectors = []
+        vectors: list[np.ndarray] = []
         while (end is None or self._steps + len(vectors) < end) and (
             queue := phases[(self._steps + len(vectors)) % len(phases)]
         ):
             vectors.append(queue.popleft())
-        size = self._model.embedding_size(self._pooling, self._layer)
+        size = self._choice.frame_size(self._model.card.model)
         times_ms = self._grid.times_ms(self._steps + len(vectors), self._model.card.front_end)[self._steps :]
         self._steps += len(vectors)
         return np.array(vectors, dtype=np.float32).reshape(-1, size), times_ms

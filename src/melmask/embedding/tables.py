@@ -4,7 +4,7 @@ Parquet: a row a file - path, duration_s, scene (D float32) and, if kept, first_
 settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
 another, each with the file's path, duration and scene; first_step is the number of a row's first step, 0 where a file
 begins. npz: arrays path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
-(files + 1,); the settings are a JSON string. Step k is centred at first_ms + k * step_ms.
+(files + 1,); the settings are a JSON string. Step k is centered at first_ms + k * step_ms.
 
 While the job runs, `<name>.parts/part-*.parquet` hold what is done, `FILES_PER_PART` files each, failed ones too with
 their `error`; duration and scene, or the error, are in a file's `last` row. A part appears whole or not at all; at the
@@ -17,21 +17,23 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melmask import __version__
-from melmask.embedding.assemble import grouped
+from melmask.config import FrontEndConfig, Statistics
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
-from melmask.errors import InputError, OutputError
-from melmask.settings import to_dict
+from melmask.errors import ConfigError, InputError, OutputError
+from melmask.settings import from_dict
 from melmask.system.files import atomic_write, claimed, ensure_folder, write_json
 
 SUFFIXES = (".parquet", ".npz")
@@ -41,81 +43,125 @@ _ROW_GROUP_BYTES = 12 << 20
 _KEY = b"melmask"
 
 
-def check_table_path(path: Path) -> None:
-    """Raise OutputError unless the name ends in a known suffix and its folder can be written to."""
+def check_suffix(path: Path) -> None:
+    """Raise OutputError unless the name of a table ends in a known suffix."""
     if path.suffix not in SUFFIXES:
         raise OutputError(f"--out is {path}; expected a name ending in {' or '.join(SUFFIXES)}")
-    ensure_folder(path.parent)
 
 
-def settings_of(
-    model: AudioEncoder,
-    paths: Sequence[Path],
-    layer: Sequence[int] | None = None,
-    pooling: str = "concat",
-    hop_ms: float | None = None,
-    keep_frames: bool = False,
-    scene: str = "mean",
-) -> dict[str, Any]:
-    """What a reader of embeddings needs to know of how they were made, and what tells one job from another."""
-    times_ms = model.step_grid(hop_ms).times_ms(2, model.card.front_end)
-    return {
-        "melmask": __version__,
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "layer": layer,
-        "pooling": pooling,
-        "scene": scene,
-        "precision": model.precision,
-        "normalization": model.normalization,
-        "dimensions": model.embedding_size(pooling, layer),
-        "scene_dimensions": model.embedding_size(pooling, layer) * len(scene.split("+")),
-        "frames": keep_frames,
-        "first_ms": float(times_ms[0]),
-        "step_ms": float(times_ms[1] - times_ms[0]),
-        "front_end": to_dict(model.card.front_end),
-        "statistics": to_dict(model.card.statistics),
-        "files": len(paths),
-        "files_sha256": hashlib.sha256("\n".join(str(path) for path in paths).encode()).hexdigest(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """What a reader of embeddings needs to know of how they were made, and what tells one job from another.
+
+    Tables and the parts of a job hold it as JSON, under these names and in this order.
+    """
+
+    melmask: str
+    model: str
+    model_sha256: str
+    layer: list[int] | None
+    pooling: str
+    scene: str
+    precision: str
+    normalization: str
+    dimensions: int
+    scene_dimensions: int
+    frames: bool
+    first_ms: float
+    step_ms: float
+    front_end: FrontEndConfig
+    statistics: Statistics
+    files: int
+    files_sha256: str
+
+    @classmethod
+    def of(
+        cls,
+        model: AudioEncoder,
+        paths: Sequence[Path],
+        choice: FeatureChoice,
+        *,
+        keep_frames: bool = False,
+    ) -> "TableSettings":
+        """Return the settings of a table of `paths` with these features of `model`."""
+        card, sha256, grid = model.card, model.sha256, model.step_grid(choice)
+        first_ms, second_ms = grid.times_ms(2, card.front_end).tolist()
+        return cls(
+            melmask=__version__,
+            model=model.name,
+            model_sha256=sha256,
+            layer=list(choice.layers) or None,
+            pooling=choice.pooling,
+            scene=choice.scene,
+            precision=model.precision,
+            normalization=model.normalization,
+            dimensions=choice.frame_size(card.model),
+            scene_dimensions=choice.scene_size(card.model),
+            frames=keep_frames,
+            first_ms=first_ms,
+            step_ms=second_ms - first_ms,
+            front_end=card.front_end,
+            statistics=card.statistics,
+            files=len(paths),
+            files_sha256=digest_of_paths(paths),
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "TableSettings":
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError, ConfigError: the text is not that.
+        """
+        values = json.loads(text)
+        front_end, statistics = (
+            from_dict(FrontEndConfig, values["front_end"]),
+            from_dict(Statistics, values["statistics"]),
+        )
+        return cls(**{**values, "front_end": front_end, "statistics": statistics})
+
+    def to_json(self) -> str:
+        """Return the settings as a JSON object."""
+        return json.dumps(asdict(self))
 
 
 class TableJob:
-    """The parts of one table: which are done, writing the others, merging all.
+    """The parts of one table: it knows which are done, writes the others and merges all.
 
     Raises:
         OutputError: the place cannot be written to, or holds the parts of a job with other settings or files.
     """
 
-    def __init__(self, path: Path, paths: Sequence[Path], settings: dict[str, Any]):
-        check_table_path(path)
-        self._path, self._paths, self._settings = path, paths, settings
+    def __init__(self, path: Path, paths: Sequence[Path], settings: TableSettings):
+        check_suffix(path)
+        self._path, self._paths, self.settings = path, paths, settings
         self._files_per_part = FILES_PER_PART  # carried along where a job is sent to other processes
         self._folder, self._merged = path.with_name(path.name + ".parts"), False
         self.complete = path.exists() and read_settings(path) == settings
-        if self.complete:
-            return
-        ensure_folder(self._folder)
-        job = self._folder / "job.json"
+        if not self.complete:
+            self._begin(ensure_folder(self._folder) / "job.json")
+
+    def _begin(self, job: Path) -> None:
+        """Write what the parts are of to `job`, or check that the job that is there already is this one."""
         if not job.exists():
-            write_json(job, settings)
+            write_json(job, asdict(self.settings))
             return
         try:
             begun = dict(json.loads(job.read_text()))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
-        wrong = [key for key in settings if begun.get(key) != settings[key]]
+        wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
         if wrong and not any(self._folder.glob("part-*")):
-            # Nothing was done by it.
-            write_json(job, settings)
+            # That job has done nothing yet.
+            write_json(job, asdict(self.settings))
         elif wrong:
-            # Their digest differs as well where their number does.
+            # The digest of the files differs as well where their number does: one word is enough.
             what = ", ".join(dict.fromkeys(key.removesuffix("_sha256") for key in wrong))
             raise OutputError(f"{self._folder} belongs to a job with another {what}; delete it or use another --out")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other jobs from the parts; once they are merged, they go.
+        """Keep other jobs from the parts; remove the parts once they are merged.
 
         Raises:
             OutputError: another job has them.
@@ -124,31 +170,43 @@ class TableJob:
             with claimed(self._folder):
                 yield
         finally:
-            # Behind the lock: on network file systems a file that is open keeps its folder.
+            # Only after the lock is released: on network file systems a file that is open keeps its folder.
             if self._merged:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def todo(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """Return the numbers of the parts that are not there yet."""
         parts = range(-(-len(self._paths) // self._files_per_part))
         return [part for part in parts if not self._part(part).exists()]
 
     def paths_of(self, parts: Sequence[int]) -> list[Path]:
-        """The files of some parts, in order."""
+        """Return the files of some parts, in order."""
         size = self._files_per_part
         return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
 
-    def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> None:
-        """Write `parts`; `results` are those of `paths_of(parts)`, in order, taken as they are needed."""
-        rows = iter(results)
+    def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> float:
+        """Write `parts`; return how many seconds of sound they hold.
+
+        `results` are those of `paths_of(parts)`, in order, taken as they are needed.
+        """
+        rows, sound_s, schema = iter(results), 0.0, _part_schema(self.settings)
         for part in parts:
-            of_part = _rows_of_files(rows, len(self.paths_of([part])))
-            tables = (_arrow_table(group, self._settings) for group in grouped(of_part, _bytes_of, _ROW_GROUP_BYTES))
-            with atomic_write(self._part(part)) as file:
-                _write_parquet(file, tables, _part_schema(self._settings))
+            with atomic_write(self._part(part)) as file, _parquet_writer(file, schema) as writer:
+                group: list[FileEmbedding] = []
+                size = 0
+                for row in _rows_of_files(rows, len(self.paths_of([part]))):
+                    group.append(row)
+                    sound_s += row.duration_s
+                    size += _bytes_of(row)
+                    if size >= _ROW_GROUP_BYTES:
+                        writer.write_table(_arrow_table(group, self.settings))
+                        group, size = [], 0
+                if group:
+                    writer.write_table(_arrow_table(group, self.settings))
+        return sound_s
 
     def merge(self) -> list[tuple[str, str]]:
-        """Write the table from its parts; returns (path, reason) of the files that failed.
+        """Write the table from its parts; return (path, reason) of the files that failed.
 
         `<name>.failed.csv` lists these too.
 
@@ -164,11 +222,15 @@ class TableJob:
             self._merged = True
             raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
-            good = (table for part in parts for table in _good_rows(part, _schema(self._settings)))
+            good = (table for part in parts for table in _good_rows(part, _schema(self.settings)))
             if self._path.suffix == ".parquet":
-                _write_parquet(file, good, _schema(self._settings))
+                with _parquet_writer(file, _schema(self.settings)) as writer:
+                    for table in good:
+                        # A table without rows would become a row group without rows.
+                        if len(table):
+                            writer.write_table(table)
             else:
-                _write_npz(file, good, self._settings)
+                _write_npz(file, good, self.settings)
         failures = self._path.with_name(self._path.name + ".failed.csv")
         failures.unlink(missing_ok=True)
         if failed:
@@ -181,20 +243,29 @@ class TableJob:
         return self._folder / f"part-{number:06d}.parquet"
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings in a table, None if it is no table of ours."""
+WriteParts = Callable[[AudioEncoder, FeatureChoice, TableJob], float]
+"""Writes the parts of a job that are not there yet; returns how many seconds of sound they hold."""
+
+
+def read_settings(path: Path) -> TableSettings | None:
+    """Return the settings in a table, None if it is no table of ours."""
     try:
         if path.suffix == ".npz":
             # Of a damaged file NumPy leaves open what it has opened itself.
             with path.open("rb") as file, np.load(file) as arrays:
-                return json.loads(str(arrays["settings"]))
-        return json.loads(pq.read_schema(path).metadata[_KEY])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pa.ArrowException):
+                return TableSettings.from_json(str(arrays["settings"]))
+        return TableSettings.from_json(pq.read_schema(path).metadata[_KEY])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError, zipfile.BadZipFile, pa.ArrowException):
         return None
 
 
+def digest_of_paths(paths: Sequence[Path]) -> str:
+    """Return a digest of a list of paths, which tells one list from another."""
+    return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+
+
 def rows_of(path: Path) -> int:
-    """How many files a table holds."""
+    """Return how many files a table holds."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return len(arrays["path"])
@@ -204,7 +275,7 @@ def rows_of(path: Path) -> int:
 
 
 def _rows_of_files(rows: Iterator[FileEmbedding], files: int) -> Iterator[FileEmbedding]:
-    """The rows of the next `files` files."""
+    """Yield the rows of the next `files` files."""
     while files:
         row = next(rows)
         files -= row.last
@@ -215,21 +286,21 @@ def _bytes_of(row: FileEmbedding) -> int:
     return sum(array.nbytes for array in (row.scene, row.frames) if array is not None)
 
 
-def _schema(settings: dict[str, Any]) -> pa.Schema:
-    vector, scene = (pa.list_(pa.float32(), settings[key]) for key in ("dimensions", "scene_dimensions"))
+def _schema(settings: TableSettings) -> pa.Schema:
+    vector, scene = (pa.list_(pa.float32(), size) for size in (settings.dimensions, settings.scene_dimensions))
     fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", scene)]
-    if settings["frames"]:
+    if settings.frames:
         fields += [("first_step", pa.int64()), ("frames", pa.list_(vector))]
-    return pa.schema(fields).with_metadata({_KEY: json.dumps(settings)})
+    return pa.schema(fields).with_metadata({_KEY: settings.to_json()})
 
 
-def _part_schema(settings: dict[str, Any]) -> pa.Schema:
+def _part_schema(settings: TableSettings) -> pa.Schema:
     return _schema(settings).append(pa.field("error", pa.string())).append(pa.field("last", pa.bool_()))
 
 
-def _arrow_table(rows: list[FileEmbedding], settings: dict[str, Any]) -> pa.Table:
-    """Rows of a part; until the merge those without a scene have zeros."""
-    size, scene_size = settings["dimensions"], settings["scene_dimensions"]
+def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table:
+    """Return rows of a part; until the merge those without a scene have zeros."""
+    size, scene_size = settings.dimensions, settings.scene_dimensions
 
     def vectors(arrays: list[Any], dimensions: int) -> pa.Array:
         flat = np.concatenate([np.zeros(0, np.float32), *(np.reshape(a, -1) for a in arrays)])
@@ -240,7 +311,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: dict[str, Any]) -> pa.Tabl
         pa.array([row.duration_s for row in rows], pa.float64()),
         vectors([np.zeros(scene_size, np.float32) if row.scene is None else row.scene for row in rows], scene_size),
     ]
-    if settings["frames"]:
+    if settings.frames:
         frames = [np.zeros((0, size), np.float32) if row.frames is None else row.frames for row in rows]
         offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
         columns.append(pa.array([row.first_step for row in rows], pa.int64()))
@@ -269,41 +340,37 @@ def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             yield table
 
 
-def _write_parquet(file: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write each table that is not empty as a row group."""
+def _parquet_writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
     # A dictionary of floats that do not repeat costs twenty times the time and a gigabyte.
-    with pq.ParquetWriter(file, schema, use_dictionary=["path"]) as writer:
-        for table in tables:
-            if len(table):
-                writer.write_table(table)
+    return pq.ParquetWriter(file, schema, use_dictionary=["path"])
 
 
-def _write_npz(file: Any, tables: Iterable[pa.Table], settings: dict[str, Any]) -> None:
+def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSettings) -> None:
     table = pa.concat_tables(list(tables)).combine_chunks()
     frames = {}
-    if settings["frames"]:
+    if settings.frames:
         begins = np.flatnonzero(table["first_step"].to_numpy() == 0)
         kept = table["frames"].combine_chunks()
         ends = np.cumsum([0, *kept.value_lengths().to_pylist()])
-        frames["frames"] = kept.flatten().flatten().to_numpy().reshape(-1, settings["dimensions"])
+        frames["frames"] = kept.flatten().flatten().to_numpy().reshape(-1, settings.dimensions)
         frames["frame_offsets"] = np.append(ends[begins], ends[-1])
         table = table.drop_columns(["frames"]).take(pa.array(begins))
     arrays = {
         "path": np.array(table["path"].to_pylist()),
         "duration_s": table["duration_s"].to_numpy(),
-        "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings["scene_dimensions"]),
-        "settings": np.array(json.dumps(settings)),
+        "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings.scene_dimensions),
+        "settings": np.array(settings.to_json()),
     }
     np.savez(file, **arrays, **frames)
 
 
 def write_rows(path: Path, columns: Mapping[str, type[str] | type[float]], rows: Sequence[dict[str, Any]]) -> None:
-    """A small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
+    """Write a small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
 
     Columns have their types there even where they are empty, so that tables of many jobs fit together.
 
     Raises:
-        OutputError: where it cannot be written.
+        OutputError: the table cannot be written.
     """
     if path.suffix == ".parquet":
         types = {str: pa.string(), float: pa.float64()}

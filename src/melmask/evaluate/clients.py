@@ -27,6 +27,7 @@ from torch import Tensor
 import melmask.adapters.hear as hear
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import FrontEndConfig
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
 from melmask.settings import to_dict
@@ -151,11 +152,13 @@ def open_client(source: str, choice: Choice) -> Client:
     if source.startswith(UNTRAINED):
         trained = untrained(trained.card, 0, str(trained.device), trained.precision)
         name = f"untrained {name}"
-    layer = None if choice.layer is None else list(choice.layer)
-    model = hear.hear_model(trained, choice.hop_ms, layer, choice.pooling, choice.scene)
-    identity = [trained.sha256, trained.precision, model.layer, model.pooling, model.scene, model.hop_ms]
-    layers = "last layer" if layer is None else f"layer {'+'.join(map(str, layer))}"
-    settings = f"{layers}, {model.pooling}, {model.scene}, each {model.hop_ms:g} ms, {trained.precision}"
+    layers = choice.layer or ()
+    wanted = FeatureChoice(layers=layers, pooling=choice.pooling, scene=choice.scene, hop_ms=choice.hop_ms)
+    model = hear.hear_model(trained, wanted)
+    chosen = model.choice
+    identity = [trained.sha256, trained.precision, *chosen.to_dict().values()]
+    taken = f"layer {'+'.join(map(str, layers))}" if layers else "last layer"
+    settings = f"{taken}, {chosen.pooling}, {chosen.scene}, each {chosen.hop_ms:g} ms, {trained.precision}"
     return Client(name, source, json.dumps(identity), hear, model, trained.device, settings)
 
 

@@ -1,4 +1,4 @@
-"""A picture of how accuracy grows with the number of labelled clips per class."""
+"""A picture of how accuracy grows with the number of labeled clips per class."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RULE = "#e3e7eb"
-# The model comes last and is to be seen first: the strongest colour.
-COLOURS = ("#7b8794", "#c2761b", "#1f6aa5")
+# The model comes last and is to be seen first: the strongest color.
+COLORS = ("#7b8794", "#c2761b", "#1f6aa5")
 _PANEL_INCHES, _HEIGHT_INCHES = 5.0, 4.2
 # The least distance of two words beside the axes and of two ticks, as shares of the axes' height and width.
 _LABEL_GAP, _TICK_GAP = 0.058, 0.07
@@ -31,7 +31,7 @@ class _Curve(NamedTuple):
 
 
 def save_few_labels_picture(path: Path, name: str, task: Mapping[str, Any]) -> None:
-    """Draws a panel of curves per classifier, over a logarithmic axis of labelled clips per class.
+    """Draws a panel of curves per classifier, over a logarithmic axis of labeled clips per class.
 
     Numbers lie at their true mean over the classes; "≤" marks those that some classes have fewer clips than. Each
     curve has its name and last value beside it, and a band where it has an interval; a dashed line is chance. Where
@@ -57,14 +57,14 @@ def save_few_labels_picture(path: Path, name: str, task: Mapping[str, Any]) -> N
         panel.set(xscale="log", ylim=(0, top), xlim=_limits(positions))
         _write_axes(panel, title, positions, [_tick(point) for point in points])
         panel.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        for curve, colour in zip(curves, _colours(len(curves)), strict=True):
-            _draw_curve(panel, positions, curve, colour)
+        for curve, color in zip(curves, _colors(len(curves)), strict=True):
+            _draw_curve(panel, positions, curve, color)
         _name_lines(panel, curves, chance, top)
     axes[0].set_ylabel("accuracy on test clips", color=MUTED, fontsize=10)
     figure.suptitle(name, x=0.008, ha="left", color=INK, fontsize=13, fontweight="bold", parse_math=False)
     draws = max(point["draws"] for point in points)
     bands = f"bands: 95 % t-interval of the mean over {draws} draws" if draws > 1 else "one draw, so no bands"
-    figure.supxlabel(f"labelled clips per class      ({bands})", color=MUTED, fontsize=10)
+    figure.supxlabel(f"labeled clips per class      ({bands})", color=MUTED, fontsize=10)
     save_figure(figure, path)
 
 
@@ -86,9 +86,9 @@ def _tick(point: Mapping[str, Any]) -> str:
     return f"{'≤' * bool(point['classes_with_fewer'])}{point['per_class']}"
 
 
-def _colours(curves: int) -> list[str]:
-    """The last colours, so that the last curve has the strongest."""
-    return [COLOURS[index % len(COLOURS)] for index in range(-curves, 0)]
+def _colors(curves: int) -> list[str]:
+    """The last colors, so that the last curve has the strongest."""
+    return [COLORS[index % len(COLORS)] for index in range(-curves, 0)]
 
 
 def _limits(positions: np.ndarray) -> tuple[float, float]:
@@ -118,24 +118,24 @@ def _write_axes(axes: "Axes", name: str, positions: np.ndarray, ticks: Sequence[
     axes.spines["bottom"].set_color(MUTED)
 
 
-def _draw_curve(axes: "Axes", positions: np.ndarray, curve: _Curve, colour: str) -> None:
+def _draw_curve(axes: "Axes", positions: np.ndarray, curve: _Curve, color: str) -> None:
     banded = np.isfinite(curve.lows)
     axes.fill_between(
-        positions[banded], curve.lows[banded], curve.highs[banded], color=colour, alpha=0.2, linewidth=0, zorder=2
+        positions[banded], curve.lows[banded], curve.highs[banded], color=color, alpha=0.2, linewidth=0, zorder=2
     )
-    axes.plot(positions, curve.means, color=colour, linewidth=1.8, marker="o", markersize=4.5, zorder=3)
+    axes.plot(positions, curve.means, color=color, linewidth=1.8, marker="o", markersize=4.5, zorder=3)
 
 
 def _name_lines(axes: "Axes", curves: Sequence[_Curve], chance: float, top: float) -> None:
     """The words beside the right ends, moved apart where they would touch."""
-    coloured = zip(curves, _colours(len(curves)), strict=True)
+    colored = zip(curves, _colors(len(curves)), strict=True)
     ends = sorted(
-        [(chance, "chance", MUTED), *((float(curve.means[-1]), curve.name, colour) for curve, colour in coloured)]
+        [(chance, "chance", MUTED), *((float(curve.means[-1]), curve.name, color) for curve, color in colored)]
     )
     # Words above the axes would run into the panel's title.
     highest = [1 - _LABEL_GAP * index for index in reversed(range(len(ends)))]
     heights = spread([min(end[0] / top, most) for end, most in zip(ends, highest, strict=True)], _LABEL_GAP)
-    for height, (value, name, colour) in zip(heights, ends, strict=True):
+    for height, (value, name, color) in zip(heights, ends, strict=True):
         axes.annotate(
             f"{name}  {100 * value:.0f} %",
             (1, height),
@@ -143,7 +143,7 @@ def _name_lines(axes: "Axes", curves: Sequence[_Curve], chance: float, top: floa
             xycoords="axes fraction",
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
             fontsize=9,
             annotation_clip=False,
             parse_math=False,
@@ -151,7 +151,7 @@ def _name_lines(axes: "Axes", curves: Sequence[_Curve], chance: float, top: floa
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values moved as little as it takes, in squares, for neighbours to be `gap` apart."""
+    """Ascending values moved as little as it takes, in squares, for neighbors to be `gap` apart."""
     blocks: list[list[float]] = []
     for index, value in enumerate(values):
         blocks.append([value - gap * index])

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 
 from melmask.errors import InputError
+
+T = TypeVar("T")
 
 REQUIRED_COLUMNS = ("path", "label")
 SPLIT_NAMES = {
@@ -108,8 +110,8 @@ def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
 
 
 def judged_tables(
-    tables: Mapping[str, LabelTable], judge: Callable[[str, LabelTable], dict[str, Any]], failed: dict[str, str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    tables: Mapping[str, LabelTable], judge: Callable[[str, LabelTable], T], failed: dict[str, str]
+) -> Iterator[tuple[str, T]]:
     """What `judge` says of each table, by name; tables that it refuses come into `failed`, with the reason.
 
     Raises:

@@ -4,9 +4,11 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +22,9 @@ _FLOAT32_PRODUCT_ERROR = 1e-6
 """Relative; float32 products have 4e-7, TF32 3e-4, bfloat16 3e-3."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _KEPT_BYTES = 2**31 - 1
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def pick_device(name: str) -> torch.device:
@@ -137,6 +142,27 @@ def use_threads(threads: int, sharing: int = 1) -> None:
     told = os.environ.get("OMP_NUM_THREADS", "") if sharing == 1 else ""
     cores = int(told) if told.isdecimal() and int(told) else max(1, available_cores() // sharing)
     torch.set_num_threads(threads or cores)
+
+
+def map_ahead(work: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
+    """Yield `work(item)` of each item in order, computed by `threads` threads at most `ahead` items in advance.
+
+    Meant for work that releases the interpreter's lock, such as decoding. PyTorch's own threads are held at one
+    meanwhile, as the threads here fill the cores already.
+    """
+    waiting: deque[Future[R]] = deque()
+    threads_before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads_before)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, cpu_size: int = _CPU_PRODUCT_SIZE) -> float:

@@ -1,0 +1,28 @@
+"""What `melmask embed` can be told, without PyTorch: its command line comes from here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from melmask.embedding.choice import FeatureChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """How files are embedded."""
+
+    choice: FeatureChoice = FeatureChoice()
+    """Which features of the model are taken."""
+    frames: bool = False
+    """Keep the frame vectors too, not only the scene vector of each file."""
+    normalization: Literal["checkpoint", "dataset"] = "checkpoint"
+    """Whose mean and standard deviation of log-mels are used: the checkpoint's, or those of the files given."""
+    shard: str | None = field(default=None, metadata={"metavar": "I/N"})
+    """I/N: take every N-th file from the I-th on, 0 <= I < N, as one of N jobs of an array."""
+    engine: Literal["local", "ray"] = "local"
+    """Where to compute: on this machine, or on a Ray cluster."""
+    workers: int = 2
+    """Number of Ray workers, of one CPU or one GPU each."""
+    device: str = "auto"
+    """Device of the model: cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
+    precision: str = "fp32"
+    """Arithmetic of the model: fp32, fp32-fast or bf16."""

@@ -1,0 +1,71 @@
+"""What a model makes of a log-mel with hidden patches: `AudioEncoder.reconstruct`."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from melmask.checkpoint.folder import ModelCard
+from melmask.config import ModelConfig
+from melmask.errors import InputError
+from melmask.models.network import Network
+from melmask.models.vit import unpatchify
+from melmask.objectives import mae
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder makes of the visible patches.
+
+    loss: mean squared error over hidden patches, normalized log-mel.  prediction: (clips, patches, values) float32,
+    every patch, normalized log-mel; patches are numbered frequency-major, values ordered (mel in patch, frame in it).
+    logmel: (clips, mels, frames), the prediction put together and brought back to natural-log units.
+    """
+
+    loss: float
+    prediction: np.ndarray
+    logmel: np.ndarray
+
+
+@torch.inference_mode()
+def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor) -> Reconstruction:
+    """Let the decoder of `model` fill in the hidden patches; arguments and errors as in `AudioEncoder.reconstruct`."""
+    rows = model.encoder.grid.rows
+    _check(card.model, rows, logmel, hidden)
+    x = (logmel - card.statistics.mean) / card.statistics.std
+    normalized = bool(card.training.get("config", {}).get("masking", {}).get("normalize_target", False))
+    # Clips may have different numbers of visible patches: then they cannot be computed together.
+    together = bool((hidden.sum(1) == hidden[0].sum()).all())
+    groups = [slice(None)] if together else [slice(i, i + 1) for i in range(len(x))]
+    outputs = [mae.reconstruct(model, x[g], hidden[g], normalized) for g in groups]
+    prediction = torch.cat([o.prediction for o in outputs])
+    weights = torch.tensor([float(hidden[g].sum()) for g in groups])
+    loss = float((torch.stack([o.loss.cpu() for o in outputs]) * weights).sum() / weights.sum())
+    shown = prediction
+    if normalized:
+        # Such a model predicts each patch up to its own level and contrast: take those from the truth.
+        truth = model.encoder.patches_of(x)
+        shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
+    picture = unpatchify(shown, rows, card.model.patch_mels)
+    restored = picture * card.statistics.std + card.statistics.mean
+    return Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
+
+
+def _check(config: ModelConfig, rows: int, logmel: Tensor, hidden: Tensor) -> None:
+    fits = (
+        logmel.ndim == 3
+        and logmel.shape[1] == config.mels
+        and 0 < logmel.shape[2] <= config.frames
+        and logmel.shape[2] % config.patch_frames == 0
+    )
+    if not fits:
+        raise InputError(
+            f"the log-mel is {tuple(logmel.shape)}; expected (clips, {config.mels}, frames) with frames a multiple "
+            f"of {config.patch_frames} up to {config.frames}"
+        )
+    expected = (logmel.shape[0], rows * logmel.shape[2] // config.patch_frames)
+    if tuple(hidden.shape) != expected:
+        raise InputError(f"the mask is {tuple(hidden.shape)}; expected (clips, patches) = {expected}")
+    counts = hidden.sum(1)
+    if int(counts.min()) < 1 or int(counts.max()) >= expected[1]:
+        raise InputError("the mask hides all or none of a clip's patches; leave some of either")
