@@ -42,7 +42,7 @@ HOMES = {
     "tensorboard": {"train"},
     "wandb": {"train"},
     "tqdm": {"system"},
-    "pyarrow": {"corpus", "embedding"},
+    "pyarrow": {"classifier", "corpus", "embedding"},
 }
 
 LONGEST_FILE = 400

@@ -13,17 +13,19 @@ from hear_folders import PITCHES_HZ, RATE_HZ, tone, write_event_task, write_fold
 from sklearn.linear_model import LogisticRegression
 
 import melmask
-from melmask.classifier import examples as labelled_files
-from melmask.classifier import finetune as finetune_job
-from melmask.classifier import head as probe_head
-from melmask.classifier import training as finetuning
-from melmask.classifier.examples import table_files
-from melmask.classifier.finetune import _frames_of, finetune
+from melmask.classifier import head as head_module
+from melmask.classifier import network as network_module
+from melmask.classifier import training as training_module
+from melmask.classifier.clips import Clips, frames_of_event, read_logmels
+from melmask.classifier.examples import table_examples, task_examples
+from melmask.classifier.finetune import finetune
 from melmask.classifier.head import Head, fit_head
 from melmask.classifier.model import AudioClassifier, ClassifierCard, load_classifier
-from melmask.classifier.options import FinetuneConfig
+from melmask.classifier.network import ClassifierNetwork
+from melmask.classifier.options import FinetuneConfig, FinetuneOptions, PredictOptions
 from melmask.classifier.predict import predict_files
-from melmask.classifier.training import Clips, Finetuning
+from melmask.classifier.scores import validation_score
+from melmask.classifier.training import Finetuning
 from melmask.cli import main
 from melmask.downstream.probe import standardize
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
@@ -39,6 +41,24 @@ LABELS = list(PITCHES_HZ)
 def configured(*overrides):
     quick = ("epochs=8", "head_epochs=3", "batch_size=12", "learning_rate=5e-3", "patience_epochs=20")
     return with_overrides(FinetuneConfig(), [*quick, *overrides])
+
+
+def tune(source, labels, out, *overrides):
+    return finetune(str(source), labels, out, configured(*overrides), FinetuneOptions(device="cpu"))
+
+
+def metrics_of(out):
+    return read_lines(out / "metrics.jsonl")
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def training_of(encoder, *overrides, kind="multiclass", classes=3, crop_frames=64):
+    """A fresh copy of the encoder with a head, ready to be trained."""
+    config, model = configured(*overrides), melmask.load(encoder.name, "cpu").model
+    return Finetuning(ClassifierNetwork(model, kind, classes, config.scene), config, crop_frames, hop_ms=10.0)
 
 
 def read_table(path):
@@ -68,19 +88,19 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(run_folder, table, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned") / "out"
-    return out, finetune(str(run_folder), table, out, configured(), device="cpu")
+    return out, tune(run_folder, table, out)
 
 
 @pytest.mark.parametrize(("start_ms", "end_ms"), [(0, 5), (100, 110), (1440, 1460), (2960, 3000), (700, 705)])
 @pytest.mark.parametrize("frames", [300, 10])
 def test_an_event_shorter_than_a_step_counts_as_one(start_ms, end_ms, frames):
     """Wherever it lies, and wherever the crop begins, the centre of one step is in it."""
-    first, behind = _frames_of(Event("a", start_ms, end_ms), 10.0, frames, 16)
+    first, behind = frames_of_event(Event("a", start_ms, end_ms), 10.0, frames, 16)
     assert first >= 0 and behind - first == 16
     if frames == 300:
         assert behind <= frames and first <= start_ms / 10 + 1 and end_ms / 10 - 1 <= behind
         assert all(sum(first <= centre < behind for centre in range(offset, frames, 16)) == 1 for offset in range(16))
-    assert _frames_of(Event("a", 1000, 1500), 10.0, 300, 16) == (100, 151)
+    assert frames_of_event(Event("a", 1000, 1500), 10.0, 300, 16) == (100, 151)
 
 
 def test_groups_in_several_parts_are_told_of(tmp_path, capsys):
@@ -88,45 +108,46 @@ def test_groups_in_several_parts_are_told_of(tmp_path, capsys):
     for i in range(12):
         (tmp_path / f"{i}.wav").touch()
         rows.append((f"{i}.wav", LABELS[i % 2], ("train", "valid", "test")[i // 4], f"g{i % 3 if i < 8 else i}"))
-    table_files(write_table(tmp_path, rows), None, 0, "")
+    table_examples(write_table(tmp_path, rows), 0, FinetuneOptions())
     assert "3 groups have clips in several parts of train, valid and test" in capsys.readouterr().err
-    table_files(write_table(tmp_path, [row[:3] for row in rows]), None, 0, "")
+    table_examples(write_table(tmp_path, [row[:3] for row in rows]), 0, FinetuneOptions())
     assert "groups" not in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_task_is_refused(run_folder, tmp_path):
     (tmp_path / "pets-v1-full").mkdir()
     with pytest.raises(InputError, match=r"is a folder without task_metadata.json; give one task's folder, or a CSV"):
-        finetune(str(run_folder), tmp_path, tmp_path / "out", configured(), device="cpu")
+        tune(run_folder, tmp_path, tmp_path / "out")
 
 
 def test_a_classifier_is_learnt(trained):
-    out, scores = trained
-    assert scores["test"]["accuracy"] > 0.7
-    assert scores["unreadable"] == 1
-    assert set(scores["test"]["recall"]) == set(LABELS)
+    out, report = trained
+    assert report.test.value > 0.7
+    assert report.unreadable == 1
+    assert set(report.test.per_class) == set(LABELS)
+    assert load_classifier(out, "cpu").card.scores == report
     assert "broken.wav" in (out / "failed.csv").read_text()
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_of(out)
     assert [line["epoch"] for line in lines] == list(range(9))
     assert all(0 < line["loss"] < 2 for line in lines[1:])
 
 
 def test_the_saved_classifier_says_what_training_said(trained, table, tmp_path):
-    out, scores = trained
+    out, finetuned = trained
     rows = [row for row in read_table(table) if row["split"] == "test"]
     paths = [table.parent / row["path"] for row in rows]
     report = predict_files(load_classifier(out, "cpu"), paths, tmp_path / "x.csv")
     predicted = read_table(tmp_path / "x.csv")
     assert (report.files, report.failed, report.rows) == (len(rows), 0, len(rows))
     right = [p["label"] == row["label"] for p, row in zip(predicted, rows, strict=True)]
-    assert np.mean(right) == pytest.approx(scores["test"]["accuracy"])
+    assert np.mean(right) == pytest.approx(finetuned.test.value)
     assert all(0.3 < float(p["probability"]) <= 1 for p in predicted)
 
 
 def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp_path, sound, monkeypatch):
     scores = iter(np.arange(10.0).tolist())
-    monkeypatch.setattr(finetune_job, "_score", lambda *_: next(scores))
-    finetune(str(run_folder), table, tmp_path, configured("epochs=2", "head_epochs=0"), device="cpu")
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
+    tune(run_folder, table, tmp_path, "epochs=2", "head_epochs=0")
     audio = sound(1.0, 0)
     tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
     before = melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene
@@ -135,7 +156,7 @@ def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp
 
 
 def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, sound):
-    finetune(str(run_folder), table, tmp_path, configured("epochs=2", "head_epochs=2"), device="cpu")
+    tune(run_folder, table, tmp_path, "epochs=2", "head_epochs=2")
     audio = sound(1.0, 0)
     tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
     np.testing.assert_array_equal(tuned, melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene)
@@ -144,7 +165,7 @@ def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, s
 @pytest.mark.parametrize("at", [(0, 0), (5, 0), (5, 1)], ids=["behind the probe", "between epochs", "in an epoch"])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_path, monkeypatch, trained, at):
     save = Finetuning._save
-    monkeypatch.setattr(finetuning, "_SNAPSHOT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(training_module, "_SNAPSHOT_INTERVAL_S", 0.0)
 
     def killed(self, path, epoch, losses):
         save(self, path, epoch, losses)
@@ -153,14 +174,14 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_
 
     monkeypatch.setattr(Finetuning, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
-        finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+        tune(run_folder, table, tmp_path)
     monkeypatch.setattr(Finetuning, "_save", save)
-    finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+    tune(run_folder, table, tmp_path)
     ours, theirs = (torch.load(out / "finetune.pt", weights_only=True) for out in (tmp_path, trained[0]))
     assert all(torch.equal(value, theirs["network"][name]) for name, value in ours["network"].items())
     assert ours["best"]["score"] == theirs["best"]["score"]
     with pytest.raises(InputError, match="has begun with another config; choose another --out"):
-        finetune(str(run_folder), table, tmp_path, configured("seed=1"), device="cpu")
+        tune(run_folder, table, tmp_path, "seed=1")
 
 
 def test_a_line_an_epoch_survives_a_kill_before_it_is_saved(run_folder, table, tmp_path, monkeypatch):
@@ -173,11 +194,10 @@ def test_a_line_an_epoch_survives_a_kill_before_it_is_saved(run_folder, table, t
 
     monkeypatch.setattr(Finetuning, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
-        finetune(str(run_folder), table, tmp_path, configured("epochs=3"), device="cpu")
+        tune(run_folder, table, tmp_path, "epochs=3")
     monkeypatch.setattr(Finetuning, "_save", save)
-    finetune(str(run_folder), table, tmp_path, configured("epochs=3"), device="cpu")
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    tune(run_folder, table, tmp_path, "epochs=3")
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -194,14 +214,14 @@ def test_a_full_disk_and_a_stop_while_it_saves_are_told_as_such(run_folder, tabl
     monkeypatch.setattr(snapshot, "atomic_write", broken)
     error, message = (KeyboardInterrupt, None) if isinstance(stop, KeyboardInterrupt) else (OutputError, "No space")
     with pytest.raises(error, match=message):
-        finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+        tune(run_folder, table, tmp_path, "epochs=1")
 
 
 def test_a_damaged_record_of_the_job_is_refused_in_one_line(run_folder, table, tmp_path):
     (tmp_path / "finetune.json").write_text('{"model": ')
     (tmp_path / "finetune.pt").touch()
     with pytest.raises(CheckpointError, match=r"finetune\.json is damaged .* delete .* to begin anew"):
-        finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+        tune(run_folder, table, tmp_path)
 
 
 def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, table, tmp_path):
@@ -209,16 +229,16 @@ def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, tabl
     unreadable = [["broken.wav", "low", "train"], ["gone.wav", "high", "train"]]
     first = write_table(table.parent, [rows[0], *unreadable, *(row for row in rows if row[2] == "valid")], "first.csv")
     with pytest.raises(InputError, match="no readable file is left to train on; 2 of"):
-        finetune(str(run_folder), first, tmp_path, configured("epochs=1"), device="cpu")
-    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+        tune(run_folder, first, tmp_path, "epochs=1")
+    tune(run_folder, table, tmp_path, "epochs=1")
     with pytest.raises(InputError, match="has begun with another labels"):
-        finetune(str(run_folder), first, tmp_path, configured("epochs=1"), device="cpu")
+        tune(run_folder, first, tmp_path, "epochs=1")
 
 
 def test_a_table_named_by_another_path_is_the_same_job(run_folder, table, tmp_path, monkeypatch):
-    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+    tune(run_folder, table, tmp_path, "epochs=1")
     monkeypatch.chdir(table.parent.parent)
-    finetune(str(run_folder), table.relative_to(table.parent.parent), tmp_path, configured("epochs=1"), device="cpu")
+    tune(run_folder, table.relative_to(table.parent.parent), tmp_path, "epochs=1")
 
 
 def test_a_file_repaired_since_does_not_pass_for_learnt_from(run_folder, tmp_path):
@@ -229,21 +249,20 @@ def test_a_file_repaired_since_does_not_pass_for_learnt_from(run_folder, tmp_pat
     kept = (tmp_path / "3.wav").read_bytes()
     (tmp_path / "3.wav").write_bytes(b"no sound")
     table, out = write_table(tmp_path, rows), tmp_path / "out"
-    finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+    tune(run_folder, table, out, "epochs=1")
     (tmp_path / "3.wav").write_bytes(kept)
     with pytest.raises(InputError, match=r"3\.wav can be read now, but could not when .* began \(1 such files\)"):
-        finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+        tune(run_folder, table, out, "epochs=1")
     (tmp_path / "3.wav").write_bytes(b"no sound")
     (tmp_path / "5.wav").unlink()
     with pytest.raises(InputError, match=r"5\.wav cannot be read now, but could"):
-        finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+        tune(run_folder, table, out, "epochs=1")
 
 
 def test_damaged_lines_of_metrics_go(run_folder, table, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n{"epo\n[]\n\xff\n')
-    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1]
+    tune(run_folder, table, tmp_path, "epochs=1")
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -262,10 +281,10 @@ def test_a_finetuned_model_is_one_to_go_on_with(trained):
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tmp_path, monkeypatch):
     scores = iter([0.1, 0.2, 0.9, 0.5, 0.9, 0.1, 0.3])
-    monkeypatch.setattr(finetune_job, "_score", lambda *_: next(scores))
-    found = finetune(str(run_folder), table, tmp_path, configured("patience_epochs=3"), device="cpu")
-    assert found["epoch"] == 2
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
+    found = tune(run_folder, table, tmp_path, "patience_epochs=3")
+    assert found.epoch == 2
+    assert len(metrics_of(tmp_path)) == 6
 
 
 def test_a_test_part_without_labels_has_no_score(run_folder, tmp_path, capsys):
@@ -285,13 +304,13 @@ def test_several_labels_a_clip(run_folder, tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", sum(tone(label, 0.6, rng) for label in chosen) / 3, RATE_HZ)
         rows.append((f"{i}.wav", ";".join(chosen)))
     table = write_table(tmp_path, rows)
-    config = configured("epochs=12", "head_epochs=12", "mixup=0", "class_weights=balanced")
-    scores = finetune(str(run_folder), table, tmp_path / "out", config, device="cpu")
-    assert scores["valid"]["mAP"] > 0.6
+    settings = ("epochs=12", "head_epochs=12", "mixup=0", "class_weights=balanced")
+    report = tune(run_folder, table, tmp_path / "out", *settings)
+    assert report.valid.value > 0.6
     classifier = load_classifier(tmp_path / "out", "cpu")
     assert (classifier.card.kind, classifier.card.labels) == ("multilabel", sorted(LABELS))
-    predict_files(classifier, [tmp_path / "0.wav"], tmp_path / "x.jsonl", threshold=0.0)
-    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    predict_files(classifier, [tmp_path / "0.wav"], tmp_path / "x.jsonl", PredictOptions(threshold=0.0))
+    lines = read_lines(tmp_path / "x.jsonl")
     assert {line["label"] for line in lines} == set(LABELS)
     values = [line["probability"] for line in lines]
     assert values == sorted(values, reverse=True)
@@ -299,12 +318,14 @@ def test_several_labels_a_clip(run_folder, tmp_path):
 
 def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
     folder = write_event_task(tmp_path, clips=12)
-    config = configured("epochs=20", "head_epochs=20", "time_mask_ms=0", "frequency_mask_mels=0", "learning_rate=2e-2")
-    scores = finetune(str(run_folder), folder, tmp_path / "out", config, device="cpu")
-    assert scores["test"]["mAP"] > 0.7
+    settings = ("epochs=20", "head_epochs=20", "time_mask_ms=0", "frequency_mask_mels=0", "learning_rate=2e-2")
+    report = tune(run_folder, folder, tmp_path / "out", *settings)
+    assert report.test.value > 0.7
     classifier = load_classifier(tmp_path / "out", "cpu")
     paths = sorted((folder / str(RATE_HZ) / "test").glob("*.wav"))
-    predict_files(classifier, paths, tmp_path / "x.parquet", events=True, hop_ms=40.0, median_filter_ms=0.0)
+    predict_files(
+        classifier, paths, tmp_path / "x.parquet", PredictOptions(events=True, hop_ms=40.0, median_filter_ms=0.0)
+    )
     rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert {"path", "start_s", "end_s", "label", "probability", "error"} == set(rows[0])
     types = {field.name: str(field.type) for field in pq.read_schema(tmp_path / "x.parquet")}
@@ -329,8 +350,8 @@ def events_told(classifier, folder, monkeypatch, active, seconds, **settings):
 
     monkeypatch.setattr(AudioClassifier, "of_steps", of_steps)
     soundfile.write(folder / "x.wav", tone("low", seconds, np.random.default_rng(0)), RATE_HZ)
-    predict_files(classifier, [folder / "x.wav"], folder / "x.jsonl", events=True, **settings)
-    rows = [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()]
+    predict_files(classifier, [folder / "x.wav"], folder / "x.jsonl", PredictOptions(events=True, **settings))
+    rows = read_lines(folder / "x.jsonl")
     return [(row["start_s"], row["end_s"]) for row in rows if row["label"]], rows
 
 
@@ -370,18 +391,18 @@ def test_a_file_without_events_has_a_row(trained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("most", [10_000, 50])
 def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_path, monkeypatch, most):
-    monkeypatch.setattr(finetuning, "_HEAD_STEPS", most)
-    rows, head_rows = [], Finetuning._head_rows
+    monkeypatch.setattr(network_module, "_HEAD_STEPS", most)
+    rows, head_rows = [], ClassifierNetwork.head_rows
 
     def counted(self, train):
         found = head_rows(self, train)
         rows.append([len(part) for part in found])
         return found
 
-    monkeypatch.setattr(Finetuning, "_head_rows", counted)
-    config = configured("epochs=1", "learning_rate=1e-9")
-    finetune(str(run_folder), write_event_task(tmp_path), tmp_path / "out", config, device="cpu")
-    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    monkeypatch.setattr(ClassifierNetwork, "head_rows", counted)
+    settings = ("epochs=1", "learning_rate=1e-9")
+    tune(run_folder, write_event_task(tmp_path), tmp_path / "out", *settings)
+    first = metrics_of(tmp_path / "out")[0]
     assert first["epoch"] == 0
     assert first["score"] > 0.7
     (vectors, targets), _ = rows
@@ -391,15 +412,15 @@ def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_pa
 
 def test_folds_of_a_table_and_of_a_task(run_folder, tmp_path):
     folder = write_fold_task(tmp_path, folds=4)
-    files = labelled_files.task_files(read_task(folder), "fold02")
+    files = task_examples(read_task(folder), "fold02")
     parts = {path.parent.name: part for path, part in zip(files.paths, files.parts, strict=True)}
     assert parts == {"fold02": "test", "fold03": "valid", "fold00": "train", "fold01": "train"}
     with pytest.raises(InputError, match="--fold is 'x'; pitches-v1-full has fold00, fold01"):
-        labelled_files.task_files(read_task(folder), "x")
+        task_examples(read_task(folder), "x")
     for i in range(30):
         (tmp_path / f"{i}.wav").touch()
     rows = [("path", "label", "fold"), *((f"{i}.wav", LABELS[i % 3], i % 5 + 1) for i in range(30))]
-    files = labelled_files.table_files(write_table(tmp_path, rows), None, 0, "5")
+    files = table_examples(write_table(tmp_path, rows), 0, FinetuneOptions(fold="5"))
     parts = {int(path.stem) % 5 + 1: part for path, part in zip(files.paths, files.parts, strict=True)}
     assert parts == {5: "test", 1: "valid", 2: "train", 3: "train", 4: "train"}
 
@@ -408,7 +429,7 @@ def test_groups_stay_together_where_a_validation_set_is_made(tmp_path):
     for i in range(60):
         (tmp_path / f"{i}.wav").touch()
     rows = [("path", "label", "group"), *((f"{i}.wav", LABELS[i % 3], f"g{i // 6}") for i in range(60))]
-    files = labelled_files.table_files(write_table(tmp_path, rows), None, 0, "")
+    files = table_examples(write_table(tmp_path, rows), 0, FinetuneOptions())
     groups = {part: {int(p.stem) // 6 for p, own in zip(files.paths, files.parts, strict=True) if own == part}
               for part in ("train", "valid")}  # fmt: skip
     assert groups["valid"]
@@ -420,7 +441,7 @@ def parts_of(folder, header, cells, fold=""):
     for i in range(len(cells)):
         (folder / f"{i}.wav").touch()
     table = write_table(folder, [header, *((f"{i}.wav", *own) for i, own in enumerate(cells))])
-    files = labelled_files.table_files(table, None, 0, fold)
+    files = table_examples(table, 0, FinetuneOptions(fold=fold))
     assert [path.stem for path in files.paths] == [str(i) for i in range(len(cells))]
     return files.parts
 
@@ -515,22 +536,22 @@ def test_labels_that_no_readable_clip_teaches_are_named_or_refused(run_folder, t
     rows = [("path", "label", "split"), *([row["path"], row["label"], row["split"]] for row in read_table(table))]
     missing = ("gone.wav", "unheard", "train")
     several = write_table(table.parent, [*rows, missing], "several.csv")
-    finetune(str(run_folder), several, tmp_path / "a", configured("epochs=1"), device="cpu")
+    tune(run_folder, several, tmp_path / "a", "epochs=1")
     told = capsys.readouterr().err
     assert "train 18, valid 9, test 9 clips\nno clip to train on has unheard: 1 of 4 labels stay unknown\n" in told
     # Of two labels, one has no file that can be read.
     lows = [row for row in rows[1:] if row[1] == "low" and row[0] != "broken.wav"]
     single = write_table(table.parent, [rows[0], *lows, missing], "single.csv")
     with pytest.raises(InputError, match="the readable files to train on have 'low'; expected 2 or more labels"):
-        finetune(str(run_folder), single, tmp_path / "b", configured("epochs=1"), device="cpu")
+        tune(run_folder, single, tmp_path / "b", "epochs=1")
 
 
 def test_a_class_that_does_not_occur_does_not_count(run_folder):
     probabilities = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.4]])
     targets = np.array([[1.0, 0, 0], [0, 1, 0]])
-    assert finetune_job._score("multilabel", probabilities, targets) == 1.0
+    assert validation_score("multilabel", probabilities, targets) == 1.0
     with pytest.raises(InputError, match="nothing to validate on has a label; mark clips with labels `valid`"):
-        finetune_job._score("multilabel", probabilities, 0 * targets)
+        validation_score("multilabel", probabilities, 0 * targets)
 
 
 @pytest.mark.parametrize(
@@ -553,23 +574,20 @@ def test_a_table_of_events_is_learnt_as_a_task_of_events_is(run_folder, tmp_path
         soundfile.write(tmp_path / f"{i}.wav", np.concatenate([tone(label, 0.5, rng) for label in LABELS]), RATE_HZ)
         part = ("train", "train", "valid")[i % 3]
         rows += [(f"{i}.wav", label, 0.5 * k, 0.5 * k + 0.5, part) for k, label in enumerate(LABELS)]
-    config = configured("epochs=2", "head_epochs=2")
-    scores = finetune(str(run_folder), write_table(tmp_path, rows), tmp_path / "out", config, device="cpu")
-    assert scores["valid"]["clips"] == 2
+    settings = ("epochs=2", "head_epochs=2")
+    report = tune(run_folder, write_table(tmp_path, rows), tmp_path / "out", *settings)
+    assert report.valid.clips == 2
     assert load_classifier(tmp_path / "out", "cpu").card.kind == "event"
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(encoder, tmp_path, kind):
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, kind, 2, configured("learning_rate=1e30", "head_epochs=0"), 64, 10.0,
-        torch.device("cpu"), torch.float32,
-    )  # fmt: skip
+    training = training_of(encoder, "learning_rate=1e30", "head_epochs=0", kind=kind, classes=2)
     rng = np.random.default_rng(0)
     clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(24)],
                   [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
     with pytest.raises(TrainingError, match=r"epoch 1: .* a learning_rate below 1e\+30, or a weight_decay below 0\.05"):
-        training.run(clips, clips, lambda *_: 0.0, tmp_path / "finetune.pt", lambda _: None)
+        training.run(clips, clips, tmp_path / "finetune.pt", lambda *_: None)
     kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
     assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
 
@@ -578,8 +596,8 @@ def test_a_file_given_twice_is_labelled_once(trained, table, tmp_path):
     path = table.parent / "0.wav"
     classifier = load_classifier(trained[0], "cpu")
     settings = {"events": True, "threshold": 0.0, "median_filter_ms": 0.0, "min_duration_ms": 0.0}
-    predict_files(classifier, [path], tmp_path / "once.csv", **settings)
-    predict_files(classifier, [path, path], tmp_path / "twice.csv", **settings)
+    predict_files(classifier, [path], tmp_path / "once.csv", PredictOptions(**settings))
+    predict_files(classifier, [path, path], tmp_path / "twice.csv", PredictOptions(**settings))
     assert (tmp_path / "once.csv").read_text() == (tmp_path / "twice.csv").read_text()
     with pytest.raises(InputError, match="no files were given"):
         predict_files(classifier, [], tmp_path / "none.csv")
@@ -611,15 +629,17 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     with pytest.raises(ConfigError, match=r"folder\.csv is no file"):
         predict_files(classifier, [broken], tmp_path / "folder.csv")
     with pytest.raises(ConfigError, match="min_duration_ms is nan; give 0 to an hour"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", min_duration_ms=float("nan"))
+        PredictOptions(min_duration_ms=float("nan"))
     with pytest.raises(ConfigError, match="median_filter_ms is -1; give 0 to an hour"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=-1.0)
+        PredictOptions(median_filter_ms=-1.0)
     with pytest.raises(ConfigError, match=r"median_filter_ms is 1e\+15; give 0 to an hour, in milliseconds"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=1e15)
+        PredictOptions(median_filter_ms=1e15)
+    with pytest.raises(ConfigError, match="threshold is 1; give a probability from 0 to below 1"):
+        PredictOptions(threshold=1.0)
     # Before what an earlier job has done is replaced.
     (tmp_path / ".y.csv.partial.jsonl").write_text("of an earlier job")
     with pytest.raises(ConfigError, match="hop_ms is 7; this model's steps allow"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", events=True, hop_ms=7.0)
+        predict_files(classifier, [broken], tmp_path / "y.csv", PredictOptions(events=True, hop_ms=7.0))
     assert (tmp_path / ".y.csv.partial.jsonl").read_text() == "of an earlier job"
 
 
@@ -703,21 +723,18 @@ def test_settings_that_cannot_be_used_are_refused():
 
 
 def test_it_begins_with_the_linear_probe(encoder, table, monkeypatch):
-    monkeypatch.setattr(probe_head, "_PENALTIES", (1.0,))
+    monkeypatch.setattr(head_module, "_PENALTIES", (1.0,))
     model = melmask.load(encoder.name, "cpu")
     rows = [row for row in read_table(table) if row["path"] != "broken.wav"]
-    logmels, _ = finetune_job._read_logmels(model, [table.parent / row["path"] for row in rows])
+    logmels, _ = read_logmels(model, [table.parent / row["path"] for row in rows])
     numbers = np.array([LABELS.index(row["label"]) for row in rows])
     clips = Clips(list(logmels.values()), list(np.eye(3, dtype=np.float32)[numbers]))
-    training = Finetuning(
-        model.model, "multiclass", 3, configured(), 64, 10.0, torch.device("cpu"), torch.float32
-    )  # fmt: skip
-    vectors = training._head_rows(clips)
-    fit_head(training.head, "multiclass", vectors, vectors)
+    network = ClassifierNetwork(model.model, "multiclass", 3, "mean+std")
+    network.start_head(clips, clips)
     scenes = np.stack([model.embed(table.parent / row["path"], scene="mean+std").scene for row in rows])
     train, *_ = standardize(scenes)
     expected = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(train, numbers).predict_proba(train)
-    np.testing.assert_allclose(training.predict(clips)[0], expected, atol=0.01)
+    np.testing.assert_allclose(network.predict(clips)[0], expected, atol=0.01)
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
@@ -739,66 +756,58 @@ def test_the_probe_is_no_surer_than_validation_bears(kind):
     assert (sure[1] - 0.5).abs().max() < 0.2
 
 
-def test_a_head_ignores_what_did_not_vary_in_training(encoder, tmp_path):
+def test_a_head_ignores_what_did_not_vary_in_training(encoder, tmp_path, monkeypatch):
     """Clips of one patch have no deviation over time; of longer ones it is large."""
-    model, config = melmask.load(encoder.name, "cpu").model, configured("epochs=4", "head_epochs=0")
-    training = Finetuning(model, "multiclass", 2, config, 16, 10.0, torch.device("cpu"), torch.float32)
+    training = training_of(encoder, "epochs=4", "head_epochs=0", classes=2, crop_frames=16)
     rng = np.random.default_rng(0)
     clips = [(rng.standard_normal((16, 80)) + 2 * (i % 2)).astype(np.float16) for i in range(24)]
     short = Clips(clips, [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])
     scores = iter(np.arange(5.0).tolist())
-    training.run(short, short, lambda *_: next(scores), tmp_path / "finetune.pt", lambda _: None)
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
+    training.run(short, short, tmp_path / "finetune.pt", lambda *_: None)
     long = Clips([np.concatenate([c, d]) for c, d in zip(clips[:-2], clips[2:], strict=True)], short.targets[:-2])
-    sure, longer = (training.predict(part)[0][:22] for part in (short, long))
+    sure, longer = (training.network.predict(part)[0][:22] for part in (short, long))
     assert (sure.argmax(1) == longer.argmax(1)).mean() > 0.9
     assert np.abs(longer - sure).max() < 0.3
 
 
 def test_a_blanked_stretch_leaves_three_quarters_of_a_crop():
     x = np.ones((200, 80, 16), np.float32)
-    finetuning._blank(x, 20, 2, np.random.default_rng(0))
+    training_module._blank(x, 20, 2, np.random.default_rng(0))
     blank = (x == 0).all(1).sum(1)
     assert set(blank.tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_layers_below_learn_more_slowly(encoder):
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 3, configured("layer_decay=0.5"), 64, 10.0,
-        torch.device("cpu"), torch.float32,
-    )  # fmt: skip
+    training = training_of(encoder, "layer_decay=0.5")
+    network = training.network
     shares = {id(p): group["share"] for group in training.optimizer.param_groups for p in group["params"]}
     depth = encoder.card.model.depth
-    assert shares[id(training.head.linear.weight)] == 1
-    assert shares[id(training.encoder.blocks[depth - 1].mlp.fc1.weight)] == 0.5
-    assert shares[id(training.encoder.blocks[0].mlp.fc1.weight)] == 0.5**depth
-    assert shares[id(training.encoder.patch_embed.weight)] == 0.5 ** (depth + 1)
-    assert len(shares) == len(list(training.network.parameters()))
+    assert shares[id(network.head.linear.weight)] == 1
+    assert shares[id(network.encoder.blocks[depth - 1].mlp.fc1.weight)] == 0.5
+    assert shares[id(network.encoder.blocks[0].mlp.fc1.weight)] == 0.5**depth
+    assert shares[id(network.encoder.patch_embed.weight)] == 0.5 ** (depth + 1)
+    assert len(shares) == len(list(network.parameters()))
 
 
 def test_vectors_in_training_are_those_of_prediction(encoder):
     """Units of a long crop together, mean and deviation, and a share of patches left out that is none."""
-    config = configured("patch_dropout=0.001", "mixup=0")
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 3, config, 64, 10.0, torch.device("cpu"), torch.float32
-    )
+    network = training_of(encoder).network
     unit = encoder.card.model.frames
     for frames in (64, 2 * unit, 2 * unit + 16):
         crops = torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            dropped = training._vectors(crops, np.random.default_rng(0), True)
-        whole = [training._scene(training._steps_of(crop.T.numpy()), frames) for crop in crops.half()]
+            dropped = network.vectors_of_crops(crops, np.random.default_rng(0), patch_dropout=0.001)
+        whole = [network._scene(network._steps_of(crop.T.numpy()), frames) for crop in crops.half()]
         torch.testing.assert_close(dropped, torch.stack(whole).detach(), rtol=2e-3, atol=2e-3)
 
 
 def test_the_deviation_of_patches_that_are_there(encoder):
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 3, configured("patch_dropout=0.5"), 64, 10.0,
-        torch.device("cpu"), torch.float32,
-    )  # fmt: skip
+    network = training_of(encoder).network
     crops = torch.randn(2, 80, 2 * encoder.card.model.frames, generator=torch.Generator().manual_seed(0))
-    vectors = training._vectors(crops, np.random.default_rng(0), True)
-    rng, rows, width = np.random.default_rng(0), training._grid_rows, encoder.card.model.width
-    parts = [training._kept_tokens(unit, rng) for unit in crops.split(encoder.card.model.frames, dim=2)]
+    vectors = network.vectors_of_crops(crops, np.random.default_rng(0), patch_dropout=0.5)
+    rng, rows, width = np.random.default_rng(0), network.rows, encoder.card.model.width
+    parts = [network._kept_tokens(unit, rng, 0.5) for unit in crops.split(encoder.card.model.frames, dim=2)]
     tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     for clip, r in [(0, 0), (1, rows - 1)]:
         there = tokens[clip][row[clip] == r]
@@ -806,17 +815,14 @@ def test_the_deviation_of_patches_that_are_there(encoder):
         torch.testing.assert_close(mean, there.mean(0), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(std, there.std(0, correction=0), rtol=1e-3, atol=1e-3)
     vectors.sum().backward()
-    assert all(p.grad.isfinite().all() for p in training.encoder.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() for p in network.encoder.parameters() if p.grad is not None)
 
 
-def test_rare_classes_weigh_more_where_balanced():
-    targets = [np.eye(2, dtype=np.float32)[int(i == 0)] for i in range(4)]
-    clips = Clips([np.zeros((64, 80), np.float16)] * 4, targets)
-    weights = Finetuning._class_weights
-    holder = type("T", (), {"kind": "multiclass", "device": torch.device("cpu")})()
-    torch.testing.assert_close(weights(holder, clips), torch.tensor([4 / 6, 2.0]))
-    holder.kind = "multilabel"
-    torch.testing.assert_close(weights(holder, clips), torch.tensor([1 / 3, 3.0]))
+@pytest.mark.parametrize(("kind", "expected"), [("multiclass", [4 / 6, 2.0]), ("multilabel", [1 / 3, 3.0])])
+def test_rare_classes_weigh_more_where_balanced(encoder, kind, expected):
+    clips = Clips([np.zeros((64, 80), np.float16)] * 4, [np.eye(2, dtype=np.float32)[int(i == 0)] for i in range(4)])
+    weights = training_of(encoder, kind=kind, classes=2)._class_weights(clips)
+    torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 def test_the_commands(run_folder, table, tmp_path, capsys):
@@ -834,7 +840,7 @@ def test_the_commands(run_folder, table, tmp_path, capsys):
 def test_a_table_of_one_label_is_refused(tmp_path):
     table = write_table(tmp_path, [("path", "label"), ("a.wav", "x"), ("b.wav", "x")])
     with pytest.raises(InputError):
-        labelled_files.table_files(table, None, 0, "")
+        table_examples(table, 0, FinetuneOptions())
 
 
 def test_probabilities_are_those_of_the_head(encoder):
