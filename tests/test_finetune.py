@@ -2,7 +2,10 @@
 
 import contextlib
 import csv
+import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from hear_folders import PITCHES_HZ, RATE_HZ, tone, write_event_task, write_fold_task
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import melmask
@@ -36,6 +40,7 @@ from melmask.system.files import atomic_write, locked
 from melmask.train import snapshot
 
 LABELS = list(PITCHES_HZ)
+OLD = Path(__file__).parent / "reference" / "files-0.1.0"
 
 
 def configured(*overrides):
@@ -142,6 +147,74 @@ def test_the_saved_classifier_says_what_training_said(trained, table, tmp_path):
     right = [p["label"] == row["label"] for p, row in zip(predicted, rows, strict=True)]
     assert np.mean(right) == pytest.approx(finetuned.test.value)
     assert all(0.3 < float(p["probability"]) <= 1 for p in predicted)
+
+
+@pytest.fixture
+def old_job(tmp_path):
+    """Release 0.1.0's own classifier job, with its twelve tones (`reference/make_files_0_1_0.py`) at hand again."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(12):
+        label, pitch_hz = ("low", 200) if number % 2 else ("high", 1500)
+        time_s = np.arange(RATE_HZ // 2) / RATE_HZ
+        sound = 0.3 * np.sin(2 * np.pi * (pitch_hz + 10 * number) * time_s) + 0.01 * rng.standard_normal(len(time_s))
+        soundfile.write(tmp_path / f"{number:02d}.wav", sound, RATE_HZ)
+        rows.append((f"{number:02d}.wav", label, ("train", "train", "train", "train", "valid", "test")[number // 2]))
+    shutil.copytree(OLD / "classifier", tmp_path / "out")
+    # The job holds a digest of absolute paths, and its sounds were elsewhere.
+    own = [[str((tmp_path / name).resolve()), [label], part] for name, label, part in rows]
+    job = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    job["labels"] = hashlib.sha256(json.dumps(["multiclass", ["high", "low"], own]).encode()).hexdigest()
+    (tmp_path / "out" / "finetune.json").write_text(json.dumps(job))
+    return write_table(tmp_path, [("path", "label", "split"), *rows]), tmp_path / "out"
+
+
+def tune_old(labels, out, **changes):
+    config = with_overrides(FinetuneConfig(), ["epochs=2", *(f"{name}={value}" for name, value in changes.items())])
+    return finetune(str(OLD / "run"), labels, out, config, FinetuneOptions(device="cpu"))
+
+
+def test_a_classifier_of_release_0_1_0_predicts(old_job, tmp_path):
+    classifier = load_classifier(OLD / "classifier", "cpu")
+    card, scores = classifier.card, classifier.card.scores
+    assert (card.labels, card.kind, card.scene) == (["high", "low"], "multiclass", "mean+std")
+    assert (scores.epoch, scores.unreadable, scores.valid.clips, scores.test.value) == (0, 0, 2, 1.0)
+    assert scores.test.per_class == {"high": 1.0, "low": 1.0}
+    written = json.loads((OLD / "classifier" / "classifier" / "classifier.json").read_text())
+    assert card.to_dict() == written
+    predict_files(classifier, [tmp_path / "10.wav", tmp_path / "11.wav"], tmp_path / "x.csv")
+    assert [row["label"] for row in read_table(tmp_path / "x.csv")] == ["high", "low"]
+
+
+def test_a_job_of_release_0_1_0_is_recognized_and_resumed(old_job):
+    labels, out = old_job
+    begun, metrics = json.loads((out / "finetune.json").read_text()), (out / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="has begun with another config; choose another --out"):
+        tune_old(labels, out, seed=1)
+    # Its training is done; what is made of the snapshot is what release 0.1.0 made of it.
+    kept = torch.load(out / "finetune.pt", weights_only=True)
+    report = tune_old(labels, out)
+    assert (report.epoch, report.test.value) == (0, 1.0)
+    assert json.loads((out / "finetune.json").read_text()) == begun
+    assert (out / "metrics.jsonl").read_text() == metrics
+    assert set(torch.load(out / "finetune.pt", weights_only=True)) == set(kept)
+    for name in ("head.safetensors", "model.safetensors"):
+        ours, theirs = (load_file(folder / "classifier" / name) for folder in (out, OLD / "classifier"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_new_job_writes_the_files_of_release_0_1_0(old_job, tmp_path):
+    labels, old = old_job
+    tune_old(labels, tmp_path / "new")
+    for name in ("finetune.json", "failed.csv", "classifier/classifier.json"):
+        assert (tmp_path / "new" / name).read_text() == (old / name).read_text()
+    for ours, theirs in zip(metrics_of(tmp_path / "new"), metrics_of(old), strict=True):
+        assert list(ours) == list(theirs)
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    weights = (torch.load(out / "finetune.pt", weights_only=True)["network"] for out in (tmp_path / "new", old))
+    for ours, theirs in zip(*(state.items() for state in weights), strict=True):
+        assert ours[0] == theirs[0]
+        torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-4)
 
 
 def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp_path, sound, monkeypatch):
@@ -835,12 +908,6 @@ def test_the_commands(run_folder, table, tmp_path, capsys):
     assert main(["finetune", str(run_folder), str(tmp_path / "no.csv"), "--out", str(tmp_path / "d")]) == 2
     assert main(["predict", str(table.parent / "0.wav"), "--model", str(run_folder), "--out", str(out)]) == 2
     assert capsys.readouterr().err.count("\n") >= 2
-
-
-def test_a_table_of_one_label_is_refused(tmp_path):
-    table = write_table(tmp_path, [("path", "label"), ("a.wav", "x"), ("b.wav", "x")])
-    with pytest.raises(InputError):
-        table_examples(table, 0, FinetuneOptions())
 
 
 def test_probabilities_are_those_of_the_head(encoder):
