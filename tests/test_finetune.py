@@ -164,7 +164,7 @@ def old_job(tmp_path):
     own = [[str((tmp_path / name).resolve()), [label], part] for name, label, part in rows]
     job = json.loads((tmp_path / "out" / "finetune.json").read_text())
     job["labels"] = hashlib.sha256(json.dumps(["multiclass", ["high", "low"], own]).encode()).hexdigest()
-    (tmp_path / "out" / "finetune.json").write_text(json.dumps(job))
+    (tmp_path / "out" / "finetune.json").write_text(json.dumps(job, indent=2) + "\n")
     return write_table(tmp_path, [("path", "label", "split"), *rows]), tmp_path / "out"
 
 
