@@ -51,11 +51,13 @@ def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Path, np.nda
     numbers = {label: number for number, label in enumerate(examples.classes)}
     hop_ms, patch_frames = model.card.front_end.hop_ms, model.card.model.patch_frames
     kept, targets = [], []
+    # Clips keep the order of the examples: batches draw them by number, and a resumed job must draw the same ones.
     for path, labels, own in zip(examples.paths, examples.labels, examples.parts, strict=True):
         if own != part or path not in logmels:
             continue
         logmel = logmels[path]
         shape = (len(logmel), len(numbers)) if examples.kind == "event" else (len(numbers),)
+        # Events need a target for each frame, as the crop that a step sees begins anywhere.
         target = np.zeros(shape, dtype=np.float32)
         for label in labels:
             if isinstance(label, Event):

@@ -87,6 +87,7 @@ def task_examples(task: Task, fold: str) -> Examples:
     if fold and fold not in names:
         raise InputError(f"--fold is {fold!r}; {task.title} has {', '.join(names)}")
     split = task.data_splits[names.index(fold) if fold else 0]
+    # A task holds its sounds at several rates; the encoder resamples from the best one itself.
     rates = [int(path.name) for path in task.folder.iterdir() if path.name.isdigit()]
     if not rates:
         raise InputError(f"{task.folder} has no folder of sounds such as 16000; unpack the task whole")

@@ -52,12 +52,14 @@ def finetune(
     with claimed(out):
         previous = record.read_job(out)
         job = FinetuneJob(model=model.sha256, config=config, fold=options.fold, labels=examples.sha256)
+        # Checked before minutes are spent on reading the files.
         if previous is not None:
             job.check_same(previous, out)
         logmels, errors = read_logmels(model, examples.paths)
         job = replace(job, unreadable=sorted(str(path.resolve()) for path in errors))
         if previous is not None:
             job.check_same_files(previous, out)
+        # Nothing is trained yet, so a job that is refused below does not bind the next one: see `read_job`.
         write_json(out / record.JOB, asdict(job))
         failed = [("path", "reason"), *((str(path), reason) for path, reason in errors.items())]
         write_csv(out / record.FAILED, failed)
@@ -65,9 +67,7 @@ def finetune(
         _check_parts(examples, parts, len(errors))
         training = _train(model, examples, config, parts, out)
         report = _report(training, examples, parts, len(errors))
-        _save(out / record.CLASSIFIER, model, training, ClassifierCard(
-            labels=examples.classes, kind=examples.kind, scene=training.network.scene, scores=report
-        ))  # fmt: skip
+        _save(out / record.CLASSIFIER, model, training, examples, report)
         return report
 
 
@@ -78,6 +78,7 @@ def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> No
         if not parts[part]:
             raise InputError(f"no readable file is left to {part} on; {failed} of {len(examples.paths)} failed")
     known = labels_in(train, examples.classes)
+    # With one label per clip, a classifier of a single label would always be right.
     fewest = 2 if examples.kind == "multiclass" else 1
     if len(known) < fewest:
         there = ", ".join(map(repr, known)) or "no label"
@@ -119,6 +120,7 @@ def _train(
         if metrics.loss is not None and left_s is not None:
             text = f"loss {metrics.loss:.4f}  {text}  at most {duration_text(left_s)} left"
         sys.stderr.write(f"epoch {metrics.epoch}/{config.epochs}  {text}\n")
+        # Standard error is buffered where it is a file, and an epoch may take minutes.
         sys.stderr.flush()
 
     training.run(parts["train"], parts["valid"], out / record.SNAPSHOT, report)
@@ -132,13 +134,13 @@ def _report(training: Finetuning, examples: Examples, parts: dict[str, Clips], u
         for part in ("valid", "test")
         if parts[part]
     }
-    return FinetuneReport(
-        epoch=training.best_epoch, unreadable=unreadable, valid=scores["valid"], test=scores.get("test")
-    )  # fmt: skip
+    valid, test = scores["valid"], scores.get("test")
+    return FinetuneReport(epoch=training.best_epoch, unreadable=unreadable, valid=valid, test=test)
 
 
-def _save(folder: Path, model: AudioEncoder, training: Finetuning, classifier: ClassifierCard) -> None:
-    """Write the classifier with what it was made from and how."""
+def _save(folder: Path, model: AudioEncoder, training: Finetuning, examples: Examples, report: FinetuneReport) -> None:
+    """Write the classifier, with what it was made from and how."""
+    network = training.network
     finetuned = {"from": model.name, "config": asdict(training.config)}
     card = replace(
         model.card,
@@ -147,4 +149,5 @@ def _save(folder: Path, model: AudioEncoder, training: Finetuning, classifier: C
     )
     # The decoder does not know the new encoder: with it, the classifier would reconstruct wrongly.
     model.model.decoder = None
-    save_classifier(folder, model.model, card, training.network.head.state_dict(), classifier)
+    classifier = ClassifierCard(labels=examples.classes, kind=examples.kind, scene=network.scene, scores=report)
+    save_classifier(folder, model.model, card, network.head.state_dict(), classifier)

@@ -73,6 +73,7 @@ class AudioClassifier:
 
     def __init__(self, encoder: AudioEncoder, card: ClassifierCard, weights: dict[str, torch.Tensor]):
         self.encoder, self.card = encoder, card
+        # In float64, so that what the other rows do to a row's rounding does not show in float32.
         arrays = {name: tensor.double().numpy() for name, tensor in weights.items()}
         self._mean, self._std = arrays["mean"], arrays["std"]
         self._weight, self._bias = arrays["linear.weight"], arrays["linear.bias"]
@@ -90,6 +91,7 @@ class AudioClassifier:
         """
         logits = ((vectors - self._mean) / self._std) @ self._weight.T + self._bias
         if self.card.kind == "multiclass":
+            # The largest logit is taken off, so that no exponential overflows.
             exponentials = np.exp(logits - logits.max(1, keepdims=True))
             return (exponentials / exponentials.sum(1, keepdims=True)).astype(np.float32)
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
@@ -148,6 +150,7 @@ def load_classifier(folder: Path, device: str = "auto", precision: str = "fp32")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / HEAD} is missing or damaged; copy the whole folder again") from error
     dims, classes = FeatureChoice(scene=card.scene).scene_size(encoder.card.model), len(card.labels)
+    # Files of two classifiers may have been mixed up.
     expected = {"mean": (dims,), "std": (dims,), "linear.weight": (classes, dims), "linear.bias": (classes,)}
     if shapes != expected:
         raise CheckpointError(f"{folder / HEAD} does not fit its encoder and labels; copy the whole folder again")

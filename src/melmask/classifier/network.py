@@ -66,6 +66,7 @@ class ClassifierNetwork(nn.Module):
         A row is a clip or, in event tasks, a step; of many steps every n-th is taken, counted over all clips.
         """
         rows, targets, before = [], [], 0
+        # Every n-th step of the whole set, not of each clip: short clips must not give more than their share.
         steps_in_all = sum(math.ceil(len(logmel) / self.encoder.config.patch_frames) for logmel in clips.logmels)
         stride = math.ceil(steps_in_all / _HEAD_STEPS)
         with exact_float32_products(self.device):
@@ -89,6 +90,7 @@ class ClassifierNetwork(nn.Module):
         """
         if self.kind == "event":
             return self._frame_vectors(crops)
+        # Units are encoded apart, as in prediction, and joined before the moments over time are taken.
         parts = [self._kept_tokens(unit, rng, patch_dropout) for unit in crops.split(self.encoder.config.frames, dim=2)]
         tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         # For each row of patches (a band of frequencies): mean and deviation over the patches that are there.
@@ -107,6 +109,7 @@ class ClassifierNetwork(nn.Module):
         patches = self.encoder.patches_of(unit)
         kept = max(1, round(patches.shape[1] * (1 - patch_dropout)))
         noise = torch.from_numpy(rng.random((len(unit), patches.shape[1]), dtype=np.float32)).to(self.device)
+        # Sorted, so that without dropout the patches keep their order.
         ids = noise.argsort(1)[:, :kept].sort(1).values
         tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
         return tokens.float(), ids // (patches.shape[1] // self.rows)

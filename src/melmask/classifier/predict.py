@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,19 +54,19 @@ def predict_files(
     if not paths:
         raise InputError("no files were given; expected one sound file at least")
     # All checks come before the journal of an earlier job is replaced.
-    options = _with_hop(classifier, options)
+    choice = _features(classifier, options)
     ensure_folder(out.parent)
     # One file twice in a row would pass for one of double length.
     paths = list(dict.fromkeys(paths))
+    # What decides the rows is named in the journal as in release 0.1.0, so that jobs killed then can still resume.
     numbers = {name: getattr(options, name) for name in ("median_filter_ms", "min_duration_ms", "threshold")}
-    with Journal.of(out, [classifier.sha256, options.events, options.hop_ms, numbers]) as journal:
+    with Journal.of(out, [classifier.sha256, options.events, choice.hop_ms, numbers]) as journal:
         todo = [path for path in paths if str(path) not in journal.done]
-        choice = FeatureChoice(scene=classifier.card.scene, hop_ms=options.hop_ms)
         embedded = embed_files(
             classifier.encoder, todo, keep_frames=options.events, hop_ms=choice.hop_ms, scene=choice.scene
         )
         for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
-            journal.add(str(path), _rows_of(classifier, parts, options))
+            journal.add(str(path), _rows_of(classifier, parts, choice, options))
         rows = [(path, row) for path in paths for row in journal.done[str(path)]]
         failed = [row.error for _, row in rows if row.error is not None]
         if len(failed) < len(paths):
@@ -78,20 +77,24 @@ def predict_files(
     return PredictionReport(len(paths) - len(failed), len(failed), len(rows))
 
 
-def _with_hop(classifier: AudioClassifier, options: PredictOptions) -> PredictOptions:
-    """Fill in the default hop of events, and check it."""
-    if not options.events:
-        return replace(options, hop_ms=None)
+def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:
+    """The features that the classifier sees. Whole files have no hop; that of events has a default, and is checked."""
     card = classifier.encoder.card
     hop_ms = default_hop_ms(card) if options.hop_ms is None else options.hop_ms
-    FeatureChoice(hop_ms=hop_ms).check(card.model, card.front_end)
-    return replace(options, hop_ms=hop_ms)
+    choice = FeatureChoice(scene=classifier.card.scene, hop_ms=hop_ms if options.events else None)
+    choice.check(card.model, card.front_end)
+    return choice
 
 
-def _rows_of(classifier: AudioClassifier, parts: _Parts, options: PredictOptions) -> list[Prediction]:
+def _rows_of(
+    classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
+) -> list[Prediction]:
     """The rows of one file, at least one."""
     try:
-        rows = _events_in(classifier, parts, options) if options.events else _labels_of(classifier, parts, options)
+        if options.events:
+            rows = _events_in(classifier, parts, choice, options)
+        else:
+            rows = _labels_of(classifier, parts, options.threshold)
     except AudioFileError as error:
         return [Prediction(error=str(error))]
     return rows or [Prediction()]
@@ -105,7 +108,7 @@ def _readable(parts: _Parts) -> _Parts:
         yield part
 
 
-def _labels_of(classifier: AudioClassifier, parts: _Parts, options: PredictOptions) -> list[Prediction]:
+def _labels_of(classifier: AudioClassifier, parts: _Parts, threshold: float) -> list[Prediction]:
     """The likeliest label of a file or, of any number of labels, all above the threshold, the likeliest first."""
     # Without frame vectors a file is one part.
     (part,) = _readable(parts)
@@ -115,11 +118,13 @@ def _labels_of(classifier: AudioClassifier, parts: _Parts, options: PredictOptio
     if card.kind == "multiclass":
         chosen = order[:1]
     else:
-        chosen = [number for number in order if probabilities[number] > options.threshold]
+        chosen = [number for number in order if probabilities[number] > threshold]
     return [Prediction(label=card.labels[n], probability=round(float(probabilities[n]), 6)) for n in chosen]
 
 
-def _events_in(classifier: AudioClassifier, parts: _Parts, options: PredictOptions) -> list[Prediction]:
+def _events_in(
+    classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
+) -> list[Prediction]:
     """What sounds when in a file. Of a long file only the probabilities are held in memory."""
     encoder, labels, duration_s = classifier.encoder, classifier.card.labels, 0.0
 
@@ -130,7 +135,7 @@ def _events_in(classifier: AudioClassifier, parts: _Parts, options: PredictOptio
             if part.frames is not None and len(part.frames):
                 yield part.frames
 
-    grid, front_end = encoder.step_grid(options.hop_ms), encoder.card.front_end
+    grid, front_end = encoder.step_grid(choice.hop_ms), encoder.card.front_end
     step_ms = grid.hop_frames * front_end.hop_ms
     probabilities = np.concatenate(list(classifier.of_steps(frames(), step_ms)))
     times_ms = grid.times_ms(len(probabilities), front_end)
@@ -138,14 +143,15 @@ def _events_in(classifier: AudioClassifier, parts: _Parts, options: PredictOptio
     width = int(options.median_filter_ms / step_ms + 1e-6)
     filter_ms = (width - 1 + width % 2) * step_ms if width else 0.0
     found = []
+    # `events_of` measures durations from center to center, so its own least duration is left at 0.
     for event in events_of(probabilities, times_ms, labels, filter_ms, 0.0, options.threshold):
         inside = (times_ms >= event.start_ms) & (times_ms <= event.end_ms)
         mean = float(probabilities[inside, labels.index(event.label)].mean())
         # A step stands for the time half-way to its neighbors, the first and the last one for that to the file's ends.
         start_s = 0.0 if event.start_ms <= times_ms[0] else (event.start_ms - step_ms / 2) / 1000
         end_s = duration_s if event.end_ms >= times_ms[-1] else (event.end_ms + step_ms / 2) / 1000
-        # Too short is what is written as such; rounding must not drop an event of just this duration.
+        # The duration is that of the row; rounding must not drop an event that lasts just long enough.
         if (end_s - start_s) * 1000 > options.min_duration_ms - 1e-6:
-            times = {"start_s": round(start_s, 4), "end_s": round(end_s, 4)}
-            found.append(Prediction(label=event.label, probability=round(mean, 6), **times))
+            start_s, end_s = round(start_s, 4), round(end_s, 4)
+            found.append(Prediction(label=event.label, probability=round(mean, 6), start_s=start_s, end_s=end_s))
     return found

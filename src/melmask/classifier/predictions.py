@@ -30,6 +30,7 @@ class Prediction:
         """Return the row as JSON lines and the journal hold it."""
         if self.error is not None:
             return {"error": self.error}
+        # A row has only the keys that say something, and whole files have no times.
         times = {} if self.start_s is None else {"start_s": self.start_s, "end_s": self.end_s}
         return {**times, "label": self.label, "probability": self.probability}
 
@@ -116,6 +117,7 @@ class Journal:
                     journal = Journal(file, path, done)
                     yield journal
         finally:
+            # After the lock is let go of: some file systems keep a file that is open.
             if journal is not None and journal.finished:
                 for remains in (path, lock):
                     remains.unlink(missing_ok=True)

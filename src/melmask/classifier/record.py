@@ -92,6 +92,7 @@ def add_metrics(out: Path, metrics: EpochMetrics) -> None:
         OutputError: it cannot be written.
     """
     path = out / METRICS
+    # The file is written anew for each epoch: it is short, and a kill leaves either the old or the new one.
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     line = {key: value for key, value in asdict(metrics).items() if value is not None}
     kept = [text for text in lines if _epoch_of(text) < metrics.epoch]

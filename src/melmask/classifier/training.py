@@ -78,6 +78,7 @@ class Finetuning:
         epoch, losses = resumed or (0, [])
         self._weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
         if resumed is None:
+            # Start from the probe: with a random head, the first gradients would spoil the encoder (arXiv 2202.10054).
             self.network.start_head(train, valid)
             score = validation_score(self.network.kind, *self.network.predict(valid))
             self._keep_if_best(score, 0)
@@ -115,6 +116,7 @@ class Finetuning:
             left = range(len(losses), len(batches))
             for number in track(left, len(left), f"epoch {epoch + 1}", "batch", leave=False):
                 rng = np.random.default_rng((*stream, number))
+                # The rate is a function of the place in the training, so that a resumed job has the same rates.
                 self._set_rate(epoch + number / len(batches))
                 crops, targets = self._draw_batch(train, batches[number], rng)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -162,6 +164,7 @@ class Finetuning:
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.network.kind == "multiclass":
+            # With mixup the targets are mixtures already, and smoothing applies to them as well.
             smoothed = targets * (1 - self.config.label_smoothing) + self.config.label_smoothing / targets.shape[-1]
             terms = -smoothed * logits.log_softmax(-1)
             return (terms if self._weights is None else terms * self._weights).sum(-1).mean()
@@ -173,6 +176,7 @@ class Finetuning:
         rows = train.targets if kind == "event" else [target[None] for target in train.targets]
         positives = np.sum([row.sum(0) for row in rows], axis=0).clip(min=1)
         total = sum(len(row) for row in rows)
+        # A class that fills half of the clips weighs 1 in binary cross-entropy; the bounds tame very rare classes.
         weights = total / (len(positives) * positives) if kind == "multiclass" else (total - positives) / positives
         return torch.from_numpy(weights.clip(0.1, 100).astype(np.float32)).to(self.network.device)
 
@@ -207,6 +211,7 @@ class Finetuning:
 
     def _keep_if_best(self, score: float, epoch: int) -> None:
         if score > self._best.score or not self._best.weights:
+            # A copy in main memory: the network goes on learning, and a GPU may have no room for a second one.
             weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
             self._best = _Best(score, epoch, weights)
 

@@ -102,11 +102,10 @@ def _name_classes(axes: "Axes", class_names: list[str], cell_inches: float) -> N
         name if len(name) <= MAX_NAME_CHARACTERS else name[: MAX_NAME_CHARACTERS - 1] + "…" for name in class_names
     ]
     font_points = min(10.0, 72 * cell_inches * 0.6)
-    # A name may hold a $, which is not the start of a formula.
-    style = {"fontsize": font_points, "parse_math": False}
-    upright = max(len(name) for name in short) > 3
-    axes.set_xticks(np.arange(count) + 0.5, short, rotation=90 if upright else 0, **style)
-    axes.set_yticks(np.arange(count) + 0.5, short, **style)
+    rotation = 90 if max(len(name) for name in short) > 3 else 0
+    # A name may hold a $, which does not start a formula here.
+    axes.set_xticks(np.arange(count) + 0.5, short, rotation=rotation, fontsize=font_points, parse_math=False)
+    axes.set_yticks(np.arange(count) + 0.5, short, fontsize=font_points, parse_math=False)
 
 
 def _number_cells(axes: "Axes", shares: np.ndarray) -> None:
