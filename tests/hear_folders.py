@@ -17,6 +17,13 @@ def tone(label, seconds, rng):
     return 0.3 * np.sin(2 * np.pi * pitch_hz * time_s) + 0.02 * rng.standard_normal(len(time_s))
 
 
+def write_table(folder, rows, name="labels.csv"):
+    """A CSV of these rows, the header first."""
+    with (folder / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / name
+
+
 def write_hear_task(folder, metadata, splits):
     """splits: split -> file name -> (waveform, labels or events)."""
     labels = list(PITCHES_HZ)

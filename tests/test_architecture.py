@@ -42,7 +42,7 @@ HOMES = {
     "tensorboard": {"train"},
     "wandb": {"train"},
     "tqdm": {"system"},
-    "pyarrow": {"corpus", "embedding"},
+    "pyarrow": {"classifier", "corpus", "embedding"},
     "jinja2": {"pages"},
     # Text that it marks as safe would not be escaped.
     "markupsafe": set(),

@@ -12,7 +12,7 @@ from hear_folders import write_fold_task
 import melmask
 from melmask.audio.files import find_audio
 from melmask.classifier.finetune import finetune
-from melmask.classifier.options import FinetuneConfig
+from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.config import FrontEndConfig
 from melmask.corpus.prepare import prepare
 from melmask.embedding.folder import embed_table
@@ -123,7 +123,7 @@ def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folde
     for job in (
         lambda: prepare([sound_folder], out, FrontEndConfig()),
         lambda: pretrain(store, out, configure()),
-        lambda: finetune(str(run_folder), task, out, FinetuneConfig(), device="cpu"),
+        lambda: finetune(str(run_folder), task, out, FinetuneConfig(), FinetuneOptions(device="cpu")),
         lambda: evaluate(["logmel"], task.parent, out, choice=Choice(device="cpu")),
     ):
         with claimed(out), pytest.raises(OutputError, match="another melmask is writing to"):

@@ -2,38 +2,43 @@
 
 import contextlib
 import csv
+import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from hear_folders import PITCHES_HZ, RATE_HZ, tone, write_event_task, write_fold_task
+from hear_folders import PITCHES_HZ, RATE_HZ, tone, write_event_task, write_table
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import melmask
-from melmask.classifier import examples as labelled_files
-from melmask.classifier import finetune as finetune_job
-from melmask.classifier import head as probe_head
-from melmask.classifier import training as finetuning
-from melmask.classifier.examples import table_files
-from melmask.classifier.finetune import _frames_of, finetune
+from melmask.classifier import head as head_module
+from melmask.classifier import network as network_module
+from melmask.classifier import training as training_module
+from melmask.classifier.clips import Clips, frames_of_event, read_logmels
+from melmask.classifier.finetune import finetune
 from melmask.classifier.head import Head, fit_head
 from melmask.classifier.model import AudioClassifier, ClassifierCard, load_classifier
-from melmask.classifier.options import FinetuneConfig
+from melmask.classifier.network import ClassifierNetwork
+from melmask.classifier.options import FinetuneConfig, FinetuneOptions, PredictOptions
 from melmask.classifier.predict import predict_files
-from melmask.classifier.training import Clips, Finetuning
+from melmask.classifier.scores import validation_score
+from melmask.classifier.training import Finetuning
 from melmask.cli import main
 from melmask.downstream.probe import standardize
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
-from melmask.evaluate.tasks import read_task
 from melmask.labels.clips import Event
 from melmask.settings import with_overrides
 from melmask.system.files import atomic_write, locked
 from melmask.train import snapshot
 
 LABELS = list(PITCHES_HZ)
+OLD = Path(__file__).parent / "reference" / "files-0.1.0"
 
 
 def configured(*overrides):
@@ -41,21 +46,58 @@ def configured(*overrides):
     return with_overrides(FinetuneConfig(), [*quick, *overrides])
 
 
+def tune(source, labels, out, *overrides):
+    return finetune(str(source), labels, out, configured(*overrides), FinetuneOptions(device="cpu"))
+
+
+def training_of(encoder, *overrides, kind="multiclass", classes=3, crop_frames=64):
+    """A fresh copy of the encoder with a head, ready to be trained."""
+    config, model = configured(*overrides), melmask.load(encoder.name, "cpu").model
+    return Finetuning(ClassifierNetwork(model, kind, classes, config.scene), config, crop_frames, hop_ms=10.0)
+
+
+def write_tones(folder, labels, *columns, header=("path", "label")):
+    """Half a second of each label; in the table, further columns may follow."""
+    rng = np.random.default_rng(0)
+    for number, label in enumerate(labels):
+        soundfile.write(folder / f"{number}.wav", tone(label, 0.5, rng), RATE_HZ)
+    rows = zip((f"{number}.wav" for number in range(len(labels))), *(columns or [labels]), strict=True)
+    return write_table(folder, [header, *rows])
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics_of(out):
+    return read_lines(out / "metrics.jsonl")
+
+
 def read_table(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def write_table(folder, rows, name="labels.csv"):
-    with (folder / name).open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder / name
+@contextlib.contextmanager
+def killed_at(monkeypatch, at, saved):
+    """Expect a kill when the state after (epochs, batches) is written: just after it is saved, or just before."""
+    save = Finetuning._save
+
+    def killed(self, path, epoch, losses):
+        if saved or (epoch, len(losses)) != at:
+            save(self, path, epoch, losses)
+        if (epoch, len(losses)) == at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Finetuning, "_save", killed)
+        yield
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Thirty-six tones of three pitches, a broken file among them, with a split."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     rng, rows = np.random.default_rng(0), [("path", "label", "split")]
     for i in range(36):
         label, part = LABELS[i % 3], ("train", "train", "valid", "test")[i // 3 % 4]
@@ -68,65 +110,226 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(run_folder, table, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned") / "out"
-    return out, finetune(str(run_folder), table, out, configured(), device="cpu")
+    return out, tune(run_folder, table, out)
+
+
+# What the network hears and starts from.
 
 
 @pytest.mark.parametrize(("start_ms", "end_ms"), [(0, 5), (100, 110), (1440, 1460), (2960, 3000), (700, 705)])
 @pytest.mark.parametrize("frames", [300, 10])
 def test_an_event_shorter_than_a_step_counts_as_one(start_ms, end_ms, frames):
-    """Wherever it lies, and wherever the crop begins, the centre of one step is in it."""
-    first, behind = _frames_of(Event("a", start_ms, end_ms), 10.0, frames, 16)
-    assert first >= 0 and behind - first == 16
+    """Wherever it lies, and wherever the crop begins, the center of one step is in it."""
+    first, end = frames_of_event(Event("a", start_ms, end_ms), 10.0, frames, 16)
+    assert first >= 0 and end - first == 16
     if frames == 300:
-        assert behind <= frames and first <= start_ms / 10 + 1 and end_ms / 10 - 1 <= behind
-        assert all(sum(first <= centre < behind for centre in range(offset, frames, 16)) == 1 for offset in range(16))
-    assert _frames_of(Event("a", 1000, 1500), 10.0, 300, 16) == (100, 151)
+        assert end <= frames and first <= start_ms / 10 + 1 and end_ms / 10 - 1 <= end
+        assert all(sum(first <= center < end for center in range(offset, frames, 16)) == 1 for offset in range(16))
+    assert frames_of_event(Event("a", 1000, 1500), 10.0, 300, 16) == (100, 151)
 
 
-def test_groups_in_several_parts_are_told_of(tmp_path, capsys):
-    rows = [("path", "label", "split", "group")]
-    for i in range(12):
-        (tmp_path / f"{i}.wav").touch()
-        rows.append((f"{i}.wav", LABELS[i % 2], ("train", "valid", "test")[i // 4], f"g{i % 3 if i < 8 else i}"))
-    table_files(write_table(tmp_path, rows), None, 0, "")
-    assert "3 groups have clips in several parts of train, valid and test" in capsys.readouterr().err
-    table_files(write_table(tmp_path, [row[:3] for row in rows]), None, 0, "")
-    assert "groups" not in capsys.readouterr().err
+def test_it_begins_with_the_linear_probe(encoder, table, monkeypatch):
+    monkeypatch.setattr(head_module, "_PENALTIES", (1.0,))
+    model = melmask.load(encoder.name, "cpu")
+    rows = [row for row in read_table(table) if row["path"] != "broken.wav"]
+    logmels, _ = read_logmels(model, [table.parent / row["path"] for row in rows])
+    numbers = np.array([LABELS.index(row["label"]) for row in rows])
+    clips = Clips(list(logmels.values()), list(np.eye(3, dtype=np.float32)[numbers]))
+    network = ClassifierNetwork(model.model, "multiclass", 3, "mean+std")
+    network.start_head(clips, clips)
+    scenes = np.stack([model.embed(table.parent / row["path"], scene="mean+std").scene for row in rows])
+    train, *_ = standardize(scenes)
+    expected = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(train, numbers).predict_proba(train)
+    np.testing.assert_allclose(network.predict(clips)[0], expected, atol=0.01)
 
 
-def test_a_folder_that_is_no_task_is_refused(run_folder, tmp_path):
-    (tmp_path / "pets-v1-full").mkdir()
-    with pytest.raises(InputError, match=r"is a folder without task_metadata.json; give one task's folder, or a CSV"):
-        finetune(str(run_folder), tmp_path, tmp_path / "out", configured(), device="cpu")
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_the_probe_is_no_surer_than_validation_bears(kind):
+    """What cannot be learned is answered with the classes' shares, what can be learned is learned."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, noise = torch.randn(40, 20, generator=generator), torch.randn(40, 20, generator=generator)
+    targets = torch.eye(2)[torch.arange(40) % 2]
+    told = vectors.clone()
+    told[:, 0] = 10 * targets[:, 0]
+    sure = []
+    for rows, checked in ((told, told), (vectors, noise)):
+        head = Head(20, 2)
+        fit_head(head, kind, (rows, targets), (checked, targets))
+        with torch.no_grad():
+            logits = head(rows)
+        sure.append((logits.softmax(1) if kind == "multiclass" else logits.sigmoid())[:, 0])
+    assert (sure[0] - targets[:, 0]).abs().mean() < 0.1
+    assert (sure[1] - 0.5).abs().max() < 0.2
 
 
-def test_a_classifier_is_learnt(trained):
-    out, scores = trained
-    assert scores["test"]["accuracy"] > 0.7
-    assert scores["unreadable"] == 1
-    assert set(scores["test"]["recall"]) == set(LABELS)
+def test_a_head_ignores_what_did_not_vary_in_training(encoder, tmp_path, monkeypatch):
+    """Clips of one patch have no deviation over time; of longer ones it is large."""
+    training = training_of(encoder, "epochs=4", "head_epochs=0", classes=2, crop_frames=16)
+    rng = np.random.default_rng(0)
+    clips = [(rng.standard_normal((16, 80)) + 2 * (i % 2)).astype(np.float16) for i in range(24)]
+    short = Clips(clips, [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])
+    scores = iter(np.arange(5.0).tolist())
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
+    training.run(short, short, tmp_path / "finetune.pt", lambda *_: None)
+    long = Clips([np.concatenate([c, d]) for c, d in zip(clips[:-2], clips[2:], strict=True)], short.targets[:-2])
+    sure, longer = (training.network.predict(part)[0][:22] for part in (short, long))
+    assert (sure.argmax(1) == longer.argmax(1)).mean() > 0.9
+    assert np.abs(longer - sure).max() < 0.3
+
+
+@pytest.mark.parametrize("most", [10_000, 50])
+def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(network_module, "_HEAD_STEPS", most)
+    rows, head_rows = [], ClassifierNetwork.head_rows
+
+    def counted(self, train):
+        found = head_rows(self, train)
+        rows.append([len(part) for part in found])
+        return found
+
+    monkeypatch.setattr(ClassifierNetwork, "head_rows", counted)
+    settings = ("epochs=1", "learning_rate=1e-9")
+    tune(run_folder, write_event_task(tmp_path), tmp_path / "out", *settings)
+    first = metrics_of(tmp_path / "out")[0]
+    assert first["epoch"] == 0
+    assert first["score"] > 0.7
+    (vectors, targets), _ = rows
+    assert vectors == targets
+    assert vectors > 50 if most > 50 else 25 < vectors <= 50
+
+
+def test_vectors_in_training_are_those_of_prediction(encoder):
+    """Units of a long crop together, mean and deviation, and a share of patches left out that is none."""
+    network = training_of(encoder).network
+    unit = encoder.card.model.frames
+    for frames in (64, 2 * unit, 2 * unit + 16):
+        crops = torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            dropped = network.vectors_of_crops(crops, np.random.default_rng(0), patch_dropout=0.001)
+        whole = [network._scene(network._steps_of(crop.T.numpy()), frames) for crop in crops.half()]
+        torch.testing.assert_close(dropped, torch.stack(whole).detach(), rtol=2e-3, atol=2e-3)
+
+
+def test_the_deviation_of_patches_that_are_there(encoder):
+    network = training_of(encoder).network
+    crops = torch.randn(2, 80, 2 * encoder.card.model.frames, generator=torch.Generator().manual_seed(0))
+    vectors = network.vectors_of_crops(crops, np.random.default_rng(0), patch_dropout=0.5)
+    rng, rows, width = np.random.default_rng(0), network.rows, encoder.card.model.width
+    parts = [network._kept_tokens(unit, rng, 0.5) for unit in crops.split(encoder.card.model.frames, dim=2)]
+    tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    for clip, r in [(0, 0), (1, rows - 1)]:
+        there = tokens[clip][row[clip] == r]
+        mean, std = vectors[clip].view(2, rows, width)[:, r]
+        torch.testing.assert_close(mean, there.mean(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(std, there.std(0, correction=0), rtol=1e-3, atol=1e-3)
+    vectors.sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.encoder.parameters() if p.grad is not None)
+
+
+# Training.
+
+
+@pytest.mark.parametrize(
+    "setting", ["crop_s", "time_mask_ms", "mixup", "weight_decay", "warmup_epochs", "learning_rate"]
+)
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_settings_are_finite(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting} is {value}; give a finite number"):
+        configured(f"{setting}={value}")
+
+
+def test_settings_that_cannot_be_used_are_refused():
+    for setting, message in [
+        ("epochs=0", "epochs is 0; give at least 1"),
+        ("patch_dropout=1", "patch_dropout is 1.0; give a share from 0 to below 1"),
+        ("seed=-1", "seed is -1; give a whole number from 0"),
+        ("layer_decay=0", "layer_decay is 0.0; give a share above 0"),
+        ("mixupp=0.1", "the nearest is 'mixup'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            configured(setting)
+
+
+def test_a_blanked_stretch_leaves_three_quarters_of_a_crop():
+    x = np.ones((200, 80, 16), np.float32)
+    training_module._blank(x, 20, 2, np.random.default_rng(0))
+    blank = (x == 0).all(1).sum(1)
+    assert set(blank.tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_layers_below_learn_more_slowly(encoder):
+    training = training_of(encoder, "layer_decay=0.5")
+    network = training.network
+    shares = {id(p): group["share"] for group in training.optimizer.param_groups for p in group["params"]}
+    depth = encoder.card.model.depth
+    assert shares[id(network.head.linear.weight)] == 1
+    assert shares[id(network.encoder.blocks[depth - 1].mlp.fc1.weight)] == 0.5
+    assert shares[id(network.encoder.blocks[0].mlp.fc1.weight)] == 0.5**depth
+    assert shares[id(network.encoder.patch_embed.weight)] == 0.5 ** (depth + 1)
+    assert len(shares) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("multiclass", [4 / 6, 2.0]), ("multilabel", [1 / 3, 3.0])])
+def test_rare_classes_weigh_more_where_balanced(encoder, kind, expected):
+    clips = Clips([np.zeros((64, 80), np.float16)] * 4, [np.eye(2, dtype=np.float32)[int(i == 0)] for i in range(4)])
+    weights = training_of(encoder, kind=kind, classes=2)._class_weights(clips)
+    torch.testing.assert_close(weights, torch.tensor(expected))
+
+
+def test_a_class_that_does_not_occur_does_not_count(run_folder):
+    probabilities = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.4]])
+    targets = np.array([[1.0, 0, 0], [0, 1, 0]])
+    assert validation_score("multilabel", probabilities, targets) == 1.0
+    with pytest.raises(InputError, match="nothing to validate on has a label; mark clips with labels `valid`"):
+        validation_score("multilabel", probabilities, 0 * targets)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(encoder, tmp_path, kind):
+    training = training_of(encoder, "learning_rate=1e30", "head_epochs=0", kind=kind, classes=2)
+    rng = np.random.default_rng(0)
+    clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(24)],
+                  [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
+    with pytest.raises(TrainingError, match=r"epoch 1: .* a learning_rate below 1e\+30, or a weight_decay below 0\.05"):
+        training.run(clips, clips, tmp_path / "finetune.pt", lambda *_: None)
+    kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
+    assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
+
+
+def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, sound):
+    tune(run_folder, table, tmp_path, "epochs=2", "head_epochs=2")
+    audio = sound(1.0, 0)
+    tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
+    np.testing.assert_array_equal(tuned, melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.2, 0.9, 0.5, 0.9, 0.1, 0.3])
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
+    found = tune(run_folder, table, tmp_path, "patience_epochs=3")
+    assert found.epoch == 2
+    assert len(metrics_of(tmp_path)) == 6
+
+
+# The job.
+
+
+def test_a_classifier_is_learned(trained):
+    out, report = trained
+    assert report.test.value > 0.7
+    assert report.unreadable == 1
+    assert set(report.test.per_class) == set(LABELS)
+    assert load_classifier(out, "cpu").card.scores == report
     assert "broken.wav" in (out / "failed.csv").read_text()
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_of(out)
     assert [line["epoch"] for line in lines] == list(range(9))
     assert all(0 < line["loss"] < 2 for line in lines[1:])
 
 
-def test_the_saved_classifier_says_what_training_said(trained, table, tmp_path):
-    out, scores = trained
-    rows = [row for row in read_table(table) if row["split"] == "test"]
-    paths = [table.parent / row["path"] for row in rows]
-    report = predict_files(load_classifier(out, "cpu"), paths, tmp_path / "x.csv")
-    predicted = read_table(tmp_path / "x.csv")
-    assert (report.files, report.failed, report.rows) == (len(rows), 0, len(rows))
-    right = [p["label"] == row["label"] for p, row in zip(predicted, rows, strict=True)]
-    assert np.mean(right) == pytest.approx(scores["test"]["accuracy"])
-    assert all(0.3 < float(p["probability"]) <= 1 for p in predicted)
-
-
 def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp_path, sound, monkeypatch):
     scores = iter(np.arange(10.0).tolist())
-    monkeypatch.setattr(finetune_job, "_score", lambda *_: next(scores))
-    finetune(str(run_folder), table, tmp_path, configured("epochs=2", "head_epochs=0"), device="cpu")
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
+    tune(run_folder, table, tmp_path, "epochs=2", "head_epochs=0")
     audio = sound(1.0, 0)
     tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
     before = melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene
@@ -134,54 +337,28 @@ def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp
     assert np.abs(tuned - before).max() > 0.01
 
 
-def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, sound):
-    finetune(str(run_folder), table, tmp_path, configured("epochs=2", "head_epochs=2"), device="cpu")
-    audio = sound(1.0, 0)
-    tuned = melmask.load(tmp_path / "classifier", "cpu").embed(audio, RATE_HZ).scene
-    np.testing.assert_array_equal(tuned, melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene)
-
-
-@pytest.mark.parametrize("at", [(0, 0), (5, 0), (5, 1)], ids=["behind the probe", "between epochs", "in an epoch"])
-def test_a_killed_training_goes_on_as_if_it_had_not_been(run_folder, table, tmp_path, monkeypatch, trained, at):
-    save = Finetuning._save
-    monkeypatch.setattr(finetuning, "_SNAPSHOT_INTERVAL_S", 0.0)
-
-    def killed(self, path, epoch, losses):
-        save(self, path, epoch, losses)
-        if (epoch, len(losses)) == at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Finetuning, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
-    monkeypatch.setattr(Finetuning, "_save", save)
-    finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+@pytest.mark.parametrize("at", [(0, 0), (5, 0), (5, 1)], ids=["after the probe", "between epochs", "in an epoch"])
+def test_a_killed_training_resumes_as_if_it_had_not_been(run_folder, table, tmp_path, monkeypatch, trained, at):
+    monkeypatch.setattr(training_module, "_SNAPSHOT_INTERVAL_S", 0.0)
+    with killed_at(monkeypatch, at, saved=True):
+        tune(run_folder, table, tmp_path)
+    tune(run_folder, table, tmp_path)
     ours, theirs = (torch.load(out / "finetune.pt", weights_only=True) for out in (tmp_path, trained[0]))
     assert all(torch.equal(value, theirs["network"][name]) for name, value in ours["network"].items())
     assert ours["best"]["score"] == theirs["best"]["score"]
     with pytest.raises(InputError, match="has begun with another config; choose another --out"):
-        finetune(str(run_folder), table, tmp_path, configured("seed=1"), device="cpu")
+        tune(run_folder, table, tmp_path, "seed=1")
 
 
-def test_a_line_an_epoch_survives_a_kill_before_it_is_saved(run_folder, table, tmp_path, monkeypatch):
-    save = Finetuning._save
-
-    def killed(self, path, epoch, losses):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        save(self, path, epoch, losses)
-
-    monkeypatch.setattr(Finetuning, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(str(run_folder), table, tmp_path, configured("epochs=3"), device="cpu")
-    monkeypatch.setattr(Finetuning, "_save", save)
-    finetune(str(run_folder), table, tmp_path, configured("epochs=3"), device="cpu")
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+def test_a_line_per_epoch_survives_a_kill_before_it_is_saved(run_folder, table, tmp_path, monkeypatch):
+    with killed_at(monkeypatch, (2, 0), saved=False):
+        tune(run_folder, table, tmp_path, "epochs=3")
+    tune(run_folder, table, tmp_path, "epochs=3")
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_full_disk_and_a_stop_while_it_saves_are_told_as_such(run_folder, table, tmp_path, monkeypatch, stop):
+def test_a_full_disk_and_a_stop_while_it_saves_are_reported_as_such(run_folder, table, tmp_path, monkeypatch, stop):
     class Broken:
         def write(self, _):
             raise stop
@@ -194,14 +371,14 @@ def test_a_full_disk_and_a_stop_while_it_saves_are_told_as_such(run_folder, tabl
     monkeypatch.setattr(snapshot, "atomic_write", broken)
     error, message = (KeyboardInterrupt, None) if isinstance(stop, KeyboardInterrupt) else (OutputError, "No space")
     with pytest.raises(error, match=message):
-        finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+        tune(run_folder, table, tmp_path, "epochs=1")
 
 
 def test_a_damaged_record_of_the_job_is_refused_in_one_line(run_folder, table, tmp_path):
     (tmp_path / "finetune.json").write_text('{"model": ')
     (tmp_path / "finetune.pt").touch()
     with pytest.raises(CheckpointError, match=r"finetune\.json is damaged .* delete .* to begin anew"):
-        finetune(str(run_folder), table, tmp_path, configured(), device="cpu")
+        tune(run_folder, table, tmp_path)
 
 
 def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, table, tmp_path):
@@ -209,50 +386,36 @@ def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, tabl
     unreadable = [["broken.wav", "low", "train"], ["gone.wav", "high", "train"]]
     first = write_table(table.parent, [rows[0], *unreadable, *(row for row in rows if row[2] == "valid")], "first.csv")
     with pytest.raises(InputError, match="no readable file is left to train on; 2 of"):
-        finetune(str(run_folder), first, tmp_path, configured("epochs=1"), device="cpu")
-    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+        tune(run_folder, first, tmp_path, "epochs=1")
+    tune(run_folder, table, tmp_path, "epochs=1")
     with pytest.raises(InputError, match="has begun with another labels"):
-        finetune(str(run_folder), first, tmp_path, configured("epochs=1"), device="cpu")
+        tune(run_folder, first, tmp_path, "epochs=1")
 
 
 def test_a_table_named_by_another_path_is_the_same_job(run_folder, table, tmp_path, monkeypatch):
-    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
+    tune(run_folder, table, tmp_path, "epochs=1")
     monkeypatch.chdir(table.parent.parent)
-    finetune(str(run_folder), table.relative_to(table.parent.parent), tmp_path, configured("epochs=1"), device="cpu")
+    tune(run_folder, table.relative_to(table.parent.parent), tmp_path, "epochs=1")
 
 
-def test_a_file_repaired_since_does_not_pass_for_learnt_from(run_folder, tmp_path):
-    rng, rows = np.random.default_rng(0), [("path", "label")]
-    for i in range(12):
-        soundfile.write(tmp_path / f"{i}.wav", tone(LABELS[i % 2], 0.5, rng), RATE_HZ)
-        rows.append((f"{i}.wav", LABELS[i % 2]))
+def test_a_file_repaired_since_does_not_pass_for_learned_from(run_folder, tmp_path):
+    table, out = write_tones(tmp_path, LABELS[:2] * 6), tmp_path / "out"
     kept = (tmp_path / "3.wav").read_bytes()
     (tmp_path / "3.wav").write_bytes(b"no sound")
-    table, out = write_table(tmp_path, rows), tmp_path / "out"
-    finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+    tune(run_folder, table, out, "epochs=1")
     (tmp_path / "3.wav").write_bytes(kept)
     with pytest.raises(InputError, match=r"3\.wav can be read now, but could not when .* began \(1 such files\)"):
-        finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+        tune(run_folder, table, out, "epochs=1")
     (tmp_path / "3.wav").write_bytes(b"no sound")
     (tmp_path / "5.wav").unlink()
     with pytest.raises(InputError, match=r"5\.wav cannot be read now, but could"):
-        finetune(str(run_folder), table, out, configured("epochs=1"), device="cpu")
+        tune(run_folder, table, out, "epochs=1")
 
 
 def test_damaged_lines_of_metrics_go(run_folder, table, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n{"epo\n[]\n\xff\n')
-    finetune(str(run_folder), table, tmp_path, configured("epochs=1"), device="cpu")
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    "setting", ["crop_s", "time_mask_ms", "mixup", "weight_decay", "warmup_epochs", "learning_rate"]
-)
-@pytest.mark.parametrize("value", ["inf", "nan"])
-def test_settings_are_finite(setting, value):
-    with pytest.raises(ConfigError, match=f"{setting} is {value}; give a finite number"):
-        configured(f"{setting}={value}")
+    tune(run_folder, table, tmp_path, "epochs=1")
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [0, 1]
 
 
 def test_a_finetuned_model_is_one_to_go_on_with(trained):
@@ -260,20 +423,10 @@ def test_a_finetuned_model_is_one_to_go_on_with(trained):
     assert melmask.load(out, "cpu").sha256 == melmask.load(out / "classifier", "cpu").sha256
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tmp_path, monkeypatch):
-    scores = iter([0.1, 0.2, 0.9, 0.5, 0.9, 0.1, 0.3])
-    monkeypatch.setattr(finetune_job, "_score", lambda *_: next(scores))
-    found = finetune(str(run_folder), table, tmp_path, configured("patience_epochs=3"), device="cpu")
-    assert found["epoch"] == 2
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
-
-
 def test_a_test_part_without_labels_has_no_score(run_folder, tmp_path, capsys):
-    rng, rows = np.random.default_rng(1), [("path", "labels", "split")]
-    for i in range(24):
-        soundfile.write(tmp_path / f"{i}.wav", tone(LABELS[i % 2], 0.5, rng), RATE_HZ)
-        rows.append((f"{i}.wav", LABELS[i % 2] if i < 18 else "", "train" if i < 12 else "valid" if i < 18 else "test"))
-    arguments = ["finetune", str(run_folder), str(write_table(tmp_path, rows))]
+    labels, splits = LABELS[:2] * 12, ["train"] * 12 + ["valid"] * 6 + ["test"] * 6
+    table = write_tones(tmp_path, labels, labels[:18] + [""] * 6, splits, header=("path", "labels", "split"))
+    arguments = ["finetune", str(run_folder), str(table)]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu", "epochs=1"]) == 0
     assert "test  mAP unknown, as no label occurs on 6 clips" in capsys.readouterr().out
 
@@ -285,26 +438,28 @@ def test_several_labels_a_clip(run_folder, tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", sum(tone(label, 0.6, rng) for label in chosen) / 3, RATE_HZ)
         rows.append((f"{i}.wav", ";".join(chosen)))
     table = write_table(tmp_path, rows)
-    config = configured("epochs=12", "head_epochs=12", "mixup=0", "class_weights=balanced")
-    scores = finetune(str(run_folder), table, tmp_path / "out", config, device="cpu")
-    assert scores["valid"]["mAP"] > 0.6
+    settings = ("epochs=12", "head_epochs=12", "mixup=0", "class_weights=balanced")
+    report = tune(run_folder, table, tmp_path / "out", *settings)
+    assert report.valid.value > 0.6
     classifier = load_classifier(tmp_path / "out", "cpu")
     assert (classifier.card.kind, classifier.card.labels) == ("multilabel", sorted(LABELS))
-    predict_files(classifier, [tmp_path / "0.wav"], tmp_path / "x.jsonl", threshold=0.0)
-    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    predict_files(classifier, [tmp_path / "0.wav"], tmp_path / "x.jsonl", PredictOptions(threshold=0.0))
+    lines = read_lines(tmp_path / "x.jsonl")
     assert {line["label"] for line in lines} == set(LABELS)
     values = [line["probability"] for line in lines]
     assert values == sorted(values, reverse=True)
 
 
-def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
+def test_events_are_learned_and_told_with_times(run_folder, tmp_path):
     folder = write_event_task(tmp_path, clips=12)
-    config = configured("epochs=20", "head_epochs=20", "time_mask_ms=0", "frequency_mask_mels=0", "learning_rate=2e-2")
-    scores = finetune(str(run_folder), folder, tmp_path / "out", config, device="cpu")
-    assert scores["test"]["mAP"] > 0.7
+    settings = ("epochs=20", "head_epochs=20", "time_mask_ms=0", "frequency_mask_mels=0", "learning_rate=2e-2")
+    report = tune(run_folder, folder, tmp_path / "out", *settings)
+    assert report.test.value > 0.7
     classifier = load_classifier(tmp_path / "out", "cpu")
     paths = sorted((folder / str(RATE_HZ) / "test").glob("*.wav"))
-    predict_files(classifier, paths, tmp_path / "x.parquet", events=True, hop_ms=40.0, median_filter_ms=0.0)
+    predict_files(
+        classifier, paths, tmp_path / "x.parquet", PredictOptions(events=True, hop_ms=40.0, median_filter_ms=0.0)
+    )
     rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert {"path", "start_s", "end_s", "label", "probability", "error"} == set(rows[0])
     types = {field.name: str(field.type) for field in pq.read_schema(tmp_path / "x.parquet")}
@@ -319,6 +474,190 @@ def test_events_are_learnt_and_told_with_times(run_folder, tmp_path):
     assert np.mean(near) > 0.6
 
 
+def test_labels_that_no_readable_clip_teaches_are_named_or_refused(run_folder, table, tmp_path, capsys):
+    rows = [("path", "label", "split"), *([row["path"], row["label"], row["split"]] for row in read_table(table))]
+    missing = ("gone.wav", "unheard", "train")
+    several = write_table(table.parent, [*rows, missing], "several.csv")
+    tune(run_folder, several, tmp_path / "a", "epochs=1")
+    told = capsys.readouterr().err
+    assert "train 18, valid 9, test 9 clips\nno clip to train on has unheard: 1 of 4 labels stay unknown\n" in told
+    # Of two labels, one has no file that can be read.
+    lows = [row for row in rows[1:] if row[1] == "low" and row[0] != "broken.wav"]
+    single = write_table(table.parent, [rows[0], *lows, missing], "single.csv")
+    with pytest.raises(InputError, match="the readable files to train on have 'low'; expected 2 or more labels"):
+        tune(run_folder, single, tmp_path / "b", "epochs=1")
+
+
+def test_a_table_of_events_is_learned_as_a_task_of_events_is(run_folder, tmp_path):
+    rng, rows = np.random.default_rng(3), [("path", "label", "start_s", "end_s", "split")]
+    for i in range(6):
+        soundfile.write(tmp_path / f"{i}.wav", np.concatenate([tone(label, 0.5, rng) for label in LABELS]), RATE_HZ)
+        part = ("train", "train", "valid")[i % 3]
+        rows += [(f"{i}.wav", label, 0.5 * k, 0.5 * k + 0.5, part) for k, label in enumerate(LABELS)]
+    settings = ("epochs=2", "head_epochs=2")
+    report = tune(run_folder, write_table(tmp_path, rows), tmp_path / "out", *settings)
+    assert report.valid.clips == 2
+    assert load_classifier(tmp_path / "out", "cpu").card.kind == "event"
+
+
+# Classifiers and jobs of release 0.1.0.
+
+
+@pytest.fixture
+def old_job(tmp_path):
+    """Release 0.1.0's own classifier job, with its twelve tones (`reference/make_files_0_1_0.py`) at hand again."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(12):
+        label, pitch_hz = ("low", 200) if number % 2 else ("high", 1500)
+        time_s = np.arange(RATE_HZ // 2) / RATE_HZ
+        sound = 0.3 * np.sin(2 * np.pi * (pitch_hz + 10 * number) * time_s) + 0.01 * rng.standard_normal(len(time_s))
+        soundfile.write(tmp_path / f"{number:02d}.wav", sound, RATE_HZ)
+        rows.append((f"{number:02d}.wav", label, ("train", "train", "train", "train", "valid", "test")[number // 2]))
+    shutil.copytree(OLD / "classifier", tmp_path / "out")
+    # The job holds a digest of absolute paths, and its sounds were elsewhere.
+    own = [[str((tmp_path / name).resolve()), [label], part] for name, label, part in rows]
+    job = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    job["labels"] = hashlib.sha256(json.dumps(["multiclass", ["high", "low"], own]).encode()).hexdigest()
+    (tmp_path / "out" / "finetune.json").write_text(json.dumps(job, indent=2) + "\n")
+    return write_table(tmp_path, [("path", "label", "split"), *rows]), tmp_path / "out"
+
+
+def tune_old(labels, out, **changes):
+    config = with_overrides(FinetuneConfig(), ["epochs=2", *(f"{name}={value}" for name, value in changes.items())])
+    return finetune(str(OLD / "run"), labels, out, config, FinetuneOptions(device="cpu"))
+
+
+def test_a_classifier_of_release_0_1_0_predicts(old_job, tmp_path):
+    classifier = load_classifier(OLD / "classifier", "cpu")
+    card, scores = classifier.card, classifier.card.scores
+    assert (card.labels, card.kind, card.scene) == (["high", "low"], "multiclass", "mean+std")
+    assert (scores.epoch, scores.unreadable, scores.valid.clips, scores.test.value) == (0, 0, 2, 1.0)
+    assert scores.test.per_class == {"high": 1.0, "low": 1.0}
+    written = json.loads((OLD / "classifier" / "classifier" / "classifier.json").read_text())
+    assert card.to_dict() == written
+    predict_files(classifier, [tmp_path / "10.wav", tmp_path / "11.wav"], tmp_path / "x.csv")
+    assert [row["label"] for row in read_table(tmp_path / "x.csv")] == ["high", "low"]
+
+
+def test_a_job_of_release_0_1_0_is_recognized_and_resumed(old_job):
+    labels, out = old_job
+    begun, metrics = json.loads((out / "finetune.json").read_text()), (out / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="has begun with another config; choose another --out"):
+        tune_old(labels, out, seed=1)
+    # Its training is done; what is made of the snapshot is what release 0.1.0 made of it.
+    kept = torch.load(out / "finetune.pt", weights_only=True)
+    report = tune_old(labels, out)
+    assert (report.epoch, report.test.value) == (0, 1.0)
+    assert json.loads((out / "finetune.json").read_text()) == begun
+    assert (out / "metrics.jsonl").read_text() == metrics
+    assert set(torch.load(out / "finetune.pt", weights_only=True)) == set(kept)
+    for name in ("head.safetensors", "model.safetensors"):
+        ours, theirs = (load_file(folder / "classifier" / name) for folder in (out, OLD / "classifier"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_new_job_writes_the_files_of_release_0_1_0(old_job, tmp_path):
+    labels, old = old_job
+    tune_old(labels, tmp_path / "new")
+    for name in ("finetune.json", "failed.csv", "classifier/classifier.json"):
+        assert (tmp_path / "new" / name).read_text() == (old / name).read_text()
+    for ours, theirs in zip(metrics_of(tmp_path / "new"), metrics_of(old), strict=True):
+        assert list(ours) == list(theirs)
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    weights = (torch.load(out / "finetune.pt", weights_only=True)["network"] for out in (tmp_path / "new", old))
+    for ours, theirs in zip(*(state.items() for state in weights), strict=True):
+        assert ours[0] == theirs[0]
+        torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-4)
+
+
+# A classifier in use.
+
+
+def test_what_is_no_classifier_is_refused_in_one_line(run_folder, trained, tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no classifier \(classifier\.json is missing\)"):
+        load_classifier(run_folder)
+    folder = trained[0] / "classifier"
+    for name, content, message in [
+        ("classifier.json", "{}", "is damaged or of a newer melmask"),
+        ("head.safetensors", "x", "is missing or damaged"),
+    ]:
+        copy = tmp_path / name
+        copy.mkdir()
+        for path in folder.iterdir():
+            (copy / path.name).write_bytes(content.encode() if path.name == name else path.read_bytes())
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(copy, "cpu")
+
+
+def test_probabilities_are_those_of_the_head(encoder):
+    dims = encoder.embedding_size()
+    rng = np.random.default_rng(0)
+    weights = {
+        "mean": torch.from_numpy(rng.standard_normal(dims)),
+        "std": torch.from_numpy(rng.uniform(0.5, 2, dims)),
+        "linear.weight": torch.from_numpy(rng.standard_normal((3, dims)) / 10),
+        "linear.bias": torch.from_numpy(rng.standard_normal(3)),
+    }
+    vectors = rng.standard_normal((5, dims))
+    logits = ((torch.from_numpy(vectors) - weights["mean"]) / weights["std"]) @ weights["linear.weight"].T
+    logits = logits + weights["linear.bias"]
+    for kind, expected in [("multiclass", logits.softmax(1)), ("multilabel", logits.sigmoid())]:
+        classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind=kind), weights)
+        np.testing.assert_allclose(classifier.probabilities(vectors), expected, rtol=1e-5)
+
+
+def test_steps_of_a_head_of_deviations_see_a_second_around_them(encoder):
+    """Part by part as at once, and at the middle of a long sound the moments of just that second."""
+    rng, dims = np.random.default_rng(0), 2 * encoder.embedding_size()
+    weights = {name: torch.zeros(dims) if name == "mean" else torch.ones(dims) for name in ("mean", "std")}
+    weights |= {"linear.weight": torch.from_numpy(rng.standard_normal((3, dims)) / 10), "linear.bias": torch.zeros(3)}
+    classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind="multiclass", scene="mean+std"), weights)
+    frames = rng.standard_normal((40, dims // 2)).astype(np.float32)
+    whole = np.concatenate(list(classifier.of_steps([frames], 160.0)))
+    parts = list(classifier.of_steps(np.split(frames, [1, 4, 20, 21, 38]), 160.0))
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5)
+    # Three steps of 160 ms on either side.
+    for step, window in [(20, frames[17:24]), (0, frames[:4]), (39, frames[36:])]:
+        moments = np.concatenate([window.mean(0), window.std(0)])[None]
+        np.testing.assert_allclose(whole[step], classifier.probabilities(moments)[0], rtol=1e-4)
+
+
+# Predictions.
+
+
+def test_the_saved_classifier_says_what_training_said(trained, table, tmp_path):
+    out, finetuned = trained
+    rows = [row for row in read_table(table) if row["split"] == "test"]
+    paths = [table.parent / row["path"] for row in rows]
+    report = predict_files(load_classifier(out, "cpu"), paths, tmp_path / "x.csv")
+    predicted = read_table(tmp_path / "x.csv")
+    assert (report.files, report.failed, report.rows) == (len(rows), 0, len(rows))
+    right = [p["label"] == row["label"] for p, row in zip(predicted, rows, strict=True)]
+    assert np.mean(right) == pytest.approx(finetuned.test.value)
+    assert all(0.3 < float(p["probability"]) <= 1 for p in predicted)
+
+
+def test_a_prediction_depends_on_the_sound_alone(trained, table, tmp_path):
+    classifier = load_classifier(trained[0], "cpu")
+    paths = [table.parent / f"{i}.wav" for i in (3, 4, 5)]
+    predict_files(classifier, paths, tmp_path / "all.jsonl")
+    predict_files(classifier, paths[1:2], tmp_path / "one.jsonl")
+    every, one = ((tmp_path / name).read_text().splitlines() for name in ("all.jsonl", "one.jsonl"))
+    assert one == [every[1]]
+
+
+def test_a_file_given_twice_is_labeled_once(trained, table, tmp_path):
+    path = table.parent / "0.wav"
+    classifier = load_classifier(trained[0], "cpu")
+    settings = {"events": True, "threshold": 0.0, "median_filter_ms": 0.0, "min_duration_ms": 0.0}
+    predict_files(classifier, [path], tmp_path / "once.csv", PredictOptions(**settings))
+    predict_files(classifier, [path, path], tmp_path / "twice.csv", PredictOptions(**settings))
+    assert (tmp_path / "once.csv").read_text() == (tmp_path / "twice.csv").read_text()
+    with pytest.raises(InputError, match="no files were given"):
+        predict_files(classifier, [], tmp_path / "none.csv")
+
+
 def events_told(classifier, folder, monkeypatch, active, seconds, **settings):
     """(start_s, end_s) of the events of a file whose first class sounds at these steps, the last one if negative."""
 
@@ -329,8 +668,8 @@ def events_told(classifier, folder, monkeypatch, active, seconds, **settings):
 
     monkeypatch.setattr(AudioClassifier, "of_steps", of_steps)
     soundfile.write(folder / "x.wav", tone("low", seconds, np.random.default_rng(0)), RATE_HZ)
-    predict_files(classifier, [folder / "x.wav"], folder / "x.jsonl", events=True, **settings)
-    rows = [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()]
+    predict_files(classifier, [folder / "x.wav"], folder / "x.jsonl", PredictOptions(events=True, **settings))
+    rows = read_lines(folder / "x.jsonl")
     return [(row["start_s"], row["end_s"]) for row in rows if row["label"]], rows
 
 
@@ -340,7 +679,7 @@ def test_an_event_is_as_long_as_the_steps_it_covers(trained, tmp_path, monkeypat
     def told(active, seconds=3.0, **settings):
         return events_told(classifier, tmp_path, monkeypatch, active, seconds, **{"hop_ms": 160.0} | settings)[0]
 
-    # Steps are centred at 75 + 160 k ms; five of 160 ms are 0.8 s, with filters of one, two and three steps alike.
+    # Steps are centerd at 75 + 160 k ms; five of 160 ms are 0.8 s, with filters of one, two and three steps alike.
     five = [(0.475, 1.275)]
     assert told([3, 4, 5, 6, 7], median_filter_ms=0.0) == five
     assert told([3, 4, 5, 6, 7]) == told([3, 4, 5, 6, 7], median_filter_ms=330.0) == five
@@ -368,232 +707,6 @@ def test_a_file_without_events_has_a_row(trained, tmp_path, monkeypatch):
     assert rows == [{"path": str(tmp_path / "x.wav"), "label": None, "probability": None}]
 
 
-@pytest.mark.parametrize("most", [10_000, 50])
-def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_path, monkeypatch, most):
-    monkeypatch.setattr(finetuning, "_HEAD_STEPS", most)
-    rows, head_rows = [], Finetuning._head_rows
-
-    def counted(self, train):
-        found = head_rows(self, train)
-        rows.append([len(part) for part in found])
-        return found
-
-    monkeypatch.setattr(Finetuning, "_head_rows", counted)
-    config = configured("epochs=1", "learning_rate=1e-9")
-    finetune(str(run_folder), write_event_task(tmp_path), tmp_path / "out", config, device="cpu")
-    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["epoch"] == 0
-    assert first["score"] > 0.7
-    (vectors, targets), _ = rows
-    assert vectors == targets
-    assert vectors > 50 if most > 50 else 25 < vectors <= 50
-
-
-def test_folds_of_a_table_and_of_a_task(run_folder, tmp_path):
-    folder = write_fold_task(tmp_path, folds=4)
-    files = labelled_files.task_files(read_task(folder), "fold02")
-    parts = {path.parent.name: part for path, part in zip(files.paths, files.parts, strict=True)}
-    assert parts == {"fold02": "test", "fold03": "valid", "fold00": "train", "fold01": "train"}
-    with pytest.raises(InputError, match="--fold is 'x'; pitches-v1-full has fold00, fold01"):
-        labelled_files.task_files(read_task(folder), "x")
-    for i in range(30):
-        (tmp_path / f"{i}.wav").touch()
-    rows = [("path", "label", "fold"), *((f"{i}.wav", LABELS[i % 3], i % 5 + 1) for i in range(30))]
-    files = labelled_files.table_files(write_table(tmp_path, rows), None, 0, "5")
-    parts = {int(path.stem) % 5 + 1: part for path, part in zip(files.paths, files.parts, strict=True)}
-    assert parts == {5: "test", 1: "valid", 2: "train", 3: "train", 4: "train"}
-
-
-def test_groups_stay_together_where_a_validation_set_is_made(tmp_path):
-    for i in range(60):
-        (tmp_path / f"{i}.wav").touch()
-    rows = [("path", "label", "group"), *((f"{i}.wav", LABELS[i % 3], f"g{i // 6}") for i in range(60))]
-    files = labelled_files.table_files(write_table(tmp_path, rows), None, 0, "")
-    groups = {part: {int(p.stem) // 6 for p, own in zip(files.paths, files.parts, strict=True) if own == part}
-              for part in ("train", "valid")}  # fmt: skip
-    assert groups["valid"]
-    assert not groups["valid"] & groups["train"]
-
-
-def parts_of(folder, header, cells, fold=""):
-    """The part of each of so many clips, a row each."""
-    for i in range(len(cells)):
-        (folder / f"{i}.wav").touch()
-    table = write_table(folder, [header, *((f"{i}.wav", *own) for i, own in enumerate(cells))])
-    files = labelled_files.table_files(table, None, 0, fold)
-    assert [path.stem for path in files.paths] == [str(i) for i in range(len(cells))]
-    return files.parts
-
-
-def test_of_two_folds_one_is_tested_and_a_part_of_the_other_validates(tmp_path):
-    cells = [(LABELS[i % 3], i % 2) for i in range(60)]
-    parts = parts_of(tmp_path, ("path", "label", "fold"), cells)
-    assert {part for part, (_, fold) in zip(parts, cells, strict=True) if fold == 0} == {"test"}
-    assert [parts.count(part) for part in ("test", "valid", "train")] == [30, 3, 27]
-
-
-def test_folds_follow_one_another_by_number(tmp_path):
-    cells = [(LABELS[i % 3], i % 12 + 1) for i in range(36)]
-    parts = parts_of(tmp_path, ("path", "label", "fold"), cells, fold="9")
-    assert {cell[1] for cell, part in zip(cells, parts, strict=True) if part == "valid"} == {10}
-
-
-def test_tested_rows_are_not_trained_on_where_a_fold_is_asked_for_in_vain(tmp_path):
-    cells = [(LABELS[i % 3], "test" if i < 9 else "train") for i in range(36)]
-    with pytest.raises(InputError, match=r"--fold is '3', but .* has no column `fold`; leave --fold out"):
-        parts_of(tmp_path, ("path", "label", "split"), cells, fold="3")
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_a_tenth_validates_also_where_labels_are_rare(tmp_path, several):
-    rng = np.random.default_rng(0)
-    # Of several labels a clip most combinations occur once.
-    cells = [(";".join(name for name in "abcdefg" if rng.random() < 0.5) if several else "ab"[i % 2],)
-             for i in range(300)]  # fmt: skip
-    parts = parts_of(tmp_path, ("path", "label"), [*((cell[0] or "a",) for cell in cells), ("rare",)])
-    assert parts.count("valid") == 30
-    assert parts[-1] == "train"
-
-
-def test_what_validates_is_spread_over_the_labels_and_leaves_each_one_clip_or_group_to_train_on(tmp_path):
-    header = ("path", "label")
-    # Of two clips a label a fifth, not a half; of one clip a label nothing.
-    cells = [(f"l{i % 50}",) for i in range(100)] + [(f"single{i}",) for i in range(5)]
-    parts = parts_of(tmp_path, header, cells)
-    assert parts.count("valid") == 21
-    assert {label for (label,), part in zip(cells, parts, strict=True) if part == "train"} == {c for (c,) in cells}
-    # One of each label where a tenth would do.
-    cells = [(LABELS[i % 3],) for i in range(30)]
-    held = [label for (label,), part in zip(cells, parts_of(tmp_path, header, cells), strict=True) if part == "valid"]
-    assert sorted(held) == sorted(LABELS)
-    # The group that only has a label trains, and the smaller of the others validates.
-    cells = [("a", "g0")] * 5 + [("b", "g1")] * 5 + [("a", "g2")] * 9 + [("b", "g2")] * 9 + [("c", "g1")]
-    parts = parts_of(tmp_path, ("path", "label", "group"), cells)
-    assert [part for (_, group), part in zip(cells, parts, strict=True) if group == "g0"] == ["valid"] * 5
-    assert parts.count("valid") == 5
-
-
-def test_a_rare_label_is_validated_too(tmp_path):
-    header = ("path", "label")
-    for seed_of_order in range(5):
-        order = np.random.default_rng(seed_of_order).permutation(100)
-        cells = [("rare",) if row < 3 else ("common",) for row in order]
-        held = [c for c, part in zip(cells, parts_of(tmp_path, header, cells), strict=True) if part == "valid"]
-        assert (len(held), held.count(("rare",))) == (10, 1)
-    # Most clips have no label at all.
-    cells = [("a;b",)] * 2 + [("b",)] * 2 + [("",)] * 36
-    held = [c for c, part in zip(cells, parts_of(tmp_path, header, cells), strict=True) if part == "valid"]
-    assert len(held) == 4
-    assert {name for (cell,) in held for name in cell.split(";")} == {"a", "b", ""}
-
-
-def test_a_tiny_group_alone_does_not_validate(tmp_path):
-    cells = [("ab"[i % 2], f"g{min(i // 2, 5)}") for i in range(8)] + [
-        ("ab"[i % 2], f"h{i // 9}") for i in range(72)
-    ]  # fmt: skip
-    parts = parts_of(tmp_path, ("path", "label", "group"), cells)
-    assert 8 <= parts.count("valid") <= 16
-    # A group of a sixth follows a tiny one, though a tenth would be enough.
-    cells = [("ab"[i % 2], "tiny") for i in range(2)] + [("ab"[i % 2], f"h{i // 10}") for i in range(60)]
-    parts = parts_of(tmp_path, ("path", "label", "group"), cells)
-    assert parts.count("valid") == 12
-
-
-@pytest.mark.parametrize(
-    ("header", "cells", "what"),
-    [
-        (("path", "label"), [("a",), ("b",), ("c",)], "clip"),
-        (("path", "label", "group"), [("a", "g"), ("b", "g"), ("a", "g"), ("b", "g")], "group"),
-    ],
-)
-def test_where_nothing_can_be_held_out_a_split_is_asked_for(tmp_path, header, cells, what):
-    with pytest.raises(InputError, match=f"no {what} can be held out to validate, .* mark rows `valid` in a column"):
-        parts_of(tmp_path, header, cells)
-
-
-def test_labels_that_no_readable_clip_teaches_are_named_or_refused(run_folder, table, tmp_path, capsys):
-    rows = [("path", "label", "split"), *([row["path"], row["label"], row["split"]] for row in read_table(table))]
-    missing = ("gone.wav", "unheard", "train")
-    several = write_table(table.parent, [*rows, missing], "several.csv")
-    finetune(str(run_folder), several, tmp_path / "a", configured("epochs=1"), device="cpu")
-    told = capsys.readouterr().err
-    assert "train 18, valid 9, test 9 clips\nno clip to train on has unheard: 1 of 4 labels stay unknown\n" in told
-    # Of two labels, one has no file that can be read.
-    lows = [row for row in rows[1:] if row[1] == "low" and row[0] != "broken.wav"]
-    single = write_table(table.parent, [rows[0], *lows, missing], "single.csv")
-    with pytest.raises(InputError, match="the readable files to train on have 'low'; expected 2 or more labels"):
-        finetune(str(run_folder), single, tmp_path / "b", configured("epochs=1"), device="cpu")
-
-
-def test_a_class_that_does_not_occur_does_not_count(run_folder):
-    probabilities = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.4]])
-    targets = np.array([[1.0, 0, 0], [0, 1, 0]])
-    assert finetune_job._score("multilabel", probabilities, targets) == 1.0
-    with pytest.raises(InputError, match="nothing to validate on has a label; mark clips with labels `valid`"):
-        finetune_job._score("multilabel", probabilities, 0 * targets)
-
-
-@pytest.mark.parametrize(
-    ("splits", "labels", "message"),
-    [
-        (["valid", "test"], LABELS, "has no row to train on, only test and valid"),
-        (["test"], LABELS, "has no row to train on, only test"),
-        (["train", "valid"], ["low", "high"], "all rows to train on have label 'low'; a classifier needs two"),
-    ],
-)
-def test_a_table_that_nothing_can_be_learnt_from_is_refused(tmp_path, splits, labels, message):
-    cells = [(labels[i % len(labels)], splits[i % len(splits)]) for i in range(12)]
-    with pytest.raises(InputError, match=message):
-        parts_of(tmp_path, ("path", "label", "split"), cells)
-
-
-def test_a_table_of_events_is_learnt_as_a_task_of_events_is(run_folder, tmp_path):
-    rng, rows = np.random.default_rng(3), [("path", "label", "start_s", "end_s", "split")]
-    for i in range(6):
-        soundfile.write(tmp_path / f"{i}.wav", np.concatenate([tone(label, 0.5, rng) for label in LABELS]), RATE_HZ)
-        part = ("train", "train", "valid")[i % 3]
-        rows += [(f"{i}.wav", label, 0.5 * k, 0.5 * k + 0.5, part) for k, label in enumerate(LABELS)]
-    config = configured("epochs=2", "head_epochs=2")
-    scores = finetune(str(run_folder), write_table(tmp_path, rows), tmp_path / "out", config, device="cpu")
-    assert scores["valid"]["clips"] == 2
-    assert load_classifier(tmp_path / "out", "cpu").card.kind == "event"
-
-
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(encoder, tmp_path, kind):
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, kind, 2, configured("learning_rate=1e30", "head_epochs=0"), 64, 10.0,
-        torch.device("cpu"), torch.float32,
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(24)],
-                  [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
-    with pytest.raises(TrainingError, match=r"epoch 1: .* a learning_rate below 1e\+30, or a weight_decay below 0\.05"):
-        training.run(clips, clips, lambda *_: 0.0, tmp_path / "finetune.pt", lambda _: None)
-    kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
-    assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
-
-
-def test_a_file_given_twice_is_labelled_once(trained, table, tmp_path):
-    path = table.parent / "0.wav"
-    classifier = load_classifier(trained[0], "cpu")
-    settings = {"events": True, "threshold": 0.0, "median_filter_ms": 0.0, "min_duration_ms": 0.0}
-    predict_files(classifier, [path], tmp_path / "once.csv", **settings)
-    predict_files(classifier, [path, path], tmp_path / "twice.csv", **settings)
-    assert (tmp_path / "once.csv").read_text() == (tmp_path / "twice.csv").read_text()
-    with pytest.raises(InputError, match="no files were given"):
-        predict_files(classifier, [], tmp_path / "none.csv")
-
-
-def test_a_prediction_depends_on_the_sound_alone(trained, table, tmp_path):
-    classifier = load_classifier(trained[0], "cpu")
-    paths = [table.parent / f"{i}.wav" for i in (3, 4, 5)]
-    predict_files(classifier, paths, tmp_path / "all.jsonl")
-    predict_files(classifier, paths[1:2], tmp_path / "one.jsonl")
-    every, one = ((tmp_path / name).read_text().splitlines() for name in ("all.jsonl", "one.jsonl"))
-    assert one == [every[1]]
-
-
 def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     classifier = load_classifier(trained[0], "cpu")
     broken = table.parent / "broken.wav"
@@ -611,15 +724,17 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     with pytest.raises(ConfigError, match=r"folder\.csv is no file"):
         predict_files(classifier, [broken], tmp_path / "folder.csv")
     with pytest.raises(ConfigError, match="min_duration_ms is nan; give 0 to an hour"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", min_duration_ms=float("nan"))
+        PredictOptions(min_duration_ms=float("nan"))
     with pytest.raises(ConfigError, match="median_filter_ms is -1; give 0 to an hour"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=-1.0)
+        PredictOptions(median_filter_ms=-1.0)
     with pytest.raises(ConfigError, match=r"median_filter_ms is 1e\+15; give 0 to an hour, in milliseconds"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", median_filter_ms=1e15)
+        PredictOptions(median_filter_ms=1e15)
+    with pytest.raises(ConfigError, match="threshold is 1; give a probability from 0 to below 1"):
+        PredictOptions(threshold=1.0)
     # Before what an earlier job has done is replaced.
     (tmp_path / ".y.csv.partial.jsonl").write_text("of an earlier job")
     with pytest.raises(ConfigError, match="hop_ms is 7; this model's steps allow"):
-        predict_files(classifier, [broken], tmp_path / "y.csv", events=True, hop_ms=7.0)
+        predict_files(classifier, [broken], tmp_path / "y.csv", PredictOptions(events=True, hop_ms=7.0))
     assert (tmp_path / ".y.csv.partial.jsonl").read_text() == "of an earlier job"
 
 
@@ -631,7 +746,7 @@ def test_one_table_of_predictions_is_one_jobs(trained, table, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
-def test_a_killed_prediction_goes_on_behind_what_is_done(trained, table, tmp_path, monkeypatch):
+def test_a_killed_prediction_resumes_after_what_is_done(trained, table, tmp_path, monkeypatch):
     classifier = load_classifier(trained[0], "cpu")
     paths = [table.parent / f"{i}.wav" for i in range(6)]
     predict_files(classifier, paths, tmp_path / "whole.csv")
@@ -674,149 +789,7 @@ def test_what_failed_is_tried_again_and_other_jobs_failures_are_not_counted(trai
     assert predict_files(classifier, [good, bad], out) == (1, 1, 2)
 
 
-def test_what_is_no_classifier_is_refused_in_one_line(run_folder, trained, tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no classifier \(classifier\.json is missing\)"):
-        load_classifier(run_folder)
-    folder = trained[0] / "classifier"
-    for name, content, message in [
-        ("classifier.json", "{}", "is damaged or of a newer melmask"),
-        ("head.safetensors", "x", "is missing or damaged"),
-    ]:
-        copy = tmp_path / name
-        copy.mkdir()
-        for path in folder.iterdir():
-            (copy / path.name).write_bytes(content.encode() if path.name == name else path.read_bytes())
-        with pytest.raises(CheckpointError, match=message):
-            load_classifier(copy, "cpu")
-
-
-def test_settings_that_cannot_be_used_are_refused():
-    for setting, message in [
-        ("epochs=0", "epochs is 0; give at least 1"),
-        ("patch_dropout=1", "patch_dropout is 1.0; give a share from 0 to below 1"),
-        ("seed=-1", "seed is -1; give a whole number from 0"),
-        ("layer_decay=0", "layer_decay is 0.0; give a share above 0"),
-        ("mixupp=0.1", "the nearest is 'mixup'"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            configured(setting)
-
-
-def test_it_begins_with_the_linear_probe(encoder, table, monkeypatch):
-    monkeypatch.setattr(probe_head, "_PENALTIES", (1.0,))
-    model = melmask.load(encoder.name, "cpu")
-    rows = [row for row in read_table(table) if row["path"] != "broken.wav"]
-    logmels, _ = finetune_job._read_logmels(model, [table.parent / row["path"] for row in rows])
-    numbers = np.array([LABELS.index(row["label"]) for row in rows])
-    clips = Clips(list(logmels.values()), list(np.eye(3, dtype=np.float32)[numbers]))
-    training = Finetuning(
-        model.model, "multiclass", 3, configured(), 64, 10.0, torch.device("cpu"), torch.float32
-    )  # fmt: skip
-    vectors = training._head_rows(clips)
-    fit_head(training.head, "multiclass", vectors, vectors)
-    scenes = np.stack([model.embed(table.parent / row["path"], scene="mean+std").scene for row in rows])
-    train, *_ = standardize(scenes)
-    expected = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(train, numbers).predict_proba(train)
-    np.testing.assert_allclose(training.predict(clips)[0], expected, atol=0.01)
-
-
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_the_probe_is_no_surer_than_validation_bears(kind):
-    """What cannot be learnt is answered with the classes' shares, what can be learnt is learnt."""
-    generator = torch.Generator().manual_seed(0)
-    vectors, noise = torch.randn(40, 20, generator=generator), torch.randn(40, 20, generator=generator)
-    targets = torch.eye(2)[torch.arange(40) % 2]
-    told = vectors.clone()
-    told[:, 0] = 10 * targets[:, 0]
-    sure = []
-    for rows, checked in ((told, told), (vectors, noise)):
-        head = Head(20, 2)
-        fit_head(head, kind, (rows, targets), (checked, targets))
-        with torch.no_grad():
-            logits = head(rows)
-        sure.append((logits.softmax(1) if kind == "multiclass" else logits.sigmoid())[:, 0])
-    assert (sure[0] - targets[:, 0]).abs().mean() < 0.1
-    assert (sure[1] - 0.5).abs().max() < 0.2
-
-
-def test_a_head_ignores_what_did_not_vary_in_training(encoder, tmp_path):
-    """Clips of one patch have no deviation over time; of longer ones it is large."""
-    model, config = melmask.load(encoder.name, "cpu").model, configured("epochs=4", "head_epochs=0")
-    training = Finetuning(model, "multiclass", 2, config, 16, 10.0, torch.device("cpu"), torch.float32)
-    rng = np.random.default_rng(0)
-    clips = [(rng.standard_normal((16, 80)) + 2 * (i % 2)).astype(np.float16) for i in range(24)]
-    short = Clips(clips, [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])
-    scores = iter(np.arange(5.0).tolist())
-    training.run(short, short, lambda *_: next(scores), tmp_path / "finetune.pt", lambda _: None)
-    long = Clips([np.concatenate([c, d]) for c, d in zip(clips[:-2], clips[2:], strict=True)], short.targets[:-2])
-    sure, longer = (training.predict(part)[0][:22] for part in (short, long))
-    assert (sure.argmax(1) == longer.argmax(1)).mean() > 0.9
-    assert np.abs(longer - sure).max() < 0.3
-
-
-def test_a_blanked_stretch_leaves_three_quarters_of_a_crop():
-    x = np.ones((200, 80, 16), np.float32)
-    finetuning._blank(x, 20, 2, np.random.default_rng(0))
-    blank = (x == 0).all(1).sum(1)
-    assert set(blank.tolist()) == {0, 1, 2, 3, 4}
-
-
-def test_layers_below_learn_more_slowly(encoder):
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 3, configured("layer_decay=0.5"), 64, 10.0,
-        torch.device("cpu"), torch.float32,
-    )  # fmt: skip
-    shares = {id(p): group["share"] for group in training.optimizer.param_groups for p in group["params"]}
-    depth = encoder.card.model.depth
-    assert shares[id(training.head.linear.weight)] == 1
-    assert shares[id(training.encoder.blocks[depth - 1].mlp.fc1.weight)] == 0.5
-    assert shares[id(training.encoder.blocks[0].mlp.fc1.weight)] == 0.5**depth
-    assert shares[id(training.encoder.patch_embed.weight)] == 0.5 ** (depth + 1)
-    assert len(shares) == len(list(training.network.parameters()))
-
-
-def test_vectors_in_training_are_those_of_prediction(encoder):
-    """Units of a long crop together, mean and deviation, and a share of patches left out that is none."""
-    config = configured("patch_dropout=0.001", "mixup=0")
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 3, config, 64, 10.0, torch.device("cpu"), torch.float32
-    )
-    unit = encoder.card.model.frames
-    for frames in (64, 2 * unit, 2 * unit + 16):
-        crops = torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            dropped = training._vectors(crops, np.random.default_rng(0), True)
-        whole = [training._scene(training._steps_of(crop.T.numpy()), frames) for crop in crops.half()]
-        torch.testing.assert_close(dropped, torch.stack(whole).detach(), rtol=2e-3, atol=2e-3)
-
-
-def test_the_deviation_of_patches_that_are_there(encoder):
-    training = Finetuning(
-        melmask.load(encoder.name, "cpu").model, "multiclass", 3, configured("patch_dropout=0.5"), 64, 10.0,
-        torch.device("cpu"), torch.float32,
-    )  # fmt: skip
-    crops = torch.randn(2, 80, 2 * encoder.card.model.frames, generator=torch.Generator().manual_seed(0))
-    vectors = training._vectors(crops, np.random.default_rng(0), True)
-    rng, rows, width = np.random.default_rng(0), training._grid_rows, encoder.card.model.width
-    parts = [training._kept_tokens(unit, rng) for unit in crops.split(encoder.card.model.frames, dim=2)]
-    tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-    for clip, r in [(0, 0), (1, rows - 1)]:
-        there = tokens[clip][row[clip] == r]
-        mean, std = vectors[clip].view(2, rows, width)[:, r]
-        torch.testing.assert_close(mean, there.mean(0), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(std, there.std(0, correction=0), rtol=1e-3, atol=1e-3)
-    vectors.sum().backward()
-    assert all(p.grad.isfinite().all() for p in training.encoder.parameters() if p.grad is not None)
-
-
-def test_rare_classes_weigh_more_where_balanced():
-    targets = [np.eye(2, dtype=np.float32)[int(i == 0)] for i in range(4)]
-    clips = Clips([np.zeros((64, 80), np.float16)] * 4, targets)
-    weights = Finetuning._class_weights
-    holder = type("T", (), {"kind": "multiclass", "device": torch.device("cpu")})()
-    torch.testing.assert_close(weights(holder, clips), torch.tensor([4 / 6, 2.0]))
-    holder.kind = "multilabel"
-    torch.testing.assert_close(weights(holder, clips), torch.tensor([1 / 3, 3.0]))
+# The command line.
 
 
 def test_the_commands(run_folder, table, tmp_path, capsys):
@@ -829,42 +802,3 @@ def test_the_commands(run_folder, table, tmp_path, capsys):
     assert main(["finetune", str(run_folder), str(tmp_path / "no.csv"), "--out", str(tmp_path / "d")]) == 2
     assert main(["predict", str(table.parent / "0.wav"), "--model", str(run_folder), "--out", str(out)]) == 2
     assert capsys.readouterr().err.count("\n") >= 2
-
-
-def test_a_table_of_one_label_is_refused(tmp_path):
-    table = write_table(tmp_path, [("path", "label"), ("a.wav", "x"), ("b.wav", "x")])
-    with pytest.raises(InputError):
-        labelled_files.table_files(table, None, 0, "")
-
-
-def test_probabilities_are_those_of_the_head(encoder):
-    dims = encoder.embedding_size()
-    rng = np.random.default_rng(0)
-    weights = {
-        "mean": torch.from_numpy(rng.standard_normal(dims)),
-        "std": torch.from_numpy(rng.uniform(0.5, 2, dims)),
-        "linear.weight": torch.from_numpy(rng.standard_normal((3, dims)) / 10),
-        "linear.bias": torch.from_numpy(rng.standard_normal(3)),
-    }
-    vectors = rng.standard_normal((5, dims))
-    logits = ((torch.from_numpy(vectors) - weights["mean"]) / weights["std"]) @ weights["linear.weight"].T
-    logits = logits + weights["linear.bias"]
-    for kind, expected in [("multiclass", logits.softmax(1)), ("multilabel", logits.sigmoid())]:
-        classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind=kind), weights)
-        np.testing.assert_allclose(classifier.probabilities(vectors), expected, rtol=1e-5)
-
-
-def test_steps_of_a_head_of_deviations_see_a_second_around_them(encoder):
-    """Part by part as at once, and at the middle of a long sound the moments of just that second."""
-    rng, dims = np.random.default_rng(0), 2 * encoder.embedding_size()
-    weights = {name: torch.zeros(dims) if name == "mean" else torch.ones(dims) for name in ("mean", "std")}
-    weights |= {"linear.weight": torch.from_numpy(rng.standard_normal((3, dims)) / 10), "linear.bias": torch.zeros(3)}
-    classifier = AudioClassifier(encoder, ClassifierCard(labels=LABELS, kind="multiclass", scene="mean+std"), weights)
-    frames = rng.standard_normal((40, dims // 2)).astype(np.float32)
-    whole = np.concatenate(list(classifier.of_steps([frames], 160.0)))
-    parts = list(classifier.of_steps(np.split(frames, [1, 4, 20, 21, 38]), 160.0))
-    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5)
-    # Three steps of 160 ms on either side.
-    for step, window in [(20, frames[17:24]), (0, frames[:4]), (39, frames[36:])]:
-        moments = np.concatenate([window.mean(0), window.std(0)])[None]
-        np.testing.assert_allclose(whole[step], classifier.probabilities(moments)[0], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The linear head of a classifier, and where its training begins: as the probe of the untouched encoder's vectors."""
+"""The linear head of a classifier, and the fit that it starts from: a linear probe of the untouched encoder."""
 
 from typing import Literal
 
@@ -7,15 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Kind = Literal["multiclass", "multilabel", "event"]
+"""One label per clip, any number of labels per clip, or events with times."""
+
 _PENALTIES = (1000.0, 100.0, 10.0, 1.0)
-"""Of the squared weights against the summed loss of all rows."""
+"""Weights of the squared weights against the summed loss of all rows, tried from the strongest to the weakest."""
 _ITERATIONS = 200
-_CONSTANT, _IGNORED = 1e-3, 1e9
-"""What varies less than this share of the median feature tells nothing; divided by so much it says nothing either."""
+_CONSTANT = 1e-3
+"""A feature that varies less than this share of the median feature carries no information."""
+_IGNORED = 1e9
+"""Such a feature is divided by this, so that it has no effect on longer clips either, where it may vary."""
 
 
 class Head(nn.Module):
-    """A linear layer on vectors standardised by fixed moments."""
+    """A linear layer on vectors that are standardized by fixed moments."""
 
     mean: Tensor
     std: Tensor
@@ -29,17 +33,21 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(..., dims) to logits (..., classes)."""
+        """Map vectors (..., dims) to logits (..., classes)."""
         return self.linear((vectors - self.mean) / self.std)
 
 
 def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
-    """Set a head to the linear probe (arXiv 2202.10054) of vectors (rows, dims) and their targets (rows, classes).
+    """Fit a head to vectors (rows, dims) and targets (rows, classes), as a linear probe (arXiv 2202.10054).
 
-    Of several penalties the one with the least loss on the validation rows is taken: a head that is too sure of itself
-    has large gradients, and they would spoil the encoder before it has learnt anything. What hardly varies is ignored:
-    the deviation over time of clips of a single patch is 0, and of longer ones, seen later, it is not.
+    The penalty with the least loss on the validation rows wins. A head that is too sure of itself has large gradients,
+    which would spoil the encoder before it has learned anything.
+
+    `downstream.probe.linear_probe` is another tool. It scores features with scikit-learn, an optional library, at one
+    fixed penalty and for one label per row; this fit also serves several labels per row, and chooses its penalty.
     """
+    # The deviation over time is 0 for clips of a single patch, but not for longer clips that come later: a feature
+    # that hardly varies here is ignored for good.
     with torch.no_grad():
         std = train[0].std(0, correction=0)
         head.mean.copy_(train[0].mean(0))
@@ -49,7 +57,7 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
     weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
     bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
     least = float("inf")
-    # Each fit begins with the one before it, so four cost little more than one.
+    # Each fit starts from the previous one, so four fits cost little more than one.
     for penalty in _PENALTIES:
         _fit(weight, bias, inputs, targets, kind, penalty)
         with torch.no_grad():
@@ -61,6 +69,7 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
 
 
 def _fit(weight: Tensor, bias: Tensor, inputs: Tensor, targets: Tensor, kind: Kind, penalty: float) -> None:
+    """Minimize the penalized loss over `weight` and `bias`, in place."""
     lbfgs = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

@@ -1,53 +1,59 @@
-"""How a classifier is trained: the settings of `melmask finetune`."""
+"""The options of `melmask finetune` and `melmask predict`; the text under each one is its help. No PyTorch here."""
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from melmask.errors import ConfigError
 
+_LONGEST_MS = 3_600_000.0
+
+Scene = Literal["mean", "mean+std"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How a classifier is trained."""
+    """How a classifier is trained: the settings `epochs=10` of `melmask finetune`."""
 
     epochs: int = 30
-    """Passes over the training clips, one crop of each."""
+    """Passes over the training clips; each pass sees one crop of each clip."""
     head_epochs: int = 0
-    """First passes, in which only the head learns, from the linear probe on; as many as `epochs`: the encoder stays as
-    it is."""
+    """Number of first epochs in which only the head learns; if it equals `epochs`, the encoder never changes."""
     warmup_epochs: float = 1.0
-    """Linear warm-up, within the head's epochs and again when the encoder joins."""
-    scene: Literal["mean", "mean+std"] = "mean+std"
-    """What is kept of a clip's frame vectors over time: their mean, or their deviation too. None in event tasks."""
+    """The learning rate rises linearly over this time, once for the head and again when the encoder joins."""
+    scene: Scene = "mean+std"
+    """What the head sees of a clip's frame vectors: their mean over time, or also their deviation. Event tasks ignore
+    it."""
     crop_s: float = 10.0
-    """Longest stretch of a clip a step sees, cut into units like whole clips; one unit in event tasks."""
+    """Longest crop of a clip that a step sees. Crops are cut into units like whole clips; event tasks use one unit."""
     batch_size: int = 64
-    """Clips a step."""
+    """Clips per step."""
     learning_rate: float = 1e-3
-    """Peak rate of the head and the last block; half-cosine decay to zero."""
+    """Peak rate of the head and the final norm; it falls to zero along a half-cosine."""
     layer_decay: float = 0.75
-    """Each block below learns at this share of the one above (BEiT, arXiv 2106.08254)."""
+    """Each block learns at this share of the rate of the block above it (BEiT, arXiv 2106.08254)."""
     weight_decay: float = 0.05
-    """Decoupled decay of matrices."""
+    """Decoupled weight decay of the matrices."""
     patch_dropout: float = 0.0
-    """Share of patches left out of each crop in training (PaSST, arXiv 2110.05069): quicker epochs, but vectors unlike
-    those of whole clips; none in event tasks."""
+    """Share of the patches that each training crop leaves out (PaSST, arXiv 2110.05069). Epochs become faster, but
+    vectors differ from those of whole clips. Event tasks ignore it."""
     mixup: float = 0.0
-    """Two crops are mixed, log-mels and labels, with a weight from Beta(mixup, mixup); 0: none. None in event tasks."""
+    """Mix two crops, log-mels and labels, with a weight from Beta(mixup, mixup); 0 turns it off. Event tasks ignore
+    it."""
     time_mask_ms: float = 200.0
-    """A stretch of each crop up to this long, and a quarter of it, is blanked (SpecAugment, arXiv 1904.08779); 0:
-    none."""
+    """Blank a stretch of each crop up to this long, and at most a quarter of it (SpecAugment, arXiv 1904.08779); 0
+    turns it off."""
     frequency_mask_mels: int = 8
-    """A band up to this wide, and a quarter of all, is blanked; 0: none."""
+    """Blank this many mel bands of each crop at most, and never more than a quarter of them; 0 turns it off."""
     label_smoothing: float = 0.1
-    """Share of each multiclass target spread over all classes."""
+    """Share of each multiclass target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """'balanced': classes count alike, however many clips they have."""
+    """With 'balanced' all classes count alike, however many clips they have."""
     patience_epochs: int = 8
-    """Epochs without a better validation before training ends; the best one's weights are kept."""
+    """Stop after this many epochs without a better validation score. The weights of the best epoch are kept."""
     seed: int = 0
-    """Decides order, crops and augmentation."""
+    """Decides the order of clips, the crops and the augmentation."""
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -63,6 +69,41 @@ class FinetuneConfig:
         _check(0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; give a share above 0, at most 1")
         _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to below 2 ** 63")
         _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; give a positive rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """Which rows a classifier is trained on, and where."""
+
+    audio_root: Path | None = None
+    """Folder in which relative paths start. Without it, that is the table's folder or its parent."""
+    fold: str = ""
+    """The fold to test on, if there are folds; the next one validates. Without it, the first fold is tested."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What a classifier reports of a file."""
+
+    events: bool = False
+    """Report what sounds when, instead of what a whole file is."""
+    threshold: float = 0.5
+    """Report a label if its probability exceeds this value. With one label per clip, the likeliest is always given."""
+    hop_ms: float | None = None
+    """Time between the steps of events, in ms: the duration of a patch divided by a whole number. Without it, that is
+    the longest up to 50 ms, as in HEAR."""
+    median_filter_ms: float = 250.0
+    """Smooth events with a median over this time in ms: the largest odd number of whole steps that fits."""
+    min_duration_ms: float = 125.0
+    """Drop events that are shorter than this, in ms."""
+
+    def __post_init__(self):
+        _check(0 <= self.threshold < 1, f"threshold is {self.threshold:g}; give a probability from 0 to below 1")
+        for name in ("median_filter_ms", "min_duration_ms"):
+            value = getattr(self, name)
+            _check(0 <= value <= _LONGEST_MS, f"{name} is {value:g}; give 0 to an hour, in milliseconds")
 
 
 def _check(holds: bool, message: str) -> None:

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from melmask.classifier.options import FinetuneConfig
+from melmask.classifier.options import FinetuneConfig, FinetuneOptions, PredictOptions
 from melmask.cli.options import Command, add_model, add_settings_help, source_path
 from melmask.config import Statistics
 from melmask.errors import OutputError
@@ -47,15 +47,14 @@ def finetune(options: argparse.Namespace) -> int:
     from melmask.classifier.finetune import finetune
 
     config = with_overrides(FinetuneConfig(), options.settings)
-    choice = {"audio_root": options.audio_root, "fold": options.fold, "device": options.device}
-    scores = finetune(options.model, options.labels, options.out, config, **choice)
-    for part in ("valid", "test"):
-        if part in scores:
-            metric = "accuracy" if "accuracy" in scores[part] else "mAP"
-            value = "unknown, as no label occurs" if scores[part][metric] is None else f"{scores[part][metric]:.4f}"
-            print(f"{part:<6}{metric} {value} on {scores[part]['clips']} clips")
-    if scores["unreadable"]:
-        print(f"{scores['unreadable']} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+    choice = FinetuneOptions(audio_root=options.audio_root, fold=options.fold, device=options.device)
+    report = finetune(options.model, options.labels, options.out, config, choice)
+    for part, scores in (("valid", report.valid), ("test", report.test)):
+        if scores is not None:
+            value = "unknown, as no label occurs" if scores.value is None else f"{scores.value:.4f}"
+            print(f"{part:<6}{scores.metric} {value} on {scores.clips} clips")
+    if report.unreadable:
+        print(f"{report.unreadable} files could not be read; the reasons are in {options.out / 'failed.csv'}")
     print(f"next: melmask predict FILES --model {options.out} --out X.csv")
     return 0
 
@@ -68,16 +67,14 @@ def predict(options: argparse.Namespace) -> int:
 
     paths = find_audio(options.sources)
     classifier = load_classifier(options.model, options.device, options.precision)
-    report = predict_files(
-        classifier,
-        paths,
-        options.out,
+    choice = PredictOptions(
         events=options.events,
         threshold=options.threshold,
         hop_ms=options.hop_ms,
         median_filter_ms=options.median_filter_ms,
         min_duration_ms=options.min_duration_ms,
     )
+    report = predict_files(classifier, paths, options.out, choice)
     print(f"{options.out}: {report.rows} rows of {report.files} files")
     if options.events and classifier.card.kind != "event":
         print("the classifier was trained on whole clips: its events say which steps sound like such a clip")

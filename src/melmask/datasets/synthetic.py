@@ -1,28 +1,28 @@
-"""The sounds of `melmask demo`: a labelled set made from nothing, which averages over time do not solve.
+"""The sounds of `melmask demo`: a labeled set made from nothing, which averages over time cannot solve.
 
-Sixteen classes come in eight pairs. The two classes of a pair have one distribution of pitch and timbre and
-differ only in the order of time (the same sound played backwards) or in the rate of what happens in it:
+The sixteen classes come in eight pairs. The two classes of a pair have the same distribution of pitch and timbre. They
+differ only in the order of time (one is the other played backwards) or in the rate at which something happens:
 
-    sweep_rising, sweep_falling         chirps upwards, chirps downwards
-    arpeggio_rising, arpeggio_falling   three to five steps upwards, downwards
-    decay, swell                        notes that start sharp and die away, notes that grow and stop
-    clicks_speeding, clicks_slowing     bursts that follow each other faster and faster, slower and slower
-    vibrato_slow, vibrato_fast          pitch that swings about a centre
-    trill_slow, trill_fast              pitch that jumps between two notes
-    tremolo_slow, tremolo_fast          loudness that swings
-    rhythm_even, rhythm_gallop          three bursts a bar, evenly spaced or hurried and followed by a rest
+    sweep_rising, sweep_falling         chirps that go up, chirps that go down
+    arpeggio_rising, arpeggio_falling   three to five steps up, or down
+    decay, swell                        notes that start sharply and die away, notes that grow and stop
+    clicks_speeding, clicks_slowing     bursts that follow each other faster and faster, or slower and slower
+    vibrato_slow, vibrato_fast          a pitch that swings about a center
+    trill_slow, trill_fast              a pitch that jumps between two notes
+    tremolo_slow, tremolo_fast          a loudness that swings
+    rhythm_even, rhythm_gallop          three bursts a bar, evenly spaced, or hurried and followed by a rest
 
-Pitch, timbre, tempo, level, background noise, onset and duration are drawn anew for each clip, and their
-ranges overlap between pairs. So the mean and the spread of a log-mel over time hint at the pair and say next
-to nothing about which of the two: the structure over 0.1 to 2 s does.
+Pitch, timbre, tempo, level, background noise, onset and duration are drawn anew for each clip, and their ranges overlap
+between pairs. So the mean and the spread of a log-mel over time hint at the pair, but say next to nothing about which
+of its two classes it is. Only the structure over 0.1 to 2 s tells them apart.
 
-The same arguments give the same samples with one release of numpy; another machine or release may differ in
-the last bit or, should numpy change how it draws numbers, in all of them.
+The same arguments give the same samples with one release of NumPy. Another machine or release may differ in the last
+bit or, should NumPy change how it draws numbers, in all of them.
 """
 
 import csv
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,21 +32,24 @@ import soundfile
 from jaxtyping import Float, Float32
 
 from melmask.errors import ConfigError
-from melmask.system.files import output_error
+from melmask.system.files import atomic_write, output_error
 
 CLIP_S = 3.0
 SAMPLE_RATE_HZ = 16000
 
 Signal = Float[np.ndarray, " samples"]
-Renderer = Callable[[np.random.Generator, int, int], Signal]
+Times = Float[np.ndarray, " onsets"]
 
 _TABLE_POINTS = 2048
 _MAX_HARMONICS = 16
 _FADE_S = 0.01
-_NOISE_EXPONENTS = (0.0, 1.0, 2.0)  # power falls as 1 / f ** exponent: white, pink, brown
+_NOISE_EXPONENTS = (0.0, 1.0, 2.0)
+"""The power of the noise falls as 1 / f ** exponent: white, pink, brown."""
 _LOWEST_NOISE_HZ = 20.0
-_FFT_MULTIPLE = 1024  # a Fourier transform of a length with large prime factors is several times slower
-_SPLIT_CYCLE = "tetvttettetvttettevt"  # 12 train, 3 valid, 5 test; the first four clips fill all three
+_FFT_MULTIPLE = 1024
+"""A Fourier transform of a length with large prime factors is several times slower."""
+_SPLIT_CYCLE = "tetvttettetvttettevt"
+"""Parts of the clips of a class: of 20, 12 train, 3 validate and 5 test; the first four fill all three parts."""
 _SPLIT_NAMES = {"t": "train", "v": "valid", "e": "test"}
 _MIN_CLIPS_PER_CLASS = 4
 _MAX_CLIPS_PER_CLASS = 100_000
@@ -54,36 +57,47 @@ _PCM_STEP = 2.0**-15
 
 
 @dataclass(frozen=True)
+class _Draw:
+    """What a clip is drawn with: its generator, and the length and rate of the sound to make."""
+
+    rng: np.random.Generator
+    samples: int
+    rate_hz: int
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
+
+
+Renderer = Callable[[_Draw], Signal]
+
+
+@dataclass(frozen=True)
 class _Voice:
-    """What a pair of classes tends to sound like, whatever it does over time; voices overlap."""
+    """What a pair of classes tends to sound like, whatever it does over time: ranges, which overlap between pairs."""
 
     pitch_hz: tuple[float, float]
-    rolloff: tuple[float, float]  # the harmonic n has the amplitude n ** -rolloff
+    rolloff: tuple[float, float]
+    """Harmonic n has the amplitude n ** -rolloff."""
     noise_share: tuple[float, float] = (0.0, 0.0)
 
-    def draw_pitch_hz(self, rng: np.random.Generator) -> float:
-        return _log_uniform(rng, *self.pitch_hz)
 
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def _draw_waveform(rng: np.random.Generator, voice: _Voice, harmonics: int) -> Signal:
+def _draw_waveform(voice: _Voice, draw: _Draw, harmonics: int) -> Signal:
     """One period of a random timbre, with its first point repeated at the end."""
     numbers = np.arange(1, harmonics + 1)
-    weights = numbers ** -rng.uniform(*voice.rolloff)
-    weights[1::2] *= rng.uniform(0.1, 1.0)
+    weights = numbers ** -draw.rng.uniform(*voice.rolloff)
+    weights[1::2] *= draw.rng.uniform(0.1, 1.0)
     angles = 2 * np.pi * np.outer(np.arange(_TABLE_POINTS + 1) / _TABLE_POINTS, numbers)
-    return np.sin(angles + rng.uniform(0, 2 * np.pi, harmonics)) @ weights
+    return np.sin(angles + draw.rng.uniform(0, 2 * np.pi, harmonics)) @ weights
 
 
-def _tone(voice: _Voice, rng: np.random.Generator, pitch_hz: Signal, sample_rate_hz: int) -> Signal:
+def _tone(voice: _Voice, draw: _Draw, pitch_hz: Signal) -> Signal:
     """A harmonic tone of root mean square 1 that follows `pitch_hz` and stays below half the sample rate."""
-    harmonics = int(np.clip(0.45 * sample_rate_hz / pitch_hz.max(), 1, _MAX_HARMONICS))
-    waveform = _draw_waveform(rng, voice, harmonics)
+    # A harmonic above half the rate would come back as a wrong pitch, so a high tone has fewer of them.
+    harmonics = int(np.clip(0.45 * draw.rate_hz / pitch_hz.max(), 1, _MAX_HARMONICS))
+    waveform = _draw_waveform(voice, draw, harmonics)
     waveform /= np.sqrt(np.mean(waveform[:-1] ** 2))
-    position = np.cumsum(pitch_hz) * (_TABLE_POINTS / sample_rate_hz)
+    position = np.cumsum(pitch_hz) * (_TABLE_POINTS / draw.rate_hz)
+    # Between two points of the waveform the line through them is taken.
     whole = position.astype(np.int64)
     before = whole % _TABLE_POINTS
     return waveform[before] + (position - whole) * np.diff(waveform)[before]
@@ -96,133 +110,115 @@ def _noise_shape(samples: int, sample_rate_hz: int, exponent: float) -> Float[np
     return np.maximum(frequency_hz, _LOWEST_NOISE_HZ) ** (-exponent / 2)
 
 
-def _coloured_noise(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
+def _colored_noise(draw: _Draw) -> Signal:
     """White, pink or brown noise of root mean square 1."""
-    block_samples = -(-samples // _FFT_MULTIPLE) * _FFT_MULTIPLE
-    shape = _noise_shape(block_samples, sample_rate_hz, float(rng.choice(_NOISE_EXPONENTS)))
-    spectrum = rng.standard_normal((2, len(shape)))
-    noise = np.fft.irfft(shape * (spectrum[0] + 1j * spectrum[1]), block_samples)[:samples]
+    block_samples = -(-draw.samples // _FFT_MULTIPLE) * _FFT_MULTIPLE
+    shape = _noise_shape(block_samples, draw.rate_hz, float(draw.rng.choice(_NOISE_EXPONENTS)))
+    spectrum = draw.rng.standard_normal((2, len(shape)))
+    noise = np.fft.irfft(shape * (spectrum[0] + 1j * spectrum[1]), block_samples)[: draw.samples]
     return noise / np.sqrt(np.mean(noise**2))
 
 
-def _carrier(voice: _Voice, rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
+def _carrier(voice: _Voice, draw: _Draw) -> Signal:
     """A steady sound anywhere between a pure tone and pure noise."""
-    tone = _tone(voice, rng, np.full(samples, voice.draw_pitch_hz(rng)), sample_rate_hz)
-    noise_share = rng.uniform(*voice.noise_share)
-    return (1 - noise_share) * tone + noise_share * _coloured_noise(rng, samples, sample_rate_hz)
+    tone = _tone(voice, draw, np.full(draw.samples, draw.log_uniform(*voice.pitch_hz)))
+    noise_share = draw.rng.uniform(*voice.noise_share)
+    return (1 - noise_share) * tone + noise_share * _colored_noise(draw)
 
 
-def _cycles(rng: np.random.Generator, samples: int, sample_rate_hz: int, rate_hz: float) -> Signal:
+def _cycles(draw: _Draw, rate_hz: float) -> Signal:
     """Cycles since a random start, at a rate that drifts by up to 10 % about `rate_hz`."""
-    time_s = np.arange(samples) / sample_rate_hz
-    drift_hz = rng.uniform(0.2, 0.6)
-    drift = rng.uniform(0, 0.1) * np.sin(2 * np.pi * (drift_hz * time_s + rng.uniform()))
-    return rng.uniform() + np.cumsum(1 + drift) * (rate_hz / sample_rate_hz)
+    time_s = np.arange(draw.samples) / draw.rate_hz
+    drift_hz = draw.rng.uniform(0.2, 0.6)
+    drift = draw.rng.uniform(0, 0.1) * np.sin(2 * np.pi * (drift_hz * time_s + draw.rng.uniform()))
+    return draw.rng.uniform() + np.cumsum(1 + drift) * (rate_hz / draw.rate_hz)
+
+
+def _melody(voice: _Voice, draw: _Draw, octaves: Signal) -> Signal:
+    """A tone whose pitch moves by this many octaves from a pitch of the voice."""
+    return _tone(voice, draw, draw.log_uniform(*voice.pitch_hz) * 2**octaves)
 
 
 def _rounded_gate(position: Signal) -> Signal:
-    """1 inside 0..1, 0 outside, with ramps of a tenth; the same forwards and backwards."""
+    """1 inside 0..1, 0 outside, with ramps of a tenth."""
+    # It is symmetric, so that only the pitch tells a sound from its reverse.
     return np.clip(10 * np.minimum(position, 1 - position), 0, 1)
 
 
-def _sweep(voice: _Voice, rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
-    cycles = _cycles(rng, samples, sample_rate_hz, _log_uniform(rng, 1.4, 3.0))
-    position = (cycles % 1) / rng.uniform(0.6, 0.85)
-    octaves = rng.uniform(0.7, 1.8) * (np.clip(position, 0, 1) - 0.5)
-    tone = _tone(voice, rng, voice.draw_pitch_hz(rng) * 2**octaves, sample_rate_hz)
+def _sweep(voice: _Voice, draw: _Draw) -> Signal:
+    cycles = _cycles(draw, draw.log_uniform(1.4, 3.0))
+    # Each cycle is a chirp and a pause.
+    position = (cycles % 1) / draw.rng.uniform(0.6, 0.85)
+    octaves = draw.rng.uniform(0.7, 1.8) * (np.clip(position, 0, 1) - 0.5)
+    tone = _melody(voice, draw, octaves)
     return tone * _rounded_gate(position)
 
 
-def _arpeggio(voice: _Voice, rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
-    steps = int(rng.integers(3, 6))
-    notes = _cycles(rng, samples, sample_rate_hz, _log_uniform(rng, 5.0, 9.0))
+def _arpeggio(voice: _Voice, draw: _Draw) -> Signal:
+    steps = int(draw.rng.integers(3, 6))
+    notes = _cycles(draw, draw.log_uniform(5.0, 9.0))
     step = np.floor(notes) % steps - (steps - 1) / 2
-    semitones = step * rng.uniform(2.5, 5.0)
-    tone = _tone(voice, rng, voice.draw_pitch_hz(rng) * 2 ** (semitones / 12), sample_rate_hz)
+    semitones = step * draw.rng.uniform(2.5, 5.0)
+    tone = _melody(voice, draw, semitones / 12)
     return tone * _rounded_gate(notes % 1)
 
 
-def _decay(voice: _Voice, rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
-    position = _cycles(rng, samples, sample_rate_hz, _log_uniform(rng, 2.0, 4.5)) % 1
-    envelope = np.minimum(position / 0.04, 1) * np.exp(-rng.uniform(4.0, 8.0) * position)
-    return _carrier(voice, rng, samples, sample_rate_hz) * envelope
+def _decay(voice: _Voice, draw: _Draw) -> Signal:
+    position = _cycles(draw, draw.log_uniform(2.0, 4.5)) % 1
+    envelope = np.minimum(position / 0.04, 1) * np.exp(-draw.rng.uniform(4.0, 8.0) * position)
+    return _carrier(voice, draw) * envelope
 
 
-def _vibrato(
-    voice: _Voice,
-    rng: np.random.Generator,
-    samples: int,
-    sample_rate_hz: int,
-    rate_range_hz: tuple[float, float],
-) -> Signal:
-    cycles = _cycles(rng, samples, sample_rate_hz, _log_uniform(rng, *rate_range_hz))
-    semitones = rng.uniform(1.5, 3.5) * np.sin(2 * np.pi * cycles)
-    return _tone(voice, rng, voice.draw_pitch_hz(rng) * 2 ** (semitones / 12), sample_rate_hz)
+def _vibrato(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> Signal:
+    cycles = _cycles(draw, draw.log_uniform(*rate_range_hz))
+    semitones = draw.rng.uniform(1.5, 3.5) * np.sin(2 * np.pi * cycles)
+    return _melody(voice, draw, semitones / 12)
 
 
-def _trill(
-    voice: _Voice,
-    rng: np.random.Generator,
-    samples: int,
-    sample_rate_hz: int,
-    rate_range_hz: tuple[float, float],
-) -> Signal:
-    cycles = _cycles(rng, samples, sample_rate_hz, _log_uniform(rng, *rate_range_hz))
-    semitones = rng.uniform(3.0, 9.0) * (cycles % 1 < 0.5)
-    return _tone(voice, rng, voice.draw_pitch_hz(rng) * 2 ** (semitones / 12), sample_rate_hz)
+def _trill(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> Signal:
+    cycles = _cycles(draw, draw.log_uniform(*rate_range_hz))
+    semitones = draw.rng.uniform(3.0, 9.0) * (cycles % 1 < 0.5)
+    return _melody(voice, draw, semitones / 12)
 
 
-def _tremolo(
-    voice: _Voice,
-    rng: np.random.Generator,
-    samples: int,
-    sample_rate_hz: int,
-    rate_range_hz: tuple[float, float],
-) -> Signal:
-    cycles = _cycles(rng, samples, sample_rate_hz, _log_uniform(rng, *rate_range_hz))
-    depth = rng.uniform(0.6, 0.95)
-    return _carrier(voice, rng, samples, sample_rate_hz) * (1 + depth * np.sin(2 * np.pi * cycles))
+def _tremolo(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> Signal:
+    cycles = _cycles(draw, draw.log_uniform(*rate_range_hz))
+    depth = draw.rng.uniform(0.6, 0.95)
+    return _carrier(voice, draw) * (1 + depth * np.sin(2 * np.pi * cycles))
 
 
-def _bursts(
-    voice: _Voice,
-    rng: np.random.Generator,
-    samples: int,
-    sample_rate_hz: int,
-    onsets_s: Float[np.ndarray, " onsets"],
-) -> Signal:
+def _bursts(voice: _Voice, draw: _Draw, onsets_s: Times) -> Signal:
     """Bursts of 15 to 40 ms at the given times, all cut from one carrier."""
-    window = np.hanning(round(rng.uniform(0.015, 0.04) * sample_rate_hz))
-    envelope = np.zeros(samples)
-    for start in np.round(onsets_s * sample_rate_hz).astype(int):
-        if 0 <= start <= samples - len(window):
+    window = np.hanning(round(draw.rng.uniform(0.015, 0.04) * draw.rate_hz))
+    envelope = np.zeros(draw.samples)
+    for start in np.round(onsets_s * draw.rate_hz).astype(int):
+        if 0 <= start <= draw.samples - len(window):
             envelope[start : start + len(window)] = window
-    return _carrier(voice, rng, samples, sample_rate_hz) * envelope
+    return _carrier(voice, draw) * envelope
 
 
-def _repeat_onsets(
-    rng: np.random.Generator, samples: int, sample_rate_hz: int, bar_s: float, onsets: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, " onsets"]:
+def _repeat_onsets(draw: _Draw, bar_s: float, onsets: Float[np.ndarray, " n"]) -> Times:
     """Times in s of `onsets` (fractions of a bar), bar after bar from a random start, a little uneven."""
-    bars = np.arange(np.ceil(samples / (sample_rate_hz * bar_s)) + 1) - rng.uniform()
+    bars = np.arange(np.ceil(draw.samples / (draw.rate_hz * bar_s)) + 1) - draw.rng.uniform()
     times_s = (bars[:, None] + onsets).ravel() * bar_s
-    return times_s + rng.uniform(-0.004, 0.004, len(times_s))
+    return times_s + draw.rng.uniform(-0.004, 0.004, len(times_s))
 
 
-def _speeding_clicks(voice: _Voice, rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
-    count = int(rng.integers(8, 14))
-    onsets = (np.arange(count) / count) ** (1 / rng.uniform(1.6, 2.2))
-    onsets_s = _repeat_onsets(rng, samples, sample_rate_hz, rng.uniform(1.0, 1.6), onsets)
-    return _bursts(voice, rng, samples, sample_rate_hz, onsets_s)
+def _speeding_clicks(voice: _Voice, draw: _Draw) -> Signal:
+    count = int(draw.rng.integers(8, 14))
+    # The exponent is below 1, so the gaps between onsets shrink towards the end of a bar.
+    onsets = (np.arange(count) / count) ** (1 / draw.rng.uniform(1.6, 2.2))
+    onsets_s = _repeat_onsets(draw, draw.rng.uniform(1.0, 1.6), onsets)
+    return _bursts(voice, draw, onsets_s)
 
 
-def _rhythm(voice: _Voice, rng: np.random.Generator, samples: int, sample_rate_hz: int, spacing_bars: float) -> Signal:
-    onsets_s = _repeat_onsets(rng, samples, sample_rate_hz, _log_uniform(rng, 0.45, 0.75), spacing_bars * np.arange(3))
-    return _bursts(voice, rng, samples, sample_rate_hz, onsets_s)
+def _rhythm(voice: _Voice, draw: _Draw, spacing_bars: float) -> Signal:
+    onsets_s = _repeat_onsets(draw, draw.log_uniform(0.45, 0.75), spacing_bars * np.arange(3))
+    return _bursts(voice, draw, onsets_s)
 
 
-def _backwards(renderer: Renderer, rng: np.random.Generator, samples: int, sample_rate_hz: int) -> Signal:
-    return renderer(rng, samples, sample_rate_hz)[::-1]
+def _backwards(renderer: Renderer, draw: _Draw) -> Signal:
+    return renderer(draw)[::-1]
 
 
 _SWEEP = partial(_sweep, _Voice((250.0, 1000.0), (1.0, 2.5)))
@@ -262,7 +258,8 @@ def _foreground(label: str, rng: np.random.Generator, sample_rate_hz: int) -> Si
     samples = round(CLIP_S * sample_rate_hz)
     active = round(rng.uniform(0.65, 0.95) * samples)
     onset = int(rng.integers(samples - active + 1))
-    sound = _RENDERERS[label](rng, active, sample_rate_hz)
+    sound = _RENDERERS[label](_Draw(rng, active, sample_rate_hz))
+    # Fade both ends, so that no sound starts or stops with a click.
     from_edge_s = np.minimum(np.arange(active), np.arange(active)[::-1]) / sample_rate_hz
     sound = sound * np.minimum(from_edge_s / _FADE_S, 1)
     clip = np.zeros(samples)
@@ -271,7 +268,7 @@ def _foreground(label: str, rng: np.random.Generator, sample_rate_hz: int) -> Si
 
 
 def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float32[np.ndarray, " samples"]:
-    """Makes one clip of a class; the same arguments give the same clip.
+    """Make one clip of a class; the same arguments give the same clip.
 
     Args:
         label: One of `CLASSES`.
@@ -279,11 +276,11 @@ def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> F
         sample_rate_hz: Samples per second, 8000 or more.
 
     Returns:
-        `CLIP_S` seconds of sound, shape (samples,), within [-1, 1]. The peak lies 0 to 30 dB below full
-        scale and the background noise 5 to 30 dB below the sound.
+        `CLIP_S` seconds of sound, shape (samples,), within [-1, 1]. The peak lies 0 to 30 dB below full scale, and the
+        background noise 5 to 30 dB below the sound.
 
     Raises:
-        ConfigError: If there is no such class or the seed is negative.
+        ConfigError: there is no such class, or the seed is negative.
     """
     if label not in _RENDERERS:
         raise ConfigError(f"no class of sounds is called {label!r}; use one of {', '.join(CLASSES)}")
@@ -291,7 +288,7 @@ def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> F
         raise ConfigError(f"the seed of the sounds is {seed}; give 0 or more")
     rng = np.random.default_rng((seed, zlib.crc32(label.encode())))
     sound = _foreground(label, rng, sample_rate_hz)
-    noise = _coloured_noise(rng, len(sound), sample_rate_hz)
+    noise = _colored_noise(_Draw(rng, len(sound), sample_rate_hz))
     clip = sound + noise * 10 ** (-rng.uniform(5.0, 30.0) / 20)
     peak = 10 ** (rng.uniform(-30.0, 0.0) / 20)
     return (clip * (peak / np.abs(clip).max())).astype(np.float32).clip(-1, 1)
@@ -310,25 +307,14 @@ def _clip_seed(seed: int, n: int) -> int:
     return seed * _MAX_CLIPS_PER_CLASS + n
 
 
-def _read_table(path: Path) -> list[tuple[str, ...]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [tuple(row) for row in csv.reader(file)]
-
-
-def _write_table(path: Path, rows: Iterable[tuple[str, ...]]) -> None:
-    partial_path = path.with_name(path.name + ".part")
-    with partial_path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-    partial_path.replace(path)
-
-
 def _holds_set(folder: Path, rows: list[tuple[str, str, str]], seed: int) -> bool:
-    """Whether the folder holds these clips whole; one clip a class tells another seed's from this one's."""
+    """Whether the folder already holds all these clips."""
     try:
-        if _read_table(folder / "labels.csv")[1:] != rows:
+        with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
+            listed = [tuple(row) for row in csv.reader(file)][1:]
+        if listed != rows or not all((folder / path).is_file() for path, _, _ in rows):
             return False
-        if not all((folder / path).is_file() for path, _, _ in rows):
-            return False
+        # One clip of each class tells this seed's clips from another seed's.
         for label in CLASSES:
             found, _ = soundfile.read(folder / label / f"{label}_000.wav", dtype="float32")
             wanted = synthesize(label, _clip_seed(seed, 0))
@@ -340,15 +326,15 @@ def _holds_set(folder: Path, rows: list[tuple[str, str, str]], seed: int) -> boo
 
 
 def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
-    """Writes a labelled set of clips, about 60 % for training, 15 % for validation and 25 % for testing.
+    """Write a labeled set of clips, about 60 % for training, 15 % for validation and 25 % for testing.
 
     The clips lie at `<folder>/<label>/<label>_<nnn>.wav` (16-bit PCM, 16 kHz, `CLIP_S` seconds). The table
-    `<folder>/labels.csv` has the columns path (relative to the folder), label and split (train, valid or
-    test). It is written last, so a run that was killed leaves none. A folder that holds the whole set
-    already is left as it is; one that does not is written anew.
+    `<folder>/labels.csv` has the columns path (relative to the folder), label and split (train, valid or test). It is
+    written last, so a run that was killed leaves no table. If the folder already holds the whole set, nothing changes;
+    otherwise the set is written again.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: Where to write; it is made if it does not exist.
         clips_per_class: 4 to 100000, so that each split has a clip of each class.
         seed: Chooses the set, 0 or more; two seeds share no clip.
 
@@ -356,8 +342,8 @@ def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
         The path of `labels.csv`.
 
     Raises:
-        ConfigError: If `clips_per_class` is out of range or the seed is negative.
-        OutputError: If the folder cannot be written to.
+        ConfigError: `clips_per_class` is out of range, or the seed is negative.
+        OutputError: the folder cannot be written to.
     """
     if not _MIN_CLIPS_PER_CLASS <= clips_per_class <= _MAX_CLIPS_PER_CLASS:
         raise ConfigError(
@@ -374,7 +360,8 @@ def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
         for index, (path, label, _) in enumerate(rows):
             clip = synthesize(label, _clip_seed(seed, index % clips_per_class))
             soundfile.write(folder / path, clip, SAMPLE_RATE_HZ, subtype="PCM_16")
-        _write_table(table, rows)
+        with atomic_write(table, "w") as file:
+            csv.writer(file, lineterminator="\n").writerows([("path", "label", "split"), *rows])
     except (OSError, soundfile.LibsndfileError) as error:
         raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
     return table

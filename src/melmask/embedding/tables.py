@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -362,26 +362,3 @@ def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSetti
         "settings": np.array(settings.to_json()),
     }
     np.savez(file, **arrays, **frames)
-
-
-def write_rows(path: Path, columns: Mapping[str, type[str] | type[float]], rows: Sequence[dict[str, Any]]) -> None:
-    """Write a small table to X.csv, X.jsonl or X.parquet; what a row lacks stays empty, null in Parquet.
-
-    Columns have their types there even where they are empty, so that tables of many jobs fit together.
-
-    Raises:
-        OutputError: the table cannot be written.
-    """
-    if path.suffix == ".parquet":
-        types = {str: pa.string(), float: pa.float64()}
-        arrays = {name: pa.array([row.get(name) for row in rows], types[kind]) for name, kind in columns.items()}
-        with atomic_write(path) as file:
-            pq.write_table(pa.table(arrays), file)
-        return
-    with atomic_write(path, "w") as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps({name: row[name] for name in columns if name in row}) + "\n" for row in rows)
-        else:
-            table = csv.DictWriter(file, columns, restval="")
-            table.writeheader()
-            table.writerows(rows)

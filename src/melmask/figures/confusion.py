@@ -1,12 +1,12 @@
-"""A picture of which classes a probe takes for which."""
+"""A figure of which classes a probe mistakes for which."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from melmask.figures.figure import new_figure, save_figure
+from melmask.figures.figure import INK, MUTED, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ MAX_NAMED_CLASSES = 60
 MAX_NUMBERED_CLASSES = 20
 MAX_NAME_CHARACTERS = 24
 MIN_SIDE_INCHES = 2.4
-INK, MUTED, GRID = "#1f2933", "#66727f", "#e8ecf0"
+_GRID = "#e8ecf0"
 
 
 def save_confusion_picture(
@@ -27,33 +27,35 @@ def save_confusion_picture(
     class_names: list[str],
     title: str,
 ) -> None:
-    """Draws the confusion matrix, each true class's row adding up to 100 %.
+    """Draw the confusion matrix; the row of each true class adds up to 100 %.
 
-    Up to 20 classes every cell that rounds to 1 % or more is numbered, up to 60 the classes are named, and
-    beyond that only the heat map is drawn.
+    With up to 20 classes every cell that rounds to 1 % or more is numbered. With up to 60 the classes are named. Beyond
+    that only the heat map is drawn.
 
     Args:
-        path: where to write; the suffix gives the format (.png, .svg, .pdf).
-        truth: class index of each row.
-        predicted: predicted class index of each row; rows with -1 (never tested) are left out.
-        class_names: name of each class index.
-        title: one line above the picture; under it come the accuracy and the number of tested rows.
+        path: Where to write; the suffix gives the format (.png, .svg, .pdf).
+        truth: Class index of each row.
+        predicted: Predicted class index of each row; rows with -1, which were never tested, are left out.
+        class_names: Name of each class index.
+        title: One line above the figure; under it come the numbers of tested and of right rows.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written, or matplotlib does not know its suffix.
     """
     count = len(class_names)
-    shares = _row_shares(truth, predicted, count)
+    counts = _confusion_counts(truth, predicted, count)
+    # A class that was never tested has a row of zeros.
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell_inches = _cell_inches(count)
-    # Room around the cells: the bar on the right, title and names elsewhere; the layout shares it out.
+    # The room around the cells is for the color bar on the right, and for title and names; the layout divides it.
     side_inches = max(MIN_SIDE_INCHES, cell_inches * count)
     figure = new_figure(side_inches + 2.6, side_inches + 2.2)
     axes = figure.add_subplot()
     edge_points = 0.4 if count <= MAX_NAMED_CLASSES else 0.0
-    image = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors=GRID, linewidth=edge_points)
+    image = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors=_GRID, linewidth=edge_points)
     axes.set(aspect="equal", ylim=(count, 0))
-    _write_title(axes, title, truth, predicted)
+    _write_title(axes, title, counts)
     _name_classes(axes, class_names, cell_inches)
     if count <= MAX_NUMBERED_CLASSES:
         _number_cells(axes, shares)
@@ -61,28 +63,24 @@ def save_confusion_picture(
     save_figure(figure, path)
 
 
-def _row_shares(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Float[np.ndarray, "classes classes"]:
-    """Share of each true class (row) that got each prediction (column); a class never tested has zeros."""
+def _confusion_counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Int[np.ndarray, "classes classes"]:
+    """How often each true class (row) got each prediction (column), over the rows that were tested."""
     tested = predicted >= 0
     cells = truth[tested] * classes + predicted[tested]
-    counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def _cell_inches(classes: int) -> float:
-    """Side of a cell: room for a number in it, or for a name beside it, or neither."""
+    """Return the side of a cell, with room for a number in it, for a name beside it, or for neither."""
     if classes <= MAX_NUMBERED_CLASSES:
         return 0.42
     return 0.17 if classes <= MAX_NAMED_CLASSES else max(0.02, 10.0 / classes)
 
 
-def _write_title(axes: "Axes", title: str, truth: np.ndarray, predicted: np.ndarray) -> None:
-    """The caller's title, and under it what the picture adds up to."""
-    tested = predicted >= 0
-    rows = int(tested.sum())
-    summary = f"{rows:,} tested"
-    if rows:
-        summary += f", {np.sum(truth[tested] == predicted[tested]):,} right"
+def _write_title(axes: "Axes", title: str, counts: Int[np.ndarray, "classes classes"]) -> None:
+    """Write the caller's title, and under it what the matrix adds up to."""
+    tested, right = int(counts.sum()), int(counts.trace())
+    summary = f"{tested:,} tested" + (f", {right:,} right" if tested else "")
     axes.set_title(title, loc="left", pad=24, color=INK, fontsize=12, fontweight="bold", parse_math=False)
     axes.annotate(
         summary, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9
@@ -90,7 +88,7 @@ def _write_title(axes: "Axes", title: str, truth: np.ndarray, predicted: np.ndar
 
 
 def _name_classes(axes: "Axes", class_names: list[str], cell_inches: float) -> None:
-    """Labels both axes, with a tick per class as long as names fit."""
+    """Label both axes, with the name of each class as long as names fit."""
     axes.set_xlabel("predicted", color=MUTED, fontsize=10)
     axes.set_ylabel("true", color=MUTED, fontsize=10)
     for spine in axes.spines.values():
@@ -104,15 +102,14 @@ def _name_classes(axes: "Axes", class_names: list[str], cell_inches: float) -> N
         name if len(name) <= MAX_NAME_CHARACTERS else name[: MAX_NAME_CHARACTERS - 1] + "…" for name in class_names
     ]
     font_points = min(10.0, 72 * cell_inches * 0.6)
-    # A name may hold a $, which is not the start of a formula.
-    style = {"fontsize": font_points, "parse_math": False}
-    upright = max(len(name) for name in short) > 3
-    axes.set_xticks(np.arange(count) + 0.5, short, rotation=90 if upright else 0, **style)
-    axes.set_yticks(np.arange(count) + 0.5, short, **style)
+    rotation = 90 if max(len(name) for name in short) > 3 else 0
+    # A name may hold a $, which does not start a formula here.
+    axes.set_xticks(np.arange(count) + 0.5, short, rotation=rotation, fontsize=font_points, parse_math=False)
+    axes.set_yticks(np.arange(count) + 0.5, short, fontsize=font_points, parse_math=False)
 
 
 def _number_cells(axes: "Axes", shares: np.ndarray) -> None:
-    """Writes each share that rounds to 1 % or more into its cell, in percent."""
+    """Write each share that rounds to 1 % or more into its cell, in percent."""
     for row, column in np.argwhere(shares >= 0.005):
         share = shares[row, column]
         axes.text(
@@ -127,7 +124,7 @@ def _number_cells(axes: "Axes", shares: np.ndarray) -> None:
 
 
 def _draw_bar(figure: "Figure", image: "QuadMesh") -> None:
-    """The key to the colours."""
+    """Draw the key to the colors."""
     bar = figure.colorbar(image, shrink=0.5, aspect=18, pad=0.02, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["0", "25", "50", "75", "100%"], fontsize=8, color=INK)
     bar.ax.tick_params(length=0)

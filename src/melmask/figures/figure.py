@@ -1,4 +1,4 @@
-"""What all pictures share: ink, and how they reach the disk."""
+"""What all figures share: their ink, and how they are saved."""
 
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ INK, MUTED = "#1f2933", "#66727f"
 
 
 def new_figure(width_inches: float, height_inches: float) -> "Figure":
-    """An empty figure that lays itself out; no window, no global state.
+    """Make an empty figure that lays itself out, without a window and without global state.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -37,6 +37,6 @@ def save_figure(figure: "Figure", path: Path) -> None:
     if kind not in figure.canvas.get_supported_filetypes():
         raise OutputError(f"{path}: not a kind of picture; use .png, .svg or .pdf")
     with warnings.catch_warnings(), atomic_write(path) as file:
-        # Letters that matplotlib's own font lacks become boxes; a warning for each would bury the rest.
+        # Letters that matplotlib's own font lacks become boxes; a warning for each would bury other messages.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.1, facecolor="white")

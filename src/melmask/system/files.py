@@ -1,10 +1,11 @@
 """Writing so that a killed or full-disk run never leaves half a file under its final name."""
 
 import contextlib
+import csv
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,6 +54,12 @@ def write_json(path: Path, content: Any) -> None:
     with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2)
         file.write("\n")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows of values as CSV, atomically; the first row is the header."""
+    with atomic_write(path, "w") as file:
+        csv.writer(file).writerows(rows)
 
 
 def ensure_folder(path: Path) -> Path:

@@ -1,0 +1,146 @@
+"""A table of predictions: its rows, the journal that a killed job resumes from, and writing it."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from melmask.errors import ConfigError
+from melmask.system.files import atomic_write, locked, output_error
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A row of the table, without its path: a label, no label at all, or the error of a file that cannot be read."""
+
+    label: str | None = None
+    """None if nothing in the file exceeds the threshold."""
+    probability: float | None = None
+    start_s: float | None = None
+    """When an event starts and ends; None for whole files."""
+    end_s: float | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON lines and the journal hold it."""
+        if self.error is not None:
+            return {"error": self.error}
+        # A row has only the keys that say something, and whole files have no times.
+        times = {} if self.start_s is None else {"start_s": self.start_s, "end_s": self.end_s}
+        return {**times, "label": self.label, "probability": self.probability}
+
+
+def check_table_path(out: Path) -> None:
+    """Raise ConfigError unless a table can have this path."""
+    if out.suffix not in SUFFIXES or out.is_dir():
+        raise ConfigError(f"{out} is no file that ends in {', '.join(SUFFIXES)}; give one of these")
+
+
+def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events: bool) -> None:
+    """Write X.csv, X.jsonl or X.parquet; what a row lacks stays empty there, and null in Parquet.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    columns = ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"]
+    values = [{"path": str(path), **row.to_dict()} for path, row in rows]
+    if out.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        # Columns keep their types even where they are empty, so that the tables of many jobs fit together.
+        types = {name: pa.float64() if name in ("start_s", "end_s", "probability") else pa.string() for name in columns}
+        with atomic_write(out) as file:
+            pq.write_table(pa.Table.from_pylist(values, schema=pa.schema(types)), file)
+        return
+    with atomic_write(out, "w") as file:
+        if out.suffix == ".jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in values)
+        else:
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows(values)
+
+
+class Journal:
+    """What a job has done, a line per file, so that after a kill only the current file is lost.
+
+    Attributes: `done` (the rows of each file, by its path); set `finished` to have the journal removed at the end.
+    """
+
+    def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]]):
+        self._file, self._path = file, path
+        self.done = done
+        self.finished = False
+
+    def add(self, path: str, rows: list[Prediction]) -> None:
+        """Take in the rows of a file.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        self.done[path] = rows
+        try:
+            self._file.write(_line(path, rows))
+            self._file.flush()
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    @staticmethod
+    @contextmanager
+    def of(out: Path, job: list[Any]) -> Iterator["Journal"]:
+        """Open the journal of the table `out`, and keep other jobs from it until the end.
+
+        Args:
+            out: The table.
+            job: What decides the rows. A journal of another job is dropped.
+
+        Raises:
+            OutputError: the journal cannot be written, or another job writes to `out`.
+        """
+        path = out.with_name(f".{out.name}.partial.jsonl")
+        lock, head = path.with_suffix(".lock"), json.dumps(job)
+        journal = None
+        try:
+            with locked(lock, out):
+                done = _read(path, head)
+                # Written anew, as a kill may have cut the last line.
+                with atomic_write(path, "w") as file:
+                    file.write(head + "\n")
+                    file.writelines(_line(name, rows) for name, rows in done.items())
+                with _opened(path) as file:
+                    journal = Journal(file, path, done)
+                    yield journal
+        finally:
+            # After the lock is let go of: some file systems keep a file that is open.
+            if journal is not None and journal.finished:
+                for remains in (path, lock):
+                    remains.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
+    """The rows of the files that the same job has read; failed files are left out, so that they are tried again."""
+    try:
+        begun, *lines = path.read_text(encoding="utf-8").split("\n")
+        # The last line is empty, or was cut by a kill.
+        entries = [json.loads(line) for line in lines[:-1]] if begun == head else []
+        rows = {entry["path"]: [Prediction(**row) for row in entry["rows"]] for entry in entries}
+    except (OSError, ValueError):
+        return {}
+    return {path: own for path, own in rows.items() if own[0].error is None}
+
+
+def _line(path: str, rows: list[Prediction]) -> str:
+    return json.dumps({"path": path, "rows": [row.to_dict() for row in rows]}) + "\n"
