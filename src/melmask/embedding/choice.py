@@ -7,7 +7,7 @@ module all carry it whole. To add a pooling, add one entry to `_POOLINGS` below.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from melmask.config import FrontEndConfig, ModelConfig
 from melmask.errors import ConfigError
@@ -69,7 +69,7 @@ class FeatureChoice:
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling is {self.pooling!r}; known are {', '.join(POOLINGS)}")
 
-    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> Self:
+    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> "FeatureChoice":
         """A copy with other values; `layer` may be one number or several.
 
         Raises:
@@ -126,7 +126,7 @@ class FeatureChoice:
         return {"layer": layer, "pooling": self.pooling, "scene": self.scene, "hop_ms": self.hop_ms}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureChoice":
         """Read what `to_dict` gave; keys that are missing take their defaults.
 
         Raises:
