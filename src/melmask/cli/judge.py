@@ -66,28 +66,37 @@ def few_labels(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Judge models on HEAR tasks."""
-    from melmask.evaluate.clients import Choice
+    from melmask.embedding.choice import FeatureChoice
     from melmask.evaluate.evaluation import evaluate, table_text
+    from melmask.evaluate.options import EvaluateOptions
     from melmask.pages.evaluation import write_hear_page
 
-    layer = None if options.layer is None else tuple(options.layer)
     report = evaluate(
         options.model,
         options.tasks,
         options.out,
-        tasks=options.task,
-        protocols=options.protocol,
-        choice=Choice(layer, options.pooling, options.scene, options.hop_ms, options.device, options.precision),
-        grid_points=options.grid_points,
-        precision=options.head_precision,
-        seed=options.seed,
+        EvaluateOptions(
+            tasks=tuple(options.task),
+            protocols=tuple(options.protocol),
+            choice=FeatureChoice(
+                layers=tuple(options.layer or ()),
+                pooling=options.pooling,
+                scene=options.scene,
+                hop_ms=options.hop_ms,
+            ),
+            grid_points=options.grid_points,
+            head_precision=options.head_precision,
+            seed=options.seed,
+            device=options.device,
+            precision=options.precision,
+        ),
         page=write_hear_page,
     )
     print(table_text(report))
-    for task in report["tasks"]:
-        if task["leaking_files"] or task["leaking_groups"]:
-            groups = "" if task["leaking_groups"] is None else f" and {task['leaking_groups']} groups"
-            print(f"{task['title']}: {task['leaking_files']} sounds{groups} are on both sides of a split")
+    for task in report.tasks:
+        if task.leaking_files or task.leaking_groups:
+            groups = "" if task.leaking_groups is None else f" and {task.leaking_groups} groups"
+            print(f"{task.title}: {task.leaking_files} sounds{groups} are on both sides of a split")
     print(f"scores, predictions and the page: {options.out / 'report.html'}")
     return 0
 

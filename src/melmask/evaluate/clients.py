@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,20 +29,10 @@ from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import FrontEndConfig
 from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
+from melmask.evaluate.options import EvaluateOptions
 from melmask.settings import to_dict
 
 PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
-
-
-class Choice(NamedTuple):
-    """What of a melmask model is judged: see `AudioEncoder.embed`. Other modules choose for themselves."""
-
-    layer: tuple[int, ...] | None = None
-    pooling: str = "concat"
-    scene: str = "mean"
-    hop_ms: float | None = None
-    device: str = "auto"
-    precision: str = "fp32"
 
 
 class Client:
@@ -133,8 +123,8 @@ class Client:
         return array
 
 
-def open_client(source: str, choice: Choice) -> Client:
-    """The model that `source` names (see this module's head), ready.
+def open_client(source: str, options: EvaluateOptions) -> Client:
+    """Open the model that `source` names (see this module's head), with the options' features, device and precision.
 
     Raises:
         InputError: a module that cannot be imported or does not follow the API.
@@ -142,21 +132,24 @@ def open_client(source: str, choice: Choice) -> Client:
         ConfigError: a choice that the model does not offer.
     """
     if source.startswith(PYTHON):
-        return _python_client(source, choice)
+        return _python_client(source, options.device)
     if source == LOGMEL:
-        return _logmel_client(choice)
-    trained = load(source.removeprefix(UNTRAINED), choice.device, choice.precision)
+        return _logmel_client(options.device)
     path = source.removeprefix(UNTRAINED)
-    name = _short_name(path)
+    encoder, name = load(path, options.device, options.precision), _short_name(path)
     if source.startswith(UNTRAINED):
-        trained = untrained(trained.card, 0, str(trained.device), trained.precision)
+        encoder = untrained(encoder.card, 0, str(encoder.device), encoder.precision)
         name = f"untrained {name}"
-    layer = None if choice.layer is None else list(choice.layer)
-    model = hear.hear_model(trained, choice.hop_ms, layer, choice.pooling, choice.scene)
-    identity = [trained.sha256, trained.precision, model.layer, model.pooling, model.scene, model.hop_ms]
-    layers = "last layer" if layer is None else f"layer {'+'.join(map(str, layer))}"
-    settings = f"{layers}, {model.pooling}, {model.scene}, each {model.hop_ms:g} ms, {trained.precision}"
-    return Client(name, source, json.dumps(identity), hear, model, trained.device, settings)
+    choice = options.choice
+    if choice.hop_ms is None:
+        # The identity holds the hop that is used, so that asking for the default by its value changes nothing.
+        choice = choice.changed(hop_ms=hear.default_hop_ms(encoder.card))
+    layers = list(choice.layers)
+    model = hear.hear_model(encoder, choice.hop_ms, layers or None, choice.pooling, choice.scene)
+    identity = json.dumps([encoder.sha256, encoder.precision, *choice.to_dict().values()])
+    which = f"layer {'+'.join(map(str, layers))}" if layers else "last layer"
+    settings = f"{which}, {choice.pooling}, {choice.scene}, each {choice.hop_ms:g} ms, {encoder.precision}"
+    return Client(name, source, identity, hear, model, encoder.device, settings)
 
 
 def name_apart(clients: Sequence[Client], known: Mapping[str, str | None]) -> None:
@@ -191,7 +184,7 @@ def _short_name(path: str) -> str:
     return "/".join(parts[-2:]) if parts[-1].startswith("step-") else parts[-1]
 
 
-def _python_client(source: str, choice: Choice) -> Client:
+def _python_client(source: str, device_name: str) -> Client:
     name, _, weights = source.removeprefix(PYTHON).partition("=")
     module = _import(name)
     for function in ("load_model", "get_scene_embeddings", "get_timestamp_embeddings"):
@@ -202,7 +195,7 @@ def _python_client(source: str, choice: Choice) -> Client:
         with _process_kept():
             model = module.load_model(weights) if weights else module.load_model()
             if isinstance(model, torch.nn.Module):
-                device = torch.device(choice.device if choice.device != "auto" else _default_device())
+                device = _torch_device(device_name)
                 model = model.to(device).eval()
     except (Exception, SystemExit) as error:
         # Whatever somebody else's code raises, its first line says more than ours could.
@@ -233,8 +226,10 @@ def _import(name: str) -> Any:
         ) from error
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _torch_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def _first_line(error: BaseException) -> str:
@@ -320,7 +315,7 @@ class _LogMelModel:
         return vectors, times_ms.expand(len(audio), -1)
 
 
-def _logmel_client(choice: Choice) -> Client:
-    device = torch.device(_default_device() if choice.device == "auto" else choice.device)
+def _logmel_client(device_name: str) -> Client:
+    device = _torch_device(device_name)
     model = _LogMelModel(device)
     return Client("log-mel", LOGMEL, model.identity, model, model, device)

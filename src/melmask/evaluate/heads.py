@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from melmask.errors import unknown_name
 from melmask.system.hardware import cpu_computes_bf16, exact_float32_products
 
 Initialize = Callable[..., Tensor]
@@ -27,7 +26,6 @@ INITIALIZATIONS: dict[str, Initialize] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
 }
-PRECISIONS = ("auto", "fp32", "bf16")
 _ROWS_PER_VALIDATION_BATCH = 8192
 
 
@@ -50,13 +48,7 @@ class HeadConfig:
 
 
 def head_precision(name: str, device: torch.device) -> str:
-    """What `name`, one of `PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it in hardware.
-
-    Raises:
-        ConfigError: another name.
-    """
-    if name not in PRECISIONS:
-        raise unknown_name("head precision", name, PRECISIONS)
+    """What `name`, one of `options.PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it natively."""
     if name != "auto":
         return name
     return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
@@ -108,14 +100,16 @@ class StoppedError(Exception):
     """Training was given up because somebody asked for it."""
 
 
-class StopRules(NamedTuple):
-    """How a head's training departs from the kit's.
+class TrainingRules(NamedTuple):
+    """How a head is trained, apart from its point of the grid.
 
-    maximize: whether a larger score is better.  reshuffle: draw a new order each epoch; the kit never does.
-    nan_stops: end at the first score that is not finite, as Lightning's early stopping does.
+    maximize: whether a larger score is better.  multilabel: binary cross-entropy of each class, instead of
+    cross-entropy over the classes.  reshuffle: draw a new order each epoch, which the kit never does.  nan_stops: end
+    at the first score that is not finite, as Lightning's early stopping does.
     """
 
     maximize: bool
+    multilabel: bool = False
     reshuffle: bool = False
     nan_stops: bool = True
 
@@ -124,9 +118,8 @@ def train_head(
     train: Rows,
     valid: Rows,
     config: HeadConfig,
-    multilabel: bool,
     judge: Judge,
-    rules: StopRules,
+    rules: TrainingRules,
     seed: int,
     stop: threading.Event | None = None,
 ) -> TrainedHead:
@@ -136,9 +129,8 @@ def train_head(
         train: At least two rows; a last batch of a single row is left out, for it cannot be batch-normalised.
         valid: At least one row.
         config: The point of the grid.
-        multilabel: Binary cross-entropy of each class, instead of cross-entropy over the classes.
         judge: Scores each validation.
-        rules: What is better, and the kit's quirks.
+        rules: The loss, what is better, and the kit's quirks.
         seed: Decides weights, dropout and order.
         stop: Looked at before each epoch.
 
@@ -156,11 +148,11 @@ def train_head(
                 raise StoppedError
             network.train()
             for vectors, targets in _batches(train, config.batch_size, order):
-                _loss(_forward(network, vectors, config.precision), targets, multilabel).backward()
+                _loss(_forward(network, vectors, config.precision), targets, rules.multilabel).backward()
                 optimizer.step()
             if (epoch + 1) % config.validate_every_epochs:
                 continue
-            found = _validate(network, valid, config.precision, multilabel, judge)
+            found = _validate(network, valid, config.precision, rules.multilabel, judge)
             if best_epoch < 0 or better(found.score, best.score, rules.maximize):
                 best, best_epoch = found, epoch
                 weights = {name: value.clone() for name, value in network.state_dict().items()}
@@ -171,10 +163,10 @@ def train_head(
                 break
         if best_epoch < 0:
             # Fewer epochs than one validation takes.
-            best, best_epoch = _validate(network, valid, config.precision, multilabel, judge), epoch
+            best, best_epoch = _validate(network, valid, config.precision, rules.multilabel, judge), epoch
         else:
             network.load_state_dict(weights)
-    return TrainedHead(network, config, multilabel, best, best_epoch, epoch + 1)
+    return TrainedHead(network, config, rules.multilabel, best, best_epoch, epoch + 1)
 
 
 class Adam:

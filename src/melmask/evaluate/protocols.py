@@ -27,14 +27,13 @@ import torch
 
 from melmask.downstream.probe import neighbor_votes, standardize
 from melmask.errors import InputError
-from melmask.evaluate.heads import HeadConfig, Rows, StopRules, TrainedHead, better, train_head
+from melmask.evaluate.heads import HeadConfig, Rows, TrainedHead, TrainingRules, better, train_head
 from melmask.evaluate.judging import Predictions, TaskRows
+from melmask.evaluate.options import GRID_POINTS
 from melmask.evaluate.parallel import Submit, side_by_side
 from melmask.evaluate.tasks import DataSplit, Task
 from melmask.system.progress import track
 
-PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
-GRID_POINTS = 8
 LINEAR_SEEDS = (42, 43, 44)
 _GRID_SEED = 42
 _NEIGHBORS = 10
@@ -132,7 +131,7 @@ def run_splits(
     Args:
         data: The task's vectors.
         splits: Which of the task's splits train, validate and test.
-        protocol: One of `PROTOCOLS`.
+        protocol: One of `options.PROTOCOLS`.
         candidates: Points of the grid to choose from on each split; for `hear` and `hear-fixed`.
         seed: Of all chance; `linear` has three of its own instead, and `knn` has none.
 
@@ -193,12 +192,13 @@ def _begin(
     """The heads of a split, a list for each seed, in training or waiting for a free thread."""
     exact, rounded = protocol == "hear", all(c.precision == "bf16" and c.hidden_layers for c in candidates)
     rows = _SplitRows(data, split, protocol == "linear", rounded)
-    judge, rules = data.judge(split.valid, exact), StopRules(data.maximize, reshuffle=not exact, nan_stops=exact)
+    judge = data.judge(split.valid, exact)
+    rules = TrainingRules(data.maximize, data.multilabel, reshuffle=not exact, nan_stops=exact)
 
     def train(config: HeadConfig, seed: int) -> Trained:
         start_s = time.perf_counter()
         fit, valid, _ = rows.parts
-        head = train_head(fit, valid, config, data.multilabel, judge, rules, seed, stop)
+        head = train_head(fit, valid, config, judge, rules, seed, stop)
         return head, time.perf_counter() - start_s
 
     def own_seed(seed: int, number: int) -> int:
