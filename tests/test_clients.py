@@ -19,7 +19,7 @@ from melmask.evaluate.clients import name_apart, open_client, slug
 from melmask.evaluate.embeddings import batch_size, embed_task
 from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.tasks import read_task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 
 def chosen(**features):

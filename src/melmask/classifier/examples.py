@@ -12,8 +12,7 @@ import numpy as np
 from melmask.classifier.head import Kind
 from melmask.errors import InputError
 from melmask.evaluate.tasks import Task
-from melmask.labels.clips import ClipTable, read_clips
-from melmask.labels.tables import sorted_names
+from melmask.labels.tables import ClipTable, read_clips, sorted_names
 
 _VALID_PARTS, _MOST_PARTS = 10, 5
 

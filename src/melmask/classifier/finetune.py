@@ -29,7 +29,7 @@ from melmask.downstream.metrics import scene_score
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import AudioFileError, CheckpointError, InputError
 from melmask.evaluate.tasks import METADATA, read_task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 from melmask.system.files import atomic_write, claimed, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import track

@@ -104,22 +104,25 @@ def evaluate(options: argparse.Namespace) -> int:
 def make_task(options: argparse.Namespace) -> int:
     """Write a task folder from a table of labels."""
     from melmask.evaluate.make_task import make_task
+    from melmask.evaluate.options import TaskOptions
 
     report = make_task(
         options.labels,
         options.out,
-        name=options.name,
-        version=options.version_name,
-        mode=options.mode,
-        kind=options.kind,
-        scheme=options.scheme,
-        folds=options.folds,
-        seed=options.seed,
-        rates_hz=tuple(options.rates),
-        duration_s=options.duration_s,
-        audio_root=options.audio_root,
-        threads=options.threads,
-        overwrite=options.overwrite,
+        TaskOptions(
+            name=options.name,
+            version=options.version_name,
+            mode=options.mode,
+            kind=options.kind,
+            scheme=options.scheme,
+            folds=options.folds,
+            seed=options.seed,
+            rates_hz=tuple(options.rates),
+            duration_s=options.duration_s,
+            audio_root=options.audio_root,
+            threads=options.threads,
+            overwrite=options.overwrite,
+        ),
     )
     print(report)
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from melmask.errors import MissingExtraError
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 _SEGMENT_S = 1.0
 _EPSILON = float(np.spacing(1))

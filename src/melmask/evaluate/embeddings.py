@@ -17,7 +17,7 @@ from melmask.audio.files import read_audio
 from melmask.errors import InputError
 from melmask.evaluate.clients import Client
 from melmask.evaluate.tasks import Task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 from melmask.system.files import atomic_write
 from melmask.system.progress import track
 

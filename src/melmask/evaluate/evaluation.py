@@ -163,7 +163,7 @@ def _judge(pair: Pair, grid: list[HeadConfig], seed: int) -> Outcome:
             splits[split.name] = save_split(pair.out, paths[split.name], split, result.predictions, fingerprint)
     tested = sum(len(embeddings[name].files) for split in task.data_splits for name in split.test)
     ordered = [splits[name] for name in paths]
-    conditions = {"grid_points": len(grid), "seed": seed, "head_precision": grid[0].precision}
+    conditions: dict[str, int | str] = {"grid_points": len(grid), "seed": seed, "head_precision": grid[0].precision}
     return Outcome(
         column=pair.column,
         title=task.title,

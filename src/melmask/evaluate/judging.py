@@ -15,7 +15,7 @@ from melmask.downstream.metrics import higher_is_better, scene_score
 from melmask.evaluate.embeddings import SplitEmbeddings
 from melmask.evaluate.heads import Judge, Rows, Validation, better
 from melmask.evaluate.tasks import Task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 Postprocessing = dict[str, float]
 """How probabilities become events: median_filter_ms and min_duration, in ms (`events_of`)."""

@@ -6,7 +6,7 @@ The text under a field is its help on the command line.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError, unknown_name
@@ -15,8 +15,8 @@ PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
 PRECISIONS = ("auto", "fp32", "bf16")
 GRID_POINTS = 8
 """How many points of its grid the HEAR kit tries."""
-KINDS = ("multiclass", "multilabel", "event")
-SCHEMES = ("fold", "split", "new")
+Kind = Literal["multiclass", "multilabel", "event"]
+Scheme = Literal["fold", "split", "new"]
 AUTO, NATIVE = "auto", "native"
 FEWEST_FOLDS = 3
 """One fold tests, one chooses the epoch, and one trains."""
@@ -69,9 +69,9 @@ class TaskOptions:
     """Version of the task. It is the second part of the folder's name."""
     mode: str = "full"
     """Mode of the task. It is the last part of the folder's name."""
-    kind: Literal["multiclass", "multilabel", "event"] | None = None
+    kind: Kind | None = None
     """Kind of the labels. By default the columns of the table decide."""
-    scheme: Literal["fold", "split", "new"] | None = None
+    scheme: Scheme | None = None
     """How clips are divided: by the table's folds, by its splits, or into new folds. The default is the first of these
     that the table has the columns for."""
     folds: int = 5
@@ -95,10 +95,10 @@ class TaskOptions:
             word = getattr(self, what)
             if word is not None:
                 check_word(what, word)
-        if self.kind is not None and self.kind not in KINDS:
-            raise ConfigError(f"the kind of labels is {self.kind!r}; expected one of {', '.join(KINDS)}")
-        if self.scheme is not None and self.scheme not in SCHEMES:
-            raise ConfigError(f"the scheme is {self.scheme!r}; expected one of {', '.join(SCHEMES)}")
+        if self.kind is not None and self.kind not in get_args(Kind):
+            raise ConfigError(f"the kind of labels is {self.kind!r}; expected one of {', '.join(get_args(Kind))}")
+        if self.scheme is not None and self.scheme not in get_args(Scheme):
+            raise ConfigError(f"the scheme is {self.scheme!r}; expected one of {', '.join(get_args(Scheme))}")
         if self.folds < FEWEST_FOLDS:
             raise ConfigError(f"{self.folds} folds were asked for; expected {FEWEST_FOLDS} or more")
         _check_seed(self.seed)

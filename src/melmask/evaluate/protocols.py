@@ -95,7 +95,11 @@ def grid_of(task: Task, points: int = GRID_POINTS, precision: str = "fp32") -> l
 
 
 def run_task(
-    data: TaskRows, protocol: str, grid: list[HeadConfig], seed: int, done: Mapping[str, dict[str, Any]] | None = None
+    data: TaskRows,
+    protocol: str,
+    grid: list[HeadConfig],
+    seed: int,
+    done: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Generator[tuple[DataSplit, SplitResult], None, None]:
     """Train and test on all splits of a task; arguments as of `run_splits`.
 
@@ -256,5 +260,5 @@ def _standardized(train: Rows, *others: Rows) -> list[Rows]:
 def _votes(data: TaskRows, split: DataSplit) -> np.ndarray:
     """The share of the votes each class gets, (test rows, classes) float32."""
     train, test = data.rows(split.train), data.rows(split.test)
-    vectors = standardize(train.vectors.cpu().numpy(), test.vectors.cpu().numpy())
-    return neighbor_votes(*vectors, train.targets.cpu().numpy(), _NEIGHBORS).astype(np.float32)
+    known, asked = standardize(train.vectors.cpu().numpy(), test.vectors.cpu().numpy())
+    return neighbor_votes(known, asked, train.targets.cpu().numpy(), _NEIGHBORS).astype(np.float32)

@@ -147,7 +147,7 @@ class Report:
     @functools.cached_property
     def columns(self) -> list[Column]:
         """The columns of a table of scores, in the order of the models."""
-        seen = dict.fromkeys([entry.column for entry in [*self.results, *self.failed]])
+        seen = dict.fromkeys([*(outcome.column for outcome in self.results), *(f.column for f in self.failed)])
         columns = []
         for model in self.models:
             own = [column for column in seen if column.model == model.name]
@@ -175,7 +175,7 @@ class Report:
         shown = {column.model for column in self.columns if column.protocol in (protocol, "")}
         results = [outcome for outcome in self.results if outcome.column.protocol == protocol]
         failed = [f for f in self.failed if f.column.protocol in (protocol, "") and f.column.model in shown]
-        titles = {entry.title for entry in [*results, *failed]}
+        titles = {outcome.title for outcome in results} | {failure.title for failure in failed}
         return replace(self, tasks=[t for t in self.tasks if t.title in titles], results=results, failed=failed)
 
     def colour(self, column: Column) -> int:

@@ -117,9 +117,15 @@ def _column(row: Mapping[str, Any]) -> Column:
 
 
 def _read_model(row: Mapping[str, Any]) -> ModelFacts:
-    sizes = {name: _whole(row.get(name)) for name in ("scene_size", "timestamp_size", "sample_rate_hz")}
-    texts = {name: str(row.get(name) or "") for name in ("source", "settings")}
-    return ModelFacts(name=str(row["name"]), identity=row.get("identity"), **texts, **sizes)
+    return ModelFacts(
+        name=str(row["name"]),
+        source=str(row.get("source") or ""),
+        settings=str(row.get("settings") or ""),
+        identity=row.get("identity"),
+        scene_size=_whole(row.get("scene_size")),
+        timestamp_size=_whole(row.get("timestamp_size")),
+        sample_rate_hz=_whole(row.get("sample_rate_hz")),
+    )
 
 
 def _read_task(number: int, row: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
@@ -214,7 +220,8 @@ def save_split(results: Path, path: Path, split: Split, arrays: Mapping[str, np.
     """Save a split at `path`, a JSON file, and its predictions beside it; returns the split with their place."""
     split = replace(split, predictions=path.with_suffix(".npz"))
     with atomic_write(path.with_suffix(".npz")) as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+        # NumPy's stub takes any name for that of its own option.
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     # The JSON is written last: where it exists, the split is complete.
     write_json(path, {**_split_row(results, split), "fingerprint": fingerprint})
     return split

@@ -16,13 +16,12 @@ import soundfile
 
 from melmask.audio.files import read_audio_blocks
 from melmask.errors import AudioFileError
+from melmask.evaluate.options import MOST_SAMPLES
 from melmask.system.hardware import available_cores
 from melmask.system.progress import track
 
 _ALIKE = 0.1
 _USUAL_SHARE = 0.95
-MOST_SAMPLES = (2**32 - 64) // 2
-"""What the length field of a 16-bit wav file can say."""
 _PADDED_SAMPLES = 1 << 20
 # The kit puts up to 19 bytes behind a name, and file systems allow 255.
 _LONGEST_NAME_BYTES = 160

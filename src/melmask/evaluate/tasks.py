@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from melmask.errors import InputError, unknown_name
-from melmask.labels.clips import FEWEST_FOLDS, Event
+from melmask.evaluate.options import FEWEST_FOLDS
+from melmask.labels.tables import Event
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {
@@ -136,8 +137,8 @@ def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
             errors.append(error)
     if not tasks:
         raise errors[0]
-    for error in errors:
-        sys.stderr.write(f"a task is left out: {error}\n")
+    for reason in errors:
+        sys.stderr.write(f"a task is left out: {reason}\n")
     return tasks
 
 
