@@ -18,7 +18,6 @@ same test clips judge every draw, and draws of a small class share clips. `test_
 
 import csv
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from jaxtyping import Float, Int, Int64
 
 from melmask.downstream.baselines import origin_of_features, probe_features
 from melmask.downstream.probe import (
-    GRADIENT_TOLERANCE,
-    MAX_ITERATIONS,
+    logistic_predictions,
     neighbor_votes,
     standardize,
     t_interval,
@@ -303,22 +301,12 @@ def _accuracies(
 
 def _predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """The linear probe of `probe.linear_probe`, fitted to rows already scaled."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     if len(train) < train.shape[1]:
         # The optimum's weights lie in the span of the training rows: turning that onto the first axes changes nothing
         # but the time, which is a fifth with 100 rows of 960 features.
         axes, _ = np.linalg.qr(train.T)
         train, test = train @ axes, test @ axes
-    model = LogisticRegression(C=1.0, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        # The cap is far beyond where predictions still change.
-        warnings.simplefilter("ignore", category=ConvergenceWarning)
-        # One label of each of many classes is what was asked for, not numbers taken for classes.
-        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        model.fit(train, train_labels)
-    return np.asarray(model.predict(test))
+    return logistic_predictions(train, train_labels, test)
 
 
 def _point(n: int | str, counts: np.ndarray, class_names: list[str], draws: int) -> dict[str, Any]:

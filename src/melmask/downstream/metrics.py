@@ -4,7 +4,7 @@ import math
 import warnings
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Int64
 
 from melmask.errors import MissingExtraError
 
@@ -56,3 +56,15 @@ def scene_score(
 def higher_is_better(metric: str) -> bool:
     """Whether a larger value of a scene or event metric is better: true of all but error rates."""
     return metric not in _SMALLER_IS_BETTER
+
+
+def confusion_counts(
+    truth: Int[np.ndarray, " rows"], predicted: Int[np.ndarray, " rows"], classes: int
+) -> Int64[np.ndarray, "classes classes"]:
+    """Count the rows of each true class (row) by the class they were taken for (column).
+
+    Rows with the prediction -1, which nothing was said of, are left out.
+    """
+    tested = predicted >= 0
+    cells = truth[tested] * classes + predicted[tested]
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)

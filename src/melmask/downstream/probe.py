@@ -18,7 +18,7 @@ GRADIENT_TOLERANCE = 1e-5
 MAX_ITERATIONS = 2000
 # A feature that varies by no more than float32 rounding is constant: scaling it up would make noise count.
 CONSTANT_RELATIVE_STD = 1e-6
-# Neighbours that point away vote with this, so that a row without any near one gets a label too.
+# Neighbors that point away vote with this, so that a row without any near one gets a label too.
 MIN_VOTE = 1e-6
 # Test rows compared at a time: the similarities of 100,000 rows with each other would fill 40 GB.
 KNN_CHUNK_ROWS = 1024
@@ -65,9 +65,9 @@ class ProbeScore(NamedTuple):
 def wilson_interval(share: float, tested: int) -> tuple[float, float]:
     """95 % interval for a share of right answers among `tested` independent ones (Wilson, 1927)."""
     z2 = NORMAL_QUANTILE_95**2 / tested
-    centre = share + z2 / 2
+    center = share + z2 / 2
     half_width = math.sqrt(z2 * (share * (1.0 - share) + z2 / 4))
-    low, high = (centre - half_width) / (1 + z2), (centre + half_width) / (1 + z2)
+    low, high = (center - half_width) / (1 + z2), (center + half_width) / (1 + z2)
     return max(0.0, low), min(1.0, high)
 
 
@@ -94,9 +94,9 @@ def linear_probe(
     splits: list[Split],
     inverse_penalty: float = 1.0,
 ) -> ProbeScore:
-    """Judges features by multinomial logistic regression, fitted anew for each split.
+    """Judge features by multinomial logistic regression, fitted to each split.
 
-    Features are standardised by the split's training rows. Rows marked valid are left out of training: the
+    Features are standardized by the split's training rows. Rows marked valid are left out of training: the
     penalty is fixed, so nothing is chosen on them. The fit has one optimum and no randomness; on one machine
     it repeats exactly.
 
@@ -113,21 +113,37 @@ def linear_probe(
         InputError: features are not finite or do not fit the labels.
         MissingExtraError: scikit-learn is not installed.
     """
+
+    def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+        return logistic_predictions(train, train_labels, test, inverse_penalty)
+
+    return _score(features, labels, splits, classify)
+
+
+def logistic_predictions(
+    train: Float[np.ndarray, "train dims"],
+    train_labels: Int[np.ndarray, " train"],
+    test: Float[np.ndarray, "test dims"],
+    inverse_penalty: float = 1.0,
+) -> Int[np.ndarray, " test"]:
+    """Fit multinomial logistic regression to standardized rows, and return the class of each test row.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
-
-    def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-        model = LogisticRegression(C=inverse_penalty, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
-        with warnings.catch_warnings():
-            # The cap is far beyond where predictions still change.
-            warnings.simplefilter("ignore", category=ConvergenceWarning)
-            model.fit(train, train_labels)
-        return np.asarray(model.predict(test))
-
-    return _score(features, labels, splits, classify)
+    model = LogisticRegression(C=inverse_penalty, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
+    with warnings.catch_warnings():
+        # The cap is far beyond where predictions still change.
+        warnings.simplefilter("ignore", category=ConvergenceWarning)
+        # One row of each of many classes is what some callers ask for; they are not numbers taken for classes.
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
+        model.fit(train, train_labels)
+    return np.asarray(model.predict(test))
 
 
 def knn_probe(
@@ -136,16 +152,16 @@ def knn_probe(
     splits: list[Split],
     neighbors: int = 10,
 ) -> ProbeScore:
-    """Judges features by the labels of the nearest training rows.
+    """Judge features by the labels of the nearest training rows.
 
-    Features are standardised by the split's training rows, then scaled to length 1. The neighbours are those
+    Features are standardized by the split's training rows, then scaled to length 1. The neighbors are those
     of largest cosine similarity, and each votes with it as weight (a negative one counts as next to nothing).
     Equal votes go to the lower class index.
 
     Args:
         features: one row per clip, finite.
         labels: class index of each row, from 0.
-        splits: as from `make_splits`; rows marked valid are neither neighbours nor tested.
+        splits: as from `make_splits`; rows marked valid are neither neighbors nor tested.
         neighbors: how many vote, at least 1; at most all training rows do.
 
     Returns:
@@ -155,7 +171,7 @@ def knn_probe(
         InputError: features are not finite or do not fit the labels, or `neighbors` is below 1.
     """
     if neighbors < 1:
-        raise InputError(f"{neighbors} neighbours were asked for; expected at least 1")
+        raise InputError(f"{neighbors} neighbors were asked for; expected at least 1")
     classes = int(labels.max(initial=0)) + 1
 
     def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -172,7 +188,7 @@ def neighbor_votes(
 ) -> Float[np.ndarray, "test classes"]:
     """What the nearest training rows say of each test row: their targets, weighted by cosine similarity, to sum 1.
 
-    A neighbour that points away votes with next to nothing.
+    A neighbor that points away votes with next to nothing.
     """
     train, test = _unit_rows(train), _unit_rows(test)
     votes = np.zeros((len(test), targets.shape[1]))
@@ -186,7 +202,7 @@ def neighbor_votes(
 
 
 def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classify: Classify) -> ProbeScore:
-    """Runs one classifier over the splits and gathers what it said."""
+    """Run one classifier over the splits and gather its predictions."""
     _check_features(features, labels)
     predictions = np.full(len(labels), -1, dtype=np.int64)
     accuracies = []
@@ -201,7 +217,7 @@ def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classi
 
 
 def _check_features(features: np.ndarray, labels: np.ndarray) -> None:
-    """Refuses features that no classifier can use."""
+    """Refuse features that no classifier can use."""
     if len(features) != len(labels):
         raise InputError(f"{len(features)} rows of features for {len(labels)} labels; expected one row per label")
     bad_rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -224,6 +240,6 @@ def standardize(
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Scales each row to length 1; a row of zeros stays."""
+    """Scale each row to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1.0)

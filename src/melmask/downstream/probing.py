@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from melmask.downstream.baselines import PRETRAINED, origin_of_features, probe_features
+from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.probe import ProbeScore, knn_probe, linear_probe
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.normalization import with_dataset_statistics
@@ -98,7 +99,8 @@ def _probe_task(
             scores[representation][classifier] = _facts(score)
             if representation == PRETRAINED and classifier == "linear":
                 title = f"{name}: linear probe, accuracy {score.mean:.3f}"
-                save_confusion_picture(out / f"{name}.png", labels, score.predictions, table.class_names, title)
+                counts = confusion_counts(labels, score.predictions, len(table.class_names))
+                save_confusion_picture(out / f"{name}.png", counts, table.class_names, title)
     return {
         "clips": len(labels),
         "classes": len(table.class_names),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from melmask.downstream import metrics
 from melmask.evaluate.results import EventFile, Predictions
 
 _GRID_MS = 10.0
@@ -32,11 +33,11 @@ class Stretch(NamedTuple):
 
 
 def confusion_counts(rows: Predictions) -> Int64[np.ndarray, "classes classes"]:
-    """Clips of each true class (row) by the class they were taken for (column)."""
-    classes = rows.targets.shape[1]
-    cells = rows.targets.argmax(axis=1) * classes + rows.probabilities.argmax(axis=1)
+    """Count the clips of each true class (row) by the class they were taken for (column)."""
+    # A clip without a label has no row in the matrix.
     kept = rows.targets.any(axis=1)
-    return np.bincount(cells[kept], minlength=classes**2).reshape(classes, classes)
+    truth, predicted = rows.targets[kept].argmax(axis=1), rows.probabilities[kept].argmax(axis=1)
+    return metrics.confusion_counts(truth, predicted, rows.targets.shape[1])
 
 
 def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: int) -> list[Mistake]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from melmask.figures.figure import new_figure, save_figure
 
@@ -22,8 +22,7 @@ INK, MUTED, GRID = "#1f2933", "#66727f", "#e8ecf0"
 
 def save_confusion_picture(
     path: Path,
-    truth: Int[np.ndarray, " rows"],
-    predicted: Int[np.ndarray, " rows"],
+    counts: Int[np.ndarray, "classes classes"],
     class_names: list[str],
     title: str,
 ) -> None:
@@ -34,8 +33,7 @@ def save_confusion_picture(
 
     Args:
         path: where to write; the suffix gives the format (.png, .svg, .pdf).
-        truth: class index of each row.
-        predicted: predicted class index of each row; rows with -1 (never tested) are left out.
+        counts: rows of each true class (row) by the class they were taken for (column), as `confusion_counts` gives.
         class_names: name of each class index.
         title: one line above the picture; under it come the accuracy and the number of tested rows.
 
@@ -44,7 +42,8 @@ def save_confusion_picture(
         OutputError: the file cannot be written, or matplotlib does not know its suffix.
     """
     count = len(class_names)
-    shares = _row_shares(truth, predicted, count)
+    # A class that was never tested has zeros.
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell_inches = _cell_inches(count)
     # Room around the cells: the bar on the right, title and names elsewhere; the layout shares it out.
     side_inches = max(MIN_SIDE_INCHES, cell_inches * count)
@@ -53,20 +52,12 @@ def save_confusion_picture(
     edge_points = 0.4 if count <= MAX_NAMED_CLASSES else 0.0
     image = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors=GRID, linewidth=edge_points)
     axes.set(aspect="equal", ylim=(count, 0))
-    _write_title(axes, title, truth, predicted)
+    _write_title(axes, title, counts)
     _name_classes(axes, class_names, cell_inches)
     if count <= MAX_NUMBERED_CLASSES:
         _number_cells(axes, shares)
     _draw_bar(figure, image)
     save_figure(figure, path)
-
-
-def _row_shares(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Float[np.ndarray, "classes classes"]:
-    """Share of each true class (row) that got each prediction (column); a class never tested has zeros."""
-    tested = predicted >= 0
-    cells = truth[tested] * classes + predicted[tested]
-    counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def _cell_inches(classes: int) -> float:
@@ -76,13 +67,12 @@ def _cell_inches(classes: int) -> float:
     return 0.17 if classes <= MAX_NAMED_CLASSES else max(0.02, 10.0 / classes)
 
 
-def _write_title(axes: "Axes", title: str, truth: np.ndarray, predicted: np.ndarray) -> None:
+def _write_title(axes: "Axes", title: str, counts: np.ndarray) -> None:
     """The caller's title, and under it what the picture adds up to."""
-    tested = predicted >= 0
-    rows = int(tested.sum())
+    rows = int(counts.sum())
     summary = f"{rows:,} tested"
     if rows:
-        summary += f", {np.sum(truth[tested] == predicted[tested]):,} right"
+        summary += f", {int(counts.trace()):,} right"
     axes.set_title(title, loc="left", pad=24, color=INK, fontsize=12, fontweight="bold", parse_math=False)
     axes.annotate(
         summary, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9

@@ -37,7 +37,7 @@ _SPLIT_NAMES = {
 _SEPARATOR = ";"
 _EVENT_COLUMNS = ("label", "start_s", "end_s")
 Kind = Literal["multiclass", "multilabel", "event"]
-Value = TypeVar("Value")
+T = TypeVar("T")
 
 
 class Event(NamedTuple):
@@ -124,7 +124,7 @@ def keep_rows(table: LabelTable, keep: np.ndarray) -> LabelTable:
     return LabelTable(paths, labels, *(_taken(column, rows) for column in (table.groups, table.folds, table.splits)))
 
 
-def _taken(column: list[Value] | None, rows: Sequence[int]) -> list[Value] | None:
+def _taken(column: list[T] | None, rows: Sequence[int]) -> list[T] | None:
     return None if column is None else [column[row] for row in rows]
 
 
@@ -186,8 +186,8 @@ def read_clips(path: Path, kind: Kind | None = None, audio_root: Path | None = N
 
 
 def judged_tables(
-    tables: Mapping[str, LabelTable], judge: Callable[[str, LabelTable], dict[str, Any]], failed: dict[str, str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    tables: Mapping[str, LabelTable], judge: Callable[[str, LabelTable], T], failed: dict[str, str]
+) -> Iterator[tuple[str, T]]:
     """What `judge` says of each table, by name; tables that it refuses come into `failed`, with the reason.
 
     Raises:
