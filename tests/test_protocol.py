@@ -264,8 +264,8 @@ def test_results_of_release_0_1_0_are_read_written_alike_and_extended(hear_folde
 
 def test_what_is_done_is_not_done_again(hear_folder, tmp_path, monkeypatch):
     calls = []
-    begin = protocol._begin
-    monkeypatch.setattr(protocol, "_begin", lambda *a: calls.append(a[1].name) or begin(*a))
+    search = protocol._Search
+    monkeypatch.setattr(protocol, "_Search", lambda *a: calls.append(a[1].name) or search(*a))
     first = evaluated(["logmel"], hear_folder, tmp_path, tasks=("pitches",))
     assert calls == ["fold00", "fold01", "fold02"]
     folder = tmp_path / "models" / "log-mel" / "pitches-v1-full" / "hear"
@@ -280,8 +280,8 @@ def test_what_is_done_is_not_done_again(hear_folder, tmp_path, monkeypatch):
 
 def test_the_fixed_protocol_searches_on_each_split(hear_folder, tmp_path, monkeypatch):
     candidates = {}
-    begin = protocol._begin
-    monkeypatch.setattr(protocol, "_begin", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or begin(*a))
+    search = protocol._Search
+    monkeypatch.setattr(protocol, "_Search", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or search(*a))
     evaluated(["logmel"], hear_folder, tmp_path, tasks=("pitches",), protocols=("hear", "hear-fixed"))
     assert candidates == {"hear": [4, 1, 1], "hear-fixed": [4, 4, 4]}
 
@@ -467,7 +467,7 @@ def test_what_interrupts_a_search_ends_its_heads(rows_of, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(protocol, "train_head", endless)
-    monkeypatch.setattr(protocol, "_finish", interrupt)
+    monkeypatch.setattr(protocol._Search, "result", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(run_splits(data, data.task.data_splits, "hear-fixed", grid_of(data.task), 0))
     assert 1 <= len(ended) <= torch.get_num_threads()

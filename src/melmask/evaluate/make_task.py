@@ -207,10 +207,12 @@ def _check_classes(table: ClipTable) -> None:
         raise InputError(f"{table.source}: {left}; expected {fewest} or more, check the files")
 
 
-def _metadata(name: str, options: TaskOptions, kind: str, division: Division, fixed_s: float | None) -> dict[str, Any]:
+def _metadata(
+    name: str, options: TaskOptions, kind: str, division: Division, fixed_s: float | None
+) -> dict[str, object]:
     """Every key of the kit's and of hear-preprocess's own tasks that says something here."""
     if division.mode == "trainvaltest":
-        sizes: dict[str, Any] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
+        sizes: dict[str, object] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
     else:
         sizes = {"nfolds": len(division.splits), "max_task_duration_by_fold": None}
     return {

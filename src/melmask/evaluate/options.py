@@ -1,6 +1,7 @@
 """The options of `melmask evaluate` and `melmask make-task`; this module does not import PyTorch.
 
-The text under a field is its help on the command line.
+The text under a field is its help on the command line. Its metadata name the flag where that is not the field's name,
+the placeholder of the value, and the least and largest number.
 """
 
 import re
@@ -23,25 +24,26 @@ FEWEST_FOLDS = 3
 MOST_SAMPLES = (2**32 - 64) // 2
 """The most samples that the length field of a 16-bit wav file can express."""
 _HIGHEST_RATE_HZ = 768_000
-_LARGEST_SEED = 2**32 - 1
+_MOST_THREADS = 4096
+_SEEDS = (0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """What `melmask evaluate` does with models and tasks."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = field(default=(), metadata={"flag": "--task", "metavar": "NAME"})
     """Evaluate only these tasks, given by task name or folder name. All tasks are evaluated by default."""
-    protocols: tuple[str, ...] = ("hear",)
+    protocols: tuple[str, ...] = field(default=("hear",), metadata={"flag": "--protocol", "metavar": "NAME"})
     """Protocols to evaluate with: hear, hear-fixed, linear, knn."""
-    choice: FeatureChoice = field(default_factory=FeatureChoice)
+    choice: FeatureChoice = field(default=FeatureChoice())
     """Which features of melmask's models are judged. A third-party module chooses its own."""
     grid_points: int = GRID_POINTS
     """How many points of the grid hear and hear-fixed try. The HEAR kit tries 8."""
     head_precision: str = "auto"
     """Precision of the hidden layers in hear and hear-fixed: fp32, bf16 or auto. Auto uses bf16 on CPUs that multiply
     it in hardware, and fp32 elsewhere."""
-    seed: int = 42
+    seed: int = field(default=42, metadata={"limits": _SEEDS})
     """Seed of the weights, the dropout and the order of the rows."""
     device: str = "auto"
     """Device to compute on: cpu, cuda, cuda:1 or mps. Auto uses a GPU if there is one."""
@@ -76,16 +78,16 @@ class TaskOptions:
     that the table has the columns for."""
     folds: int = 5
     """How many new folds are made."""
-    seed: int = 0
+    seed: int = field(default=0, metadata={"limits": _SEEDS})
     """Seed of new folds and of a new validation split."""
-    rates_hz: tuple[int, ...] = (16000,)
+    rates_hz: tuple[int, ...] = field(default=(16000,), metadata={"flag": "--rates", "metavar": "HZ"})
     """Sample rates to write the sounds at, in Hz. A model is evaluated at its own rate."""
     duration_s: float | str = AUTO
     """Length of every clip: seconds, auto or native. Clips are cut or zero-padded at their end. Native leaves clips as
     they are. Auto takes the common length if 19 of 20 clips are within 10 % of the median, and else leaves them too."""
     audio_root: Path | None = None
     """Folder that relative paths start from. The default is the table's folder or its parent."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata={"limits": (1, _MOST_THREADS)})
     """Number of decoding threads. The default is one for each core."""
     overwrite: bool = False
     """Replace a task of the same name."""
@@ -102,8 +104,8 @@ class TaskOptions:
         if self.folds < FEWEST_FOLDS:
             raise ConfigError(f"{self.folds} folds were asked for; expected {FEWEST_FOLDS} or more")
         _check_seed(self.seed)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"{self.threads} threads were asked for; give at least 1")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise ConfigError(f"{self.threads} threads were asked for; give 1 to {_MOST_THREADS}")
         self._check_sounds()
 
     def _check_sounds(self) -> None:
@@ -129,5 +131,6 @@ def check_word(what: str, word: str) -> None:
 
 
 def _check_seed(seed: int) -> None:
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise ConfigError(f"the seed is {seed}; give a whole number from 0 to {_LARGEST_SEED}")
+    least, largest = _SEEDS
+    if not least <= seed <= largest:
+        raise ConfigError(f"the seed is {seed}; give a whole number from {least} to {largest}")

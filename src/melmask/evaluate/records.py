@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 Entry = TypeVar("Entry")
+Setting = Mapping[str, Any]
+"""The settings of a chosen head by name, with the post-processing of events among them; any JSON of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,7 @@ class Split:
     scores: Mapping[str, float | None]
     validation_score: float | None = None
     epoch: int | None = None
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of the chosen head, with the post-processing of events among them."""
+    setting: Setting = field(default_factory=dict)
     repeats: Sequence[Mapping[str, float | None]] = ()
     """The scores of each seed where there are several."""
     seconds: float | None = None

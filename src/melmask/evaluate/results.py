@@ -146,7 +146,7 @@ def _read_task(number: int, row: Mapping[str, Any], tasks_folder: Path) -> TaskF
     )
 
 
-def _task_row(task: TaskFacts) -> dict[str, Any]:
+def _task_row(task: TaskFacts) -> dict[str, object]:
     return {
         "title": task.title,
         "name": task.name,
@@ -180,7 +180,7 @@ def _read_outcome(results: Path, row: Mapping[str, Any]) -> Outcome:
     )
 
 
-def _outcome_row(results: Path, outcome: Outcome) -> dict[str, Any]:
+def _outcome_row(results: Path, outcome: Outcome) -> dict[str, object]:
     scores = outcome.scores.items()
     return {
         **_names(outcome),
@@ -209,7 +209,7 @@ def _read_split(results: Path, row: Mapping[str, Any]) -> Split:
     )
 
 
-def _split_row(results: Path, split: Split) -> dict[str, Any]:
+def _split_row(results: Path, split: Split) -> dict[str, object]:
     path = split.predictions
     if path is not None and path.is_relative_to(results):
         path = path.relative_to(results)
