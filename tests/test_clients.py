@@ -76,6 +76,14 @@ def test_a_melmask_model_gives_its_scene_vectors(encoder, run_folder, sound):
     np.testing.assert_allclose(np.diff(times_ms, axis=1), 40)
 
 
+def test_models_are_those_that_release_0_1_0_judged():
+    released = Path(__file__).parent / "reference" / "files-0.1.0"
+    known = json.loads((released / "results" / "results.json").read_text())["models"]
+    for model, source in zip(known, (str(released / "run"), "logmel"), strict=True):
+        client = open_client(source, CPU)
+        assert (client.name, client.identity, client.settings) == (model["name"], model["identity"], model["settings"])
+
+
 def test_layers_and_scenes_can_be_chosen_and_make_another_identity(run_folder):
     plain, wide = (
         open_client(str(run_folder), CPU),

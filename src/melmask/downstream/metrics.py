@@ -41,7 +41,7 @@ def scene_score(
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
     with warnings.catch_warnings():
-        # Classes without positives are dealt with as said above.
+        # Scikit-learn warns of classes without positives, which are treated as the docstring says.
         warnings.simplefilter("ignore")
         if metric == "mAP":
             return float(average_precision_score(targets, probabilities, average="macro"))

@@ -1,4 +1,4 @@
-"""Anything with the HEAR 2021 API, as one thing: a melmask model, the baselines, or somebody else's module.
+"""One interface to everything with the HEAR 2021 API: melmask's models, the baselines, and third-party modules.
 
 runs/tiny, hub:owner/name, a .pth file     a model that `melmask.load` reads
 untrained:MODEL                            the same network with fresh random weights
@@ -38,8 +38,8 @@ PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
 class Client:
     """A model behind the HEAR API.
 
-    Attributes: `name` (unique in a report), `source` (what was asked for), `settings` (what of it is judged, for
-    people), `identity` (a digest: equal where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
+    Attributes: `name` (unique in a report), `source` (what was asked for), `settings` (what of it is judged, in
+    words), `identity` (a digest: equal where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Client:
         self.settings = settings
         self.identity = hashlib.sha256(identity.encode()).hexdigest()
         self._module, self._model, self._device = module, model, device
-        self._told_of_times = False
+        self._warned_of_times = False
         try:
             self.sample_rate_hz = int(model.sample_rate)
             self.scene_size = int(model.scene_embedding_size)
@@ -85,7 +85,7 @@ class Client:
     def timestamps(
         self, audio: Float[np.ndarray, "clips samples"]
     ) -> tuple[Float[np.ndarray, "clips steps dims"], Float[np.ndarray, "clips steps"]]:
-        """A vector each step and the times of their centres in ms; raises InputError like `scenes`."""
+        """A vector each step and the times of their centers in ms; raises InputError like `scenes`."""
         answer = self._call("get_timestamp_embeddings", audio)
         if not (isinstance(answer, Sequence) and len(answer) == 2):
             raise InputError(
@@ -99,8 +99,8 @@ class Client:
         if not steps or (np.diff(times, axis=1) <= 0).any():
             raise InputError(f"{self.source} gave times that do not ascend; expected those of one or more steps, in ms")
         length_ms = 1000 * audio.shape[1] / self.sample_rate_hz
-        if steps > 1 and not self._told_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
-            self._told_of_times = True
+        if steps > 1 and not self._warned_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
+            self._warned_of_times = True
             sys.stderr.write(
                 f"{self.source} gave times up to {times.max():g} for clips of {length_ms:g} ms: HEAR's are in ms, and "
                 "events are found by them\n"
@@ -114,7 +114,7 @@ class Client:
     def _checked(self, answer: Any, shape: tuple[int, ...], what: str, dtype: type = np.float32) -> np.ndarray:
         if not isinstance(answer, Tensor):
             raise InputError(f"{self.source} gave {what} as {type(answer).__name__}; expected a torch.Tensor")
-        # A copy: a module may use one buffer again and again.
+        # The copy matters: a module may use the same buffer for each answer.
         wide = torch.float64 if dtype is np.float64 else torch.float32
         array = answer.detach().cpu().to(wide, copy=True).numpy()
         if array.shape != shape or not np.isfinite(array).all():
@@ -164,7 +164,7 @@ def name_apart(clients: Sequence[Client], known: Mapping[str, str | None]) -> No
     for client in clients:
         for number in itertools.count(1):
             name = client.name if number == 1 else f"{client.name} {number}"
-            # Names become folders, where some of them would meet.
+            # Names become folders, and different names may make the same folder.
             if slug(name) not in taken and identities.get(slug(name)) in (None, client.identity):
                 break
         client.name = name
@@ -177,10 +177,10 @@ def slug(name: str) -> str:
 
 
 def _short_name(path: str) -> str:
-    # "." has a name, too.
+    # The path "." has a name only as an absolute path.
     place = Path(path).absolute() if Path(path).exists() else Path(path.removeprefix("hub:"))
     parts = [part for part in place.parts if part not in ("/", "checkpoints")]
-    # A step of a run is told by both: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
+    # The name of a run's step needs both parts: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
     return "/".join(parts[-2:]) if parts[-1].startswith("step-") else parts[-1]
 
 
@@ -198,7 +198,7 @@ def _python_client(source: str, device_name: str) -> Client:
                 device = _torch_device(device_name)
                 model = model.to(device).eval()
     except (Exception, SystemExit) as error:
-        # Whatever somebody else's code raises, its first line says more than ours could.
+        # Third-party code may raise anything. Its first line says more than ours could.
         raise CheckpointError(f"load_model of {name} failed: {_first_line(error)}") from error
     identity = json.dumps([name, _code_facts(name), _file_facts(Path(weights)) if weights else []])
     return Client(name, source, identity, module, model, device)
@@ -206,7 +206,7 @@ def _python_client(source: str, device_name: str) -> Client:
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Somebody else's code may change what all of a process shares: undone, so that other models are as they were."""
+    """Undo what third-party code changes in the process, so that other models are not affected."""
     folder, dtype, threads = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
     try:
         yield
@@ -237,7 +237,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _file_facts(path: Path) -> list[Any]:
-    """What tells one version of a file, or of a folder's files, from another: of large ones size and time."""
+    """What tells one version of a file, or of a folder's files, from another: a digest, or of large ones size and time."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return [[str(file.relative_to(path)), *_file_facts(file)] for file in files]
@@ -250,12 +250,12 @@ def _file_facts(path: Path) -> list[Any]:
 
 
 def _code_facts(name: str) -> list[Any]:
-    """The same of the Python code of a module: of its package, and of what it imports from beside that.
+    """What tells one version of a module's code from another: its package, and what it imports from beside that.
 
     Other installed packages do not count.
     """
     first = name.partition(".")[0]
-    # A module may put anything in its own place there.
+    # A module may have put any object in its place in sys.modules.
     top = sys.modules.get(first)
     place = next(iter(getattr(top, "__path__", ())), None) or getattr(top, "__file__", None)
     if not isinstance(place, str):
@@ -306,7 +306,7 @@ class _LogMelModel:
 
     def get_timestamp_embeddings(self, audio: Tensor, _model: Any) -> tuple[Tensor, Tensor]:
         logmel = self.logmel(audio)
-        # Windows around frames 0, 4, 8, ...: what is missing at the ends repeats the outermost frame.
+        # The windows are around frames 0, 4, 8, ...; at the ends the outermost frame is repeated.
         half = self.window_frames // 2
         padded = torch.nn.functional.pad(logmel, (half, half - 1), mode="replicate")
         windows = padded.unfold(2, self.window_frames, self.step_frames)

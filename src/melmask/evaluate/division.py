@@ -13,13 +13,13 @@ _VALID_PARTS = 5
 
 
 class Division(NamedTuple):
-    """Clips in splits.
+    """Which split each clip is in.
 
     Attributes:
         mode: the metadata's split_mode.
         splits: the names of the splits.
         split_of: each clip's split.
-        notes: what the user should know of it.
+        notes: what the user should know about the division.
     """
 
     mode: str
@@ -37,7 +37,7 @@ def divide(table: ClipTable, options: TaskOptions) -> Division:
     - None: the first of these that the table has the columns for: at least three folds, train and test, neither.
       Folds go first as they test every clip.
 
-    What is made here keeps groups whole and spreads the classes evenly (`spread`).
+    New folds and a new validation split keep groups whole and spread the classes evenly (`spread`).
 
     Raises:
         InputError: the table lacks what the scheme needs, or has too few clips or groups.
@@ -89,7 +89,7 @@ def _given_splits(table: ClipTable, seed: int) -> Division:
 
 
 def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int]:
-    """Part (0 to parts - 1) of each of `rows`, with every class and the clips spread evenly over the parts.
+    """Give each of `rows` a part, 0 to parts - 1, with every class and the clips spread evenly over the parts.
 
     Groups stay whole. The largest group first, each goes where the sum of squares of the parts' shares of each class,
     and of the clips, grows least; the seed orders equals. Unlike scikit-learn's splitters this takes any number of

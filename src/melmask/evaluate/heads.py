@@ -2,7 +2,7 @@
 
 The protocol is that of hear-eval-kit 2021.1.3 (its predictions/task_predictions.py) under PyTorch Lightning 1.9: per
 hidden layer Linear, BatchNorm, Dropout, ReLU, then Linear; Adam; validated every few epochs; the first of the best
-validations wins. Vectors stay in memory, a step is nothing but the network's arithmetic, and all its chance comes
+validations wins. The vectors stay in memory, so that a step is nothing but the network's arithmetic. Each head draws
 from generators of its own, so that many heads can be trained side by side.
 """
 
@@ -123,10 +123,10 @@ def train_head(
     seed: int,
     stop: threading.Event | None = None,
 ) -> TrainedHead:
-    """Train one head; all chance comes from `seed`.
+    """Train one head; all randomness comes from `seed`.
 
     Args:
-        train: At least two rows; a last batch of a single row is left out, for it cannot be batch-normalised.
+        train: At least two rows; a last batch of a single row is left out, for it cannot be batch-normalized.
         valid: At least one row.
         config: The point of the grid.
         judge: Scores each validation.
@@ -162,7 +162,7 @@ def train_head(
             if worse >= config.patience or (rules.nan_stops and not math.isfinite(found.score)):
                 break
         if best_epoch < 0:
-            # Fewer epochs than one validation takes.
+            # There were fewer epochs than a validation waits for, so the last weights are validated.
             best, best_epoch = _validate(network, valid, config.precision, rules.multilabel, judge), epoch
         else:
             network.load_state_dict(weights)
@@ -170,7 +170,7 @@ def train_head(
 
 
 class Adam:
-    """`torch.optim.Adam`, fused, by its function: the class imports PyTorch's compiler, a second of a process' time."""
+    """`torch.optim.Adam`, fused, by its function: the class imports PyTorch's compiler, which takes a second."""
 
     def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
         self._parameters, self._learning_rate = list(parameters), learning_rate
@@ -179,7 +179,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Use the gradients up."""
+        """Change the parameters by their gradients, and drop those."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         adam(
             self._parameters,
@@ -217,7 +217,7 @@ def build_head(dims: int, classes: int, config: HeadConfig, seed: int) -> nn.Seq
 def _linear(dims: int, outputs: int, initialize: Initialize, gain: float, generator: torch.Generator) -> nn.Linear:
     linear = _Undrawn(dims, outputs)
     initialize(linear.weight, gain=gain, generator=generator)
-    # PyTorch's own initialisation of a bias.
+    # This is PyTorch's own initialization of a bias.
     nn.init.uniform_(linear.bias, -1 / math.sqrt(dims), 1 / math.sqrt(dims), generator=generator)
     return linear
 
@@ -225,18 +225,18 @@ def _linear(dims: int, outputs: int, initialize: Initialize, gain: float, genera
 class _Undrawn(nn.Linear):
     """A linear layer that takes no numbers from PyTorch's own generator.
 
-    `nn.utils.skip_init` goes by a device of PyTorch's that takes a third of a second to import.
+    `nn.utils.skip_init` uses a device of PyTorch's that takes a third of a second to import.
     """
 
     def reset_parameters(self) -> None:
-        """Nothing: `_linear` draws the weights."""
+        """Do nothing: `_linear` draws the weights."""
 
 
 class SeededDropout(nn.Module):
     """Dropout with a generator of its own.
 
-    Sixteen random bits decide one value (0.1 is 0.10001): PyTorch's dropout draws one number for each with a single
-    thread, a fifth of a step's time.
+    Sixteen random bits decide about one value, so that 0.1 becomes 0.10001. PyTorch's dropout draws a whole number for
+    each value, with a single thread, which takes a fifth of a step's time.
     """
 
     def __init__(self, p: float, source: torch.Generator) -> None:
@@ -254,8 +254,8 @@ class SeededDropout(nn.Module):
             self._generator = torch.Generator(x.device).manual_seed(self._seed)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
         sixteen = bits.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: x.numel()].view(x.shape)
-        # 0 and -1, all bits set: a comparison into its own type, and a bitwise product, take a twentieth of the time of
-        # booleans on CPU.
+        # The mask holds 0 and -1, which has all bits set. Comparing into the operand's type, and a bitwise product,
+        # take a twentieth of the time that booleans take on a CPU.
         mask = torch.ge(sixteen, round(self.p * 2**16) - 2**15, out=sixteen).neg_()
         return _Masked.apply(x, mask.to(_BITS_OF[x.dtype]), 1 / (1 - self.p))
 
@@ -305,7 +305,7 @@ def _logits(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
 
 
 def _forward(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
-    """Logits, always of a float32 product: rounded ones would tie, and ties change rankings."""
+    """Logits, always of a float32 product: rounded logits would tie, and ties change rankings."""
     with torch.autocast(vectors.device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden = network[:-1](vectors)
     return network[-1](hidden.float())
@@ -317,7 +317,7 @@ def _activate(logits: Tensor, multilabel: bool) -> Tensor:
 
 def better(score: float, best: float, maximize: bool) -> bool:
     """Whether a score is better than the best so far, strictly; NaN is worse than all."""
-    # The kit's scores pass through float32 tensors.
+    # The kit compares scores as float32 tensors, so that scores which differ by less are equal.
     new, old = np.float32(score), np.float32(best)
     if math.isnan(new):
         return False

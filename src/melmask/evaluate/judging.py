@@ -1,4 +1,4 @@
-"""Scores of a task's rows: while a head is trained, to choose it, and at the end, on what was held out."""
+"""Scores of a task's rows: on validation rows, to choose a head, and on held-out rows, to test it."""
 
 import json
 import math
@@ -24,7 +24,7 @@ Predictions = dict[str, np.ndarray]
 
 @dataclass
 class TaskRows:
-    """One task's vectors, to be put together to any of its splits, on one device."""
+    """One task's vectors on one device, from which the rows of any split are put together."""
 
     task: Task
     embeddings: dict[str, SplitEmbeddings]
@@ -37,7 +37,7 @@ class TaskRows:
 
     @property
     def maximize(self) -> bool:
-        """Whether heads are chosen by a score that should be large, and not by one, or a loss, that should be small."""
+        """Whether heads are chosen by a score that should be large; a loss and an error rate should be small."""
         return self.task.stop_on_score and higher_is_better(self.task.metrics[0])
 
     def rows(self, splits: Sequence[str]) -> Rows:
@@ -51,10 +51,10 @@ class TaskRows:
         return np.concatenate([self.embeddings[split].targets for split in splits])
 
     def judge(self, splits: Sequence[str], exact: bool) -> Judge:
-        """What scores a validation on `splits`: the loss, or the primary metric.
+        """Return what scores a validation on `splits`: the loss, or the primary metric.
 
-        With `exact` the kit's choice among post-processings is made, which counts an undefined score as 0 and takes
-        the largest, of error rates too; without, the best.
+        With `exact` it chooses among post-processings as the kit does, which counts an undefined score as 0 and takes
+        the largest score, even of error rates. Without, it takes the best.
         """
         if self.task.embedding_type == "event":
             return self._event_judge(splits, exact)
@@ -133,7 +133,7 @@ class TaskRows:
 
 
 def postprocessings(task: Task) -> list[Postprocessing]:
-    """Every way of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
+    """List the ways of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
     choices: list[Postprocessing] = [{}]
     for name in sorted(task.event_grid):
         choices = [{**choice, name: float(value)} for choice in choices for value in task.event_grid[name]]

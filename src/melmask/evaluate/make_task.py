@@ -1,7 +1,7 @@
 """`melmask make-task`: a user's labels and sounds as a task folder, which melmask and the HEAR kit evaluate alike.
 
-The layout is that of `melmask.evaluate.tasks`, with one file more, which the kit passes over: `failed.csv`, path and
-reason of each sound file that could not be read and was left out.
+The layout is that of `melmask.evaluate.tasks`, with one more file, which the kit ignores: `failed.csv` has the path and
+the reason of each sound file that could not be read and was left out.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _METRICS = {
     "multilabel": ["mAP", "d_prime", "aucroc"],
     "event": ["event_onset_200ms_fms", "segment_1s_er"],
 }
-# As HEAR's maestro task: the loss decides when to stop, so the events are made in one way (ms).
+# As in HEAR's maestro task, the loss decides when to stop, so events are made in one way only (times in ms).
 _EVENT_METADATA = {
     "evaluation_params": {"event_postprocessing_grid": {"median_filter_ms": [150], "min_duration": [50]}},
     "use_scoring_for_early_stopping": False,
@@ -104,9 +104,9 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
 
 
 def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
-    """The table with labels that come back unchanged from the kit's table reader, and a note where it had to change.
+    """Return the table with labels that the kit's table reader leaves as they are, and a note if any had to change.
 
-    A vocabulary of numbers alone is read as numbers there: 007 comes back as 7, and a clip's "007" is unknown.
+    The kit reads a vocabulary of numbers alone as numbers: 007 becomes 7, and then a clip's "007" is unknown.
 
     Raises:
         InputError: a label is read as a missing value, or two become the same.
@@ -143,13 +143,14 @@ def _clip_length_s(duration_s: float | str, paths: Sequence[Path]) -> float | No
 
 @contextlib.contextmanager
 def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place on success and is gone otherwise."""
+    """Give a folder that takes the place of `folder` on success, and is removed otherwise."""
     if folder.exists():
         if not overwrite:
             raise OutputError(f"{folder} exists; choose another --name, --version or --out, or give --overwrite")
         if not (folder / METADATA).is_file():
             raise OutputError(f"{folder} is no task folder, so it is not overwritten; choose another --name or --out")
-    # The dot keeps it from being taken for a task, the fixed name lets the next call clear what a killed one left.
+    # The dot keeps it from being taken for a task. The name is fixed, so that the next call finds and clears what a
+    # killed one left.
     building, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
     lock = ensure_folder(building) / ".lock"
     with locked(lock, folder):
@@ -173,7 +174,7 @@ def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
 def _readable(
     table: ClipTable, rates_hz: Sequence[int], fixed_s: float | None, building: Path, threads: int | None
 ) -> tuple[ClipTable, list[str], list[SoundReport], int]:
-    """Write the sounds; the rows that could be read, the names of their files, and how many could not be."""
+    """Write the sounds; return the rows that could be read, their files' names, what was written, how many failed."""
     names = wav_names(table.paths)
     sounds = write_sounds(table.paths, names, rates_hz, fixed_s, building, threads)
     failures = [(str(path), sound.error) for path, sound in zip(table.paths, sounds, strict=True) if sound.error]
@@ -186,7 +187,7 @@ def _readable(
 
 
 def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTable, tuple[str, ...]]:
-    """Events as far as they can be heard: those that begin after the clip's end are left out, others end with it."""
+    """Leave out events that begin after their clip's end, and let others end with it."""
     if table.kind != "event":
         return table, ()
     targets, gone = [], 0
@@ -200,7 +201,7 @@ def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTab
 
 
 def _check_classes(table: ClipTable) -> None:
-    """What could not be read, or heard, may have taken a class with it."""
+    """Refuse a task that has too few classes left: files that could not be read may have been the last of a class."""
     fewest = 2 if table.kind == "multiclass" else 1
     if len(table.class_names) < fewest:
         left = f"{len(table.class_names)} classes are left in the clips that could be read"
@@ -210,7 +211,7 @@ def _check_classes(table: ClipTable) -> None:
 def _metadata(
     name: str, options: TaskOptions, kind: str, division: Division, fixed_s: float | None
 ) -> dict[str, object]:
-    """Every key of the kit's and of hear-preprocess's own tasks that says something here."""
+    """Every key of the kit's and of hear-preprocess's own tasks that applies here."""
     if division.mode == "trainvaltest":
         sizes: dict[str, object] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
     else:
@@ -256,7 +257,7 @@ def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def _leak_notes(folder: Path) -> tuple[str, ...]:
-    """What is on both sides of a split; the folder is read as any other task, which checks it."""
+    """Report what is on both sides of a split. The folder is read like any other task, which checks it."""
     leaks = find_leaks(read_task(folder))
     notes = []
     if leaks.groups:
@@ -267,7 +268,7 @@ def _leak_notes(folder: Path) -> tuple[str, ...]:
 
 
 def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str]:
-    """How many clips were cut or padded to the common length, the rounding of that to 10 ms aside."""
+    """Report how many clips were cut or padded to the common length, its rounding to 10 ms aside."""
     if fixed_s is None:
         return []
     cut = sum(clip.cut for clip in written)
@@ -276,7 +277,7 @@ def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str
 
 
 def _absence_notes(table: ClipTable, division: Division) -> list[str]:
-    """Which splits lack classes: scores are poor or undefined there."""
+    """Report which splits lack classes, because scores are poor or undefined there."""
     present: dict[str, set[str]] = {split: set() for split in division.splits}
     for names, split in zip(table.names, division.split_of, strict=True):
         present[split].update(names)

@@ -14,7 +14,7 @@ _PREFERRED_RATE_HZ = 16000
 
 
 class Mistake(NamedTuple):
-    """A clip that was taken for what it is not. truth: its labels with their probabilities."""
+    """A clip that was taken for something else; `truth` holds its labels with their probabilities."""
 
     file: str
     part: str
@@ -24,7 +24,7 @@ class Mistake(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A part of a file, in s, with how much of it is wrong: the sum over the labels, in s."""
+    """A part of a file, and how many seconds of it are wrong, summed over the labels."""
 
     file: EventFile
     start_s: float
@@ -41,7 +41,7 @@ def confusion_counts(rows: Predictions) -> Int64[np.ndarray, "classes classes"]:
 
 
 def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: int) -> list[Mistake]:
-    """The clips with the highest probability of a label that is not theirs, the worst first.
+    """Find the clips with the highest probability of a label that is not theirs, the worst first.
 
     Args:
         rows: the predictions.
@@ -68,7 +68,7 @@ def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: in
 
 
 def worst_stretch(files: list[EventFile], longest_s: float) -> Stretch | None:
-    """The stretch of at most `longest_s` in which reference and prediction differ for the longest time."""
+    """Find the stretch of at most `longest_s` in which reference and prediction differ for the longest time."""
     found: Stretch | None = None
     width = round(1000 * longest_s / _GRID_MS)
     for file in files:
@@ -97,7 +97,7 @@ def _active(events: list[tuple[str, float, float]], label: str, steps: int) -> B
 
 
 def find_sound(folder: Path, parts: list[str], file: str) -> Path | None:
-    """The wav of a clip, <folder>/<rate>/<part>/<file>, at the rate nearest to 16 kHz; None if it is not there."""
+    """Find the wav of a clip, <folder>/<rate>/<part>/<file>, at the rate nearest to 16 kHz; None if there is none."""
     rates = [child for child in folder.iterdir() if child.name.isdecimal()] if folder.is_dir() else []
     for rate in sorted(rates, key=lambda child: abs(int(child.name) - _PREFERRED_RATE_HZ)):
         for part in parts:

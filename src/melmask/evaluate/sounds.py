@@ -23,16 +23,16 @@ from melmask.system.progress import track
 _ALIKE = 0.1
 _USUAL_SHARE = 0.95
 _PADDED_SAMPLES = 1 << 20
-# The kit puts up to 19 bytes behind a name, and file systems allow 255.
+# The kit adds up to 19 bytes to a name, and file systems allow 255.
 _LONGEST_NAME_BYTES = 160
 
 
 def wav_names(paths: Sequence[Path]) -> list[str]:
-    """A wav file's name for each path, all different, on file systems that ignore case too.
+    """Name a wav file for each path; all names differ, also on file systems that ignore case.
 
     The name is the path below the folder that all have in common, its parts joined by underscores.
     """
-    # resolve() would follow links.
+    # Path.resolve would follow links.
     absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
     common = os.path.commonpath([path.parent for path in absolute])
     taken: set[str] = set()
@@ -40,7 +40,7 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
     for path in absolute:
         joined = "_".join(path.relative_to(common).with_suffix("").parts)
         stem = re.sub(r"[^\w.,+=@-]", "_", joined).lstrip(".") or "clip"
-        # The end of a long path tells more than its beginning.
+        # The end of a long path says more than its beginning, so that is kept.
         stem = stem.encode()[-_LONGEST_NAME_BYTES:].decode(errors="ignore")
         name, number = stem, 1
         while name.casefold() in taken:
@@ -52,7 +52,7 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
 
 
 def common_length_s(paths: Sequence[Path]) -> float | None:
-    """The length that nearly all clips have, in s, as their headers say; None where there is none.
+    """Return the length that nearly all clips have, in s, as their headers say; None where there is none.
 
     It is that of the longest of the clips within 10 % of the median, rounded up to 10 ms.
     """
@@ -70,7 +70,7 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
 
 
 class SoundReport(NamedTuple):
-    """What became of a clip's sound: its seconds, without zeros behind it; whether it was cut; why there is none."""
+    """What became of a clip's sound: its seconds without the padding, whether it was cut, and why there is none."""
 
     sound_s: float
     cut: bool = False
@@ -120,7 +120,7 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
 
 
 def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) -> SoundReport:
-    """Block by block, so that clips of any length fit in memory; what is cut off is not decoded."""
+    """Write block by block, so that clips of any length fit in memory; what is cut off is not decoded."""
     length = None if fixed_s is None else round(fixed_s * rate_hz)
     samples, cut = 0, False
     with wave.open(str(target), "wb") as file:

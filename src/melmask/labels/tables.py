@@ -188,7 +188,7 @@ def read_clips(path: Path, kind: Kind | None = None, audio_root: Path | None = N
 def judged_tables(
     tables: Mapping[str, LabelTable], judge: Callable[[str, LabelTable], T], failed: dict[str, str]
 ) -> Iterator[tuple[str, T]]:
-    """What `judge` says of each table, by name; tables that it refuses come into `failed`, with the reason.
+    """Give what `judge` says of each table, by name; tables that it refuses go to `failed`, with the reason.
 
     Raises:
         InputError: it refuses all of them.
@@ -248,7 +248,7 @@ def _read_columns(path: Path) -> _Columns:
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Line number and values of every line that is not blank, the header among them."""
+    """Return line number and values of every line that is not blank, the header among them."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -266,7 +266,7 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _describe_header(missing: str, header: list[str]) -> str:
-    """What columns there are, and which of them may be the missing one under another name."""
+    """Say which columns there are, and which of them may be the missing one under another name."""
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         return f"the header is {header[0]!r}: separate the columns with commas"
     nearest = difflib.get_close_matches(missing, header, n=1)
@@ -345,7 +345,7 @@ def _event(where: str, label: str, start_s: str, end_s: str) -> Event:
     if not (label and 0 <= start <= end < math.inf):
         given = f"label {label!r} from {start_s!r} to {end_s!r}"
         raise InputError(f"{where}: {given}; expected a label, a start and an end in seconds, the start first")
-    # Without rounding 1.1 s is 1100.0000000000002 ms.
+    # Without rounding, 1.1 s would become 1100.0000000000002 ms.
     return Event(label, round(start * 1000, 6), round(end * 1000, 6))
 
 
@@ -356,7 +356,7 @@ def _resolve_paths(path: Path, names: list[str], audio_root: Path | None) -> lis
         return [Path(name) for name in names]
     roots = [audio_root] if audio_root is not None else [path.parent, path.absolute().parent.parent]
     for root in roots:
-        # Any row will do: single missing files are reported where they are read.
+        # One file is enough to find the root: files that are missing are reported where they are read.
         if any(_exists(root / name) for name in relative):
             return [root / name for name in names]
     looked = " or ".join(str(root) for root in roots)
@@ -370,7 +370,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        # A name that is too long, say.
+        # The system may refuse a name, for example one that is too long.
         return False
 
 
