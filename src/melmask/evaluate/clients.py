@@ -237,7 +237,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _file_facts(path: Path) -> list[Any]:
-    """What tells one version of a file, or of a folder's files, from another: a digest, or of large ones size and time."""
+    """What tells versions of a file, or of a folder's files, apart: a digest, or of large files size and time."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return [[str(file.relative_to(path)), *_file_facts(file)] for file in files]
