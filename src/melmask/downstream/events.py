@@ -58,6 +58,7 @@ def events_of(
         Events in the order of their starts, which are the times of their first steps; they end at their last.
     """
     active = probabilities > threshold
+    # The kit takes the mean spacing of the steps for the filter's width.
     spacing_ms = float(np.mean(np.diff(times_ms))) if len(times_ms) > 1 else math.inf
     width = round(median_filter_ms / spacing_ms)
     if width:
@@ -105,6 +106,7 @@ def event_score(metric: str, predicted: Events, reference: Events, labels: Seque
     true = sum(len(reference.get(name, ())) for name in predicted)
     precision = matched / guessed if guessed else math.nan
     recall = matched / true if true else math.nan
+    # The f-measure below would divide by zero.
     if precision == 0 and recall == 0:
         return {"f_measure": 0.0, "precision": precision, "recall": recall}
     return {"f_measure": 2 * precision * recall / (precision + recall), "precision": precision, "recall": recall}
@@ -131,6 +133,7 @@ def _matches(predicted: Sequence[Event], reference: Sequence[Event], collar: _Co
     guess_label, true_label = (
         np.array([numbers.get(event.label, -1) for event in events]) for events in (predicted, reference)
     )
+    # (predicted, true): pairs of one label, near enough in time.
     near = guess_label[:, None] == true_label
     near &= np.abs(true_start - guess_start[:, None]) <= collar.onset_s
     if collar.offset_share is not None:
@@ -152,6 +155,7 @@ def _segment_error_rate(predicted: Events, reference: Events, labels: Sequence[s
         missed, wrong = (true_roll & ~guessed_roll).sum(1), (guessed_roll & ~true_roll).sum(1)
         errors += int(np.maximum(missed, wrong).sum())
         true += int(true_roll.sum())
+    # sed_eval adds this epsilon, so that a file without events gives a number.
     return errors / (true + _EPSILON)
 
 

@@ -45,10 +45,12 @@ def scene_score(
         warnings.simplefilter("ignore")
         if metric == "mAP":
             return float(average_precision_score(targets, probabilities, average="macro"))
+        # The area is undefined for a class without positives or without negatives, and then so is the mean.
         if not (targets.any(0) & ~targets.all(0)).all() or not np.isfinite(probabilities).all():
             return math.nan
         if metric == "aucroc":
             return float(roc_auc_score(targets, probabilities, average="macro"))
+        # For a single class scikit-learn gives a number instead of an array.
         areas = np.atleast_1d(roc_auc_score(targets, probabilities, average=None))
         return float(np.mean(ndtri(areas) * math.sqrt(2)))
 

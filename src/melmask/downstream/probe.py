@@ -194,6 +194,7 @@ def neighbor_votes(
     votes = np.zeros((len(test), targets.shape[1]))
     for start in range(0, len(test), KNN_CHUNK_ROWS):
         similarities = test[start : start + KNN_CHUNK_ROWS] @ train.T
+        # The stable sort takes the earlier of equally near rows.
         nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :neighbors]
         weights = np.maximum(np.take_along_axis(similarities, nearest, axis=1), MIN_VOTE)
         weights = weights / weights.sum(axis=1, keepdims=True)
@@ -232,6 +233,7 @@ def standardize(
     train: Float[np.ndarray, "train dims"], *others: Float[np.ndarray, "_ dims"]
 ) -> list[Float[np.ndarray, "_ dims"]]:
     """`train` and the others scaled to mean 0 and std 1 of the training rows, float32; constant features become 0."""
+    # In float32 the mean of many rows would lose digits.
     mean = train.mean(axis=0, dtype=np.float64)
     std = train.std(axis=0, dtype=np.float64)
     varies = std > CONSTANT_RELATIVE_STD * np.abs(mean)

@@ -99,6 +99,7 @@ class Client:
         if not steps or (np.diff(times, axis=1) <= 0).any():
             raise InputError(f"{self.source} gave times that do not ascend; expected those of one or more steps, in ms")
         length_ms = 1000 * audio.shape[1] / self.sample_rate_hz
+        # A model that gives seconds or samples would find no event at its time, and still get a score.
         if steps > 1 and not self._warned_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
             self._warned_of_times = True
             sys.stderr.write(
@@ -244,6 +245,7 @@ def _file_facts(path: Path) -> list[Any]:
     if not path.is_file():
         return [str(path)]
     facts = path.stat()
+    # Reading gigabytes of weights on each call would take longer than some tasks.
     if facts.st_size < 1 << 20:
         return [hashlib.sha256(path.read_bytes()).hexdigest()]
     return [facts.st_size, facts.st_mtime_ns]
@@ -269,6 +271,7 @@ def _code_facts(name: str) -> list[Any]:
             continue
         files = [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]
         found[package] = [[str(f.relative_to(root)), *_file_facts(f)] for f in files if f.is_file()]
+        # Beside a module that is not installed lies the rest of its project.
         if root.name not in ("site-packages", "dist-packages"):
             waiting += [other for file in files if file.is_file() for other in _imports(file)]
     return sorted(found.items())

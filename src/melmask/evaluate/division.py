@@ -66,6 +66,7 @@ def _given_folds(table: ClipTable) -> Division:
 
 
 def _fold_names(folds: int) -> tuple[str, ...]:
+    # The kit sorts folds by name, so all numbers have the same width.
     width = max(2, len(str(folds - 1)))
     return tuple(f"fold{number:0{width}d}" for number in range(folds))
 
@@ -79,6 +80,7 @@ def _given_splits(table: ClipTable, seed: int) -> Division:
         return Division("trainvaltest", names, list(table.splits))
     trained = [row for row, split in enumerate(table.splits) if split == "train"]
     units = len({table.groups[row] for row in trained}) if table.groups else len(trained)
+    # With few groups a fifth would be less than one group.
     parts = max(2, min(_VALID_PARTS, units))
     split_of = list(table.splits)
     for row, part in zip(trained, spread(table, trained, parts, seed), strict=True):
@@ -98,6 +100,7 @@ def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int
     Raises:
         InputError: there are fewer groups, or clips, than parts.
     """
+    # A unit is what stays whole: a group, or a single clip where there are no groups.
     keys = [table.groups[row] for row in rows] if table.groups else [str(row) for row in rows]
     number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(number_of) < parts:
@@ -107,16 +110,20 @@ def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int
             "ask for fewer folds or label more"
         )
     index_of = {name: index for index, name in enumerate(table.class_names)}
+    # A column for each class, and a last one that counts clips.
     counts = np.zeros((len(number_of), len(index_of) + 1))
     names = table.names
     for row, key in zip(rows, keys, strict=True):
         counts[number_of[key], [*(index_of[name] for name in names[row]), -1]] += 1
+    # As shares of its class a rare label counts as much as a common one.
     shares = counts / np.maximum(counts.sum(axis=0), 1)
+    # Large units go first, while every part still has room. The stable sort keeps equals in the seed's order.
     order = np.random.default_rng(seed).permutation(len(shares))
     order = order[np.argsort(-(shares[order] ** 2).sum(axis=1), kind="stable")]
     filled = np.zeros((parts, shares.shape[1]))
     part_of = np.zeros(len(shares), dtype=int)
     for unit in order:
+        # |filled + shares|^2 grows by 2 filled * shares, and by |shares|^2, which is the same for each part.
         part_of[unit] = (filled @ shares[unit]).argmin()
         filled[part_of[unit]] += shares[unit]
     return [int(part_of[number_of[key]]) for key in keys]

@@ -21,6 +21,7 @@ from melmask.labels.tables import Event
 from melmask.system.files import atomic_write
 from melmask.system.progress import track
 
+# A part is what an interruption costs at most. An event clip has a vector for each step, so there are fewer in one.
 _SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32
 # The kit includes an event's last ms: a step whose time is the end of an event still belongs to it.
 _END_MARGIN_MS = 1e-4
@@ -105,6 +106,7 @@ def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], c
     """Read a part, or compute it and save it."""
     path = cache / f"{_key(client, task, folder, names)}.npz"
     vectors, times_ms, steps = _read_part(path) or _compute_part(client, task, folder, names, path)
+    # The clips of a part are saved one after another; scenes have no times.
     ends = np.cumsum(steps)
     return {
         name: _Clip(vectors[end - count : end], times_ms[end - count : end] if len(times_ms) else times_ms)
@@ -113,6 +115,7 @@ def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], c
 
 
 def _key(client: Client, task: Task, folder: Path, names: Sequence[str]) -> str:
+    # The batch size belongs to the key, as some models' embeddings depend on the batch.
     digest = hashlib.sha256(f"{client.identity} {task.embedding_type} {batch_size(client, task)}".encode())
     for name in names:
         try:
@@ -140,6 +143,7 @@ def _compute_part(
     for batch in _parts(names, batch_size(client, task)):
         audio = _stack([read_audio(folder / name, client.sample_rate_hz) for name in batch], batch, folder)
         if task.embedding_type == "scene":
+            # A scene is a clip of one step.
             vectors += list(client.scenes(audio)[:, None])
         else:
             frames, times_ms = client.timestamps(audio)
@@ -163,6 +167,7 @@ def _stack(waveforms: list[np.ndarray], names: list[str], folder: Path) -> np.nd
 
 
 def _put_together(task: Task, split: str, clips: dict[str, _Clip], order: random.Random) -> SplitEmbeddings:
+    # The kit shuffles once here and never again, so this order decides the batches of its training.
     files = list(task.files[split])
     order.shuffle(files)
     numbers = {label: number for number, label in enumerate(task.labels)}

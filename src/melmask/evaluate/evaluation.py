@@ -76,6 +76,7 @@ def evaluate(
     for client in (open_client(source, options) for source in models):
         by_identity.setdefault(client.identity, client)
     clients = list(by_identity.values())
+    # Two jobs would overwrite each other's results.json.
     with claimed(out):
         remove_partial(out / "embeddings")
         report = _earlier_report(out, tasks_folder)
@@ -91,6 +92,7 @@ def evaluate(
                 pair = Pair(client=client, task=task, protocol=protocol, out=out, device=device)
                 report, reason = _with_pair(report, pair, grids[task.title], options.seed)
                 reasons.append(reason)
+                # The report is written after each pair, so that a killed call loses one pair at most.
                 write_report(out, report)
                 if page is not None:
                     page(out)
@@ -135,6 +137,7 @@ def _with_pair(report: Report, pair: Pair, grid: list[HeadConfig], seed: int) ->
     try:
         return report.with_outcome(_judge(pair, grid, seed)), None
     except OutputError:
+        # A full disk would stop the other pairs, too.
         raise
     except (Exception, SystemExit) as error:
         # A third-party module may raise anything. The other pairs can still be judged.
@@ -157,6 +160,7 @@ def _judge(pair: Pair, grid: list[HeadConfig], seed: int) -> Outcome:
     splits = {name: split for name, split in saved.items() if split is not None}
     settings = {name: split.setting for name, split in splits.items()}
     title = f"{pair.client.name}: {task.title}, {pair.protocol}"
+    # Closing the generator ends the training threads, whatever happens here.
     with closing(run_task(TaskRows(task, embeddings, pair.device), pair.protocol, grid, seed, settings)) as results:
         for of_task, result in track(results, len(paths) - len(splits), title, "split"):
             split = _split(of_task.name, result)

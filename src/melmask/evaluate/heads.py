@@ -26,6 +26,7 @@ INITIALIZATIONS: dict[str, Initialize] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
 }
+# Rows are validated in parts, so that the hidden layers need little memory.
 _ROWS_PER_VALIDATION_BATCH = 8192
 
 
@@ -140,7 +141,9 @@ def train_head(
     device = train.vectors.device
     network = build_head(train.vectors.shape[1], train.targets.shape[1], config, seed).to(device)
     optimizer = Adam(network.parameters(), config.learning_rate)
+    # NumPy's generator draws the same order on every device.
     order = np.random.default_rng(seed) if rules.reshuffle else None
+    # `worse` counts the validations since the best one.
     best, best_epoch, weights, worse, epoch = Validation(math.nan), -1, {}, 0, 0
     with exact_float32_products(device):
         for epoch in range(config.max_epochs):
@@ -150,11 +153,14 @@ def train_head(
             for vectors, targets in _batches(train, config.batch_size, order):
                 _loss(_forward(network, vectors, config.precision), targets, rules.multilabel).backward()
                 optimizer.step()
+            # As in Lightning, the first validation comes after `validate_every_epochs` epochs.
             if (epoch + 1) % config.validate_every_epochs:
                 continue
             found = _validate(network, valid, config.precision, rules.multilabel, judge)
+            # The first validation counts even if its score is NaN, so that there are weights to return.
             if best_epoch < 0 or better(found.score, best.score, rules.maximize):
                 best, best_epoch = found, epoch
+                # The optimizer changes the weights in place, so they are copied.
                 weights = {name: value.clone() for name, value in network.state_dict().items()}
                 worse = 0
             else:
@@ -206,6 +212,7 @@ def build_head(dims: int, classes: int, config: HeadConfig, seed: int) -> nn.Seq
     generator = torch.Generator().manual_seed(seed)
     initialize = INITIALIZATIONS[config.initialization]
     layers: list[nn.Module] = []
+    # The kit gives each layer the gain of the activation before it, and the first layer that of a linear one.
     gain = float(nn.init.calculate_gain("linear"))
     for _ in range(config.hidden_layers):
         linear = _linear(dims, config.hidden_dim, initialize, gain, generator)
@@ -282,6 +289,7 @@ def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterat
     ids = None if order is None else torch.from_numpy(order.permutation(len(vectors))).to(vectors.device)
     for start in range(0, len(vectors), size):
         part = slice(start, start + size) if ids is None else ids[start : start + size]
+        # Batch normalization needs two rows.
         if len(vectors) - start > 1:
             yield vectors[part], targets[part]
 
@@ -289,6 +297,7 @@ def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterat
 def _loss(logits: Tensor, targets: Tensor, multilabel: bool) -> Tensor:
     if multilabel:
         return F.binary_cross_entropy_with_logits(logits, targets)
+    # Like the kit, which takes the class of a row with one label.
     return F.cross_entropy(logits, targets.argmax(1))
 
 

@@ -60,6 +60,7 @@ class TaskRows:
             return self._event_judge(splits, exact)
         metric, targets = self.task.metrics[0], self.targets(splits)
         if not self.task.stop_on_score:
+            # The loss decides, and no score is computed while training.
             return lambda _, loss: Validation(loss)
         return lambda probabilities, _: Validation(scene_score(metric, probabilities, targets))
 
@@ -120,6 +121,7 @@ class TaskRows:
         first = 0
         for split in splits:
             part = self.embeddings[split]
+            # The rows of a split are its clips' steps, one clip after another.
             steps = np.bincount(part.clip_of, minlength=len(part.files))
             for name, count, end in zip(part.files, steps, np.cumsum(steps), strict=True):
                 rows = slice(first + end - count, first + end)
@@ -135,6 +137,7 @@ class TaskRows:
 def postprocessings(task: Task) -> list[Postprocessing]:
     """List the ways of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
     choices: list[Postprocessing] = [{}]
+    # Keys come in alphabetical order, and the last one changes fastest.
     for name in sorted(task.event_grid):
         choices = [{**choice, name: float(value)} for choice in choices for value in task.event_grid[name]]
     return choices
@@ -145,4 +148,5 @@ def _kit_order(validation: Validation) -> tuple[float, Any]:
 
 
 def _as_text(events: dict[str, list[Event]]) -> np.ndarray:
+    # An npz file without pickles holds arrays of one type only, so events are saved as JSON.
     return np.array(json.dumps(events))

@@ -27,6 +27,7 @@ def find_leaks(task: Task) -> Leaks:
     """
     contents = {split: _contents(task, split) for split in task.splits}
     groups = {split: {task.groups[name] for name in task.files[split] if name in task.groups} for split in task.splits}
+    # A digest of a part of the sounds would change when the others are unpacked.
     whole = all(len(content) == len(task.files[split]) for split, content in contents.items())
     by_name = {split: sorted(content.items()) for split, content in contents.items()}
     facts = json.dumps([task.labels, task.files, by_name])
@@ -42,6 +43,7 @@ def _contents(task: Task, split: str) -> dict[str, str]:
     rates = [path for path in task.folder.iterdir() if path.name.isdigit() and (path / split).is_dir()]
     if not rates:
         return {}
+    # The highest rate has lost least of the sounds.
     folder = max(rates, key=lambda path: int(path.name)) / split
     digests = {name: _digest(folder / name) for name in task.files[split]}
     return {name: digest for name, digest in digests.items() if digest is not None}

@@ -80,6 +80,7 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
         name = re.sub(r"[^\w.]+", "_", labels.stem).lstrip(".")
         check_word("name", name)
     folder = out / f"{name}-{options.version}-{options.mode}"
+    # A rate that is given twice is written once.
     rates_hz = tuple(dict.fromkeys(options.rates_hz))
     table, notes = as_kit_reads(read_clips(labels, options.kind, options.audio_root))
     # Dividing here shows what is wrong with the table before hours of decoding.
@@ -114,6 +115,7 @@ def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
     names = table.class_names
     if missing := [name for name in names if _MISSING.fullmatch(name)]:
         raise InputError(f"{table.source}: label {missing[0]!r} is read as a missing value by the HEAR kit; rename it")
+    # pandas takes a column for numbers, or for true and false, if all of its values are such.
     read = {name: name for name in names}
     if all(re.fullmatch(r"[+-]?\d+", name) for name in names):
         read = {name: str(int(name)) for name in names}
@@ -155,12 +157,14 @@ def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
     lock = ensure_folder(building) / ".lock"
     with locked(lock, folder):
         try:
+            # A job that was killed may have left a part of another division.
             for rest in building.iterdir():
                 if rest != lock:
                     shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
             shutil.rmtree(replaced, ignore_errors=True)
             yield building
             lock.unlink(missing_ok=True)
+            # A folder cannot replace one that is not empty, so the former task steps aside first.
             if folder.exists():
                 folder.replace(replaced)
             building.replace(folder)

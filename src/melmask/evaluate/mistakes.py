@@ -49,6 +49,7 @@ def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: in
         multiclass: only clips whose likeliest label is wrong count; otherwise any label above one half.
         most: at most this many.
     """
+    # Of each clip, the label that is not its own with the highest probability.
     wrong = np.where(rows.targets, -np.inf, rows.probabilities)
     worst = wrong.argmax(axis=1)
     probability = wrong[np.arange(len(worst)), worst]
@@ -76,6 +77,7 @@ def worst_stretch(files: list[EventFile], longest_s: float) -> Stretch | None:
         end_ms = max((end for *_, end in file.reference + file.predicted), default=0.0)
         steps = int(np.ceil(end_ms / _GRID_MS)) + 1
         wrong = sum(_active(file.reference, label, steps) ^ _active(file.predicted, label, steps) for label in labels)
+        # With sums from the start, that of each window is a difference.
         total = np.concatenate([[0], np.cumsum(np.broadcast_to(wrong, steps))])
         ends = np.minimum(np.arange(max(1, steps - width + 1)) + width, steps)
         sums = total[ends] - total[ends - min(width, steps)]

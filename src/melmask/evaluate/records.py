@@ -26,6 +26,7 @@ class ModelFacts:
     timestamp_size: int | None = None
     sample_rate_hz: int | None = None
 
+    # A page may read the fields like those of results.json.
     def __getitem__(self, name: str) -> Any:
         """A field by its name."""
         return vars(self)[name]
@@ -185,6 +186,7 @@ class Report:
 
     def has_failed(self, title: str, column: Column) -> bool:
         """Whether a model did not get through a task; a failure without a protocol is one of all of them."""
+        # A failure before any protocol began stands under an empty protocol.
         names = (column, Column(column.model, ""))
         return any(failure.title == title and failure.column in names for failure in self.failed)
 

@@ -129,6 +129,7 @@ def _read_model(row: Mapping[str, Any]) -> ModelFacts:
 
 
 def _read_task(number: int, row: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
+    # The folder that is written down may be of another machine.
     folder = Path(row.get("folder") or "")
     return TaskFacts(
         title=row["title"],
@@ -165,6 +166,7 @@ def _task_row(task: TaskFacts) -> dict[str, object]:
 
 def _read_outcome(results: Path, row: Mapping[str, Any]) -> Outcome:
     means, stds, intervals = (row.get(key) or {} for key in ("mean", "std", "interval_95"))
+    # The primary metric comes first, and is there even if it was not written.
     scores = {
         metric: Score(mean=finite(mean), std=finite(stds.get(metric)), interval_95=_interval(intervals.get(metric)))
         for metric, mean in {row["primary"]: None, **means}.items()
@@ -211,6 +213,7 @@ def _read_split(results: Path, row: Mapping[str, Any]) -> Split:
 
 def _split_row(results: Path, split: Split) -> dict[str, object]:
     path = split.predictions
+    # A relative path stays right when the folder of the results is moved.
     if path is not None and path.is_relative_to(results):
         path = path.relative_to(results)
     return {**vars(split), "repeats": list(split.repeats), "predictions": path and path.as_posix()}
@@ -268,6 +271,7 @@ def ranks(outcomes: Iterable[Outcome]) -> dict[Column, int]:
 def mean_ranks(report: Report) -> tuple[dict[Column, float], int]:
     """The mean place of each column over the tasks that every column has a score on, and how many those are."""
     places = [ranks(report.of_task(task.title)) for task in report.tasks]
+    # A mean over different tasks would compare models by what was easy for them.
     common = [place for place in places if len(place) == len(report.columns)]
     if not common:
         return {}, 0
@@ -284,6 +288,7 @@ def read_predictions(task: TaskFacts, outcome: Outcome) -> Predictions | None:
         if arrays is None:
             continue
         names, folders, truth, shares = arrays
+        # The task may have been replaced since by one of other labels.
         shape = (len(names), len(task.labels))
         if truth.shape == shares.shape == shape and len(folders) == len(names):
             files += [str(name) for name in names]

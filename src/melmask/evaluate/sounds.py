@@ -22,6 +22,7 @@ from melmask.system.progress import track
 
 _ALIKE = 0.1
 _USUAL_SHARE = 0.95
+# Padding is written in blocks, so that a length of hours need not fit in memory.
 _PADDED_SAMPLES = 1 << 20
 # The kit adds up to 19 bytes to a name, and file systems allow 255.
 _LONGEST_NAME_BYTES = 160
@@ -63,6 +64,7 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
     if not lengths_s:
         return None
     lengths = np.array(lengths_s)
+    # A few odd clips do not keep a task from having a common length.
     usual = lengths[np.abs(lengths - np.median(lengths)) <= _ALIKE * np.median(lengths)]
     if len(usual) < _USUAL_SHARE * len(lengths) or not usual.max() > 0:
         return None
@@ -113,6 +115,7 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
     try:
         written = [_write_wav(path, target, rate, fixed_s) for target, rate in zip(targets, rates_hz, strict=True)]
     except AudioFileError as error:
+        # A file may fail after some of its blocks were written.
         for target in targets:
             target.unlink(missing_ok=True)
         return SoundReport(0.0, error=str(error))

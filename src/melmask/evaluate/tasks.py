@@ -196,6 +196,7 @@ def read_task(folder: Path) -> Task:
         files=files,
         groups=_read_groups(folder / GROUPS),
     )
+    # A choice among post-processings needs a score on validation rows.
     if embedding_type == "event" and not stop_on_score and math.prod(map(len, task.event_grid.values())) > 1:
         raise metadata.wrong("event_postprocessing_grid", event_grid, "one value each, as nothing is chosen by score")
     return task
@@ -265,6 +266,7 @@ class _Metadata:
 
     def data_splits(self, splits: tuple[str, ...]) -> tuple[DataSplit, ...]:
         if self.choice("split_mode", SPLIT_MODES) in FOLD_MODES:
+            # The kit sorts the folds, whatever their order in the metadata.
             folds = sorted(splits)
             if len(folds) < FEWEST_FOLDS:
                 raise self.wrong("splits", folds, f"at least {FEWEST_FOLDS} folds: to test, to validate and to train")
@@ -290,6 +292,7 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
     if sorted(label_of) != sorted(wanted):
         raise InputError(f"{path}: idx is {', '.join(label_of)}; expected 0 to {len(rows) - 1}, each once")
     labels = tuple(label_of[index] for index in wanted)
+    # The kit's table reader takes a column of digits for numbers.
     if all(label.isdecimal() for label in labels):
         labels = tuple(map(_plain, labels))
     if len(set(labels)) < len(labels):

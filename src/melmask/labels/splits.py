@@ -131,6 +131,7 @@ def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) 
     if grouped and table.groups is None:
         raise InputError("the labels have no `group` column; fill one, or choose another scheme")
     labels = table.label_indices
+    # Scikit-learn's own error speaks of `n_splits`, which the user has never seen.
     units = len(set(table.groups)) if grouped and table.groups is not None else int(np.bincount(labels).max())
     if units < folds:
         what = "groups" if grouped else "rows in the largest class"
@@ -139,6 +140,7 @@ def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) 
         )
     kind, word = (StratifiedGroupKFold, "group") if grouped else (StratifiedKFold, "random")
     splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
+    # Nothing is chosen on rows of a k-fold, so none are kept out to validate.
     none = np.empty(0, dtype=np.int64)
     with warnings.catch_warnings():
         # A class with fewer rows than folds is not tested in some of them, which the scores can bear.

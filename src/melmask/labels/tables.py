@@ -250,6 +250,7 @@ def _read_columns(path: Path) -> _Columns:
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """Return line number and values of every line that is not blank, the header among them."""
     try:
+        # Spreadsheets write a mark before the first column's name, which utf-8-sig drops.
         text = path.read_text(encoding="utf-8-sig")
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -292,6 +293,7 @@ def _clips(columns: _Columns, audio_root: Path | None) -> LabelTable:
     if not names:
         raise InputError(f"{path}: a header but no rows; expected one row per clip")
     groups, folds, splits = (columns.optional(name) for name in ("group", "fold", "split"))
+    # Some data sets call their split "fold".
     if folds is not None and all(fold.lower() in _SPLIT_NAMES for fold in folds):
         folds, splits = None, splits or folds
     for split in splits or ():
@@ -377,6 +379,7 @@ def _exists(path: Path) -> bool:
 def _check_unique(path: Path, paths: list[Path]) -> None:
     """Refuse a clip that is listed twice, which could put it on both sides of a split."""
     seen: set[Path] = set()
+    # A set keeps this quick for millions of rows.
     for clip in paths:
         if clip in seen:
             raise InputError(f"{path}: {clip} is listed twice; keep one row per clip")
