@@ -71,28 +71,22 @@ def evaluate(
     device = pick_device(options.device)
     precision = head_precision(options.head_precision, device)
     grids = {task.title: grid_of(task, options.grid_points, precision) for task in tasks}
-    # One model given by two paths is judged once.
-    by_identity: dict[str, Client] = {}
-    for client in (open_client(source, options) for source in models):
-        by_identity.setdefault(client.identity, client)
-    clients = list(by_identity.values())
+    clients = _open_clients(models, options)
     # Two jobs would overwrite each other's results.json.
     with claimed(out):
         remove_partial(out / "embeddings")
         report = _earlier_report(out, tasks_folder)
-        # A model that never gave a result leaves its name to a repaired one.
-        judged = {outcome.column.model for outcome in report.results}
-        name_apart(clients, {model.name: model.identity for model in report.models if model.name in judged})
+        _name_clients(clients, report)
         for task in tasks:
             report = _with_task(report, _task_facts(task))
         reasons: list[str | None] = []
         for client in clients:
             report = report.with_model(_model_facts(client))
             for task, protocol in itertools.product(tasks, options.protocols):
-                pair = Pair(client=client, task=task, protocol=protocol, out=out, device=device)
-                report, reason = _with_pair(report, pair, grids[task.title], options.seed)
+                pair = Pair(client, task, protocol, grids[task.title], options.seed, device, out)
+                report, reason = _with_pair(report, pair)
                 reasons.append(reason)
-                # The report is written after each pair, so that a killed call loses one pair at most.
+                # The report is written after each pair, so that a killed call has reported what it finished.
                 write_report(out, report)
                 if page is not None:
                     page(out)
@@ -102,17 +96,20 @@ def evaluate(
     return report
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pair:
     """A model and a task with the protocol that judges them, and where that happens."""
 
     client: Client
     task: Task
     protocol: str
-    out: Path
-    """The folder of the results."""
+    grid: list[HeadConfig]
+    """The points that `hear` and `hear-fixed` try."""
+    seed: int
     device: torch.device
     """What the heads are trained on."""
+    out: Path
+    """The folder of the results."""
 
     @property
     def column(self) -> Column:
@@ -125,7 +122,22 @@ class Pair:
         return self.out / "models" / slug(self.client.name) / self.task.title / self.protocol
 
 
-def _with_pair(report: Report, pair: Pair, grid: list[HeadConfig], seed: int) -> tuple[Report, str | None]:
+def _open_clients(models: Sequence[str], options: EvaluateOptions) -> list[Client]:
+    """Open each model. One that is given by two paths is judged once."""
+    by_identity: dict[str, Client] = {}
+    for source in models:
+        client = open_client(source, options)
+        by_identity.setdefault(client.identity, client)
+    return list(by_identity.values())
+
+
+def _name_clients(clients: Sequence[Client], report: Report) -> None:
+    """Give each client a name of its own. A model that never gave a result leaves its name to a repaired one."""
+    judged = {outcome.column.model for outcome in report.results}
+    name_apart(clients, {model.name: model.identity for model in report.models if model.name in judged})
+
+
+def _with_pair(report: Report, pair: Pair) -> tuple[Report, str | None]:
     """The report with what was found, and the reason if nothing was."""
     title, column = pair.task.title, pair.column
     report = report.without_failure(title, column)
@@ -135,7 +147,7 @@ def _with_pair(report: Report, pair: Pair, grid: list[HeadConfig], seed: int) ->
         sys.stderr.write(f"{column.model} on {title}: left out, as {reason}\n")
         return report, reason
     try:
-        return report.with_outcome(_judge(pair, grid, seed)), None
+        return report.with_outcome(_judge(pair)), None
     except OutputError:
         # A full disk would stop the other pairs, too.
         raise
@@ -149,12 +161,12 @@ def _with_pair(report: Report, pair: Pair, grid: list[HeadConfig], seed: int) ->
         return replace(report, failed=[*report.failed, failure]), reason
 
 
-def _judge(pair: Pair, grid: list[HeadConfig], seed: int) -> Outcome:
+def _judge(pair: Pair) -> Outcome:
     """Embed the task, train heads on each split that is not saved yet, test them, and put the splits together."""
-    task = pair.task
+    task, grid, seed = pair.task, pair.grid, pair.seed
     embeddings = embed_task(pair.client, task, pair.out / "embeddings")
     # A split that was saved is used again if the vectors, the labels and the settings are the same.
-    fingerprint = _fingerprint(pair, embeddings, grid, seed)
+    fingerprint = _fingerprint(pair, embeddings)
     paths = {split.name: pair.folder / f"{split.name}.json" for split in task.data_splits}
     saved = {name: saved_split(pair.out, path, fingerprint) for name, path in paths.items()}
     splits = {name: split for name, split in saved.items() if split is not None}
@@ -179,8 +191,8 @@ def _judge(pair: Pair, grid: list[HeadConfig], seed: int) -> Outcome:
     )
 
 
-def _fingerprint(pair: Pair, embeddings: Mapping[str, SplitEmbeddings], grid: list[HeadConfig], seed: int) -> str:
-    settings = [_PROTOCOL_VERSION, pair.protocol, seed, [vars(point) for point in grid], pair.task.metrics]
+def _fingerprint(pair: Pair, embeddings: Mapping[str, SplitEmbeddings]) -> str:
+    settings = [_PROTOCOL_VERSION, pair.protocol, pair.seed, [vars(point) for point in pair.grid], pair.task.metrics]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name, part in embeddings.items():
         digest.update(json.dumps([name, part.files]).encode())
