@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--grid-points", type=int, default=8)
     parser.add_argument("--protocol", default="hear")
-    parser.add_argument("--head-precision", default="auto")
+    parser.add_argument("--head-precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--task", nargs="+", default=[])
     options = parser.parse_args()
     if options.side == "table":

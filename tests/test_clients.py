@@ -12,14 +12,21 @@ import torch
 from hear_folders import RATE_HZ, write_event_task, write_fold_task, write_tag_task
 
 from melmask.audio.files import read_audio
+from melmask.embedding.choice import FeatureChoice
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.evaluate import embeddings as embeddings_module
-from melmask.evaluate.clients import Choice, name_apart, open_client, slug
+from melmask.evaluate.clients import name_apart, open_client, slug
 from melmask.evaluate.embeddings import batch_size, embed_task
+from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.tasks import read_task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
-CPU = Choice(device="cpu")
+
+def chosen(**features):
+    return EvaluateOptions(choice=FeatureChoice(**features), device="cpu")
+
+
+CPU = chosen()
 MODULE = """
 import torch
 CALLS = []
@@ -69,12 +76,27 @@ def test_a_melmask_model_gives_its_scene_vectors(encoder, run_folder, sound):
     np.testing.assert_allclose(np.diff(times_ms, axis=1), 40)
 
 
+def test_models_are_those_that_release_0_1_0_judged():
+    released = Path(__file__).parent / "reference" / "files-0.1.0"
+    known = json.loads((released / "results" / "results.json").read_text())["models"]
+    for model, source in zip(known, (str(released / "run"), "logmel"), strict=True):
+        client = open_client(source, CPU)
+        assert (client.name, client.identity, client.settings) == (model["name"], model["identity"], model["settings"])
+
+
 def test_layers_and_scenes_can_be_chosen_and_make_another_identity(run_folder):
-    plain, wide = open_client(str(run_folder), CPU), open_client(str(run_folder), Choice((1, 2), scene="mean+std"))
+    plain, wide = (
+        open_client(str(run_folder), CPU),
+        open_client(str(run_folder), chosen(layers=(1, 2), scene="mean+std")),
+    )
     assert wide.scene_size == 4 * plain.scene_size
-    assert plain.identity != wide.identity == open_client(str(run_folder), Choice((1, 2), scene="mean+std")).identity
+    assert (
+        plain.identity
+        != wide.identity
+        == open_client(str(run_folder), chosen(layers=(1, 2), scene="mean+std")).identity
+    )
     with pytest.raises(ConfigError, match="layer is 9; this model has layers 1 to 2"):
-        open_client(str(run_folder), Choice((9,)))
+        open_client(str(run_folder), chosen(layers=(9,)))
 
 
 def test_the_untrained_network_is_another_one_of_the_same_shape(run_folder, sound):
@@ -214,20 +236,20 @@ def test_names_tell_models_of_a_report_apart_and_are_fit_for_a_folder(run_folder
     def opened(*choices):
         return [open_client(str(run_folder), choice) for choice in choices]
 
-    wide = Choice(scene="mean+std", device="cpu")
+    wide = chosen(scene="mean+std")
     first = opened(CPU, wide)
     name_apart(first, {})
     assert [client.name for client in first] == ["run", "run 2"]
     report = {client.name: client.identity for client in first}
     # Of a further call, in another order: what is known keeps its name, what is new takes the next.
-    later = opened(wide, Choice(layer=(1,), device="cpu"), CPU)
+    later = opened(wide, chosen(layers=(1,)), CPU)
     name_apart(later, report)
     assert [client.name for client in later] == ["run 2", "run 3", "run"]
     (unknown,) = opened(wide)
     name_apart([unknown], {"run": None})
     assert unknown.name == "run"
     # "run-2" and "run 2" would share a folder.
-    (other,) = opened(Choice(layer=(1,), device="cpu"))
+    (other,) = opened(chosen(layers=(1,)))
     name_apart([other], {"run": "x", "run-2": "y"})
     assert other.name == "run 3"
     assert slug("untrained a/b: c") == "untrained-a-b-c"

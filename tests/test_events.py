@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import median_filter
 
 from melmask.downstream.events import EVENT_METRICS, event_score, events_of
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 STORED = json.loads((Path(__file__).parent / "reference" / "sed_eval.json").read_text())
 LABELS = STORED["labels"]

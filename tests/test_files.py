@@ -17,8 +17,8 @@ from melmask.config import FrontEndConfig
 from melmask.corpus.prepare import prepare
 from melmask.embedding.folder import embed_table
 from melmask.errors import OutputError
-from melmask.evaluate.clients import Choice
 from melmask.evaluate.evaluation import evaluate
+from melmask.evaluate.options import EvaluateOptions
 from melmask.system import files
 from melmask.system.files import atomic_write, claimed
 from melmask.train.pretrain import pretrain
@@ -124,7 +124,7 @@ def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folde
         lambda: prepare([sound_folder], out, FrontEndConfig()),
         lambda: pretrain(store, out, configure()),
         lambda: finetune(str(run_folder), task, out, FinetuneConfig(), FinetuneOptions(device="cpu")),
-        lambda: evaluate(["logmel"], task.parent, out, choice=Choice(device="cpu")),
+        lambda: evaluate(["logmel"], task.parent, out, EvaluateOptions(device="cpu")),
     ):
         with claimed(out), pytest.raises(OutputError, match="another melmask is writing to"):
             job()

@@ -32,7 +32,7 @@ from melmask.classifier.training import Finetuning
 from melmask.cli import main
 from melmask.downstream.probe import standardize
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 from melmask.settings import with_overrides
 from melmask.system.files import atomic_write, locked
 from melmask.train import snapshot

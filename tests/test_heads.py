@@ -18,7 +18,7 @@ from melmask.evaluate.heads import (
     Rows,
     SeededDropout,
     StoppedError,
-    StopRules,
+    TrainingRules,
     Validation,
     better,
     build_head,
@@ -27,7 +27,7 @@ from melmask.evaluate.heads import (
 )
 
 SMALL = HeadConfig(hidden_dim=16, batch_size=32, max_epochs=30, validate_every_epochs=3, patience=4)
-KIT = StopRules(maximize=True)
+KIT = TrainingRules(maximize=True)
 
 
 def rows_of(seed, count=96, classes=3):
@@ -50,7 +50,8 @@ class Script:
 
 
 def train(config=SMALL, judge=None, rules=KIT, seed=0, multilabel=False, rows=None):
-    return train_head(rows or rows_of(0), rows_of(1), config, multilabel, judge or Script(0.5), rules, seed)
+    rules = rules._replace(multilabel=multilabel)
+    return train_head(rows or rows_of(0), rows_of(1), config, judge or Script(0.5), rules, seed)
 
 
 def weights(head):
@@ -105,7 +106,7 @@ def test_a_step_is_that_of_pytorchs_adam_and_the_compiler_is_not_imported():
         "import sys, torch\nfrom melmask.evaluate.heads import *\n"
         "rows = Rows(torch.randn(20, 8), torch.eye(4)[torch.arange(20) % 4])\n"
         "judge = lambda probabilities, loss: Validation(-loss)\n"
-        "train_head(rows, rows, HeadConfig(max_epochs=3), False, judge, StopRules(True), 0)\n"
+        "train_head(rows, rows, HeadConfig(max_epochs=3), judge, TrainingRules(True), 0)\n"
         "assert not {'torch._dynamo', 'sympy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -133,14 +134,14 @@ def test_training_ends_with_the_last_epoch():
 
 
 def test_a_loss_is_better_the_smaller():
-    head = train(judge=Script(0.9, 0.3, 0.6), rules=StopRules(maximize=False))
+    head = train(judge=Script(0.9, 0.3, 0.6), rules=TrainingRules(maximize=False))
     assert (head.best.score, head.epoch) == (0.3, 5)
 
 
 def test_a_score_that_is_no_number_ends_the_kits_training_but_not_the_fixed_one():
     kit = train(judge=Script(0.2, math.nan, 0.8))
     assert (kit.best.score, kit.epochs) == (0.2, 6)
-    fixed = train(judge=Script(math.nan, 0.2, math.nan, 0.8), rules=StopRules(maximize=True, nan_stops=False))
+    fixed = train(judge=Script(math.nan, 0.2, math.nan, 0.8), rules=TrainingRules(maximize=True, nan_stops=False))
     assert (fixed.best.score, fixed.epoch) == (0.8, 11)
 
 
@@ -164,7 +165,7 @@ def test_all_chance_comes_from_the_seed_and_none_is_left_behind():
 
 def test_the_order_of_the_rows_is_drawn_anew_only_where_asked_for():
     config = replace(SMALL, dropout=0.0, max_epochs=3)
-    kept, drawn = (train(config, rules=StopRules(True, reshuffle=reshuffle)) for reshuffle in (False, True))
+    kept, drawn = (train(config, rules=TrainingRules(True, reshuffle=reshuffle)) for reshuffle in (False, True))
     assert not torch.allclose(weights(kept), weights(drawn))
 
 
@@ -233,4 +234,4 @@ def test_training_ends_when_it_is_asked_to():
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):
-        train_head(rows_of(0), rows_of(1), SMALL, False, Script(0.5), KIT, 0, stop)
+        train_head(rows_of(0), rows_of(1), SMALL, Script(0.5), KIT, 0, stop)

@@ -7,15 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from jaxtyping import config as jaxtyping_config
 
 from melmask.errors import ConfigError, InputError, OutputError
-from melmask.evaluate.make_task import make_task
+from melmask.evaluate.division import divide, spread
+from melmask.evaluate.make_task import make_task as write_task
+from melmask.evaluate.options import TaskOptions
 from melmask.evaluate.sounds import wav_names
 from melmask.evaluate.tasks import DataSplit, read_task
-from melmask.labels.clips import Event, divide, read_clips, spread
+from melmask.labels.tables import Event, read_clips
 from melmask.system.files import ensure_folder, locked
 
 RATE_HZ = 8000
+
+
+def make_task(labels, out, **options):
+    return write_task(labels, out, TaskOptions(**options))
 
 
 def write_sounds(folder, names, seconds=0.5):
@@ -63,7 +70,7 @@ def test_given_folds_become_the_tasks(labelled, tmp_path):
 
 
 def test_sounds_are_16_bit_mono_at_each_rate_and_unchanged_at_their_own(labelled, tmp_path):
-    make_task(labelled("path,label", animals), tmp_path, folds=3, rates_hz=[RATE_HZ, 16000])
+    make_task(labelled("path,label", animals), tmp_path, folds=3, rates_hz=(RATE_HZ, 16000))
     task = read_task(tmp_path / "pets-v1-full")
     for split in task.splits:
         for name in task.files[split]:
@@ -75,7 +82,7 @@ def test_sounds_are_16_bit_mono_at_each_rate_and_unchanged_at_their_own(labelled
 
 
 def test_a_rate_asked_for_twice_is_written_once(labelled, tmp_path):
-    folder = make_task(labelled("path,label", animals), tmp_path, rates_hz=[RATE_HZ, RATE_HZ]).folder
+    folder = make_task(labelled("path,label", animals), tmp_path, rates_hz=(RATE_HZ, RATE_HZ)).folder
     assert [path.name for path in folder.iterdir() if path.is_dir()] == [str(RATE_HZ)]
 
 
@@ -180,7 +187,7 @@ def test_clips_are_cut_and_padded_at_their_ends(tmp_path, monkeypatch):
     write_sounds(tmp_path, ["long.wav"], seconds=0.9)
     rows = [["a.wav", "x"], ["b.wav", "y"], ["long.wav", "y"]]
     table = write_csv(tmp_path / "t.csv", "path,label", rows)
-    report = make_task(table, tmp_path, folds=3, duration_s=0.4, rates_hz=[RATE_HZ])
+    report = make_task(table, tmp_path, folds=3, duration_s=0.4, rates_hz=(RATE_HZ,))
     assert "1 clips were longer than 0.4 s and cut, 2 shorter and padded" in report.notes
     for name in ("a", "long"):
         (written,) = report.folder.glob(f"8000/*/{name}.wav")
@@ -261,7 +268,7 @@ def test_new_folds_keep_groups_whole_and_classes_even(tmp_path):
     rows = [[f"{i}.wav", "abc"[rng.integers(3)], f"g{rng.integers(60)}"] for i in range(600)]
     (tmp_path / "0.wav").touch()
     table = read_clips(write_csv(tmp_path / "t.csv", "path,label,group", rows))
-    division, again, other = (divide(table, folds=4, seed=seed) for seed in (0, 0, 1))
+    division, again, other = (divide(table, TaskOptions(folds=4, seed=seed)) for seed in (0, 0, 1))
     assert division == again and division.split_of != other.split_of
     folds_of_group = {}
     for group, fold in zip(table.groups or [], division.split_of, strict=True):
@@ -294,7 +301,7 @@ def test_single_clips_are_spread_exactly(tmp_path):
 )
 def test_which_division_a_table_gets(labelled, header, row, scheme, mode):
     table = read_clips(labelled(header, lambda i: [*animals(i), *row(i)]))
-    assert divide(table, scheme).mode == mode
+    assert divide(table, TaskOptions(scheme=scheme)).mode == mode
 
 
 def test_numbers_are_labels_as_the_kit_reads_them(labelled, tmp_path):
@@ -322,12 +329,10 @@ def pets(i):
         ("path,label,group", pets, {}, InputError, "5 splits are to be made of 1 groups"),
         ("path,label,fold", pets, {"scheme": "fold"}, InputError, "has 1 as folds; expected 3 or more"),
         ("path,label", animals, {"scheme": "split"}, InputError, "splits are none; expected train and test"),
-        ("path,label", animals, {"scheme": "random"}, ConfigError, "scheme is 'random'; expected one of fold, split"),
-        ("path,label", animals, {"kind": "scene"}, ConfigError, "kind of labels is 'scene'; expected one of"),
         ("path,label", animals, {"name": "a/b"}, ConfigError, "the task's name is 'a/b'"),
         ("path,label", animals, {"duration_s": -1.0}, ConfigError, "duration is -1.0; expected seconds, auto or"),
         ("path,label", animals, {"duration_s": "long"}, ConfigError, "duration is 'long'"),
-        ("path,label", animals, {"rates_hz": []}, ConfigError, "sample rates are none"),
+        ("path,label", animals, {"rates_hz": ()}, ConfigError, "sample rates are none"),
         ("path,label,labels", pets, {}, InputError, "has columns `label` and `labels`; say which counts"),
         ("path,lables", animals, {}, InputError, "no column `label`"),
         ("path,labels", lambda i: [""], {}, InputError, "no clip has a label"),
@@ -349,6 +354,20 @@ def test_what_cannot_become_a_task_is_refused_in_one_line(labelled, tmp_path, he
         make_task(labelled(header, row), tmp_path / "out", **options)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_words_that_are_no_kind_or_scheme_are_refused():
+    # Without the tests' own type check, as for a user.
+    jaxtyping_config.update("jaxtyping_disable", True)
+    try:
+        for options, message in (
+            ({"scheme": "random"}, "scheme is 'random'; expected one of fold, split, new"),
+            ({"kind": "scene"}, "kind of labels is 'scene'; expected one of multiclass, multilabel, event"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                TaskOptions(**options)
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def test_the_rows_of_a_clip_have_to_agree(tmp_path):

@@ -5,6 +5,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.probe import ProbeScore, knn_probe, linear_probe
 from melmask.errors import InputError, MissingExtraError, OutputError
 from melmask.figures.confusion import save_confusion_picture
@@ -170,7 +171,7 @@ def test_a_confusion_picture_is_drawn_for_any_number_of_classes(tmp_path, classe
     truth, predicted = rng.integers(0, classes, (2, 200))
     predicted[:10] = -1
     names = [f"class ${i}_{{" for i in range(classes)]
-    save_confusion_picture(tmp_path / "confusion.png", truth, predicted, names, "a $title")
+    save_confusion_picture(tmp_path / "confusion.png", confusion_counts(truth, predicted, classes), names, "a $title")
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -178,17 +179,17 @@ def test_the_confusion_picture_writes_each_share_of_the_true_class(tmp_path):
     truth, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, -1])
     path = tmp_path / "confusion.svg"
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        save_confusion_picture(path, truth, predicted, ["left", "right"], "sides")
+        save_confusion_picture(path, confusion_counts(truth, predicted, 2), ["left", "right"], "sides")
     words = path.read_text()
     assert all(f">{text}<" in words for text in ("75", "25", "100", "left", "right", "5 tested, 4 right"))
 
 
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    truth = np.array([0, 1])
+    counts = np.eye(2, dtype=int)
     (tmp_path / "taken").write_text("a file where a folder is wanted")
     for name, message in (("taken/confusion.png", "cannot write"), ("confusion.xyz", "not a kind")):
         with pytest.raises(OutputError, match=message):
-            save_confusion_picture(tmp_path / name, truth, truth, ["a", "b"], "title")
+            save_confusion_picture(tmp_path / name, counts, ["a", "b"], "title")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"melmask\[plot\]"):
-        save_confusion_picture(tmp_path / "confusion.png", truth, truth, ["a", "b"], "title")
+        save_confusion_picture(tmp_path / "confusion.png", counts, ["a", "b"], "title")

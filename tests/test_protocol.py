@@ -3,8 +3,10 @@
 import csv
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +14,22 @@ import torch
 from hear_folders import RATE_HZ, grid, write_event_task, write_fold_task, write_tag_task
 from sklearn.model_selection import ParameterGrid
 
+from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError, InputError
 from melmask.evaluate import protocols as protocol
-from melmask.evaluate.clients import Choice, open_client
+from melmask.evaluate.clients import open_client
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
 from melmask.evaluate.evaluation import evaluate, table_text
 from melmask.evaluate.heads import HeadConfig, StoppedError, Validation
 from melmask.evaluate.judging import TaskRows, postprocessings
+from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.protocols import LINEAR_SEEDS, grid_of, run_splits
+from melmask.evaluate.results import read_report, write_report
 from melmask.evaluate.tasks import read_task
 from melmask.pages.evaluation import write_evaluation_page
 
-CPU = Choice(device="cpu")
+CPU = EvaluateOptions(device="cpu")
+RELEASE_0_1_0 = Path(__file__).parent / "reference" / "files-0.1.0" / "results"
 TWIN = (
     "import torch\n"
     "class M: sample_rate, scene_embedding_size, timestamp_embedding_size = 16000, 1, 1\n"
@@ -51,6 +57,14 @@ def rows_of(hear_folder, tmp_path_factory):
         return TaskRows(task, embed_task(open_client("logmel", CPU), task, cache), torch.device("cpu"))
 
     return rows
+
+
+def evaluated(models, tasks_folder, out, page=None, **options):
+    return evaluate(models, tasks_folder, out, replace(CPU, **options), page)
+
+
+def split_scores(report, number=0):
+    return [split.scores for split in report.results[number].splits]
 
 
 def run_first(data, protocol, grid, seed=0):
@@ -204,62 +218,79 @@ def test_of_two_postprocessings_the_kit_takes_the_larger_score_even_of_an_error_
 
 def test_the_whole_evaluation(hear_folder, run_folder, tmp_path):
     models = [str(run_folder), f"untrained:{run_folder}", "logmel"]
-    report = evaluate(models, hear_folder, tmp_path, choice=CPU, page=write_evaluation_page)
-    assert report == json.loads((tmp_path / "results.json").read_text())
-    assert [model["name"] for model in report["models"]] == ["run", "untrained run", "log-mel"]
-    assert len(report["results"]) == 9
-    assert not report["failed"]
-    by_task = {r["task"]: r for r in report["results"] if r["model"] == "log-mel"}
+    report = evaluated(models, hear_folder, tmp_path, page=write_evaluation_page)
+    assert report == read_report(tmp_path)
+    assert [model.name for model in report.models] == ["run", "untrained run", "log-mel"]
+    assert len(report.results) == 9
+    assert not report.failed
+    by_task = {r.title: r for r in report.results if r.column.model == "log-mel"}
     folds = by_task["pitches-v1-full"]
-    assert [split["name"] for split in folds["splits"]] == ["fold00", "fold01", "fold02"]
-    values = [split["scores"]["top1_acc"] for split in folds["splits"]]
-    assert folds["mean"]["top1_acc"] == pytest.approx(np.mean(values))
-    assert folds["std"]["top1_acc"] == pytest.approx(np.std(values, ddof=1))
-    low, high = folds["interval_95"]["top1_acc"]
-    assert low < folds["mean"]["top1_acc"] <= high
-    assert len({json.dumps(split["setting"]) for split in folds["splits"]}) == 1
-    assert by_task["tags-v1-full"]["std"]["mAP"] is None
+    assert [split.name for split in folds.splits] == ["fold00", "fold01", "fold02"]
+    values = [split.scores["top1_acc"] for split in folds.splits]
+    assert folds.score.mean == pytest.approx(np.mean(values))
+    assert folds.score.std == pytest.approx(np.std(values, ddof=1))
+    low, high = folds.score.interval_95
+    assert low < folds.score.mean <= high
+    assert len({json.dumps(split.setting) for split in folds.splits}) == 1
+    assert by_task["tags-v1-full"].scores["mAP"].std is None
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(len(result["mean"]) for result in report["results"])
+    assert len(rows) == sum(len(result.scores) for result in report.results)
     primary = {(r["model"], r["task"]): r["mean"] for r in rows if r["primary"] == "1"}
-    assert float(primary["log-mel", "tags-v1-full"]) == by_task["tags-v1-full"]["mean"]["mAP"]
+    assert float(primary["log-mel", "tags-v1-full"]) == by_task["tags-v1-full"].scores["mAP"].mean
     text = table_text(report)
     assert "pitches-v1-full  hear  top1_acc" in text
-    assert f"{folds['mean']['top1_acc']:.3f} ±" in text
+    assert f"{folds.score.mean:.3f} ±" in text
     assert "log-mel" in (tmp_path / "report.html").read_text()
+
+
+def test_results_of_release_0_1_0_are_read_written_alike_and_extended(hear_folder, tmp_path):
+    out = Path(shutil.copytree(RELEASE_0_1_0, tmp_path / "results"))
+    files = (out / "results.json", out / "results.csv")
+    before, report = [path.read_text() for path in files], read_report(out)
+    assert [outcome.column.protocol for outcome in report.results[:3]] == ["linear", "knn", "hear"]
+    write_report(out, report)
+    assert [path.read_text() for path in files] == before
+    # A field that a later version adds is no obstacle.
+    content = json.loads(before[0])
+    for entries in (content["models"], content["tasks"], content["results"], content["results"][0]["splits"]):
+        entries[0]["later"] = 1
+    files[0].write_text(json.dumps({**content, "later": [1]}))
+    extended = evaluated(["logmel"], hear_folder, out, tasks=("tags",), protocols=("knn",))
+    assert extended.results[:-1] == report.results
+    assert (extended.results[-1].title, len(extended.tasks)) == ("tags-v1-full", 2)
+    assert [model.name for model in extended.models] == ["run", "log-mel"]
 
 
 def test_what_is_done_is_not_done_again(hear_folder, tmp_path, monkeypatch):
     calls = []
-    begin = protocol._begin
-    monkeypatch.setattr(protocol, "_begin", lambda *a: calls.append(a[1].name) or begin(*a))
-    first = evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU)
+    search = protocol._Search
+    monkeypatch.setattr(protocol, "_Search", lambda *a: calls.append(a[1].name) or search(*a))
+    first = evaluated(["logmel"], hear_folder, tmp_path, tasks=("pitches",))
     assert calls == ["fold00", "fold01", "fold02"]
     folder = tmp_path / "models" / "log-mel" / "pitches-v1-full" / "hear"
     (folder / "fold01.json").unlink()
     (folder / "fold02.npz").unlink()
-    again = evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU)
+    again = evaluated(["logmel"], hear_folder, tmp_path, tasks=("pitches",))
     assert calls[3:] == ["fold01", "fold02"]
-    scores = [[split["scores"] for split in report["results"][0]["splits"]] for report in (first, again)]
-    assert scores[0] == scores[1]
-    evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], choice=CPU, seed=7)
+    assert split_scores(first) == split_scores(again)
+    evaluated(["logmel"], hear_folder, tmp_path, tasks=("pitches",), seed=7)
     assert len(calls) == 8
 
 
 def test_the_fixed_protocol_searches_on_each_split(hear_folder, tmp_path, monkeypatch):
     candidates = {}
-    begin = protocol._begin
-    monkeypatch.setattr(protocol, "_begin", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or begin(*a))
-    evaluate(["logmel"], hear_folder, tmp_path, tasks=["pitches"], protocols=["hear", "hear-fixed"], choice=CPU)
+    search = protocol._Search
+    monkeypatch.setattr(protocol, "_Search", lambda *a: candidates.setdefault(a[2], []).append(len(a[3])) or search(*a))
+    evaluated(["logmel"], hear_folder, tmp_path, tasks=("pitches",), protocols=("hear", "hear-fixed"))
     assert candidates == {"hear": [4, 1, 1], "hear-fixed": [4, 4, 4]}
 
 
 def test_several_calls_come_together_in_one_report(hear_folder, run_folder, tmp_path):
-    evaluate(["logmel"], hear_folder, tmp_path, tasks=["tags"], choice=CPU)
-    evaluate([str(run_folder)], hear_folder, tmp_path, tasks=["tags"], protocols=["knn"], choice=CPU)
-    report = evaluate(["logmel"], hear_folder, tmp_path, tasks=["tags"], choice=CPU)
-    assert [(r["model"], r["protocol"]) for r in report["results"]] == [("log-mel", "hear"), ("run", "knn")]
+    evaluated(["logmel"], hear_folder, tmp_path, tasks=("tags",))
+    evaluated([str(run_folder)], hear_folder, tmp_path, tasks=("tags",), protocols=("knn",))
+    report = evaluated(["logmel"], hear_folder, tmp_path, tasks=("tags",))
+    assert [outcome.column for outcome in report.results] == [("log-mel", "hear"), ("run", "knn")]
 
 
 def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monkeypatch, capsys):
@@ -272,35 +303,35 @@ def test_a_model_that_fails_on_a_task_stops_nothing(hear_folder, tmp_path, monke
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "out"
-    report = evaluate(["python:half_model", "logmel"], hear_folder, out, tasks=["bursts", "pitches"], choice=CPU)
-    assert [(r["model"], r["task"]) for r in report["results"]] == [
+    report = evaluated(["python:half_model", "logmel"], hear_folder, out, tasks=("bursts", "pitches"))
+    assert [(outcome.column.model, outcome.title) for outcome in report.results] == [
         ("half_model", "pitches-v1-full"),
         ("log-mel", "bursts-v1-full"),
         ("log-mel", "pitches-v1-full"),
     ]
-    (failure,) = report["failed"]
-    assert (failure["task"], failure["reason"]) == ("bursts-v1-full", "NotImplementedError: no events")
+    (failure,) = report.failed
+    assert (failure.title, failure.reason) == ("bursts-v1-full", "NotImplementedError: no events")
     reason = "the knn protocol is for scene tasks; use hear or linear for events"
     with pytest.raises(InputError, match=f"nothing could be judged, as {reason}"):
-        evaluate(["logmel"], hear_folder, out, tasks=["bursts"], protocols=["knn"], choice=CPU)
-    report = json.loads((out / "results.json").read_text())
-    assert len(report["results"]) == 3
-    assert report["failed"] == [failure]
+        evaluated(["logmel"], hear_folder, out, tasks=("bursts",), protocols=("knn",))
+    report = read_report(out)
+    assert len(report.results) == 3
+    assert report.failed == [failure]
     assert f"log-mel on bursts-v1-full: left out, as {reason}" in capsys.readouterr().err
 
 
 def test_a_model_that_failed_and_was_repaired_keeps_its_name(hear_folder, tmp_path, monkeypatch):
     text = TWIN.replace("a.std(1, keepdim=True)", "a.std(1)")
     monkeypatch.syspath_prepend(str(tmp_path))
-    calls = {"models": ["python:mended_model"], "tasks_folder": hear_folder, "out": tmp_path / "out", "choice": CPU}
+    calls = {"models": ["python:mended_model"], "tasks_folder": hear_folder, "out": tmp_path / "out"}
     (tmp_path / "mended_model.py").write_text(text)
     with pytest.raises(InputError, match="nothing could be judged, as python:mended_model gave scene embeddings"):
-        evaluate(**calls, tasks=["tags"], protocols=["knn"])
+        evaluated(**calls, tasks=("tags",), protocols=("knn",))
     (tmp_path / "mended_model.py").write_text(text.replace("a.std(1)", "a.std(1, keepdim=True)"))
     monkeypatch.delitem(sys.modules, "mended_model")
-    report = evaluate(**calls, tasks=["tags"], protocols=["knn"])
-    assert [model["name"] for model in report["models"]] == ["mended_model"]
-    assert ([result["model"] for result in report["results"]], report["failed"]) == (["mended_model"], [])
+    report = evaluated(**calls, tasks=("tags",), protocols=("knn",))
+    assert [model.name for model in report.models] == ["mended_model"]
+    assert ([outcome.column.model for outcome in report.results], report.failed) == (["mended_model"], [])
 
 
 def test_scores_of_a_task_that_was_replaced_go(tmp_path, capsys):
@@ -310,22 +341,22 @@ def test_scores_of_a_task_that_was_replaced_go(tmp_path, capsys):
     sys.path.insert(0, str(tmp_path))
     try:
         models = ["logmel", "python:twin_model"]
-        assert len(evaluate(models, tasks, out, protocols=["knn"], choice=CPU)["results"]) == 2
-        again = evaluate(["logmel"], tasks, out, protocols=["knn"], choice=CPU)
-        assert len(again["results"]) == 2 and "left out" not in capsys.readouterr().err
+        assert len(evaluated(models, tasks, out, protocols=("knn",)).results) == 2
+        again = evaluated(["logmel"], tasks, out, protocols=("knn",))
+        assert len(again.results) == 2 and "left out" not in capsys.readouterr().err
         (split,) = [path for path in folder.glob("*.json") if path.name in ("test.json",)]
         content = json.loads(split.read_text())
         split.write_text(json.dumps(dict(zip(content, list(content.values())[::-1], strict=True))))
-        changed = evaluate(["logmel"], tasks, out, protocols=["knn"], choice=CPU)
+        changed = evaluated(["logmel"], tasks, out, protocols=("knn",))
     finally:
         sys.path.remove(str(tmp_path))
-    assert [result["model"] for result in changed["results"]] == ["log-mel"]
+    assert [outcome.column.model for outcome in changed.results] == ["log-mel"]
     assert "has other labels or sounds than before: 2 scores of it were left out" in capsys.readouterr().err
 
 
 def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, monkeypatch):
-    arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ["tags"], "protocols": ["knn"], "choice": CPU}
-    (before,) = evaluate(["logmel"], **arguments)["results"]
+    arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ("tags",), "protocols": ("knn",)}
+    (before,) = evaluated(["logmel"], **arguments).results
     with monkeypatch.context() as context:
 
         def leave(*_):
@@ -333,15 +364,15 @@ def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, mon
 
         context.setattr("melmask.evaluate.evaluation.embed_task", leave)
         with pytest.raises(InputError, match=r"nothing could be judged, as SystemExit: 0 .the score is of an earlier"):
-            evaluate(["logmel"], **arguments)
-    report = json.loads((tmp_path / "results.json").read_text())
-    assert report["results"] == [json.loads(json.dumps(before))] and len(report["failed"]) == 1
-    assert evaluate(["logmel"], **arguments)["failed"] == []
+            evaluated(["logmel"], **arguments)
+    report = read_report(tmp_path)
+    assert report.results == [before] and len(report.failed) == 1
+    assert evaluated(["logmel"], **arguments).failed == []
 
 
 def test_results_say_how_their_heads_were_found(hear_folder, tmp_path):
-    arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ["tags"], "choice": CPU, "precision": "fp32"}
-    evaluate(["logmel"], **arguments, protocols=["hear", "knn"], grid_points=1, seed=7, page=write_evaluation_page)
+    arguments = {"tasks_folder": hear_folder, "out": tmp_path, "tasks": ("tags",), "head_precision": "fp32"}
+    evaluated(["logmel"], **arguments, protocols=("hear", "knn"), grid_points=1, seed=7, page=write_evaluation_page)
     conditions = {
         r["protocol"]: r["conditions"] for r in json.loads((tmp_path / "results.json").read_text())["results"]
     }
@@ -351,40 +382,40 @@ def test_results_say_how_their_heads_were_found(hear_folder, tmp_path):
 
 def test_one_model_by_two_paths_is_judged_once(hear_folder, run_folder, tmp_path):
     models = [str(run_folder), f"{run_folder}/", f"untrained:{run_folder}"]
-    report = evaluate(models, hear_folder, tmp_path, tasks=["tags"], protocols=["knn"], choice=CPU)
-    assert [model["name"] for model in report["models"]] == ["run", "untrained run"]
+    report = evaluated(models, hear_folder, tmp_path, tasks=("tags",), protocols=("knn",))
+    assert [model.name for model in report.models] == ["run", "untrained run"]
 
 
 def test_a_model_with_other_settings_is_another_one_in_the_report(hear_folder, run_folder, tmp_path):
     def judged(scene):
-        choice = Choice(scene=scene, device="cpu")
-        return evaluate([str(run_folder)], hear_folder, tmp_path, tasks=["tags"], protocols=["knn"], choice=choice)
+        options = {"tasks": ("tags",), "protocols": ("knn",), "choice": FeatureChoice(scene=scene)}
+        return evaluated([str(run_folder)], hear_folder, tmp_path, **options)
 
     first, both, again = judged("mean"), judged("mean+std"), judged("mean")
-    assert [model["name"] for model in both["models"]] == ["run", "run 2"]
-    assert [model["settings"] for model in both["models"]] == [
+    assert [model.name for model in both.models] == ["run", "run 2"]
+    assert [model.settings for model in both.models] == [
         "last layer, concat, mean, each 40 ms, fp32",
         "last layer, concat, mean+std, each 40 ms, fp32",
     ]
-    assert both["results"][0] == first["results"][0] == again["results"][0]
-    assert both["results"][1]["model"] == "run 2"
-    assert again["models"] == both["models"]
+    assert both.results[0] == first.results[0] == again.results[0]
+    assert both.results[1].column.model == "run 2"
+    assert again.models == both.models
 
 
 def test_wrong_calls_are_refused_before_any_work(hear_folder, tmp_path):
     out = tmp_path / "out"
     for words, error, message in [
-        ({"protocols": ["heer"]}, ConfigError, "unknown protocol 'heer'; the nearest is 'hear'"),
-        ({"tasks": ["pitch"]}, ConfigError, "unknown task 'pitch'; the nearest is 'pitches'"),
+        ({"protocols": ("heer",)}, ConfigError, "unknown protocol 'heer'; the nearest is 'hear'"),
+        ({"tasks": ("pitch",)}, ConfigError, "unknown task 'pitch'; the nearest is 'pitches'"),
         ({"grid_points": 0}, ConfigError, "0 points of the grid were asked for; give at least 1"),
     ]:
         with pytest.raises(error, match=message):
-            evaluate(["logmel"], hear_folder, out, choice=CPU, **words)
+            evaluated(["logmel"], hear_folder, out, **words)
     assert not out.exists()
     out.mkdir()
     (out / "results.json").write_text('{"something": 1}')
     with pytest.raises(InputError, match="is not a report of melmask evaluate"):
-        evaluate(["logmel"], hear_folder, out, choice=CPU)
+        evaluated(["logmel"], hear_folder, out)
 
 
 def test_sounds_on_both_sides_of_a_split_are_counted(tmp_path):
@@ -392,8 +423,8 @@ def test_sounds_on_both_sides_of_a_split_are_counted(tmp_path):
     sounds = folder / str(RATE_HZ)
     (sounds / "fold01" / "1-0.wav").write_bytes((sounds / "fold00" / "0-0.wav").read_bytes())
     (folder / "groups.json").write_text(json.dumps({"0-1.wav": "ann", "1-1.wav": "ann", "2-1.wav": "ben"}))
-    report = evaluate(["logmel"], tmp_path / "tasks", tmp_path / "out", protocols=["knn"], choice=CPU)
-    assert (report["tasks"][0]["leaking_files"], report["tasks"][0]["leaking_groups"]) == (1, 1)
+    report = evaluated(["logmel"], tmp_path / "tasks", tmp_path / "out", protocols=("knn",))
+    assert (report.tasks[0].leaking_files, report.tasks[0].leaking_groups) == (1, 1)
 
 
 def test_equal_calls_give_equal_scores(rows_of):
@@ -436,7 +467,7 @@ def test_what_interrupts_a_search_ends_its_heads(rows_of, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(protocol, "train_head", endless)
-    monkeypatch.setattr(protocol, "_finish", interrupt)
+    monkeypatch.setattr(protocol._Search, "result", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(run_splits(data, data.task.data_splits, "hear-fixed", grid_of(data.task), 0))
     assert 1 <= len(ended) <= torch.get_num_threads()
@@ -453,14 +484,12 @@ def test_a_head_that_fails_is_its_tasks_failure(rows_of, monkeypatch):
 
 def test_the_precision_of_the_heads_is_recorded(hear_folder, tmp_path):
     for precision in ("fp32", "bf16"):
-        report = evaluate(
-            ["logmel"], hear_folder, tmp_path / precision, tasks=["pitches"], choice=CPU, precision=precision
-        )
-        (result,) = report["results"]
-        assert {split["setting"]["precision"] for split in result["splits"]} == {precision}
-        assert result["mean"]["top1_acc"] > 0.8
+        report = evaluated(["logmel"], hear_folder, tmp_path / precision, tasks=("pitches",), head_precision=precision)
+        (outcome,) = report.results
+        assert {split.setting["precision"] for split in outcome.splits} == {precision}
+        assert outcome.score.mean > 0.8
     with pytest.raises(ConfigError, match="unknown head precision 'fp16'; the nearest is 'bf16'"):
-        evaluate(["logmel"], hear_folder, tmp_path / "x", choice=CPU, precision="fp16")
+        evaluated(["logmel"], hear_folder, tmp_path / "x", head_precision="fp16")
 
 
 def test_the_grid_of_the_tests_is_read(rows_of):

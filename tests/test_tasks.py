@@ -5,7 +5,7 @@ import pytest
 
 from melmask.errors import ConfigError, InputError
 from melmask.evaluate.tasks import METRICS, DataSplit, find_tasks, read_task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 SCENE = {
     "task_name": "pets",

@@ -10,7 +10,7 @@ from melmask.classifier.examples import Examples
 from melmask.classifier.head import Kind
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 from melmask.system.progress import track
 
 

@@ -16,8 +16,7 @@ from melmask.classifier.head import Kind
 from melmask.classifier.options import FinetuneOptions
 from melmask.errors import InputError
 from melmask.evaluate.tasks import METADATA, Task, read_task
-from melmask.labels.clips import ClipTable, Event, read_clips
-from melmask.labels.tables import sorted_names
+from melmask.labels.tables import ClipTable, Event, read_clips, sorted_names
 
 PARTS = ("train", "valid", "test")
 _VALID_PARTS, _MOST_PARTS = 10, 5

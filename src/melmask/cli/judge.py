@@ -63,28 +63,37 @@ def few_labels(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Judge models on HEAR tasks."""
-    from melmask.evaluate.clients import Choice
+    from melmask.embedding.choice import FeatureChoice
     from melmask.evaluate.evaluation import evaluate, table_text
+    from melmask.evaluate.options import EvaluateOptions
     from melmask.pages.evaluation import write_evaluation_page
 
-    layer = None if options.layer is None else tuple(options.layer)
     report = evaluate(
         options.model,
         options.tasks,
         options.out,
-        tasks=options.task,
-        protocols=options.protocol,
-        choice=Choice(layer, options.pooling, options.scene, options.hop_ms, options.device, options.precision),
-        grid_points=options.grid_points,
-        precision=options.head_precision,
-        seed=options.seed,
+        EvaluateOptions(
+            tasks=tuple(options.task),
+            protocols=tuple(options.protocol),
+            choice=FeatureChoice(
+                layers=tuple(options.layer or ()),
+                pooling=options.pooling,
+                scene=options.scene,
+                hop_ms=options.hop_ms,
+            ),
+            grid_points=options.grid_points,
+            head_precision=options.head_precision,
+            seed=options.seed,
+            device=options.device,
+            precision=options.precision,
+        ),
         page=write_evaluation_page,
     )
     print(table_text(report))
-    for task in report["tasks"]:
-        if task["leaking_files"] or task["leaking_groups"]:
-            groups = "" if task["leaking_groups"] is None else f" and {task['leaking_groups']} groups"
-            print(f"{task['title']}: {task['leaking_files']} sounds{groups} are on both sides of a split")
+    for task in report.tasks:
+        if task.leaking_files or task.leaking_groups:
+            groups = "" if task.leaking_groups is None else f" and {task.leaking_groups} groups"
+            print(f"{task.title}: {task.leaking_files} sounds{groups} are on both sides of a split")
     print(f"scores, predictions and the page: {options.out / 'report.html'}")
     return 0
 
@@ -92,22 +101,25 @@ def evaluate(options: argparse.Namespace) -> int:
 def make_task(options: argparse.Namespace) -> int:
     """Write a task folder from a table of labels."""
     from melmask.evaluate.make_task import make_task
+    from melmask.evaluate.options import TaskOptions
 
     report = make_task(
         options.labels,
         options.out,
-        name=options.name,
-        version=options.version_name,
-        mode=options.mode,
-        kind=options.kind,
-        scheme=options.scheme,
-        folds=options.folds,
-        seed=options.seed,
-        rates_hz=tuple(options.rates),
-        duration_s=options.duration_s,
-        audio_root=options.audio_root,
-        threads=options.threads,
-        overwrite=options.overwrite,
+        TaskOptions(
+            name=options.name,
+            version=options.version_name,
+            mode=options.mode,
+            kind=options.kind,
+            scheme=options.scheme,
+            folds=options.folds,
+            seed=options.seed,
+            rates_hz=tuple(options.rates),
+            duration_s=options.duration_s,
+            audio_root=options.audio_root,
+            threads=options.threads,
+            overwrite=options.overwrite,
+        ),
     )
     print(report)
     return 0

@@ -1,6 +1,6 @@
 """From probabilities per time step to events, and the scores of events.
 
-The making of events is the HEAR kit's (heareval 2021.1.3, create_events_from_prediction), the scores are those of
+Events are made as the HEAR kit makes them (heareval 2021.1.3, create_events_from_prediction). The scores are those of
 sed_eval 0.2.1 (Mesaros et al., Applied Sciences 6(6), 2016) with the kit's settings.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from melmask.errors import MissingExtraError
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 _SEGMENT_S = 1.0
 _EPSILON = float(np.spacing(1))
@@ -48,7 +48,7 @@ def events_of(
 
     Args:
         probabilities: Of each class at each step, in [0, 1].
-        times_ms: Centres of the steps, ascending.
+        times_ms: Centers of the steps, ascending.
         labels: Names of the classes.
         median_filter_ms: Width of the filter; rounded to steps, 0 for none.
         min_duration: Least time between an event's first and last step, ms.
@@ -58,12 +58,13 @@ def events_of(
         Events in the order of their starts, which are the times of their first steps; they end at their last.
     """
     active = probabilities > threshold
+    # The kit takes the mean spacing of the steps for the filter's width.
     spacing_ms = float(np.mean(np.diff(times_ms))) if len(times_ms) > 1 else math.inf
     width = round(median_filter_ms / spacing_ms)
     if width:
         active = _majority(active, width)
     edges = np.diff(np.pad(active.astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    # Class by class, so that runs' starts and ends come in pairs.
+    # Transposed, the runs come class by class, so that their starts and ends come in pairs.
     classes, starts = np.nonzero(edges.T == 1)
     ends = np.nonzero(edges.T == -1)[1] - 1
     start_ms, end_ms = times_ms[starts], times_ms[ends]
@@ -76,7 +77,7 @@ def events_of(
 
 
 def _majority(active: Bool[np.ndarray, "steps classes"], width: int) -> Bool[np.ndarray, "steps classes"]:
-    """Whether the median of a window is above the threshold, from which values are: exact, and quicker than sorting.
+    """Whether the median of a window is above the threshold: most of its values are, which is quicker than sorting.
 
     The window, its mirrored borders and its upper median where `width` is even are scipy.ndimage.median_filter's.
     """
@@ -105,6 +106,7 @@ def event_score(metric: str, predicted: Events, reference: Events, labels: Seque
     true = sum(len(reference.get(name, ())) for name in predicted)
     precision = matched / guessed if guessed else math.nan
     recall = matched / true if true else math.nan
+    # The f-measure below would divide by zero.
     if precision == 0 and recall == 0:
         return {"f_measure": 0.0, "precision": precision, "recall": recall}
     return {"f_measure": 2 * precision * recall / (precision + recall), "precision": precision, "recall": recall}
@@ -119,17 +121,19 @@ def _matches(predicted: Sequence[Event], reference: Sequence[Event], collar: _Co
         raise MissingExtraError("scikit-learn", "eval") from None
     if not reference:
         return 0
-    # In seconds before they are compared, so that rounding at the collar's edge falls as in the kit.
+    # Times become seconds before they are compared, so that they round at the edge of the collar as in the kit.
     guess_start, guess_end, true_start, true_end = (
         np.array([getattr(event, key) for event in events]) / 1000.0
         for events in (predicted, reference)
         for key in ("start_ms", "end_ms")
     )
-    # Numbers compare in one step; label by label took most of the time where files hold hundreds of events.
+    # Labels become numbers, which compare in one step: with hundreds of events a file, comparing label by label took
+    # most of the time.
     numbers = {event.label: number for number, event in enumerate(reference)}
     guess_label, true_label = (
         np.array([numbers.get(event.label, -1) for event in events]) for events in (predicted, reference)
     )
+    # (predicted, true): pairs of one label, near enough in time.
     near = guess_label[:, None] == true_label
     near &= np.abs(true_start - guess_start[:, None]) <= collar.onset_s
     if collar.offset_share is not None:
@@ -147,16 +151,17 @@ def _segment_error_rate(predicted: Events, reference: Events, labels: Sequence[s
         last_s = max((event.end_ms / 1000.0 for event in (*events, *truth)), default=0.0)
         segments = math.ceil(last_s / _SEGMENT_S)
         guessed_roll, true_roll = (_roll(found, segments, numbers) for found in (events, truth))
-        # Substitutions pair a missed label with a wrong one; deletions or insertions are what is left.
+        # A missed label and a wrong one make a substitution; what is left are deletions or insertions.
         missed, wrong = (true_roll & ~guessed_roll).sum(1), (guessed_roll & ~true_roll).sum(1)
         errors += int(np.maximum(missed, wrong).sum())
         true += int(true_roll.sum())
+    # sed_eval adds this epsilon, so that a file without events gives a number.
     return errors / (true + _EPSILON)
 
 
 def _roll(events: Sequence[Event], segments: int, numbers: dict[str, int]) -> Bool[np.ndarray, "segments classes"]:
     roll = np.zeros((segments, len(numbers)), dtype=bool)
     for event in events:
-        first, behind = math.floor(event.start_ms / 1000.0 / _SEGMENT_S), math.ceil(event.end_ms / 1000.0 / _SEGMENT_S)
-        roll[first:behind, numbers[event.label]] = True
+        first, after = math.floor(event.start_ms / 1000.0 / _SEGMENT_S), math.ceil(event.end_ms / 1000.0 / _SEGMENT_S)
+        roll[first:after, numbers[event.label]] = True
     return roll

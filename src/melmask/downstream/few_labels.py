@@ -28,8 +28,8 @@ from melmask.downstream.baselines import features_of_task
 from melmask.downstream.curves import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, csv_rows
 from melmask.downstream.options import ALL, FewLabelsOptions
 from melmask.downstream.probe import (
+    logistic_predictions,
     neighbor_votes,
-    predict_linear,
     standardize,
     t_interval,
     wilson_interval,
@@ -236,7 +236,7 @@ def _predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> n
         # but the time, which is a fifth with 100 rows of 960 features.
         axes, _ = np.linalg.qr(train.T)
         train, test = train @ axes, test @ axes
-    return predict_linear(train, train_labels, test)
+    return logistic_predictions(train, train_labels, test)
 
 
 def _point(n: int | str, counts: np.ndarray, class_names: list[str], draws: int) -> CurvePoint:

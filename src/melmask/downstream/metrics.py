@@ -4,7 +4,7 @@ import math
 import warnings
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Int64
 
 from melmask.errors import MissingExtraError
 
@@ -41,14 +41,16 @@ def scene_score(
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
     with warnings.catch_warnings():
-        # Classes without positives are dealt with as said above.
+        # Scikit-learn warns of classes without positives, which are treated as the docstring says.
         warnings.simplefilter("ignore")
         if metric == "mAP":
             return float(average_precision_score(targets, probabilities, average="macro"))
+        # The area is undefined for a class without positives or without negatives, and then so is the mean.
         if not (targets.any(0) & ~targets.all(0)).all() or not np.isfinite(probabilities).all():
             return math.nan
         if metric == "aucroc":
             return float(roc_auc_score(targets, probabilities, average="macro"))
+        # For a single class scikit-learn gives a number instead of an array.
         areas = np.atleast_1d(roc_auc_score(targets, probabilities, average=None))
         return float(np.mean(ndtri(areas) * math.sqrt(2)))
 
@@ -56,3 +58,15 @@ def scene_score(
 def higher_is_better(metric: str) -> bool:
     """Whether a larger value of a scene or event metric is better: true of all but error rates."""
     return metric not in _SMALLER_IS_BETTER
+
+
+def confusion_counts(
+    truth: Int[np.ndarray, " rows"], predicted: Int[np.ndarray, " rows"], classes: int
+) -> Int64[np.ndarray, "classes classes"]:
+    """Count the rows of each true class (row) by the class they were taken for (column).
+
+    Rows with the prediction -1, which nothing was said of, are left out.
+    """
+    tested = predicted >= 0
+    cells = truth[tested] * classes + predicted[tested]
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from melmask.downstream.baselines import PRETRAINED, TaskFeatures, features_of_task
+from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.probe import knn_probe, linear_probe
 from melmask.embedding.encoder import AudioEncoder
@@ -123,7 +124,8 @@ def _task_report(name: str, task: TaskFeatures, out: Path, options: ProbeOptions
             )
             if representation == PRETRAINED and classifier == "linear":
                 title = f"{name}: linear probe, accuracy {score.mean:.3f}"
-                save_confusion_picture(out / f"{name}.png", labels, score.predictions, table.class_names, title)
+                counts = confusion_counts(labels, score.predictions, len(table.class_names))
+                save_confusion_picture(out / f"{name}.png", counts, table.class_names, title)
     return TaskReport(
         clips=len(labels),
         classes=len(table.class_names),

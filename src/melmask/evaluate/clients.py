@@ -1,4 +1,4 @@
-"""Anything with the HEAR 2021 API, as one thing: a melmask model, the baselines, or somebody else's module.
+"""One interface to everything with the HEAR 2021 API: melmask's models, the baselines, and third-party modules.
 
 runs/tiny, hub:owner/name, a .pth file     a model that `melmask.load` reads
 untrained:MODEL                            the same network with fresh random weights
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,30 +27,19 @@ from torch import Tensor
 import melmask.adapters.hear as hear
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import FrontEndConfig
-from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
+from melmask.evaluate.options import EvaluateOptions
 from melmask.settings import to_dict
 
 PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
 
 
-class Choice(NamedTuple):
-    """What of a melmask model is judged: see `AudioEncoder.embed`. Other modules choose for themselves."""
-
-    layer: tuple[int, ...] | None = None
-    pooling: str = "concat"
-    scene: str = "mean"
-    hop_ms: float | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-
-
 class Client:
     """A model behind the HEAR API.
 
-    Attributes: `name` (unique in a report), `source` (what was asked for), `settings` (what of it is judged, for
-    people), `identity` (a digest: equal where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
+    Attributes: `name` (unique in a report), `source` (what was asked for), `settings` (what of it is judged, in
+    words), `identity` (a digest: equal where embeddings are), `sample_rate_hz`, `scene_size`, `timestamp_size`.
     """
 
     def __init__(
@@ -68,7 +57,7 @@ class Client:
         self.settings = settings
         self.identity = hashlib.sha256(identity.encode()).hexdigest()
         self._module, self._model, self._device = module, model, device
-        self._told_of_times = False
+        self._warned_of_times = False
         try:
             self.sample_rate_hz = int(model.sample_rate)
             self.scene_size = int(model.scene_embedding_size)
@@ -96,7 +85,7 @@ class Client:
     def timestamps(
         self, audio: Float[np.ndarray, "clips samples"]
     ) -> tuple[Float[np.ndarray, "clips steps dims"], Float[np.ndarray, "clips steps"]]:
-        """A vector each step and the times of their centres in ms; raises InputError like `scenes`."""
+        """A vector each step and the times of their centers in ms; raises InputError like `scenes`."""
         answer = self._call("get_timestamp_embeddings", audio)
         if not (isinstance(answer, Sequence) and len(answer) == 2):
             raise InputError(
@@ -110,8 +99,9 @@ class Client:
         if not steps or (np.diff(times, axis=1) <= 0).any():
             raise InputError(f"{self.source} gave times that do not ascend; expected those of one or more steps, in ms")
         length_ms = 1000 * audio.shape[1] / self.sample_rate_hz
-        if steps > 1 and not self._told_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
-            self._told_of_times = True
+        # A model that gives seconds or samples would find no event at its time, and still get a score.
+        if steps > 1 and not self._warned_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
+            self._warned_of_times = True
             sys.stderr.write(
                 f"{self.source} gave times up to {times.max():g} for clips of {length_ms:g} ms: HEAR's are in ms, and "
                 "events are found by them\n"
@@ -125,7 +115,7 @@ class Client:
     def _checked(self, answer: Any, shape: tuple[int, ...], what: str, dtype: type = np.float32) -> np.ndarray:
         if not isinstance(answer, Tensor):
             raise InputError(f"{self.source} gave {what} as {type(answer).__name__}; expected a torch.Tensor")
-        # A copy: a module may use one buffer again and again.
+        # The copy matters: a module may use the same buffer for each answer.
         wide = torch.float64 if dtype is np.float64 else torch.float32
         array = answer.detach().cpu().to(wide, copy=True).numpy()
         if array.shape != shape or not np.isfinite(array).all():
@@ -134,8 +124,8 @@ class Client:
         return array
 
 
-def open_client(source: str, choice: Choice) -> Client:
-    """The model that `source` names (see this module's head), ready.
+def open_client(source: str, options: EvaluateOptions) -> Client:
+    """Open the model that `source` names (see this module's head), with the options' features, device and precision.
 
     Raises:
         InputError: a module that cannot be imported or does not follow the API.
@@ -143,23 +133,24 @@ def open_client(source: str, choice: Choice) -> Client:
         ConfigError: a choice that the model does not offer.
     """
     if source.startswith(PYTHON):
-        return _python_client(source, choice)
+        return _python_client(source, options.device)
     if source == LOGMEL:
-        return _logmel_client(choice)
-    trained = load(source.removeprefix(UNTRAINED), choice.device, choice.precision)
+        return _logmel_client(options.device)
     path = source.removeprefix(UNTRAINED)
-    name = _short_name(path)
+    encoder, name = load(path, options.device, options.precision), _short_name(path)
     if source.startswith(UNTRAINED):
-        trained = untrained(trained.card, 0, str(trained.device), trained.precision)
+        encoder = untrained(encoder.card, 0, str(encoder.device), encoder.precision)
         name = f"untrained {name}"
-    layers = choice.layer or ()
-    wanted = FeatureChoice(layers=layers, pooling=choice.pooling, scene=choice.scene, hop_ms=choice.hop_ms)
-    model = hear.hear_model(trained, wanted)
-    chosen = model.choice
-    identity = [trained.sha256, trained.precision, *chosen.to_dict().values()]
-    taken = f"layer {'+'.join(map(str, layers))}" if layers else "last layer"
-    settings = f"{taken}, {chosen.pooling}, {chosen.scene}, each {chosen.hop_ms:g} ms, {trained.precision}"
-    return Client(name, source, json.dumps(identity), hear, model, trained.device, settings)
+    choice = options.choice
+    if choice.hop_ms is None:
+        # The identity holds the hop that is used, so that asking for the default by its value changes nothing.
+        choice = choice.changed(hop_ms=hear.default_hop_ms(encoder.card))
+    layers = list(choice.layers)
+    model = hear.hear_model(encoder, choice)
+    identity = json.dumps([encoder.sha256, encoder.precision, *choice.to_dict().values()])
+    which = f"layer {'+'.join(map(str, layers))}" if layers else "last layer"
+    settings = f"{which}, {choice.pooling}, {choice.scene}, each {choice.hop_ms:g} ms, {encoder.precision}"
+    return Client(name, source, identity, hear, model, encoder.device, settings)
 
 
 def name_apart(clients: Sequence[Client], known: Mapping[str, str | None]) -> None:
@@ -174,7 +165,7 @@ def name_apart(clients: Sequence[Client], known: Mapping[str, str | None]) -> No
     for client in clients:
         for number in itertools.count(1):
             name = client.name if number == 1 else f"{client.name} {number}"
-            # Names become folders, where some of them would meet.
+            # Names become folders, and different names may make the same folder.
             if slug(name) not in taken and identities.get(slug(name)) in (None, client.identity):
                 break
         client.name = name
@@ -187,14 +178,14 @@ def slug(name: str) -> str:
 
 
 def _short_name(path: str) -> str:
-    # "." has a name, too.
+    # The path "." has a name only as an absolute path.
     place = Path(path).absolute() if Path(path).exists() else Path(path.removeprefix("hub:"))
     parts = [part for part in place.parts if part not in ("/", "checkpoints")]
-    # A step of a run is told by both: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
+    # The name of a run's step needs both parts: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
     return "/".join(parts[-2:]) if parts[-1].startswith("step-") else parts[-1]
 
 
-def _python_client(source: str, choice: Choice) -> Client:
+def _python_client(source: str, device_name: str) -> Client:
     name, _, weights = source.removeprefix(PYTHON).partition("=")
     module = _import(name)
     for function in ("load_model", "get_scene_embeddings", "get_timestamp_embeddings"):
@@ -205,10 +196,10 @@ def _python_client(source: str, choice: Choice) -> Client:
         with _process_kept():
             model = module.load_model(weights) if weights else module.load_model()
             if isinstance(model, torch.nn.Module):
-                device = torch.device(choice.device if choice.device != "auto" else _default_device())
+                device = _torch_device(device_name)
                 model = model.to(device).eval()
     except (Exception, SystemExit) as error:
-        # Whatever somebody else's code raises, its first line says more than ours could.
+        # Third-party code may raise anything. Its first line says more than ours could.
         raise CheckpointError(f"load_model of {name} failed: {_first_line(error)}") from error
     identity = json.dumps([name, _code_facts(name), _file_facts(Path(weights)) if weights else []])
     return Client(name, source, identity, module, model, device)
@@ -216,7 +207,7 @@ def _python_client(source: str, choice: Choice) -> Client:
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Somebody else's code may change what all of a process shares: undone, so that other models are as they were."""
+    """Undo what third-party code changes in the process, so that other models are not affected."""
     folder, dtype, threads = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
     try:
         yield
@@ -236,8 +227,10 @@ def _import(name: str) -> Any:
         ) from error
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _torch_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def _first_line(error: BaseException) -> str:
@@ -245,25 +238,26 @@ def _first_line(error: BaseException) -> str:
 
 
 def _file_facts(path: Path) -> list[Any]:
-    """What tells one version of a file, or of a folder's files, from another: of large ones size and time."""
+    """What tells versions of a file, or of a folder's files, apart: a digest, or of large files size and time."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return [[str(file.relative_to(path)), *_file_facts(file)] for file in files]
     if not path.is_file():
         return [str(path)]
     facts = path.stat()
+    # Reading gigabytes of weights on each call would take longer than some tasks.
     if facts.st_size < 1 << 20:
         return [hashlib.sha256(path.read_bytes()).hexdigest()]
     return [facts.st_size, facts.st_mtime_ns]
 
 
 def _code_facts(name: str) -> list[Any]:
-    """The same of the Python code of a module: of its package, and of what it imports from beside that.
+    """What tells one version of a module's code from another: its package, and what it imports from beside that.
 
     Other installed packages do not count.
     """
     first = name.partition(".")[0]
-    # A module may put anything in its own place there.
+    # A module may have put any object in its place in sys.modules.
     top = sys.modules.get(first)
     place = next(iter(getattr(top, "__path__", ())), None) or getattr(top, "__file__", None)
     if not isinstance(place, str):
@@ -277,6 +271,7 @@ def _code_facts(name: str) -> list[Any]:
             continue
         files = [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]
         found[package] = [[str(f.relative_to(root)), *_file_facts(f)] for f in files if f.is_file()]
+        # Beside a module that is not installed lies the rest of its project.
         if root.name not in ("site-packages", "dist-packages"):
             waiting += [other for file in files if file.is_file() for other in _imports(file)]
     return sorted(found.items())
@@ -314,7 +309,7 @@ class _LogMelModel:
 
     def get_timestamp_embeddings(self, audio: Tensor, _model: Any) -> tuple[Tensor, Tensor]:
         logmel = self.logmel(audio)
-        # Windows around frames 0, 4, 8, ...: what is missing at the ends repeats the outermost frame.
+        # The windows are around frames 0, 4, 8, ...; at the ends the outermost frame is repeated.
         half = self.window_frames // 2
         padded = torch.nn.functional.pad(logmel, (half, half - 1), mode="replicate")
         windows = padded.unfold(2, self.window_frames, self.step_frames)
@@ -323,7 +318,7 @@ class _LogMelModel:
         return vectors, times_ms.expand(len(audio), -1)
 
 
-def _logmel_client(choice: Choice) -> Client:
-    device = torch.device(_default_device() if choice.device == "auto" else choice.device)
+def _logmel_client(device_name: str) -> Client:
+    device = _torch_device(device_name)
     model = _LogMelModel(device)
     return Client("log-mel", LOGMEL, model.identity, model, model, device)

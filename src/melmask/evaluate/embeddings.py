@@ -1,7 +1,7 @@
-"""Embeddings of a HEAR task by a HEAR model, computed once: each part is kept under a name made from its content.
+"""Embeddings of a HEAR task by a HEAR model. Each part is computed once, and kept under a name made from its content.
 
 The name of a part is a digest of the model's identity, of what is asked of it, and of the bytes of the sound files.
-So nothing is ever stale, whatever is interrupted goes on at the next part, and tasks that share files share parts.
+So no part is ever stale, an interrupted job resumes at the next part, and tasks that share files share parts.
 """
 
 import hashlib
@@ -17,20 +17,21 @@ from melmask.audio.files import read_audio
 from melmask.errors import InputError
 from melmask.evaluate.clients import Client
 from melmask.evaluate.tasks import Task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 from melmask.system.files import atomic_write
 from melmask.system.progress import track
 
+# A part is what an interruption costs at most. An event clip has a vector for each step, so there are fewer in one.
 _SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32
-# The kit counts an event's last ms in: an event ends behind a step whose time is its end.
+# The kit includes an event's last ms: a step whose time is the end of an event still belongs to it.
 _END_MARGIN_MS = 1e-4
 
 
 class SplitEmbeddings(NamedTuple):
-    """The vectors of one split, clip by clip in the order in which the kit shuffles them.
+    """The vectors of one split, clip by clip, in the order in which the kit shuffles them.
 
     files: the clips' names.  vectors: (rows, dims) float32, one row a clip or, in event tasks, a step.  targets: (rows,
-    classes) bool.  clip_of: (rows,) the index into `files`.  times_ms: (rows,) centres of the steps; empty for scenes.
+    classes) bool.  clip_of: (rows,) the index into `files`.  times_ms: (rows,) centers of the steps; empty for scenes.
     """
 
     files: list[str]
@@ -49,11 +50,11 @@ class _Clip(NamedTuple):
 def embed_task(client: Client, task: Task, cache: Path) -> dict[str, SplitEmbeddings]:
     """Embed every split of a task, or read what `cache` has of it.
 
-    Clips pass through the model in batches of the kit's size, in the order of the split's JSON: a model whose
-    embeddings depend on batch mates gives what it would give there.
+    Clips pass through the model in batches of the kit's size, in the order of the split's JSON. So a model whose
+    embeddings depend on the rest of the batch gives what it would give in the kit.
 
     Raises:
-        InputError: a sound file is missing or unreadable, its length differs from that of its batch mates, or the
+        InputError: a sound file is missing or unreadable, its length differs from others in its batch, or the
             model's answer is unusable.
         OutputError: the cache cannot be written to.
     """
@@ -64,19 +65,20 @@ def embed_task(client: Client, task: Task, cache: Path) -> dict[str, SplitEmbedd
     clips: dict[str, dict[str, _Clip]] = {split: {} for split in task.splits}
     for split, names in track(jobs, len(jobs), f"embed {task.title} with {client.name}", "part"):
         clips[split].update(_embedded_part(client, task, folders[split], names, cache))
-    # One generator shuffles the splits one after another, so their order counts.
+    # One generator shuffles the splits one after another, as in the kit, so their order matters.
     order = random.Random(0)
     return {split: _put_together(task, split, clips[split], order) for split in task.splits}
 
 
 def batch_size(client: Client, task: Task) -> int:
-    """Clips the kit puts through a model at once: fewer, the longer they are and the higher the rate."""
+    """How many clips the kit embeds at once: fewer, the longer they are and the higher the rate."""
     if task.sample_duration_s is None:
         return 1
     return max(1, int(0.7 * (120 / task.sample_duration_s) * (16000 / client.sample_rate_hz)))
 
 
 def _part_size(client: Client, task: Task) -> int:
+    """Clips in a part: whole batches, so that a part can be computed alone."""
     clips = _SCENES_PER_PART if task.embedding_type == "scene" else _EVENT_CLIPS_PER_PART
     batch = batch_size(client, task)
     return max(1, clips // batch) * batch
@@ -88,7 +90,7 @@ def _parts(names: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _audio_folder(task: Task, split: str, rate_hz: int) -> Path:
-    """The split's sounds at the model's rate, or at the highest there is, to be resampled."""
+    """The split's sounds at the model's rate, or at the highest rate there is, to be resampled."""
     wanted = task.audio_folder(split, rate_hz)
     if wanted.is_dir():
         return wanted
@@ -101,8 +103,10 @@ def _audio_folder(task: Task, split: str, rate_hz: int) -> Path:
 
 
 def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], cache: Path) -> dict[str, _Clip]:
+    """Read a part, or compute it and save it."""
     path = cache / f"{_key(client, task, folder, names)}.npz"
     vectors, times_ms, steps = _read_part(path) or _compute_part(client, task, folder, names, path)
+    # The clips of a part are saved one after another; scenes have no times.
     ends = np.cumsum(steps)
     return {
         name: _Clip(vectors[end - count : end], times_ms[end - count : end] if len(times_ms) else times_ms)
@@ -111,6 +115,7 @@ def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], c
 
 
 def _key(client: Client, task: Task, folder: Path, names: Sequence[str]) -> str:
+    # The batch size belongs to the key, as some models' embeddings depend on the batch.
     digest = hashlib.sha256(f"{client.identity} {task.embedding_type} {batch_size(client, task)}".encode())
     for name in names:
         try:
@@ -123,7 +128,7 @@ def _key(client: Client, task: Task, folder: Path, names: Sequence[str]) -> str:
 
 def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     try:
-        # np.load would leave a damaged file open.
+        # The file is opened here because np.load leaves a damaged one open.
         with path.open("rb") as file, np.load(file) as part:
             return part["vectors"], part["times_ms"], part["steps"]
     except (OSError, ValueError, KeyError, BadZipFile):
@@ -138,6 +143,7 @@ def _compute_part(
     for batch in _parts(names, batch_size(client, task)):
         audio = _stack([read_audio(folder / name, client.sample_rate_hz) for name in batch], batch, folder)
         if task.embedding_type == "scene":
+            # A scene is a clip of one step.
             vectors += list(client.scenes(audio)[:, None])
         else:
             frames, times_ms = client.timestamps(audio)
@@ -161,6 +167,7 @@ def _stack(waveforms: list[np.ndarray], names: list[str], folder: Path) -> np.nd
 
 
 def _put_together(task: Task, split: str, clips: dict[str, _Clip], order: random.Random) -> SplitEmbeddings:
+    # The kit shuffles once here and never again, so this order decides the batches of its training.
     files = list(task.files[split])
     order.shuffle(files)
     numbers = {label: number for number, label in enumerate(task.labels)}

@@ -2,7 +2,7 @@
 
 The protocol is that of hear-eval-kit 2021.1.3 (its predictions/task_predictions.py) under PyTorch Lightning 1.9: per
 hidden layer Linear, BatchNorm, Dropout, ReLU, then Linear; Adam; validated every few epochs; the first of the best
-validations wins. Vectors stay in memory, a step is nothing but the network's arithmetic, and all its chance comes
+validations wins. The vectors stay in memory, so that a step is nothing but the network's arithmetic. Each head draws
 from generators of its own, so that many heads can be trained side by side.
 """
 
@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from melmask.errors import unknown_name
 from melmask.system.hardware import cpu_computes_bf16, exact_float32_products
 
 Initialize = Callable[..., Tensor]
@@ -27,7 +26,7 @@ INITIALIZATIONS: dict[str, Initialize] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
 }
-PRECISIONS = ("auto", "fp32", "bf16")
+# Rows are validated in parts, so that the hidden layers need little memory.
 _ROWS_PER_VALIDATION_BATCH = 8192
 
 
@@ -50,13 +49,7 @@ class HeadConfig:
 
 
 def head_precision(name: str, device: torch.device) -> str:
-    """What `name`, one of `PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it in hardware.
-
-    Raises:
-        ConfigError: another name.
-    """
-    if name not in PRECISIONS:
-        raise unknown_name("head precision", name, PRECISIONS)
+    """What `name`, one of `options.PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it natively."""
     if name != "auto":
         return name
     return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
@@ -108,14 +101,16 @@ class StoppedError(Exception):
     """Training was given up because somebody asked for it."""
 
 
-class StopRules(NamedTuple):
-    """How a head's training departs from the kit's.
+class TrainingRules(NamedTuple):
+    """How a head is trained, apart from its point of the grid.
 
-    maximize: whether a larger score is better.  reshuffle: draw a new order each epoch; the kit never does.
-    nan_stops: end at the first score that is not finite, as Lightning's early stopping does.
+    maximize: whether a larger score is better.  multilabel: binary cross-entropy of each class, instead of
+    cross-entropy over the classes.  reshuffle: draw a new order each epoch, which the kit never does.  nan_stops: end
+    at the first score that is not finite, as Lightning's early stopping does.
     """
 
     maximize: bool
+    multilabel: bool = False
     reshuffle: bool = False
     nan_stops: bool = True
 
@@ -124,21 +119,19 @@ def train_head(
     train: Rows,
     valid: Rows,
     config: HeadConfig,
-    multilabel: bool,
     judge: Judge,
-    rules: StopRules,
+    rules: TrainingRules,
     seed: int,
     stop: threading.Event | None = None,
 ) -> TrainedHead:
-    """Train one head; all chance comes from `seed`.
+    """Train one head; all randomness comes from `seed`.
 
     Args:
-        train: At least two rows; a last batch of a single row is left out, for it cannot be batch-normalised.
+        train: At least two rows; a last batch of a single row is left out, for it cannot be batch-normalized.
         valid: At least one row.
         config: The point of the grid.
-        multilabel: Binary cross-entropy of each class, instead of cross-entropy over the classes.
         judge: Scores each validation.
-        rules: What is better, and the kit's quirks.
+        rules: The loss, what is better, and the kit's quirks.
         seed: Decides weights, dropout and order.
         stop: Looked at before each epoch.
 
@@ -148,7 +141,9 @@ def train_head(
     device = train.vectors.device
     network = build_head(train.vectors.shape[1], train.targets.shape[1], config, seed).to(device)
     optimizer = Adam(network.parameters(), config.learning_rate)
+    # NumPy's generator draws the same order on every device.
     order = np.random.default_rng(seed) if rules.reshuffle else None
+    # `worse` counts the validations since the best one.
     best, best_epoch, weights, worse, epoch = Validation(math.nan), -1, {}, 0, 0
     with exact_float32_products(device):
         for epoch in range(config.max_epochs):
@@ -156,13 +151,16 @@ def train_head(
                 raise StoppedError
             network.train()
             for vectors, targets in _batches(train, config.batch_size, order):
-                _loss(_forward(network, vectors, config.precision), targets, multilabel).backward()
+                _loss(_forward(network, vectors, config.precision), targets, rules.multilabel).backward()
                 optimizer.step()
+            # As in Lightning, the first validation comes after `validate_every_epochs` epochs.
             if (epoch + 1) % config.validate_every_epochs:
                 continue
-            found = _validate(network, valid, config.precision, multilabel, judge)
+            found = _validate(network, valid, config.precision, rules.multilabel, judge)
+            # The first validation counts even if its score is NaN, so that there are weights to return.
             if best_epoch < 0 or better(found.score, best.score, rules.maximize):
                 best, best_epoch = found, epoch
+                # The optimizer changes the weights in place, so they are copied.
                 weights = {name: value.clone() for name, value in network.state_dict().items()}
                 worse = 0
             else:
@@ -170,15 +168,15 @@ def train_head(
             if worse >= config.patience or (rules.nan_stops and not math.isfinite(found.score)):
                 break
         if best_epoch < 0:
-            # Fewer epochs than one validation takes.
-            best, best_epoch = _validate(network, valid, config.precision, multilabel, judge), epoch
+            # There were fewer epochs than a validation waits for, so the last weights are validated.
+            best, best_epoch = _validate(network, valid, config.precision, rules.multilabel, judge), epoch
         else:
             network.load_state_dict(weights)
-    return TrainedHead(network, config, multilabel, best, best_epoch, epoch + 1)
+    return TrainedHead(network, config, rules.multilabel, best, best_epoch, epoch + 1)
 
 
 class Adam:
-    """`torch.optim.Adam`, fused, by its function: the class imports PyTorch's compiler, a second of a process' time."""
+    """`torch.optim.Adam`, fused, by its function: the class imports PyTorch's compiler, which takes a second."""
 
     def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
         self._parameters, self._learning_rate = list(parameters), learning_rate
@@ -187,7 +185,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Use the gradients up."""
+        """Change the parameters by their gradients, and drop those."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         adam(
             self._parameters,
@@ -214,6 +212,7 @@ def build_head(dims: int, classes: int, config: HeadConfig, seed: int) -> nn.Seq
     generator = torch.Generator().manual_seed(seed)
     initialize = INITIALIZATIONS[config.initialization]
     layers: list[nn.Module] = []
+    # The kit gives each layer the gain of the activation before it, and the first layer that of a linear one.
     gain = float(nn.init.calculate_gain("linear"))
     for _ in range(config.hidden_layers):
         linear = _linear(dims, config.hidden_dim, initialize, gain, generator)
@@ -225,7 +224,7 @@ def build_head(dims: int, classes: int, config: HeadConfig, seed: int) -> nn.Seq
 def _linear(dims: int, outputs: int, initialize: Initialize, gain: float, generator: torch.Generator) -> nn.Linear:
     linear = _Undrawn(dims, outputs)
     initialize(linear.weight, gain=gain, generator=generator)
-    # PyTorch's own initialisation of a bias.
+    # This is PyTorch's own initialization of a bias.
     nn.init.uniform_(linear.bias, -1 / math.sqrt(dims), 1 / math.sqrt(dims), generator=generator)
     return linear
 
@@ -233,18 +232,18 @@ def _linear(dims: int, outputs: int, initialize: Initialize, gain: float, genera
 class _Undrawn(nn.Linear):
     """A linear layer that takes no numbers from PyTorch's own generator.
 
-    `nn.utils.skip_init` goes by a device of PyTorch's that takes a third of a second to import.
+    `nn.utils.skip_init` uses a device of PyTorch's that takes a third of a second to import.
     """
 
     def reset_parameters(self) -> None:
-        """Nothing: `_linear` draws the weights."""
+        """Do nothing: `_linear` draws the weights."""
 
 
 class SeededDropout(nn.Module):
     """Dropout with a generator of its own.
 
-    Sixteen random bits decide one value (0.1 is 0.10001): PyTorch's dropout draws one number for each with a single
-    thread, a fifth of a step's time.
+    Sixteen random bits decide about one value, so that 0.1 becomes 0.10001. PyTorch's dropout draws a whole number for
+    each value, with a single thread, which takes a fifth of a step's time.
     """
 
     def __init__(self, p: float, source: torch.Generator) -> None:
@@ -262,8 +261,8 @@ class SeededDropout(nn.Module):
             self._generator = torch.Generator(x.device).manual_seed(self._seed)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
         sixteen = bits.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: x.numel()].view(x.shape)
-        # 0 and -1, all bits set: a comparison into its own type, and a bitwise product, take a twentieth of the time of
-        # booleans on CPU.
+        # The mask holds 0 and -1, which has all bits set. Comparing into the operand's type, and a bitwise product,
+        # take a twentieth of the time that booleans take on a CPU.
         mask = torch.ge(sixteen, round(self.p * 2**16) - 2**15, out=sixteen).neg_()
         return _Masked.apply(x, mask.to(_BITS_OF[x.dtype]), 1 / (1 - self.p))
 
@@ -290,6 +289,7 @@ def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterat
     ids = None if order is None else torch.from_numpy(order.permutation(len(vectors))).to(vectors.device)
     for start in range(0, len(vectors), size):
         part = slice(start, start + size) if ids is None else ids[start : start + size]
+        # Batch normalization needs two rows.
         if len(vectors) - start > 1:
             yield vectors[part], targets[part]
 
@@ -297,6 +297,7 @@ def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterat
 def _loss(logits: Tensor, targets: Tensor, multilabel: bool) -> Tensor:
     if multilabel:
         return F.binary_cross_entropy_with_logits(logits, targets)
+    # Like the kit, which takes the class of a row with one label.
     return F.cross_entropy(logits, targets.argmax(1))
 
 
@@ -313,7 +314,7 @@ def _logits(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
 
 
 def _forward(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
-    """Logits, always of a float32 product: rounded ones would tie, and ties change rankings."""
+    """Logits, always of a float32 product: rounded logits would tie, and ties change rankings."""
     with torch.autocast(vectors.device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden = network[:-1](vectors)
     return network[-1](hidden.float())
@@ -325,7 +326,7 @@ def _activate(logits: Tensor, multilabel: bool) -> Tensor:
 
 def better(score: float, best: float, maximize: bool) -> bool:
     """Whether a score is better than the best so far, strictly; NaN is worse than all."""
-    # The kit's scores pass through float32 tensors.
+    # The kit compares scores as float32 tensors, so that scores which differ by less are equal.
     new, old = np.float32(score), np.float32(best)
     if math.isnan(new):
         return False

@@ -1,4 +1,4 @@
-"""Scores of a task's rows: while a head is trained, to choose it, and at the end, on what was held out."""
+"""Scores of a task's rows: on validation rows, to choose a head, and on held-out rows, to test it."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from melmask.downstream.metrics import higher_is_better, scene_score
 from melmask.evaluate.embeddings import SplitEmbeddings
 from melmask.evaluate.heads import Judge, Rows, Validation, better
 from melmask.evaluate.tasks import Task
-from melmask.labels.clips import Event
+from melmask.labels.tables import Event
 
 Postprocessing = dict[str, float]
 """How probabilities become events: median_filter_ms and min_duration, in ms (`events_of`)."""
@@ -24,7 +24,7 @@ Predictions = dict[str, np.ndarray]
 
 @dataclass
 class TaskRows:
-    """One task's vectors, to be put together to any of its splits, on one device."""
+    """One task's vectors on one device, from which the rows of any split are put together."""
 
     task: Task
     embeddings: dict[str, SplitEmbeddings]
@@ -37,7 +37,7 @@ class TaskRows:
 
     @property
     def maximize(self) -> bool:
-        """Whether heads are chosen by a score that should be large, and not by one, or a loss, that should be small."""
+        """Whether heads are chosen by a score that should be large; a loss and an error rate should be small."""
         return self.task.stop_on_score and higher_is_better(self.task.metrics[0])
 
     def rows(self, splits: Sequence[str]) -> Rows:
@@ -51,15 +51,16 @@ class TaskRows:
         return np.concatenate([self.embeddings[split].targets for split in splits])
 
     def judge(self, splits: Sequence[str], exact: bool) -> Judge:
-        """What scores a validation on `splits`: the loss, or the primary metric.
+        """Return what scores a validation on `splits`: the loss, or the primary metric.
 
-        With `exact` the kit's choice among post-processings is made, which counts an undefined score as 0 and takes
-        the largest, of error rates too; without, the best.
+        With `exact` it chooses among post-processings as the kit does, which counts an undefined score as 0 and takes
+        the largest score, even of error rates. Without, it takes the best.
         """
         if self.task.embedding_type == "event":
             return self._event_judge(splits, exact)
         metric, targets = self.task.metrics[0], self.targets(splits)
         if not self.task.stop_on_score:
+            # The loss decides, and no score is computed while training.
             return lambda _, loss: Validation(loss)
         return lambda probabilities, _: Validation(scene_score(metric, probabilities, targets))
 
@@ -120,6 +121,7 @@ class TaskRows:
         first = 0
         for split in splits:
             part = self.embeddings[split]
+            # The rows of a split are its clips' steps, one clip after another.
             steps = np.bincount(part.clip_of, minlength=len(part.files))
             for name, count, end in zip(part.files, steps, np.cumsum(steps), strict=True):
                 rows = slice(first + end - count, first + end)
@@ -133,8 +135,9 @@ class TaskRows:
 
 
 def postprocessings(task: Task) -> list[Postprocessing]:
-    """Every way of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
+    """List the ways of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
     choices: list[Postprocessing] = [{}]
+    # Keys come in alphabetical order, and the last one changes fastest.
     for name in sorted(task.event_grid):
         choices = [{**choice, name: float(value)} for choice in choices for value in task.event_grid[name]]
     return choices
@@ -145,4 +148,5 @@ def _kit_order(validation: Validation) -> tuple[float, Any]:
 
 
 def _as_text(events: dict[str, list[Event]]) -> np.ndarray:
+    # An npz file without pickles holds arrays of one type only, so events are saved as JSON.
     return np.array(json.dumps(events))

@@ -9,10 +9,10 @@ from melmask.evaluate.tasks import Task
 
 
 class Leaks(NamedTuple):
-    """How much is both tested and trained or validated on, in the worst of the splits.
+    """How much is tested and also trained or validated on, in the worst of the splits.
 
     files: distinct sounds.  groups: distinct groups; None where the task names none.  sha256: of the task's labels and
-    sounds, by which it is known again; None where sounds are missing.
+    sounds, by which the task is recognized; None where sounds are missing.
     """
 
     files: int
@@ -23,10 +23,11 @@ class Leaks(NamedTuple):
 def find_leaks(task: Task) -> Leaks:
     """Compare the bytes of a task's sound files, and its groups if it has a groups.json (file name -> group).
 
-    Splits whose sounds are not there are passed over.
+    Splits whose sounds are missing are skipped.
     """
     contents = {split: _contents(task, split) for split in task.splits}
     groups = {split: {task.groups[name] for name in task.files[split] if name in task.groups} for split in task.splits}
+    # A digest of a part of the sounds would change when the others are unpacked.
     whole = all(len(content) == len(task.files[split]) for split, content in contents.items())
     by_name = {split: sorted(content.items()) for split, content in contents.items()}
     facts = json.dumps([task.labels, task.files, by_name])
@@ -38,10 +39,11 @@ def find_leaks(task: Task) -> Leaks:
 
 
 def _contents(task: Task, split: str) -> dict[str, str]:
-    """A digest of each sound that is there, at the highest rate."""
+    """A digest of each sound that exists, at the highest rate."""
     rates = [path for path in task.folder.iterdir() if path.name.isdigit() and (path / split).is_dir()]
     if not rates:
         return {}
+    # The highest rate has lost least of the sounds.
     folder = max(rates, key=lambda path: int(path.name)) / split
     digests = {name: _digest(folder / name) for name in task.files[split]}
     return {name: digest for name, digest in digests.items() if digest is not None}

@@ -1,7 +1,7 @@
 """`melmask make-task`: a user's labels and sounds as a task folder, which melmask and the HEAR kit evaluate alike.
 
-The layout is that of `melmask.evaluate.tasks`, with one file more, which the kit passes over: `failed.csv`, path and
-reason of each sound file that could not be read and was left out.
+The layout is that of `melmask.evaluate.tasks`, with one more file, which the kit ignores: `failed.csv` has the path and
+the reason of each sound file that could not be read and was left out.
 """
 
 import contextlib
@@ -11,33 +11,27 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from melmask.errors import ConfigError, InputError, OutputError
+from melmask.errors import InputError, OutputError
+from melmask.evaluate.division import Division, divide
 from melmask.evaluate.leaks import find_leaks
-from melmask.evaluate.sounds import (
-    MOST_SAMPLES,
-    SoundReport,
-    common_length_s,
-    move_to_splits,
-    wav_names,
-    write_sounds,
-)
+from melmask.evaluate.options import AUTO, TaskOptions, check_word
+from melmask.evaluate.sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task
-from melmask.labels.clips import ClipTable, Division, Event, as_kit_reads, divide, read_clips
+from melmask.labels.tables import ClipTable, Event, read_clips
 from melmask.system.files import ensure_folder, locked, output_error
 
-AUTO, NATIVE = "auto", "native"
-_HIGHEST_RATE_HZ = 768_000
 FAILED = "failed.csv"
+# What pandas, by which the HEAR kit reads the vocabulary, takes for a missing value.
+_MISSING = re.compile(r"#N/A( N/A)?|#NA|-?1\.#(IND|QNAN)|-?(NaN|nan)|<NA>|N/A|NA|NULL|None|n/a|null")
 _METRICS = {
     "multiclass": ["top1_acc", "mAP", "d_prime", "aucroc"],
     "multilabel": ["mAP", "d_prime", "aucroc"],
     "event": ["event_onset_200ms_fms", "segment_1s_er"],
 }
-# As HEAR's maestro task: the loss decides when to stop, so the events are made in one way (ms).
+# As in HEAR's maestro task, the loss decides when to stop, so events are made in one way only (times in ms).
 _EVENT_METADATA = {
     "evaluation_params": {"event_postprocessing_grid": {"median_filter_ms": [150], "min_duration": [50]}},
     "use_scoring_for_early_stopping": False,
@@ -67,69 +61,41 @@ class TaskReport(NamedTuple):
         return "\n".join([first, *self.notes])
 
 
-def make_task(
-    labels_csv: Path,
-    out: Path,
-    *,
-    name: str | None = None,
-    version: str = "v1",
-    mode: str = "full",
-    kind: str | None = None,
-    scheme: str | None = None,
-    folds: int = 5,
-    seed: int = 0,
-    rates_hz: Sequence[int] = (16000,),
-    duration_s: float | str = AUTO,
-    audio_root: Path | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-) -> TaskReport:
+def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> TaskReport:
     """Write the task folder `out/<name>-<version>-<mode>`; it appears when it is complete.
 
     Args:
-        labels_csv: the labels, see `melmask.labels.clips`.
+        labels: the table of labels, see `melmask.labels.tables`.
         out: the folder of task folders.
-        name: of the task; the table's file name where None.
-        version: the next part of the folder's name.
-        mode: the last part of it.
-        kind: "multiclass", "multilabel" or "event"; told by the table's columns where None.
-        scheme: how clips are divided into splits: "fold", "split" or "new", see `divide`; None for the first possible.
-        folds: how many "new" makes.
-        seed: of what is divided here.
-        rates_hz: sample rates to write; a model is evaluated at its own.
-        duration_s: seconds that every clip is cut or zero-padded to at its end, as HEAR does; "native" leaves clips
-            as long as they are. "auto": where 19 of 20 clips are within 10 % of the median length, the longest of
-            these, rounded up to 10 ms; else native, so that nothing is cut unasked.
-        audio_root: where relative paths start, see `read_labels`.
-        threads: that decode; all cores where None.
-        overwrite: replace a task of that name.
+        options: how the task is made; the defaults where None.
 
     Raises:
-        ConfigError: an option that cannot be used.
+        ConfigError: the table's name cannot be the task's.
         InputError: the table cannot be used, or no sound file can be read. Single files that cannot are left out.
         OutputError: the place cannot be written to, or has such a task already.
     """
-    title, name = _title(labels_csv, name, version, mode)
-    rates_hz = tuple(dict.fromkeys(rates_hz))
-    _check_options(rates_hz, duration_s)
-    table, notes = as_kit_reads(read_clips(labels_csv, kind, audio_root))
-    divided = partial(divide, scheme=scheme, folds=folds, seed=seed)
-    divided(table)  # What is wrong with the table shows before hours of decoding.
-    with _building(out / title, overwrite) as building:
-        fixed_s = common_length_s(table.paths) if duration_s == AUTO else _seconds(duration_s)
-        table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, threads)
+    options = options or TaskOptions()
+    name = options.name
+    if name is None:
+        name = re.sub(r"[^\w.]+", "_", labels.stem).lstrip(".")
+        check_word("name", name)
+    folder = out / f"{name}-{options.version}-{options.mode}"
+    # A rate that is given twice is written once.
+    rates_hz = tuple(dict.fromkeys(options.rates_hz))
+    table, notes = as_kit_reads(read_clips(labels, options.kind, options.audio_root))
+    # Dividing here shows what is wrong with the table before hours of decoding.
+    divide(table, options)
+    with _building(folder, options.overwrite) as building:
+        fixed_s = _clip_length_s(options.duration_s, table.paths)
+        table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, options.threads)
         table, event_notes = _within_clips(table, sounds)
         _check_classes(table)
-        division = divided(table)
+        # Files that could not be read are gone, so the clips are divided again.
+        division = divide(table, options)
         move_to_splits(building, rates_hz, names, division.split_of)
-        _write_labels(building, _metadata(name, version, mode, table.kind, division, fixed_s), table, names, division)
+        _write_json(building / METADATA, _metadata(name, options, table.kind, division, fixed_s))
+        _write_labels(building, table, names, division)
         notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
-    return _report(out / title, table, division, fixed_s, failed, notes)
-
-
-def _report(
-    folder: Path, table: ClipTable, division: Division, fixed_s: float | None, failed: int, notes: tuple[str, ...]
-) -> TaskReport:
     notes += tuple(_absence_notes(table, division))
     if failed:
         notes += (f"{failed} files could not be read and were left out, see {FAILED} there",)
@@ -138,52 +104,67 @@ def _report(
     return TaskReport(folder, clips, failed, classes, division.mode, sizes, fixed_s, notes)
 
 
-def _title(labels_csv: Path, name: str | None, version: str, mode: str) -> tuple[str, str]:
-    name = re.sub(r"[^\w.]+", "_", labels_csv.stem).lstrip(".") if name is None else name
-    for what, word in (("name", name), ("version", version), ("mode", mode)):
-        if not re.fullmatch(r"\w[\w.+-]*", word):
-            raise ConfigError(f"the task's {what} is {word!r}; expected letters, digits and the signs _ . + -")
-    return f"{name}-{version}-{mode}", name
+def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
+    """Return the table with labels that the kit's table reader leaves as they are, and a note if any had to change.
+
+    The kit reads a vocabulary of numbers alone as numbers: 007 becomes 7, and then a clip's "007" is unknown.
+
+    Raises:
+        InputError: a label is read as a missing value, or two become the same.
+    """
+    names = table.class_names
+    if missing := [name for name in names if _MISSING.fullmatch(name)]:
+        raise InputError(f"{table.source}: label {missing[0]!r} is read as a missing value by the HEAR kit; rename it")
+    # pandas takes a column for numbers, or for true and false, if all of its values are such.
+    read = {name: name for name in names}
+    if all(re.fullmatch(r"[+-]?\d+", name) for name in names):
+        read = {name: str(int(name)) for name in names}
+    elif all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", name) for name in names):
+        read = {name: str(float(name)) for name in names}
+    elif all(name.lower() in ("true", "false") for name in names):
+        read = {name: name.capitalize() for name in names}
+    if len(set(read.values())) < len(names):
+        raise InputError(f"{table.source}: of {', '.join(names)} the HEAR kit takes some for the same; rename them")
+    changed = [name for name in names if read[name] != name]
+    if not changed:
+        return table, ()
+    targets = [
+        [item._replace(label=read[item.label]) if isinstance(item, Event) else read[item] for item in items]
+        for items in table.targets
+    ]
+    note = f"labels are written as the HEAR kit reads them, {changed[0]!r} as {read[changed[0]]!r}"
+    return dataclasses.replace(table, targets=targets), (note,)
 
 
-def _check_options(rates_hz: Sequence[int], duration_s: float | str) -> None:
-    if not rates_hz or not 1 <= min(rates_hz) <= max(rates_hz) <= _HIGHEST_RATE_HZ:
-        given = ", ".join(map(str, rates_hz)) or "none"
-        raise ConfigError(f"sample rates are {given}; expected whole numbers of Hz, at most {_HIGHEST_RATE_HZ}")
-    if isinstance(duration_s, str):
-        fits = duration_s in (AUTO, NATIVE)
-    else:
-        fits = duration_s * min(rates_hz) >= 1 and duration_s * max(rates_hz) <= MOST_SAMPLES
-    if not fits:
-        most = f"{MOST_SAMPLES / max(rates_hz) / 3600:.3g} h"
-        raise ConfigError(
-            f"the clips' duration is {duration_s!r}; expected seconds, {AUTO} or {NATIVE} (a wav file takes {most})"
-        )
-
-
-def _seconds(duration_s: float | str) -> float | None:
+def _clip_length_s(duration_s: float | str, paths: Sequence[Path]) -> float | None:
+    """The length that every clip gets, or None where each keeps its own."""
+    if duration_s == AUTO:
+        return common_length_s(paths)
     return None if isinstance(duration_s, str) else float(duration_s)
 
 
 @contextlib.contextmanager
 def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place on success and is gone otherwise."""
+    """Give a folder that takes the place of `folder` on success, and is removed otherwise."""
     if folder.exists():
         if not overwrite:
             raise OutputError(f"{folder} exists; choose another --name, --version or --out, or give --overwrite")
         if not (folder / METADATA).is_file():
             raise OutputError(f"{folder} is no task folder, so it is not overwritten; choose another --name or --out")
-    # The dot keeps it from being taken for a task, the fixed name lets the next call clear what a killed one left.
+    # The dot keeps it from being taken for a task. The name is fixed, so that the next call finds and clears what a
+    # killed one left.
     building, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
     lock = ensure_folder(building) / ".lock"
     with locked(lock, folder):
         try:
+            # A job that was killed may have left a part of another division.
             for rest in building.iterdir():
                 if rest != lock:
                     shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
             shutil.rmtree(replaced, ignore_errors=True)
             yield building
             lock.unlink(missing_ok=True)
+            # A folder cannot replace one that is not empty, so the former task steps aside first.
             if folder.exists():
                 folder.replace(replaced)
             building.replace(folder)
@@ -197,7 +178,7 @@ def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
 def _readable(
     table: ClipTable, rates_hz: Sequence[int], fixed_s: float | None, building: Path, threads: int | None
 ) -> tuple[ClipTable, list[str], list[SoundReport], int]:
-    """Write the sounds; the rows that could be read, the names of their files, and how many could not be."""
+    """Write the sounds; return the rows that could be read, their files' names, what was written, how many failed."""
     names = wav_names(table.paths)
     sounds = write_sounds(table.paths, names, rates_hz, fixed_s, building, threads)
     failures = [(str(path), sound.error) for path, sound in zip(table.paths, sounds, strict=True) if sound.error]
@@ -210,7 +191,7 @@ def _readable(
 
 
 def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTable, tuple[str, ...]]:
-    """Events as far as they can be heard: those that begin after the clip's end are left out, others end with it."""
+    """Leave out events that begin after their clip's end, and let others end with it."""
     if table.kind != "event":
         return table, ()
     targets, gone = [], 0
@@ -224,26 +205,28 @@ def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTab
 
 
 def _check_classes(table: ClipTable) -> None:
-    """What could not be read, or heard, may have taken a class with it."""
+    """Refuse a task that has too few classes left: files that could not be read may have been the last of a class."""
     fewest = 2 if table.kind == "multiclass" else 1
     if len(table.class_names) < fewest:
         left = f"{len(table.class_names)} classes are left in the clips that could be read"
         raise InputError(f"{table.source}: {left}; expected {fewest} or more, check the files")
 
 
-def _metadata(name: str, version: str, mode: str, kind: str, division: Division, fixed_s: float | None) -> Any:
-    """Every key of the kit's and of hear-preprocess's own tasks that says something here."""
+def _metadata(
+    name: str, options: TaskOptions, kind: str, division: Division, fixed_s: float | None
+) -> dict[str, object]:
+    """Every key of the kit's and of hear-preprocess's own tasks that applies here."""
     if division.mode == "trainvaltest":
-        sizes: dict[str, Any] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
+        sizes: dict[str, object] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
     else:
         sizes = {"nfolds": len(division.splits), "max_task_duration_by_fold": None}
     return {
         "task_name": name,
-        "version": version,
+        "version": options.version,
         "embedding_type": "event" if kind == "event" else "scene",
         "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
-        "default_mode": mode,
-        "mode": mode,
+        "default_mode": options.mode,
+        "mode": options.mode,
         "tmp_dir": "_workdir",
         "split_mode": division.mode,
         "splits": list(division.splits),
@@ -254,8 +237,7 @@ def _metadata(name: str, version: str, mode: str, kind: str, division: Division,
     }
 
 
-def _write_labels(building: Path, metadata: Any, table: ClipTable, names: list[str], division: Division) -> None:
-    _write_json(building / METADATA, metadata)
+def _write_labels(building: Path, table: ClipTable, names: list[str], division: Division) -> None:
     _write_table(building / VOCABULARY, [("idx", "label"), *enumerate(table.class_names)])
     content: dict[str, dict[str, list[Any]]] = {split: {} for split in division.splits}
     for name, split, items in zip(names, division.split_of, table.targets, strict=True):
@@ -279,7 +261,7 @@ def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def _leak_notes(folder: Path) -> tuple[str, ...]:
-    """What is on both sides of a split; the folder is read as any other task, which checks it."""
+    """Report what is on both sides of a split. The folder is read like any other task, which checks it."""
     leaks = find_leaks(read_task(folder))
     notes = []
     if leaks.groups:
@@ -290,7 +272,7 @@ def _leak_notes(folder: Path) -> tuple[str, ...]:
 
 
 def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str]:
-    """How many clips were cut or padded to the common length, the rounding of that to 10 ms aside."""
+    """Report how many clips were cut or padded to the common length, its rounding to 10 ms aside."""
     if fixed_s is None:
         return []
     cut = sum(clip.cut for clip in written)
@@ -299,7 +281,7 @@ def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str
 
 
 def _absence_notes(table: ClipTable, division: Division) -> list[str]:
-    """Which splits lack classes: scores are poor or undefined there."""
+    """Report which splits lack classes, because scores are poor or undefined there."""
     present: dict[str, set[str]] = {split: set() for split in division.splits}
     for names, split in zip(table.names, division.split_of, strict=True):
         present[split].update(names)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from melmask.downstream import metrics
 from melmask.evaluate.results import EventFile, Predictions
 
 _GRID_MS = 10.0
@@ -13,7 +14,7 @@ _PREFERRED_RATE_HZ = 16000
 
 
 class Mistake(NamedTuple):
-    """A clip that was taken for what it is not. truth: its labels with their probabilities."""
+    """A clip that was taken for something else; `truth` holds its labels with their probabilities."""
 
     file: str
     part: str
@@ -23,7 +24,7 @@ class Mistake(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A part of a file, in s, with how much of it is wrong: the sum over the labels, in s."""
+    """A part of a file, and how many seconds of it are wrong, summed over the labels."""
 
     file: EventFile
     start_s: float
@@ -32,15 +33,15 @@ class Stretch(NamedTuple):
 
 
 def confusion_counts(rows: Predictions) -> Int64[np.ndarray, "classes classes"]:
-    """Clips of each true class (row) by the class they were taken for (column)."""
-    classes = rows.targets.shape[1]
-    cells = rows.targets.argmax(axis=1) * classes + rows.probabilities.argmax(axis=1)
+    """Count the clips of each true class (row) by the class they were taken for (column)."""
+    # A clip without a label has no row in the matrix.
     kept = rows.targets.any(axis=1)
-    return np.bincount(cells[kept], minlength=classes**2).reshape(classes, classes)
+    truth, predicted = rows.targets[kept].argmax(axis=1), rows.probabilities[kept].argmax(axis=1)
+    return metrics.confusion_counts(truth, predicted, rows.targets.shape[1])
 
 
 def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: int) -> list[Mistake]:
-    """The clips with the highest probability of a label that is not theirs, the worst first.
+    """Find the clips with the highest probability of a label that is not theirs, the worst first.
 
     Args:
         rows: the predictions.
@@ -48,6 +49,7 @@ def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: in
         multiclass: only clips whose likeliest label is wrong count; otherwise any label above one half.
         most: at most this many.
     """
+    # Of each clip, the label that is not its own with the highest probability.
     wrong = np.where(rows.targets, -np.inf, rows.probabilities)
     worst = wrong.argmax(axis=1)
     probability = wrong[np.arange(len(worst)), worst]
@@ -67,7 +69,7 @@ def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: in
 
 
 def worst_stretch(files: list[EventFile], longest_s: float) -> Stretch | None:
-    """The stretch of at most `longest_s` in which reference and prediction differ for the longest time."""
+    """Find the stretch of at most `longest_s` in which reference and prediction differ for the longest time."""
     found: Stretch | None = None
     width = round(1000 * longest_s / _GRID_MS)
     for file in files:
@@ -75,6 +77,7 @@ def worst_stretch(files: list[EventFile], longest_s: float) -> Stretch | None:
         end_ms = max((end for *_, end in file.reference + file.predicted), default=0.0)
         steps = int(np.ceil(end_ms / _GRID_MS)) + 1
         wrong = sum(_active(file.reference, label, steps) ^ _active(file.predicted, label, steps) for label in labels)
+        # With sums from the start, that of each window is a difference.
         total = np.concatenate([[0], np.cumsum(np.broadcast_to(wrong, steps))])
         ends = np.minimum(np.arange(max(1, steps - width + 1)) + width, steps)
         sums = total[ends] - total[ends - min(width, steps)]
@@ -96,7 +99,7 @@ def _active(events: list[tuple[str, float, float]], label: str, steps: int) -> B
 
 
 def find_sound(folder: Path, parts: list[str], file: str) -> Path | None:
-    """The wav of a clip, <folder>/<rate>/<part>/<file>, at the rate nearest to 16 kHz; None if it is not there."""
+    """Find the wav of a clip, <folder>/<rate>/<part>/<file>, at the rate nearest to 16 kHz; None if there is none."""
     rates = [child for child in folder.iterdir() if child.name.isdecimal()] if folder.is_dir() else []
     for rate in sorted(rates, key=lambda child: abs(int(child.name) - _PREFERRED_RATE_HZ)):
         for part in parts:

@@ -1,13 +1,13 @@
 """The downstream protocols: what is trained on a task's frozen vectors, chosen on its validation split, and tested.
 
-hear         hear-eval-kit 2021.1.3, quirks included: a grid of networks is searched on the first split only and
-its best point used for the others; the order of the rows never changes; a score that is not a number
-ends training; of two post-processings the one with the larger score is taken, even of an error rate
-hear-fixed   the same grid without the quirks: searched on each split, reshuffled each epoch, a score that is not a
-number counted as the worst, post-processings compared in the right direction
-linear       one linear layer on standardised vectors, as the MSM-MAE paper's group reports it (EVAR): Adam, rate
-3e-4, batch 200, at most 200 epochs, patience 20; three seeds
-knn          the ten nearest training vectors vote; nothing is trained (scene tasks)
+hear         hear-eval-kit 2021.1.3 with its quirks. A grid of networks is searched on the first split only, and its
+             best point is used for the others. The order of the rows never changes. A score that is not a number ends
+             training. Of two post-processings the one with the larger score is taken, even of an error rate.
+hear-fixed   The same grid without the quirks. It is searched on each split, and the rows are reshuffled each epoch. A
+             score that is not a number counts as the worst. Post-processings are compared in the right direction.
+linear       One linear layer on standardized vectors, as the MSM-MAE paper's group reports it (EVAR): Adam, rate 3e-4,
+             batch 200, at most 200 epochs, patience 20; three seeds.
+knn          The ten nearest training vectors vote. Nothing is trained (scene tasks).
 """
 
 import functools
@@ -16,9 +16,9 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -27,14 +27,14 @@ import torch
 
 from melmask.downstream.probe import neighbor_votes, standardize
 from melmask.errors import InputError
-from melmask.evaluate.heads import HeadConfig, Rows, StopRules, TrainedHead, better, train_head
+from melmask.evaluate.heads import HeadConfig, Rows, TrainedHead, TrainingRules, better, train_head
 from melmask.evaluate.judging import Predictions, TaskRows
-from melmask.evaluate.parallel import Submit, side_by_side
+from melmask.evaluate.options import GRID_POINTS
+from melmask.evaluate.records import Setting
 from melmask.evaluate.tasks import DataSplit, Task
+from melmask.system.hardware import exact_float32_products, keep_freed_memory
 from melmask.system.progress import track
 
-PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
-GRID_POINTS = 8
 LINEAR_SEEDS = (42, 43, 44)
 _GRID_SEED = 42
 _NEIGHBORS = 10
@@ -43,18 +43,12 @@ _GRID: dict[str, list[Any]] = {
     "lr": [3.2e-3, 1e-3, 3.2e-4, 1e-4],
     "initialization": ["xavier_uniform", "xavier_normal"],
 }
-# The kit's names of a head's settings, and ours.
-_FIELDS = {
-    "hidden_layers": "hidden_layers",
-    "hidden_dim": "hidden_dim",
-    "dropout": "dropout",
-    "lr": "learning_rate",
-    "initialization": "initialization",
-    "batch_size": "batch_size",
-    "max_epochs": "max_epochs",
-    "check_val_every_n_epoch": "validate_every_epochs",
-    "patience": "patience",
-}
+_KIT_NAMES = (
+    *("hidden_layers", "hidden_dim", "dropout", "lr", "initialization", "batch_size", "max_epochs"),
+    *("check_val_every_n_epoch", "patience"),
+)
+# A head's settings have the kit's names but for these.
+_OUR_NAMES = {"lr": "learning_rate", "check_val_every_n_epoch": "validate_every_epochs"}
 _LINEAR = HeadConfig(
     hidden_layers=0, learning_rate=3e-4, batch_size=200, max_epochs=200, validate_every_epochs=1, patience=20
 )
@@ -64,39 +58,44 @@ class SplitResult(NamedTuple):
     """What one split gave.
 
     scores: metric -> test score, NaN where undefined, the mean of `repeats` if there are several.  validation_score,
-    epoch, setting: of the chosen head.  seconds: of training all its heads, one added to the other.  predictions:
-    arrays to keep, of the first repeat.
+    epoch, setting: of the chosen head.  seconds: the training times of all its heads, added up.  predictions: arrays to
+    keep, of the first repeat.
     """
 
     scores: dict[str, float]
     validation_score: float
     epoch: int
-    setting: dict[str, Any]
+    setting: Setting
     repeats: list[dict[str, float]]
     seconds: float
     predictions: Predictions
 
 
 def grid_of(task: Task, points: int = GRID_POINTS, precision: str = "fp32") -> list[HeadConfig]:
-    """The first points of the kit's shuffled grid, with what the task itself says of it, to be computed in `precision`.
+    """Return the first points of the kit's shuffled grid, with the task's own values, to be computed in `precision`.
 
     Raises:
         InputError: the task's metadata ask for something this protocol does not have.
     """
     grid = {**_GRID, **task.parameter_grid}
     for name in grid:
-        if name not in _FIELDS:
-            raise InputError(f"{task.title}: task_specific_param_grid has {name!r}; known are {', '.join(_FIELDS)}")
+        if name not in _KIT_NAMES:
+            raise InputError(f"{task.title}: task_specific_param_grid has {name!r}; known are {', '.join(_KIT_NAMES)}")
     # scikit-learn's ParameterGrid: keys in alphabetical order, the last one changing fastest.
     names = sorted(grid)
     every_point = [dict(zip(names, values, strict=True)) for values in itertools.product(*(grid[n] for n in names))]
     random.Random(_GRID_SEED).shuffle(every_point)
     kit = HeadConfig(precision=precision)
-    return [replace(kit, **{_FIELDS[name]: value for name, value in point.items()}) for point in every_point[:points]]
+    ours = [{_OUR_NAMES.get(name, name): value for name, value in point.items()} for point in every_point[:points]]
+    return [replace(kit, **settings) for settings in ours]
 
 
 def run_task(
-    data: TaskRows, protocol: str, grid: list[HeadConfig], seed: int, done: Mapping[str, dict[str, Any]] | None = None
+    data: TaskRows,
+    protocol: str,
+    grid: list[HeadConfig],
+    seed: int,
+    done: Mapping[str, Setting] | None = None,
 ) -> Generator[tuple[DataSplit, SplitResult], None, None]:
     """Train and test on all splits of a task; arguments as of `run_splits`.
 
@@ -105,7 +104,7 @@ def run_task(
         protocol: `hear` tries `grid` on the first split only, and its best point on the others.
         grid: Points to choose from.
         seed: Of all chance.
-        done: The chosen settings of splits, by name, that are left out.
+        done: The chosen settings of the splits, by name, that are skipped.
 
     Yields:
         A split and its result, in the order of the task's splits.
@@ -113,6 +112,7 @@ def run_task(
     splits, done = list(data.task.data_splits), done or {}
     if protocol == "hear":
         first = splits.pop(0)
+        # A search that an earlier call finished is not repeated: the later splits need its choice alone.
         setting = done.get(first.name)
         if setting is None:
             (result,) = run_splits(data, [first], protocol, grid, seed)
@@ -132,7 +132,7 @@ def run_splits(
     Args:
         data: The task's vectors.
         splits: Which of the task's splits train, validate and test.
-        protocol: One of `PROTOCOLS`.
+        protocol: One of `options.PROTOCOLS`.
         candidates: Points of the grid to choose from on each split; for `hear` and `hear-fixed`.
         seed: Of all chance; `linear` has three of its own instead, and `knn` has none.
 
@@ -142,97 +142,103 @@ def run_splits(
     if not splits:
         return
     if protocol == "knn":
-        for split in splits:
-            start_s = time.perf_counter()
-            scores, predictions = data.test(split.test, _votes(data, split), None)
-            seconds = time.perf_counter() - start_s
-            yield SplitResult(scores, float("nan"), 0, {"neighbors": _NEIGHBORS}, [], seconds, predictions)
+        yield from (_vote(data, split) for split in splits)
         return
-    seeds: list[int] = [seed]
+    seeds = [seed]
     if protocol == "linear":
         candidates, seeds = [_LINEAR], [*LINEAR_SEEDS]
     with side_by_side(len(splits) * len(candidates) * len(seeds), data.device) as (submit, stop):
-        begun = [_begin(data, split, protocol, candidates, seeds, submit, stop) for split in splits]
-        # A second each, while the heads train; who lacks them is told by the score that needs them.
+        searches = [_Search(data, split, protocol, candidates, seeds) for split in splits]
+        for search in searches:
+            search.begin(submit, stop)
+        # These take a second each to import, which the training hides. A score that needs a missing one reports it.
         for scorer in ("sklearn.metrics", "scipy.sparse.csgraph"):
             with suppress(ImportError):
                 importlib.import_module(scorer)
-        while begun:
-            yield _finish(data, *begun.pop(0))
+        while searches:
+            # A search that is over is dropped at once, and its vectors with it.
+            yield searches.pop(0).result()
 
 
-class _SplitRows:
-    """A split's rows, put together when first needed and kept no longer than this object."""
-
-    def __init__(self, data: TaskRows, split: DataSplit, standardized: bool, rounded: bool) -> None:
-        self.data, self.split, self.standardized, self.rounded = data, split, standardized, rounded
-
-    @functools.cached_property
-    def parts(self) -> list[Rows]:
-        """For training, validation and testing."""
-        parts = [self.data.rows(names) for names in (self.split.train, self.split.valid, self.split.test)]
-        if self.rounded:
-            # Once, instead of in each step.
-            parts[0] = parts[0]._replace(vectors=parts[0].vectors.bfloat16())
-        return _standardized(*parts) if self.standardized else parts
+def _vote(data: TaskRows, split: DataSplit) -> SplitResult:
+    """Let the nearest training rows of each test row vote; a class's probability is its share of the votes."""
+    start_s = time.perf_counter()
+    train, test = data.rows(split.train), data.rows(split.test)
+    known, asked = standardize(train.vectors.cpu().numpy(), test.vectors.cpu().numpy())
+    shares = neighbor_votes(known, asked, train.targets.cpu().numpy(), _NEIGHBORS).astype(np.float32)
+    scores, predictions = data.test(split.test, shares, None)
+    seconds = time.perf_counter() - start_s
+    return SplitResult(scores, float("nan"), 0, {"neighbors": _NEIGHBORS}, [], seconds, predictions)
 
 
 Trained = tuple[TrainedHead, float]
 """A head, and the seconds its training took."""
+Submit = Callable[..., "Future[Trained]"]
 
 
-def _begin(
-    data: TaskRows,
-    split: DataSplit,
-    protocol: str,
-    candidates: list[HeadConfig],
-    seeds: list[int],
-    submit: Submit,
-    stop: threading.Event,
-) -> tuple[_SplitRows, list[list["Future[Trained]"]]]:
-    """The heads of a split, a list for each seed, in training or waiting for a free thread."""
-    exact, rounded = protocol == "hear", all(c.precision == "bf16" and c.hidden_layers for c in candidates)
-    rows = _SplitRows(data, split, protocol == "linear", rounded)
-    judge, rules = data.judge(split.valid, exact), StopRules(data.maximize, reshuffle=not exact, nan_stops=exact)
+class _Search:
+    """The heads of one split: each candidate with each seed, in training or waiting for a free thread."""
 
-    def train(config: HeadConfig, seed: int) -> Trained:
-        start_s = time.perf_counter()
-        fit, valid, _ = rows.parts
-        head = train_head(fit, valid, config, data.multilabel, judge, rules, seed, stop)
-        return head, time.perf_counter() - start_s
+    def __init__(
+        self, data: TaskRows, split: DataSplit, protocol: str, candidates: list[HeadConfig], seeds: list[int]
+    ) -> None:
+        self.data, self.split, self.candidates, self.seeds = data, split, candidates, seeds
+        exact = protocol == "hear"
+        self.standardized = protocol == "linear"
+        self.judge = data.judge(split.valid, exact)
+        self.rules = TrainingRules(data.maximize, data.multilabel, reshuffle=not exact, nan_stops=exact)
+        self.futures: list[list[Future[Trained]]] = []
 
-    def own_seed(seed: int, number: int) -> int:
-        """Each point has chance of its own, whichever others are tried."""
-        return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    @functools.cached_property
+    def rows(self) -> list[Rows]:
+        """The rows for training, validation and testing, put together when the first thread needs them."""
+        rows = [self.data.rows(names) for names in (self.split.train, self.split.valid, self.split.test)]
+        if all(candidate.precision == "bf16" and candidate.hidden_layers for candidate in self.candidates):
+            # Rounded once, instead of in each step.
+            rows[0] = rows[0]._replace(vectors=rows[0].vectors.bfloat16())
+        if self.standardized:
+            arrays = standardize(*(part.vectors.cpu().numpy() for part in rows))
+            vectors = [torch.from_numpy(array).to(self.data.device) for array in arrays]
+            rows = [Rows(own, part.targets) for own, part in zip(vectors, rows, strict=True)]
+        return rows
 
-    # Long ones first, so that no thread waits long for the last: the larger, and those that learn slowly.
-    order = sorted(range(len(candidates)), key=lambda n: (-candidates[n].hidden_layers, candidates[n].learning_rate))
-    begun: list[list[Future[Trained]]] = []
-    for seed in seeds:
-        futures = {number: submit(train, candidates[number], own_seed(seed, number)) for number in order}
-        begun.append([futures[number] for number in range(len(candidates))])
-    return rows, begun
+    def begin(self, submit: Submit, stop: threading.Event) -> None:
+        """Submit the heads, a list for each seed, each list in the order of the candidates."""
 
+        def train(number: int, seed: int) -> Trained:
+            start_s = time.perf_counter()
+            fit, valid, _ = self.rows
+            # Each point has a seed of its own, which does not depend on the other points that are tried.
+            own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+            head = train_head(fit, valid, self.candidates[number], self.judge, self.rules, own_seed, stop)
+            return head, time.perf_counter() - start_s
 
-def _finish(data: TaskRows, rows: _SplitRows, training: list[list["Future[Trained]"]]) -> SplitResult:
-    """The result of a split, once its heads are trained; the best is taken of each seed's."""
-    split = rows.split
-    if len(training[0]) > 1:
-        # A search takes long; tell how far it is.
-        futures = [future for of_seed in training for future in of_seed]
-        for _ in track(as_completed(futures), len(futures), f"search on {split.name}", "head", leave=False):
-            pass
-    trained = [[future.result() for future in futures] for futures in training]
-    heads = [_best([head for head, _ in of_seed], data.maximize) for of_seed in trained]
-    vectors = rows.parts[2].vectors
-    tests = [data.test(split.test, head.probabilities(vectors), head.best.detail) for head in heads]
-    scores = {metric: float(np.mean([scores[metric] for scores, _ in tests])) for metric in tests[0][0]}
-    head, setting = heads[0], asdict(heads[0].config)
-    if head.best.detail is not None:
-        setting["postprocessing"] = head.best.detail
-    repeats = [scores for scores, _ in tests] if len(tests) > 1 else []
-    seconds = sum(seconds for of_seed in trained for _, seconds in of_seed)
-    return SplitResult(scores, head.best.score, head.epoch, setting, repeats, seconds, tests[0][1])
+        # The large networks and those that learn slowly take longest. They begin first, so that no thread waits long
+        # for the last one.
+        costs = [(-candidate.hidden_layers, candidate.learning_rate) for candidate in self.candidates]
+        order = sorted(range(len(costs)), key=costs.__getitem__)
+        for seed in self.seeds:
+            begun = {number: submit(train, number, seed) for number in order}
+            self.futures.append([begun[number] for number in range(len(begun))])
+
+    def result(self) -> SplitResult:
+        """Wait for the heads, take the best of each seed's, and test it."""
+        if len(self.candidates) > 1:
+            # A search takes long, so it shows its progress.
+            futures = [future for of_seed in self.futures for future in of_seed]
+            for _ in track(as_completed(futures), len(futures), f"search on {self.split.name}", "head", leave=False):
+                pass
+        trained = [[future.result() for future in of_seed] for of_seed in self.futures]
+        heads = [_best([head for head, _ in of_seed], self.data.maximize) for of_seed in trained]
+        vectors = self.rows[2].vectors
+        tests = [self.data.test(self.split.test, head.probabilities(vectors), head.best.detail) for head in heads]
+        scores = {metric: float(np.mean([scores[metric] for scores, _ in tests])) for metric in tests[0][0]}
+        head, setting = heads[0], asdict(heads[0].config)
+        if head.best.detail is not None:
+            setting["postprocessing"] = head.best.detail
+        repeats = [scores for scores, _ in tests] if len(tests) > 1 else []
+        seconds = sum(seconds for of_seed in trained for _, seconds in of_seed)
+        return SplitResult(scores, head.best.score, head.epoch, setting, repeats, seconds, tests[0][1])
 
 
 def _best(heads: list[TrainedHead], maximize: bool) -> TrainedHead:
@@ -244,17 +250,30 @@ def _best(heads: list[TrainedHead], maximize: bool) -> TrainedHead:
     return chosen
 
 
-def _standardized(train: Rows, *others: Rows) -> list[Rows]:
-    arrays = standardize(*(rows.vectors.cpu().numpy() for rows in (train, *others)))
-    device = train.vectors.device
-    return [
-        Rows(torch.from_numpy(array).to(device), rows.targets)
-        for array, rows in zip(arrays, (train, *others), strict=True)
-    ]
+@contextmanager
+def side_by_side(jobs: int, device: torch.device) -> Iterator[tuple[Submit, threading.Event]]:
+    """Give a function that starts one of `jobs` jobs, and an event that is set when they should end.
 
+    On a CPU there are as many threads as PyTorch has, each with its share of them. Two heads on a thread each are done
+    a sixth sooner than one after the other on two threads: large products gain as much from a second thread, the rest
+    does not, and on busy cores two threads wait for each other. PyTorch releases Python's lock while it computes, so
+    threads suffice, and the vectors need not be sent anywhere. One job at a time computes on a GPU.
 
-def _votes(data: TaskRows, split: DataSplit) -> np.ndarray:
-    """The share of the votes each class gets, (test rows, classes) float32."""
-    train, test = data.rows(split.train), data.rows(split.test)
-    vectors = standardize(train.vectors.cpu().numpy(), test.vectors.cpu().numpy())
-    return neighbor_votes(*vectors, train.targets.cpu().numpy(), _NEIGHBORS).astype(np.float32)
+    On leaving, for whatever reason, jobs that have not begun are dropped, and the event asks the others to end.
+    """
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    workers = min(jobs, threads) if device.type == "cpu" else 1
+    share = threads // workers
+    stop = threading.Event()
+    # The precision of products belongs to the process. It is set once, here, or jobs would change it under each other.
+    with exact_float32_products(device):
+        # This thread tests what the others have trained, and takes no more than a share either.
+        torch.set_num_threads(share)
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+        try:
+            yield pool.submit, stop
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)

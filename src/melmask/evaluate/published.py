@@ -82,7 +82,7 @@ HEAR_BEST = Published(
 MSM_MAE = Published(
     name="MSM-MAE",
     source="ViT-B, AudioSet; Masked Spectrogram Modeling using Masked Autoencoders, Niizumi et al., PMLR 166, 2022, "
-    "arXiv 2204.12260. Its input was normalised by the statistics of each evaluated batch, so that an embedding "
+    "arXiv 2204.12260. Its input was normalized by the statistics of each evaluated batch, so that an embedding "
     "depended on the clips beside it",
     protocol="hear",
     scores={"tfds_crema_d": 73.4, "libricount": 85.8, "esc50": 85.6},

@@ -1,9 +1,20 @@
-"""What the folder of an evaluation holds: results.json and the predictions, as the page needs them."""
+"""The files of an evaluation. They are written and read here, and nowhere else.
 
+RESULTS/
+    results.json                all of it (docs/formats.md); a later evaluation extends it
+    results.csv                 a row for each model, task, protocol and metric
+    models/MODEL/TASK/PROTOCOL/ what was found on each split: SPLIT.json, and the predictions in SPLIT.npz
+
+A file may come from another version of melmask: fields that are missing take their defaults, and fields that are not
+known are left out.
+"""
+
+import csv
 import json
 import math
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,126 +22,11 @@ import numpy as np
 
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import InputError
+from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts
+from melmask.system.files import atomic_write, write_json
 
 RESULTS = "results.json"
 FORMAT = 1
-
-
-class Score(NamedTuple):
-    """One metric over the splits; what is not known or no number is None."""
-
-    mean: float | None
-    std: float | None
-    interval_95: tuple[float, float] | None
-
-
-class Split(NamedTuple):
-    """What one test split gave."""
-
-    name: str
-    scores: Mapping[str, float | None]
-    facts: Mapping[str, Any]
-    """validation_score, epoch, setting, seconds, ... as they are in the file."""
-    predictions: Path | None
-
-    @property
-    def parts(self) -> list[str]:
-        """The folders its clips may be in."""
-        return self.name.split("|")
-
-
-class Column(NamedTuple):
-    """A model as one protocol judged it; the protocol is empty for a model that failed everywhere."""
-
-    model: str
-    protocol: str
-
-
-class Outcome(NamedTuple):
-    """A model on a task."""
-
-    column: Column
-    primary: str
-    scores: Mapping[str, Score]
-    splits: list[Split]
-    conditions: Mapping[str, Any]
-    """grid_points, seed and head_precision of `hear` and `hear-fixed`, where they are known."""
-
-    @property
-    def score(self) -> Score:
-        """The primary metric."""
-        return self.scores[self.primary]
-
-
-class TaskFacts(NamedTuple):
-    """What results.json says of a task."""
-
-    number: int
-    """Its place in the file."""
-    title: str
-    name: str
-    embedding_type: str
-    prediction_type: str
-    labels: list[str]
-    clips: int | None
-    metrics: list[str]
-    folder: Path
-    leaking_files: int
-    leaking_groups: int | None
-    """None where the task names no groups."""
-
-    @property
-    def primary(self) -> str:
-        """The metric that the task is judged by."""
-        return self.metrics[0] if self.metrics else ""
-
-
-class Failure(NamedTuple):
-    """A model that did not get through a task; the protocol may be empty."""
-
-    column: Column
-    title: str
-    reason: str
-
-
-class Report(NamedTuple):
-    """A whole results.json."""
-
-    created: str
-    version: str
-    models: list[Mapping[str, Any]]
-    tasks: list[TaskFacts]
-    columns: list[Column]
-    outcomes: Mapping[tuple[str, Column], Outcome]
-    """By the task's title and the column."""
-    failed: list["Failure"]
-
-    def of_task(self, title: str) -> list[Outcome]:
-        """The outcomes of a task, in the order of the columns."""
-        return [self.outcomes[title, column] for column in self.columns if (title, column) in self.outcomes]
-
-    @property
-    def protocols(self) -> list[str]:
-        """Those that judged a model, in the order of the columns."""
-        return list(dict.fromkeys(column.protocol for column in self.columns if column.protocol))
-
-    def of_protocol(self, protocol: str) -> "Report":
-        """What one protocol judged, and the models that failed everywhere: only such scores can be compared."""
-        columns = [column for column in self.columns if column.protocol in (protocol, "")]
-        outcomes = {key: outcome for key, outcome in self.outcomes.items() if key[1].protocol == protocol}
-        failed = [failure for failure in self.failed if failure.column.protocol in (protocol, "")]
-        titles = {title for title, _ in outcomes} | {failure.title for failure in failed}
-        tasks = [task for task in self.tasks if task.title in titles]
-        return self._replace(columns=columns, outcomes=outcomes, failed=failed, tasks=tasks)
-
-    def colour(self, column: Column) -> int:
-        """The number of a model's colour, the same for all protocols."""
-        return next(i for i, model in enumerate(self.models) if model["name"] == column.model)
-
-    def has_failed(self, title: str, column: Column) -> bool:
-        """Whether a model did not get through a task; a failure without a protocol is one of all of them."""
-        names = (column, Column(column.model, ""))
-        return any(failure.title == title and failure.column in names for failure in self.failed)
 
 
 class Predictions(NamedTuple):
@@ -167,80 +63,199 @@ def read_report(results: Path) -> Report:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not of format {FORMAT}; evaluate again with this version of melmask")
     try:
-        return _report(results, content)
+        tasks_folder = str(content.get("tasks_folder") or "")
+        tasks = [_read_task(number, row, Path(tasks_folder)) for number, row in enumerate(content["tasks"])]
+        return Report(
+            created=str(content.get("created", "")),
+            version=str(content.get("melmask", "")),
+            tasks_folder=tasks_folder,
+            models=[_read_model(row) for row in content["models"]],
+            tasks=tasks,
+            results=[_read_outcome(results, row) for row in content["results"]],
+            failed=[
+                Failure(column=_column(row), title=str(row["task"]), reason=str(row["reason"]))
+                for row in content.get("failed") or []
+            ],
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is not what melmask evaluate writes ({error!r}); evaluate again") from error
 
 
-def _report(results: Path, content: dict[str, Any]) -> Report:
-    folder = Path(content.get("tasks_folder") or "")
-    tasks = [_task(number, facts, folder) for number, facts in enumerate(content["tasks"])]
-    rows = [(row["task"], _outcome(results, row)) for row in content["results"]]
-    failed = [
-        Failure(Column(row["model"], row.get("protocol") or ""), row["task"], str(row["reason"]))
-        for row in content.get("failed") or []
-    ]
-    seen = dict.fromkeys([outcome.column for _, outcome in rows] + [failure.column for failure in failed])
-    columns = []
-    for model in content["models"]:
-        own = [column for column in seen if column.model == model["name"]]
-        # A failure that names no protocol needs a column of its own only if there is no other.
-        columns += [column for column in own if column.protocol or len(own) == 1]
-    return Report(
-        created=str(content.get("created", "")),
-        version=str(content.get("melmask", "")),
-        models=content["models"],
-        tasks=tasks,
-        columns=columns,
-        outcomes={(title, outcome.column): outcome for title, outcome in rows},
-        failed=failed,
+def write_report(results: Path, report: Report) -> None:
+    """Write results.json and results.csv into the folder `results`.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "created": report.created,
+        "melmask": report.version,
+        "tasks_folder": report.tasks_folder,
+        "models": [vars(model) for model in report.models],
+        "tasks": [_task_row(task) for task in report.tasks],
+        "results": [_outcome_row(results, outcome) for outcome in report.results],
+        "failed": [{**_names(failure), "reason": failure.reason} for failure in report.failed],
+    }
+    write_json(results / RESULTS, content)
+    with atomic_write(results / "results.csv", "w") as file:
+        table = csv.writer(file)
+        table.writerow(["model", "task", "protocol", "metric", "primary", "mean", "std", "low_95", "high_95", "splits"])
+        for outcome in report.results:
+            for metric, score in outcome.scores.items():
+                numbers = (score.mean, score.std, *(score.interval_95 or (None, None)))
+                primary = int(metric == outcome.primary)
+                table.writerow([*_names(outcome).values(), metric, primary, *numbers, len(outcome.splits)])
+
+
+def _names(entry: Outcome | Failure) -> dict[str, str]:
+    return {"model": entry.column.model, "task": entry.title, "protocol": entry.column.protocol}
+
+
+def _column(row: Mapping[str, Any]) -> Column:
+    return Column(str(row["model"]), str(row.get("protocol") or ""))
+
+
+def _read_model(row: Mapping[str, Any]) -> ModelFacts:
+    return ModelFacts(
+        name=str(row["name"]),
+        source=str(row.get("source") or ""),
+        settings=str(row.get("settings") or ""),
+        identity=row.get("identity"),
+        scene_size=_whole(row.get("scene_size")),
+        timestamp_size=_whole(row.get("timestamp_size")),
+        sample_rate_hz=_whole(row.get("sample_rate_hz")),
     )
 
 
-def _task(number: int, facts: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
-    folder = Path(facts.get("folder") or "")
+def _read_task(number: int, row: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
+    # The folder that is written down may be of another machine.
+    folder = Path(row.get("folder") or "")
     return TaskFacts(
+        title=row["title"],
+        name=row["name"],
+        embedding_type=row["embedding_type"],
+        prediction_type=row["prediction_type"],
+        labels=[str(label) for label in row["labels"]],
+        clips=row.get("clips"),
+        metrics=list(row["metrics"]),
+        folder=folder if folder.is_dir() else tasks_folder / row["title"],
+        leaking_files=int(row.get("leaking_files") or 0),
+        leaking_groups=None if row.get("leaking_groups") is None else int(row["leaking_groups"]),
+        sha256=row.get("sha256"),
         number=number,
-        title=facts["title"],
-        name=facts["name"],
-        embedding_type=facts["embedding_type"],
-        prediction_type=facts["prediction_type"],
-        labels=[str(label) for label in facts["labels"]],
-        clips=facts.get("clips"),
-        metrics=list(facts["metrics"]),
-        # The tasks may have been moved with the results.
-        folder=folder if folder.is_dir() else tasks_folder / facts["title"],
-        leaking_files=int(facts.get("leaking_files") or 0),
-        leaking_groups=None if facts.get("leaking_groups") is None else int(facts["leaking_groups"]),
     )
 
 
-def _outcome(results: Path, row: Mapping[str, Any]) -> Outcome:
+def _task_row(task: TaskFacts) -> dict[str, object]:
+    return {
+        "title": task.title,
+        "name": task.name,
+        "embedding_type": task.embedding_type,
+        "prediction_type": task.prediction_type,
+        "classes": len(task.labels),
+        "clips": task.clips,
+        "labels": task.labels,
+        "metrics": task.metrics,
+        "folder": str(task.folder),
+        "leaking_files": task.leaking_files,
+        "leaking_groups": task.leaking_groups,
+        "sha256": task.sha256,
+    }
+
+
+def _read_outcome(results: Path, row: Mapping[str, Any]) -> Outcome:
     means, stds, intervals = (row.get(key) or {} for key in ("mean", "std", "interval_95"))
+    # The primary metric comes first, and is there even if it was not written.
     scores = {
-        metric: Score(_number(mean), _number(stds.get(metric)), _interval(intervals.get(metric)))
+        metric: Score(mean=finite(mean), std=finite(stds.get(metric)), interval_95=_interval(intervals.get(metric)))
         for metric, mean in {row["primary"]: None, **means}.items()
     }
-    splits = [
-        Split(
-            str(split["name"]),
-            {metric: _number(value) for metric, value in (split.get("scores") or {}).items()},
-            split,
-            results / split["predictions"] if split.get("predictions") else None,
-        )
-        for split in row.get("splits") or []
-    ]
-    column = Column(str(row["model"]), str(row["protocol"]))
-    return Outcome(column, row["primary"], scores, splits, row.get("conditions") or {})
+    return Outcome(
+        column=_column(row),
+        title=str(row["task"]),
+        primary=row["primary"],
+        scores=scores,
+        splits=[_read_split(results, split) for split in row.get("splits") or []],
+        seconds=finite(row.get("seconds")),
+        conditions=row.get("conditions") or {},
+    )
 
 
-def _number(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None
+def _outcome_row(results: Path, outcome: Outcome) -> dict[str, object]:
+    scores = outcome.scores.items()
+    return {
+        **_names(outcome),
+        "primary": outcome.primary,
+        "higher_is_better": higher_is_better(outcome.primary),
+        "mean": {metric: score.mean for metric, score in scores},
+        "std": {metric: score.std for metric, score in scores},
+        "interval_95": {metric: score.interval_95 for metric, score in scores},
+        "splits": [_split_row(results, split) for split in outcome.splits],
+        "seconds": outcome.seconds,
+        "conditions": outcome.conditions,
+    }
+
+
+def _read_split(results: Path, row: Mapping[str, Any]) -> Split:
+    setting = row.get("setting")
+    return Split(
+        name=str(row["name"]),
+        scores=_finite_scores(row.get("scores")),
+        validation_score=finite(row.get("validation_score")),
+        epoch=_whole(row.get("epoch")),
+        setting=setting if isinstance(setting, dict) else {},
+        repeats=[_finite_scores(scores) for scores in row.get("repeats") or []],
+        seconds=finite(row.get("seconds")),
+        predictions=results / row["predictions"] if row.get("predictions") else None,
+    )
+
+
+def _split_row(results: Path, split: Split) -> dict[str, object]:
+    path = split.predictions
+    # A relative path stays right when the folder of the results is moved.
+    if path is not None and path.is_relative_to(results):
+        path = path.relative_to(results)
+    return {**vars(split), "repeats": list(split.repeats), "predictions": path and path.as_posix()}
+
+
+def save_split(results: Path, path: Path, split: Split, arrays: Mapping[str, np.ndarray], fingerprint: str) -> Split:
+    """Save a split at `path`, a JSON file, and its predictions beside it; returns the split with their place."""
+    split = replace(split, predictions=path.with_suffix(".npz"))
+    with atomic_write(path.with_suffix(".npz")) as file:
+        # NumPy's stub takes any name for that of its own option.
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    # The JSON is written last: where it exists, the split is complete.
+    write_json(path, {**_split_row(results, split), "fingerprint": fingerprint})
+    return split
+
+
+def saved_split(results: Path, path: Path, fingerprint: str) -> Split | None:
+    """The split saved at `path`; None if there is none, it is damaged, or it was computed from something else."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        complete = row["fingerprint"] == fingerprint and path.with_suffix(".npz").exists()
+        return _read_split(results, row) if complete else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None for what is not a finite number, which JSON cannot hold."""
+    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
+
+
+def _finite_scores(scores: Mapping[str, Any] | None) -> dict[str, float | None]:
+    return {metric: finite(value) for metric, value in (scores or {}).items()}
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _interval(value: Any) -> tuple[float, float] | None:
-    ends = [_number(end) for end in value or []]
+    ends = [finite(end) for end in value or []]
     return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
 
 
@@ -256,6 +271,7 @@ def ranks(outcomes: Iterable[Outcome]) -> dict[Column, int]:
 def mean_ranks(report: Report) -> tuple[dict[Column, float], int]:
     """The mean place of each column over the tasks that every column has a score on, and how many those are."""
     places = [ranks(report.of_task(task.title)) for task in report.tasks]
+    # A mean over different tasks would compare models by what was easy for them.
     common = [place for place in places if len(place) == len(report.columns)]
     if not common:
         return {}, 0
@@ -272,6 +288,7 @@ def read_predictions(task: TaskFacts, outcome: Outcome) -> Predictions | None:
         if arrays is None:
             continue
         names, folders, truth, shares = arrays
+        # The task may have been replaced since by one of other labels.
         shape = (len(names), len(task.labels))
         if truth.shape == shares.shape == shape and len(folders) == len(names):
             files += [str(name) for name in names]

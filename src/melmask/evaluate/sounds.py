@@ -16,24 +16,24 @@ import soundfile
 
 from melmask.audio.files import read_audio_blocks
 from melmask.errors import AudioFileError
+from melmask.evaluate.options import MOST_SAMPLES
 from melmask.system.hardware import available_cores
 from melmask.system.progress import track
 
 _ALIKE = 0.1
 _USUAL_SHARE = 0.95
-MOST_SAMPLES = (2**32 - 64) // 2
-"""What the length field of a 16-bit wav file can say."""
+# Padding is written in blocks, so that a length of hours need not fit in memory.
 _PADDED_SAMPLES = 1 << 20
-# The kit puts up to 19 bytes behind a name, and file systems allow 255.
+# The kit adds up to 19 bytes to a name, and file systems allow 255.
 _LONGEST_NAME_BYTES = 160
 
 
 def wav_names(paths: Sequence[Path]) -> list[str]:
-    """A wav file's name for each path, all different, on file systems that ignore case too.
+    """Name a wav file for each path; all names differ, also on file systems that ignore case.
 
     The name is the path below the folder that all have in common, its parts joined by underscores.
     """
-    # resolve() would follow links.
+    # Path.resolve would follow links.
     absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
     common = os.path.commonpath([path.parent for path in absolute])
     taken: set[str] = set()
@@ -41,7 +41,7 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
     for path in absolute:
         joined = "_".join(path.relative_to(common).with_suffix("").parts)
         stem = re.sub(r"[^\w.,+=@-]", "_", joined).lstrip(".") or "clip"
-        # The end of a long path tells more than its beginning.
+        # The end of a long path says more than its beginning, so that is kept.
         stem = stem.encode()[-_LONGEST_NAME_BYTES:].decode(errors="ignore")
         name, number = stem, 1
         while name.casefold() in taken:
@@ -53,7 +53,7 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
 
 
 def common_length_s(paths: Sequence[Path]) -> float | None:
-    """The length that nearly all clips have, in s, as their headers say; None where there is none.
+    """Return the length that nearly all clips have, in s, as their headers say; None where there is none.
 
     It is that of the longest of the clips within 10 % of the median, rounded up to 10 ms.
     """
@@ -64,6 +64,7 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
     if not lengths_s:
         return None
     lengths = np.array(lengths_s)
+    # A few odd clips do not keep a task from having a common length.
     usual = lengths[np.abs(lengths - np.median(lengths)) <= _ALIKE * np.median(lengths)]
     if len(usual) < _USUAL_SHARE * len(lengths) or not usual.max() > 0:
         return None
@@ -71,7 +72,7 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
 
 
 class SoundReport(NamedTuple):
-    """What became of a clip's sound: its seconds, without zeros behind it; whether it was cut; why there is none."""
+    """What became of a clip's sound: its seconds without the padding, whether it was cut, and why there is none."""
 
     sound_s: float
     cut: bool = False
@@ -114,6 +115,7 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
     try:
         written = [_write_wav(path, target, rate, fixed_s) for target, rate in zip(targets, rates_hz, strict=True)]
     except AudioFileError as error:
+        # A file may fail after some of its blocks were written.
         for target in targets:
             target.unlink(missing_ok=True)
         return SoundReport(0.0, error=str(error))
@@ -121,7 +123,7 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
 
 
 def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) -> SoundReport:
-    """Block by block, so that clips of any length fit in memory; what is cut off is not decoded."""
+    """Write block by block, so that clips of any length fit in memory; what is cut off is not decoded."""
     length = None if fixed_s is None else round(fixed_s * rate_hz)
     samples, cut = 0, False
     with wave.open(str(target), "wb") as file:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from melmask.errors import InputError, unknown_name
-from melmask.labels.clips import FEWEST_FOLDS, Event
+from melmask.evaluate.options import FEWEST_FOLDS
+from melmask.labels.tables import Event
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {
@@ -40,7 +41,7 @@ METRICS = {
 PREDICTION_TYPES = {"scene": ("multiclass", "multilabel"), "event": ("multilabel",)}
 FOLD_MODES = ("new_split_kfold", "presplit_kfold")
 SPLIT_MODES = ("trainvaltest", *FOLD_MODES)
-# What the kit has in its source instead of in the tasks' metadata.
+# The kit has these in its source instead of in the tasks' metadata.
 _EVENT_GRID = {"median_filter_ms": [250], "min_duration": [125, 250]}
 _EVENT_DEFAULTS = {"median_filter_ms": [150], "min_duration": [60]}
 _GRIDS_BY_NAME = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}
@@ -109,7 +110,7 @@ def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
     """The tasks below `folder`, sorted by folder name; `folder` may be a single task's own.
 
     Args:
-        folder: holds task folders; anything else in it is passed over, damaged tasks with a line to standard error.
+        folder: holds task folders; anything else in it is skipped, damaged tasks with a line on standard error.
         names: the wanted tasks, by task name ("esc50", every version of it) or folder name; all where empty.
 
     Raises:
@@ -127,7 +128,7 @@ def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
 
 
 def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
-    """Those that can be used; the others are told of, unless they are all."""
+    """The tasks that can be used. The others are reported, and if there are only others, the first is an error."""
     tasks, errors = [], []
     for folder in folders:
         try:
@@ -136,15 +137,15 @@ def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
             errors.append(error)
     if not tasks:
         raise errors[0]
-    for error in errors:
-        sys.stderr.write(f"a task is left out: {error}\n")
+    for reason in errors:
+        sys.stderr.write(f"a task is left out: {reason}\n")
     return tasks
 
 
 def _task_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the one that holds the task folders")
-    # A name with a dot in front is a task that is being made.
+    # A name that begins with a dot is a task that is being made.
     found = sorted(path.parent for path in folder.glob(f"*/{METADATA}") if not path.parent.name.startswith("."))
     if not found:
         deeper = next(folder.glob(f"*/*/{METADATA}"), None)
@@ -195,6 +196,7 @@ def read_task(folder: Path) -> Task:
         files=files,
         groups=_read_groups(folder / GROUPS),
     )
+    # A choice among post-processings needs a score on validation rows.
     if embedding_type == "event" and not stop_on_score and math.prod(map(len, task.event_grid.values())) > 1:
         raise metadata.wrong("event_postprocessing_grid", event_grid, "one value each, as nothing is chosen by score")
     return task
@@ -264,10 +266,11 @@ class _Metadata:
 
     def data_splits(self, splits: tuple[str, ...]) -> tuple[DataSplit, ...]:
         if self.choice("split_mode", SPLIT_MODES) in FOLD_MODES:
+            # The kit sorts the folds, whatever their order in the metadata.
             folds = sorted(splits)
             if len(folds) < FEWEST_FOLDS:
                 raise self.wrong("splits", folds, f"at least {FEWEST_FOLDS} folds: to test, to validate and to train")
-            # Where each fold is followed by the next, the last by the first.
+            # In each turn one fold tests, the next one validates, and the rest train; after the last comes the first.
             turns = [folds[i:] + folds[:i] for i in range(len(folds))]
             return tuple(DataSplit(tuple(sorted(turn[2:])), (turn[1],), (turn[0],)) for turn in turns)
         if missing := {"train", "valid", "test"} - set(splits):
@@ -289,6 +292,7 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
     if sorted(label_of) != sorted(wanted):
         raise InputError(f"{path}: idx is {', '.join(label_of)}; expected 0 to {len(rows) - 1}, each once")
     labels = tuple(label_of[index] for index in wanted)
+    # The kit's table reader takes a column of digits for numbers.
     if all(label.isdecimal() for label in labels):
         labels = tuple(map(_plain, labels))
     if len(set(labels)) < len(labels):
@@ -359,7 +363,7 @@ def _read_groups(path: Path) -> dict[str, str]:
 
 
 def _check_distinct(folder: Path, files: dict[str, dict[str, list[Any]]]) -> None:
-    """Events are scored by file name, so that a name may stand for one clip only."""
+    """Refuse names that stand for two clips, because events are scored by file name."""
     split_of: dict[str, str] = {}
     for split, names in files.items():
         for name in names:
@@ -378,9 +382,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a HEAR task folder, copy or make it anew") from None
+        raise InputError(f"{path} is missing; expected a HEAR task folder, copy or make it again") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); expected JSON, copy or make it anew") from error
+        raise InputError(f"{path} cannot be read ({_reason(error)}); expected JSON, copy or make it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content

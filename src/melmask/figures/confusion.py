@@ -22,8 +22,7 @@ _GRID = "#e8ecf0"
 
 def save_confusion_picture(
     path: Path,
-    truth: Int[np.ndarray, " rows"],
-    predicted: Int[np.ndarray, " rows"],
+    counts: Int[np.ndarray, "classes classes"],
     class_names: list[str],
     title: str,
 ) -> None:
@@ -33,19 +32,17 @@ def save_confusion_picture(
     that only the heat map is drawn.
 
     Args:
-        path: Where to write; the suffix gives the format (.png, .svg, .pdf).
-        truth: Class index of each row.
-        predicted: Predicted class index of each row; rows with -1, which were never tested, are left out.
-        class_names: Name of each class index.
-        title: One line above the figure; under it come the numbers of tested and of right rows.
+        path: where to write; the suffix gives the format (.png, .svg, .pdf).
+        counts: rows of each true class (row) by the class they were taken for (column), as `confusion_counts` gives.
+        class_names: name of each class index.
+        title: one line above the picture; under it come the accuracy and the number of tested rows.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written, or matplotlib does not know its suffix.
     """
     count = len(class_names)
-    counts = _confusion_counts(truth, predicted, count)
-    # A class that was never tested has a row of zeros.
+    # A class that was never tested has zeros.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell_inches = _cell_inches(count)
     # The room around the cells is for the color bar on the right, and for title and names; the layout divides it.
@@ -61,13 +58,6 @@ def save_confusion_picture(
         _number_cells(axes, shares)
     _draw_bar(figure, image)
     save_figure(figure, path)
-
-
-def _confusion_counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Int[np.ndarray, "classes classes"]:
-    """How often each true class (row) got each prediction (column), over the rows that were tested."""
-    tested = predicted >= 0
-    cells = truth[tested] * classes + predicted[tested]
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def _cell_inches(classes: int) -> float:

@@ -1,4 +1,4 @@
-"""Which clips a probe is fitted on and which it is judged on."""
+"""Which clips a probe is fitted on, and which clips it is judged on."""
 
 import warnings
 from typing import NamedTuple
@@ -29,17 +29,17 @@ class Split(NamedTuple):
 
 
 def make_splits(table: LabelTable, scheme: str = "auto", seed: int = 0, folds: int = 5) -> list[Split]:
-    """Makes the splits of one evaluation.
+    """Make the splits of one evaluation.
 
     - `fold`: each value of the `fold` column is tested once, all other rows train. The `split` column plays
       no part.
     - `split`: one split from the `split` column. Rows marked valid are neither trained nor tested on.
     - `group`: stratified k-fold in which no group is on both sides.
     - `random`: stratified k-fold over the rows.
-    - `auto`: the first of these that the table has the columns for. Folds go before a split because they
-      test every row. `read_labels` has already dropped a `fold` column that only repeats the split (arabic
-      words), so such a table gets its split; a table with real folds that is meant to be judged on its split
-      alone cannot be told apart, and needs scheme `split`.
+    - `auto`: the first of these that the table has the columns for. Folds go before a split because they test
+      every row. `read_labels` has already dropped a `fold` column that only repeats the split, as that of the task of
+      Arabic words does, so such a table gets its split. A table with real folds that is meant to be judged on its
+      split alone needs the scheme `split`.
 
     Args:
         table: the labelled task.
@@ -70,7 +70,7 @@ def make_splits(table: LabelTable, scheme: str = "auto", seed: int = 0, folds: i
 
 
 def leaking_groups(table: LabelTable, split: Split) -> list[str]:
-    """Names the groups that are both trained and tested on: reported, not refused, as official folds leak.
+    """Name the groups that are both trained and tested on: reported, not refused, as official folds leak.
 
     Args:
         table: the labelled task the split was made from.
@@ -131,6 +131,7 @@ def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) 
     if grouped and table.groups is None:
         raise InputError("the labels have no `group` column; fill one, or choose another scheme")
     labels = table.label_indices
+    # Scikit-learn's own error speaks of `n_splits`, which the user has never seen.
     units = len(set(table.groups)) if grouped and table.groups is not None else int(np.bincount(labels).max())
     if units < folds:
         what = "groups" if grouped else "rows in the largest class"
@@ -139,9 +140,10 @@ def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) 
         )
     kind, word = (StratifiedGroupKFold, "group") if grouped else (StratifiedKFold, "random")
     splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
+    # Nothing is chosen on rows of a k-fold, so none are kept out to validate.
     none = np.empty(0, dtype=np.int64)
     with warnings.catch_warnings():
-        # A class with fewer rows than folds goes untested in some of them, which the scores can bear.
+        # A class with fewer rows than folds is not tested in some of them, which the scores can bear.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         parts = list(splitter.split(labels, labels, table.groups if grouped else None))
     return [
@@ -151,7 +153,7 @@ def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) 
 
 
 def _check_usable(table: LabelTable, split: Split) -> None:
-    """Refuses a split that nothing can be learned or judged from."""
+    """Refuse a split that nothing can be learned or judged from."""
     if len(split.test) == 0:
         raise InputError(f"{split.name} has no rows to test; ask for fewer folds, or choose another scheme")
     classes = {table.labels[row] for row in split.train}
