@@ -6,8 +6,8 @@ module all carry it whole. To add a pooling, add one entry to `_POOLINGS` below.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from melmask.config import FrontEndConfig, ModelConfig
 from melmask.errors import ConfigError
@@ -54,14 +54,16 @@ which says how much the sound changes."""
 class FeatureChoice:
     """Which features of an encoder are used."""
 
-    layers: tuple[int, ...] = ()
-    """Features after these blocks, 1 to depth, put side by side; empty: the last block, after the final norm."""
+    layers: tuple[int, ...] = field(default=(), metadata={"flag": "--layer"})
+    """Take the features after these blocks, 1 to the model's depth, and put them side by side. Without it, they are the
+    last block's, after the final norm."""
     pooling: str = "concat"
-    """How the frequency patches of a time step become its vector: one of `POOLINGS`."""
+    """How the frequency patches of a time step become its vector: concat, mean, mean+max or cls."""
     scene: str = "mean"
-    """How the frame vectors of a clip become its scene vector: one of `SCENES`."""
+    """How the frame vectors of a clip become its scene vector: mean over time, or mean+std, which is twice as long."""
     hop_ms: float | None = None
-    """Time between frame vectors, a divisor of the patch's duration; None: that duration."""
+    """Time between frame vectors in ms, which is a patch's duration divided by a whole number. Without it, that is a
+    patch's duration, and in event tasks the longest up to 50 ms."""
 
     def __post_init__(self):
         if self.scene not in SCENES:
@@ -69,7 +71,7 @@ class FeatureChoice:
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling is {self.pooling!r}; known are {', '.join(POOLINGS)}")
 
-    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> Self:
+    def changed(self, *, layer: int | Sequence[int] | None = None, **changes: Any) -> "FeatureChoice":
         """A copy with other values; `layer` may be one number or several.
 
         Raises:
@@ -126,7 +128,7 @@ class FeatureChoice:
         return {"layer": layer, "pooling": self.pooling, "scene": self.scene, "hop_ms": self.hop_ms}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureChoice":
         """Read what `to_dict` gave; keys that are missing take their defaults.
 
         Raises:
