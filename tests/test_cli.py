@@ -343,7 +343,7 @@ def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
-    assert "go on with: melmask pretrain" in out
+    assert "resume with: melmask pretrain" in out
     assert list((tmp_path / "run" / "checkpoints").glob("step-*")) and (tmp_path / "run" / "snapshot.pt").exists()
 
 
@@ -357,9 +357,9 @@ def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
     monkeypatch.setattr("melmask.audio.files.find_audio", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; the same command begins anew\n"
+    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to start over\n"
     assert main(["predict", "x.wav", "--model", "m", "--out", "x.csv"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; the same command goes on where it was\n"
+    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -173,6 +173,32 @@ def test_help_is_the_fields_docstrings(parser):
     assert "hidden" not in page and "KEY=VALUE: change something." in page
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["embd", "x"], "unknown command 'embd'; the nearest is 'embed'; see melmask --help"),
+        (["tiny", "embed"], "unknown command 'tiny'; known are demo, prepare, "),
+        (["--fast"], "the following arguments are required: COMMAND; see melmask --help"),
+        ([], "the following arguments are required: COMMAND; see melmask --help"),
+        (["push", "m", "hub:a/b", "x=1"], "melmask push: error: unrecognized argument 'x=1'; see melmask push --help"),
+    ],
+)
+def test_a_wrong_command_names_the_nearest_or_all(words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and says in err and err.count("\n") == 1
+
+
+def test_settings_may_be_anywhere_and_with_dashes(capsys):
+    outputs = set()
+    for words in (["run.seed=5"], ["tiny", "--run.seed=5"], ["tiny", "--run.seed", "5"]):
+        assert main(["settings", *words]) == 0
+        outputs.add(capsys.readouterr().out)
+    assert main(["--run.seed=5", "settings", "tiny"]) == 0
+    assert outputs == {capsys.readouterr().out}
+
+
 def test_an_unknown_option_names_the_nearest(capsys):
     with pytest.raises(SystemExit):
         main(["embed", "x", "--model", "m", "--out", "x.npz", "--pooing", "mean"])

@@ -9,6 +9,8 @@ import difflib
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from melmask.errors import ConfigError
@@ -40,30 +42,31 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The nested dictionary that `from_dict` reads back, ready for JSON."""
+    """Return the nested dictionary that `from_dict` reads back. It can be written as JSON."""
     return dataclasses.asdict(config)
 
 
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
-    """A copy of `config` with `key.path=value` strings applied, each value parsed to its field's type."""
-    values = to_dict(config)
+    """Return a copy of `config` with `key.path=value` strings applied, each value parsed to its field's type.
+
+    Raises:
+        ConfigError: a key that `config` does not have, a value of another type, or one that the class refuses.
+    """
+    values, known = to_dict(config), _leaves(type(config))
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"{override!r} is not a setting; write section.name=value, as optimizer.steps=2000")
-        known = _leaves(type(config))
         if path not in known:
             raise ConfigError(_unknown(path, known))
         *groups, name = path.split(".")
-        target = values
-        for group in groups:
-            target = target[group]
-        target[name] = _parsed(path, known[path], text)
+        reduce(getitem, groups, values)[name] = _parsed(path, known[path], text)
+    # The copy is built once, at the end: settings may be valid only together.
     return from_dict(type(config), values)
 
 
 def describe(config: Any) -> str:
-    """All settings of `config`, one `key = value  # meaning` line each."""
+    """Return all settings of `config`, one `key = value  # meaning` line each."""
     return "\n".join(f"{name} = {value}  # {meaning}" for name, value, meaning in entries(config))
 
 
@@ -110,13 +113,13 @@ def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    # A bare `learning_rate` is nearest to `optimizer.learning_rate`: compare the last parts too.
+    # Many forget the section: `learning_rate` is meant to be `optimizer.learning_rate`. So compare the last parts too.
     tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    # lr is short for learning_rate, and nearest to nothing.
+    # `lr` is short for `learning_rate`, but resembles it too little for a comparison of letters.
     initials = {"".join(word[:1] for word in tail.split("_")): key for tail, key in tails.items() if "_" in tail}
-    short = path.rsplit(".", 1)[-1]
-    near = [initials[short]] if short in initials else difflib.get_close_matches(path, list(known), 1, 0.6)
-    near = near or [tails[t] for t in difflib.get_close_matches(path.rsplit(".", 1)[-1], list(tails), 1, 0.6)]
+    tail = path.rsplit(".", 1)[-1]
+    near = [initials[tail]] if tail in initials else difflib.get_close_matches(path, list(known), 1)
+    near = near or [tails[close] for close in difflib.get_close_matches(tail, list(tails), 1)]
     hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
     return f"unknown configuration key {path!r}; {hint}"
 

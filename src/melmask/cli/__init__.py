@@ -20,7 +20,7 @@ from typing import Any
 
 from melmask import __version__
 from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, Parser, add_options, options_of
-from melmask.errors import MelmaskError
+from melmask.errors import MelmaskError, unknown_name
 
 # Help lists the commands in this order, which is that of the work.
 COMMANDS = (
@@ -33,12 +33,15 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
+    """Run one command and return its exit status: 0, or 2 with one line on standard error."""
     if sys.stderr is None:
-        # Started with it closed: what is said is lost, the work is not.
+        # The process was started with standard error closed: messages are lost, but the work is not.
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - as long as the process
     words = sys.argv[1:] if arguments is None else list(arguments)
-    parser = build_parser(next((word for word in words if word in COMMANDS), None))
+    called = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(called)
+    if words and words[0] == called and called not in COMMANDS:
+        parser.error(str(unknown_name("command", called, COMMANDS)))
     values, rest = parser.parse_known_args(words)
     try:
         _take_settings(values, rest)
@@ -47,18 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MelmaskError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        how = "goes on where it was" if values.command in _RESUMED else "begins anew"
-        sys.stderr.write(f"\nmelmask: stopped; the same command {how}\n")
+        how = "resume" if values.command in _RESUMED else "start over"
+        sys.stderr.write(f"\nmelmask: stopped; run the same command again to {how}\n")
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough; what is not done yet stays so.
+        # The reader of our output, such as `head`, has seen enough, so the command ends here.
         sys.stderr.close()
         return EXIT_SIGNAL + signal.SIGPIPE
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has a RuntimeError for it.
+        # PyTorch raises a RuntimeError when memory runs out.
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):
             raise
-        return _fail("out of memory; take a smaller batch (pretrain: hardware.micro_batch, data.batch_size) or model")
+        return _fail("out of memory; take a smaller batch (hardware.micro_batch or data.batch_size) or model")
     except OSError as error:
         return _fail(
             f"{error.filename or 'the output'}: {error.strerror or error}; check the path, its permissions and space"
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, from a scheduler say, ends a job as Ctrl-C does: temporary files go, and one line says what to do."""
+    """SIGTERM came, perhaps from a scheduler. It ends a job as Ctrl-C does, so that temporary files are removed."""
 
 
 @contextmanager
@@ -74,7 +77,7 @@ def _sigterm_interrupts() -> Iterator[None]:
     def interrupt(_number: int, _frame: Any) -> None:
         raise _Terminated
 
-    # Only the main thread may set handlers.
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,16 +89,19 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def build_parser(called: str | None = None) -> Parser:
-    """Build the parser of the command line. Only the command that is called has its options, as that is quicker."""
+    """Build the parser of the command line, with one command and its options, or with the names of all commands.
+
+    The options of all commands would take 50 ms to build, about as long as the rest of `melmask --help`.
+    """
     parser = Parser(prog="melmask", description="Learn and use audio representations by masked spectrogram modeling.")
     parser.add_argument("--version", action="version", version=f"melmask {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for name in COMMANDS if called is None else (called,):
+    for name in (called,) if called in COMMANDS else COMMANDS:
         module = import_module(f"melmask.cli.{name.replace('-', '_')}")
         about = module.Options.__doc__
         command = commands.add_parser(name, help=about, description=about)
         command.set_defaults(command=name, command_module=module, command_parser=command)
-        if called is not None:
+        if called == name:
             add_options(command, module.Options)
     return parser
 
@@ -117,7 +123,7 @@ def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _fail(message: str) -> int:
-    # Names of files and what other libraries say may hold line breaks and the like.
+    # Names of files and messages of other libraries may hold line breaks, and an error is one line.
     line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message)
     sys.stderr.write(f"melmask: error: {line}\n")
     return EXIT_BAD_INPUT

@@ -38,6 +38,7 @@ def run(options: Options) -> int:
     if others:
         raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or an empty folder")
     model, card, source = load_any(options.model)
+    # A run or a checkpoint of ours knows its front end; settings change what is known or assumed.
     card = replace(card, front_end=with_overrides(card.front_end, options.settings))
     if options.statistics:
         mean, std = options.statistics
@@ -55,9 +56,11 @@ def run(options: Options) -> int:
     )
     if options.to == "msm-mae":
         print(
-            "the file holds neither these statistics nor the front end nor the number of heads: tell them to its reader"
-            f" (melmask: --statistics {card.statistics.mean:g} {card.statistics.std:g})"
+            "the file holds neither the statistics nor the front end nor the number of heads; give them to its reader"
+            f" (to melmask by --statistics {card.statistics.mean:g} {card.statistics.std:g})"
         )
         if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
-            print("readers of that form take heads for 64 wide, as some of these are not: they compute something else")
+            print(
+                "readers of this format assume heads of width 64; this model has others, so they would compute nonsense"
+            )
     return 0

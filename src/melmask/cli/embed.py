@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from melmask.cli.options import ModelOptions
 from melmask.embedding.choice import FeatureChoice
@@ -36,11 +36,12 @@ def run(options: Options) -> int:
     from melmask.embedding.normalization import with_dataset_statistics
     from melmask.embedding.tables import check_table_path
 
+    # A wrong name is cheap to find now, and annoying after a folder was searched and a model was loaded.
     check_table_path(options.out)
     every_path = find_audio(options.sources)
     paths, out = shard_of(every_path, options.out, options.shard)
     features = options.features
-    choice = {
+    choice: dict[str, Any] = {
         "layer": features.layers or None,
         "pooling": features.pooling,
         "scene": features.scene,
@@ -52,10 +53,12 @@ def run(options: Options) -> int:
     # On a cluster, the workers have the GPUs.
     model = load(options.model.model, "cpu" if ray else device, precision)
     if options.model.normalization == "dataset":
+        # All files count, not this share of them, so that the shares of an array job have the same statistics.
         model = with_dataset_statistics(model, every_path, options.out.with_suffix(".statistics.json"))
     if ray:
         from melmask.embedding.on_ray import embed_table_on_ray
 
+        # The machine that starts the job cannot know which devices the workers have, so GPUs must be asked for.
         device = "cpu" if device == "auto" else device
         report = embed_table_on_ray(model, paths, out, workers=options.workers, device=device, **choice)
     else:

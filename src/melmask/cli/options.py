@@ -158,7 +158,7 @@ def options_of(cls: type[O], values: Mapping[str, Any], prefix: str = "") -> O:
     Raises:
         ConfigError: a value that the class itself refuses.
     """
-    given = {}
+    given: dict[str, Any] = {}
     for name, kind in field_types(cls).items():
         place = prefix + name
         if dataclasses.is_dataclass(kind):

@@ -50,9 +50,9 @@ def run(options: Options) -> int:
     )
     print(f"{options.out}: {report.rows} rows of {report.files} files")
     if options.events and classifier.card.kind != "event":
-        print("the classifier was trained on whole clips: its events say which steps sound like such a clip")
+        print("the classifier was trained on whole clips, so an event is a stretch that sounds like such a clip")
     if classifier.card.kind == "event" and not options.events:
-        print("the classifier was trained on events: with --events it tells when each sounds")
+        print("the classifier was trained on events; give --events to learn when each one sounds")
     if report.failed:
-        print(f"{report.failed} files could not be read; their rows have an error")
+        print(f"{report.failed} files could not be read; their rows hold the reason")
     return 0

@@ -46,20 +46,22 @@ def run(options: Options) -> int:
     # Of several processes started by torchrun, only the first one prints.
     first = is_first_process()
     say = print if first else lambda _: None
+    # The snapshot of a run that has begun holds its weights, and they are newer than those of --init.
     weights = None
     if options.init is not None and (options.out / SNAPSHOT).exists():
-        say(f"{options.out} has begun and goes on with its own weights, not with {options.init}")
+        say(f"{options.out} exists and resumes with its own weights, not with those of {options.init}")
     elif options.init is not None:
         weights, text = initial_weights(options.init, config, store.front_end)
         say(text)
+    # Monitors read the store and draw; one process is enough for that.
     hooks = monitors(store, config, options.monitor, options.audio_root) if first else []
     page = partial(write_run_page, numbers=RunNumbers(options.out))
     outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
-        say(f"stopped at step {outcome.step} of {outcome.steps}, saved; {_resumption(options)}")
+        say(f"the run stopped at step {outcome.step} of {outcome.steps} and was saved; {_resumption(options)}")
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
     say(
-        f"{options.out}: {outcome.steps} steps done, shown in {options.out / 'index.html'}; "
+        f"{options.out}: {outcome.steps} steps done; their page is {options.out / 'index.html'}; "
         f"next: melmask embed FOLDER --model {options.out} --out X.parquet"
     )
     return 0
@@ -70,9 +72,9 @@ def _resumption(options: Options) -> str:
     from melmask.train.processes import process_count
 
     if process_count() > 1:
-        return "go on with the same torchrun command"
+        return "resume with the same torchrun command"
     # The run's folder holds its configuration, but not what it is watched with.
     watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
     words = ["melmask", "pretrain", options.store, "--out", options.out]
     words += [word for option in watching if option[1] is not None for word in option]
-    return f"go on with: {shlex.join(map(str, words))}"
+    return f"resume with: {shlex.join(map(str, words))}"
