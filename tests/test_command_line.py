@@ -94,13 +94,30 @@ def test_no_module_of_a_command_waits_for_torch(module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inner:
-    """A group."""
+class Innermost:
+    """A group in a group."""
+
+    width: int = 4
+    """How wide, in m."""
+    secret: int = 8
+    """Not taken by the command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What a group extends."""
 
     depth: int = field(default=3, metadata={"limits": (1, 9)})
     """How deep, in m."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner(Base):
+    """A group."""
+
     hidden: int = 7
     """Not taken by the command."""
+    innermost: Innermost = field(default_factory=Innermost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +138,8 @@ class Outer:
     """Some names."""
     quiet: bool = False
     """Say nothing."""
-    inner: Inner = field(default=Inner(), metadata={"group": "inside", "without": ("hidden",)})
+    inner: Inner = field(default=Inner(), metadata={"without": ("hidden", "innermost.secret")})
+    """What is inside."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
     """change something."""
 
@@ -134,7 +152,7 @@ def parser():
 
 
 def test_options_become_their_dataclass(parser):
-    words = "a b --rate 2 --mode fast --pair 1 2 --length 3.5 --names x y --quiet --depth 9"
+    words = "a b --rate 2 --mode fast --pair 1 2 --length 3.5 --names x y --quiet --depth 9 --width 5"
     assert options_of(Outer, vars(parser.parse_args(words.split()))) == Outer(
         files=(Path("a"), Path("b")),
         rate=2.0,
@@ -143,7 +161,7 @@ def test_options_become_their_dataclass(parser):
         length=3.5,
         names=("x", "y"),
         quiet=True,
-        inner=Inner(depth=9),
+        inner=Inner(depth=9, innermost=Innermost(width=5)),
     )
     assert options_of(Outer, vars(parser.parse_args(["a", "--rate", "2"]))) == Outer(files=(Path("a"),), rate=2.0)
 
@@ -169,8 +187,9 @@ def test_a_wrong_word_is_named_with_what_was_expected(parser, words, says, capsy
 
 def test_help_is_the_fields_docstrings(parser):
     page = parser.format_help()
-    assert "Files to read: 100 % of them." in page and "inside:" in page and "How deep, in m. (default: 3)" in page
-    assert "hidden" not in page and "KEY=VALUE: change something." in page
+    assert "Files to read: 100 % of them." in page and "What is inside:" in page
+    assert "How deep, in m. (default: 3)" in page and "How wide, in m. (default: 4)" in page
+    assert "hidden" not in page and "secret" not in page and "KEY=VALUE: change something." in page
 
 
 @pytest.mark.parametrize(

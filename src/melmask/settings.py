@@ -85,17 +85,20 @@ def field_meanings(cls: Any) -> dict[str, str]:
     """Return the docstring under each field of the dataclass `cls`, on one line.
 
     `melmask settings` and the help of every command print these, so that what a field means is written once. Python
-    itself drops docstrings of fields, which is why the source is read. Where it is missing, there are none.
+    itself drops docstrings of fields, which is why the source is read.
     """
-    try:
-        source = inspect.getsource(cls)
-    except OSError:
-        return {}
-    (definition,) = ast.parse(source).body
-    meanings = {}
-    for statement, after in itertools.pairwise(cast("ast.ClassDef", definition).body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
-            meanings[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    meanings: dict[str, str] = {}
+    # A class has the fields of those that it extends, too.
+    for base in reversed(cls.__mro__):
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):
+            # A program may be installed without its source, and `object` has none.
+            continue
+        (definition,) = ast.parse(source).body
+        for statement, after in itertools.pairwise(cast("ast.ClassDef", definition).body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                meanings[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
     return meanings
 
 

@@ -24,8 +24,10 @@ class Options:
     """Take every N-th file from the I-th on, where I is 0 to N - 1. This is for array jobs."""
     frames: bool = False
     """Keep the frame vectors too."""
-    model: ModelOptions = field(metadata={"group": "model"})
-    features: FeatureChoice = field(default=FeatureChoice(), metadata={"group": "features"})
+    model: ModelOptions
+    """The model."""
+    features: FeatureChoice = field(default=FeatureChoice())
+    """Which features of the model are taken."""
 
 
 def run(options: Options) -> int:

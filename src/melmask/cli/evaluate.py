@@ -30,7 +30,8 @@ class Options:
     seed: int = field(default=42, metadata={"limits": SEED})
     """Seed of the heads' weights, dropout and order of examples."""
     compute: ComputeOptions = field(default=ComputeOptions())
-    features: FeatureChoice = field(default=FeatureChoice(), metadata={"group": "features of melmask's models"})
+    features: FeatureChoice = field(default=FeatureChoice())
+    """Which features of melmask's models are taken."""
 
 
 def run(options: Options) -> int:

@@ -19,8 +19,10 @@ class Options:
     """Numbers of labels of each class. The word all stands for all of them."""
     draws: int = 5
     """How many times each number of labels is drawn at random."""
-    model: ModelOptions = field(metadata={"group": "model"})
-    features: FeatureChoice = field(default=FeatureChoice(), metadata={"group": "features", "without": ("hop_ms",)})
+    model: ModelOptions
+    """The model."""
+    features: FeatureChoice = field(default=FeatureChoice(), metadata={"without": ("hop_ms",)})
+    """Which features of the model are taken."""
 
 
 def run(options: Options) -> int:

@@ -2,14 +2,14 @@
 
 A field `hop_ms: float | None = None` is the option `--hop-ms HOP_MS`, which takes one number. A field without default
 is required. `bool` makes a switch, `Literal` makes choices, `tuple[T, ...]` takes several values. A field that is a
-dataclass stands for that class's fields. What a type cannot say is in the field's metadata:
+dataclass stands for that class's fields, under a heading if it has a docstring. What a type cannot say is in the
+field's metadata:
 
     flag         the option's name, where it is not the field's: "--layer"
     metavar      what help shows for the value: "I/N"; several of a tuple of fixed length
     positional   the argument has no flag, and this metavar
     limits       least and most, for numbers
-    group        the heading over a dataclass's fields in help
-    without      which of a dataclass's fields the command does not take
+    without      which of a dataclass's fields the command does not take: ("hop_ms", "choice.scene")
     settings     the field takes what follows as KEY=VALUE: a configuration whose settings help lists, or None
 
 This module does not import PyTorch, and neither do the modules that hold options, so that help is quick.
@@ -85,24 +85,27 @@ def _add_fields(parser: Parser, group: Any, cls: Any, prefix: str, without: Sequ
     meanings = field_meanings(cls)
     for option in dataclasses.fields(cls):
         # Dots keep the fields of one dataclass apart from those of another; `options_of` reads them back.
-        place, facts = prefix + option.name, option.metadata
+        place, facts, meaning = prefix + option.name, option.metadata, meanings.get(option.name, "")
         if option.name in without:
             continue
         if dataclasses.is_dataclass(option.type):
-            inner = parser.add_argument_group(facts["group"]) if "group" in facts else group
-            _add_fields(parser, inner, option.type, f"{place}.", facts.get("without", ()))
+            start = f"{option.name}."
+            deeper = [name.removeprefix(start) for name in without if name.startswith(start)]
+            inner = parser.add_argument_group(meaning.rstrip(".")) if meaning else group
+            _add_fields(parser, inner, option.type, f"{place}.", [*facts.get("without", ()), *deeper])
         elif "settings" in facts:
             # This is no argument of argparse's, which does not find positional ones after options.
             parser.set_defaults(**{place: []})
             parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [KEY=VALUE ...]"
-            parser.epilog = f"KEY=VALUE: {meanings.get(option.name, '')}"
+            parser.epilog = f"KEY=VALUE: {meaning}"
             parser.listed_settings = facts["settings"]
         else:
-            _add_field(group, option, place, meanings.get(option.name, ""))
+            _add_field(group, option, place, meaning)
 
 
 def _add_field(group: Any, option: "dataclasses.Field[Any]", place: str, meaning: str) -> None:
     facts, required = option.metadata, option.default is dataclasses.MISSING
+    assert option.default_factory is dataclasses.MISSING, f"{option.name} needs a plain default, which help can show"
     flag = facts.get("flag", f"--{option.name.replace('_', '-')}")
     metavar = facts.get("metavar", flag.removeprefix("--").upper().replace("-", "_"))
     keywords: dict[str, Any] = {"metavar": facts.get("positional", metavar)}

@@ -29,8 +29,10 @@ class Options:
     labels: LabelOptions
     out: Path = Path("probe")
     """Folder for scores and pictures."""
-    model: ModelOptions = field(metadata={"group": "model"})
-    features: FeatureChoice = field(default=FeatureChoice(), metadata={"group": "features", "without": ("hop_ms",)})
+    model: ModelOptions
+    """The model."""
+    features: FeatureChoice = field(default=FeatureChoice(), metadata={"without": ("hop_ms",)})
+    """Which features of the model are taken."""
 
 
 def run(options: Options) -> int:
