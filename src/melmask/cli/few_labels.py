@@ -28,9 +28,8 @@ class Options:
 def run(options: Options) -> int:
     """Judge a model by how few labels it needs."""
     from melmask.downstream.few_labels import curves_text, few_label_curves
-    from melmask.embedding.encoder import load
 
-    model = load(options.model.model, options.model.compute.device, options.model.compute.precision)
+    model = options.model.load()
     report = few_label_curves(
         model,
         options.labels.labels,

@@ -22,9 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
 from melmask.settings import entries, field_meanings, field_types, kind_name
+
+if TYPE_CHECKING:
+    from melmask.embedding.encoder import AudioEncoder
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
@@ -55,6 +58,17 @@ class ModelOptions:
     """Which mean and standard deviation normalize the log-mels: the model's own, or those of the files given."""
     compute: ComputeOptions = field(default=ComputeOptions())
 
+    def load(self) -> "AudioEncoder":
+        """Load the model.
+
+        Raises:
+            CheckpointError: there is no model, or it cannot be read.
+            ConfigError: an unknown device or precision.
+        """
+        from melmask.embedding.encoder import load
+
+        return load(self.model, self.compute.device, self.compute.precision)
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a wrong call in one line, and lists settings below its help."""
@@ -67,13 +81,11 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help page, with every setting that the command takes as KEY=VALUE."""
-        lines = [super().format_help().rstrip()]
-        for name, value, meaning in entries(self.listed_settings) if self.listed_settings is not None else ():
-            lines += [
-                f"  {name}={value}",
-                textwrap.fill(meaning, 79, initial_indent=" " * 8, subsequent_indent=" " * 8),
-            ]
-        return "\n".join(lines) + "\n"
+        page = super().format_help()
+        if self.listed_settings is not None:
+            for name, value, meaning in entries(self.listed_settings):
+                page += f"  {name}={value}\n{textwrap.indent(textwrap.fill(meaning, 71), ' ' * 8)}\n"
+        return page
 
 
 def add_options(parser: Parser, cls: Any) -> None:

@@ -38,9 +38,8 @@ class Options:
 def run(options: Options) -> int:
     """Judge a model on labeled files."""
     from melmask.downstream.probing import probe_tasks, table_text
-    from melmask.embedding.encoder import load
 
-    model = load(options.model.model, options.model.compute.device, options.model.compute.precision)
+    model = options.model.load()
     labeled = keywords_of(options.labels, options.features, options.model)
     report = probe_tasks(model, options.labels.labels, options.out, **labeled)
     print(table_text(report))
