@@ -2,7 +2,7 @@
 
 A field `hop_ms: float | None = None` is the option `--hop-ms HOP_MS`, which takes one number. A field without default
 is required. `bool` makes a switch, `Literal` makes choices, `tuple[T, ...]` takes several values. A field that is a
-dataclass stands for that class's fields, under a heading if it has a docstring. What a type cannot say is in the
+dataclass stands for that class's fields, and its docstring is the heading over them. What a type cannot say is in the
 field's metadata:
 
     flag         the option's name, where it is not the field's: "--layer"
@@ -103,7 +103,8 @@ def _add_fields(parser: Parser, group: Any, cls: Any, prefix: str, without: Sequ
         if dataclasses.is_dataclass(option.type):
             start = f"{option.name}."
             deeper = [name.removeprefix(start) for name in without if name.startswith(start)]
-            inner = parser.add_argument_group(meaning.rstrip(".")) if meaning else group
+            title, _, more = meaning.partition(". ")
+            inner = parser.add_argument_group(title.rstrip("."), more or None) if meaning else group
             _add_fields(parser, inner, option.type, f"{place}.", [*facts.get("without", ()), *deeper])
         elif "settings" in facts:
             # This is no argument of argparse's, which does not find positional ones after options.
