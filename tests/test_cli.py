@@ -343,7 +343,7 @@ def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
-    assert "go on with: melmask pretrain" in out
+    assert "resume with: melmask pretrain" in out
     assert list((tmp_path / "run" / "checkpoints").glob("step-*")) and (tmp_path / "run" / "snapshot.pt").exists()
 
 
@@ -353,13 +353,13 @@ def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
         os.kill(os.getpid(), number)
         time.sleep(10)
 
-    monkeypatch.setattr("melmask.cli.learn.describe", job)
+    monkeypatch.setattr("melmask.cli.settings.describe", job)
     monkeypatch.setattr("melmask.audio.files.find_audio", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; the same command begins anew\n"
+    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to start over\n"
     assert main(["predict", "x.wav", "--model", "m", "--out", "x.csv"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; the same command goes on where it was\n"
+    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -406,7 +406,7 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
     def failing(_):
         raise error
 
-    monkeypatch.setattr("melmask.cli.learn.settings", failing)
+    monkeypatch.setattr("melmask.cli.settings.run", failing)
     assert main(["settings", "demo"]) == 2
     assert capsys.readouterr().err.startswith("melmask: error: out of memory; take a smaller batch")
 
@@ -422,7 +422,7 @@ def test_a_reader_that_has_gone_is_told_by_the_exit_status():
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("", "an empty path; give a file or folder"), ("no\nsuch\x00", r"no\nsuch\x00 does not exist; give files")],
+    [("", "the value is ''; give a file or folder"), ("no\nsuch\x00", r"no\nsuch\x00 does not exist; give files")],
 )
 def test_one_line_is_one_line_whatever_a_name_holds(source, message, tmp_path, capsys):
     try:

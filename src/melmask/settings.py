@@ -8,12 +8,16 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from melmask.errors import ConfigError
 
 C = TypeVar("C")
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a group of facts"}
 
 
 def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
@@ -24,13 +28,13 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or cls.__name__} is {values!r}; expected a group of settings")
-    fields = _fields(cls)
+    fields = field_types(cls)
     built = {}
     for name, value in values.items():
         if name not in fields:
             raise ConfigError(_unknown(prefix + str(name), [prefix + known for known in fields]))
         kind = fields[name]
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             built[name] = from_dict(kind, value, f"{prefix}{name}.")
         else:
             built[name] = _typed(prefix + name, kind, value)
@@ -38,58 +42,87 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The nested dictionary that `from_dict` reads back, ready for JSON."""
+    """Return the nested dictionary that `from_dict` reads back. It can be written as JSON."""
     return dataclasses.asdict(config)
 
 
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
-    """A copy of `config` with `key.path=value` strings applied, each value parsed to its field's type."""
-    values = to_dict(config)
+    """Return a copy of `config` with `key.path=value` strings applied, each value parsed to its field's type.
+
+    Raises:
+        ConfigError: a key that `config` does not have, a value of another type, or one that the class refuses.
+    """
+    values, known = to_dict(config), _leaves(type(config))
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"{override!r} is not a setting; write section.name=value, as optimizer.steps=2000")
-        known = _leaves(type(config))
         if path not in known:
             raise ConfigError(_unknown(path, known))
         *groups, name = path.split(".")
-        target = values
-        for group in groups:
-            target = target[group]
-        target[name] = _parsed(path, known[path], text)
+        reduce(getitem, groups, values)[name] = _parsed(path, known[path], text)
+    # The copy is built once, at the end: settings may be valid only together.
     return from_dict(type(config), values)
 
 
 def describe(config: Any) -> str:
-    """All settings of `config`, one `key = value  # meaning` line each."""
-    lines = []
-    for group, section in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config)):
-        notes = _field_docstrings(type(section))
-        for name, value in to_dict(section).items():
-            lines.append(f"{group}.{name} = {value}  # {notes.get(name, '')}")
-    return "\n".join(lines)
+    """Return all settings of `config`, one `key = value  # meaning` line each."""
+    return "\n".join(f"{name} = {value}  # {meaning}" for name, value, meaning in entries(config))
 
 
-def _fields(cls: Any) -> dict[str, Any]:
+def entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield the dotted name, the value and the meaning of each setting of `config`."""
+    meanings = field_meanings(type(config))
+    for name in field_types(type(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from entries(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, meanings.get(name, "")
+
+
+def field_meanings(cls: Any) -> dict[str, str]:
+    """Return the docstring under each field of the dataclass `cls`, on one line.
+
+    `melmask settings` and the help of every command print these, so that what a field means is written once. Python
+    itself drops docstrings of fields, which is why the source is read.
+    """
+    meanings: dict[str, str] = {}
+    # A class has the fields of those that it extends, too.
+    for base in reversed(cls.__mro__):
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):
+            # A program may be installed without its source, and `object` has none.
+            continue
+        (definition,) = ast.parse(source).body
+        for statement, after in itertools.pairwise(cast("ast.ClassDef", definition).body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                meanings[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    return meanings
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Return the type of each field of the dataclass `cls`."""
     return {f.name: f.type for f in dataclasses.fields(cls)}
 
 
 def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for name, kind in _fields(cls).items():
+    leaves: dict[str, Any] = {}
+    for name, kind in field_types(cls).items():
         nested = dataclasses.is_dataclass(kind)
         leaves |= _leaves(kind, f"{prefix}{name}.") if nested else {prefix + name: kind}
     return leaves
 
 
 def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    # A bare `learning_rate` is nearest to `optimizer.learning_rate`: compare the last parts too.
+    # Many forget the section: `learning_rate` is meant to be `optimizer.learning_rate`. So compare the last parts too.
     tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    # lr is short for learning_rate, and nearest to nothing.
+    # `lr` is short for `learning_rate`, but resembles it too little for a comparison of letters.
     initials = {"".join(word[:1] for word in tail.split("_")): key for tail, key in tails.items() if "_" in tail}
-    short = path.rsplit(".", 1)[-1]
-    near = [initials[short]] if short in initials else difflib.get_close_matches(path, list(known), 1, 0.6)
-    near = near or [tails[t] for t in difflib.get_close_matches(path.rsplit(".", 1)[-1], list(tails), 1, 0.6)]
+    tail = path.rsplit(".", 1)[-1]
+    near = [initials[tail]] if tail in initials else difflib.get_close_matches(path, list(known), 1)
+    near = near or [tails[close] for close in difflib.get_close_matches(tail, list(tails), 1)]
     hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
     return f"unknown configuration key {path!r}; {hint}"
 
@@ -101,7 +134,7 @@ def _parsed(path: str, kind: Any, text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise ConfigError(f"{path} is {text!r}; expected {_name(kind)}") from None
+            raise ConfigError(f"{path} is {text!r}; expected {kind_name(kind)}") from None
     return _typed(path, kind, text)
 
 
@@ -110,22 +143,12 @@ def _typed(path: str, kind: Any, value: Any) -> Any:
         return float(value)
     accepted = value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
     if not accepted:
-        raise ConfigError(f"{path} is {value!r}; expected {_name(kind)}")
+        raise ConfigError(f"{path} is {value!r}; expected {kind_name(kind)}")
     return value
 
 
-def _name(kind: Any) -> str:
+def kind_name(kind: Any) -> str:
+    """Say what a value of type `kind` is, as errors do: "a whole number"."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in get_args(kind))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a group of facts"}[
-        kind
-    ]
-
-
-def _field_docstrings(cls: Any) -> dict[str, str]:
-    body = ast.parse(inspect.getsource(cls)).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
-    notes = {}
-    for statement, after in itertools.pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
-            notes[ast.unparse(statement.target)] = " ".join(str(ast.literal_eval(after.value)).split())
-    return notes
+    return _KINDS[kind]

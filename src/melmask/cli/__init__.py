@@ -1,6 +1,12 @@
-"""The command `melmask`. Each command's work is imported when it runs, so that help is quick."""
+"""The command `melmask`: its commands, the settings after their options, errors and exit status.
+
+Each command is a module here of its name, which holds `Options`, a dataclass (see `melmask.cli.options`), and
+`run(options)`, which returns the exit status. To add one, write its module and put its name into `COMMANDS`. `run`
+imports what the command works with, so that help does not wait for PyTorch.
+"""
 
 import argparse
+import dataclasses
 import os
 import re
 import signal
@@ -8,50 +14,54 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from melmask import __version__
-from melmask.cli import judge, learn, use
-from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, AddOptions, Parser, Run
-from melmask.errors import MelmaskError
+from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, Parser, add_options, options_of
+from melmask.errors import MelmaskError, unknown_name
 
-# As help lists them: in the order of the work, which is not that of the files here.
-_ORDER = (
+# Help lists the commands in this order, which is that of the work.
+COMMANDS = (
     *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task"),
     *("finetune", "predict", "convert", "push", "export", "settings"),
 )
 _RESUMED = ("demo", "prepare", "pretrain", "embed", "evaluate", "finetune", "predict")
 
-
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 2 with one line on standard error."""
+    """Run one command and return its exit status: 0, or 2 with one line on standard error."""
     if sys.stderr is None:
-        # Started with it closed: what is said is lost, the work is not.
+        # The process was started with standard error closed: messages are lost, but the work is not.
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - as long as the process
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    called = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(called)
+    if words and words[0] == called and called not in COMMANDS:
+        parser.error(str(unknown_name("command", called, COMMANDS)))
+    values, rest = parser.parse_known_args(words)
     try:
-        _take_settings(parser, options, rest)
+        _take_settings(values, rest)
         with _sigterm_interrupts():
-            return options.run(options)
+            return values.command_module.run(options_of(values.command_module.Options, vars(values)))
     except MelmaskError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        how = "goes on where it was" if options.command in _RESUMED else "begins anew"
-        sys.stderr.write(f"\nmelmask: stopped; the same command {how}\n")
+        how = "resume" if values.command in _RESUMED else "start over"
+        sys.stderr.write(f"\nmelmask: stopped; run the same command again to {how}\n")
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough; what is not done yet stays so.
+        # The reader of our output, such as `head`, has seen enough, so the command ends here.
         sys.stderr.close()
         return EXIT_SIGNAL + signal.SIGPIPE
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has a RuntimeError for it.
+        # PyTorch raises a RuntimeError when memory runs out.
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):
             raise
-        return _fail("out of memory; take a smaller batch (pretrain: hardware.micro_batch, data.batch_size) or model")
+        return _fail("out of memory; take a smaller batch (hardware.micro_batch or data.batch_size) or model")
     except OSError as error:
         return _fail(
             f"{error.filename or 'the output'}: {error.strerror or error}; check the path, its permissions and space"
@@ -59,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, from a scheduler say, ends a job as Ctrl-C does: temporary files go, and one line says what to do."""
+    """SIGTERM came, perhaps from a scheduler. It ends a job as Ctrl-C does, so that temporary files are removed."""
 
 
 @contextmanager
@@ -67,7 +77,7 @@ def _sigterm_interrupts() -> Iterator[None]:
     def interrupt(_number: int, _frame: Any) -> None:
         raise _Terminated
 
-    # Only the main thread may set handlers.
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -78,38 +88,42 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="melmask", description="Audio representations by masked spectrogram modelling.")
+def build_parser(called: str | None = None) -> Parser:
+    """Build the parser of the command line, with one command and its options, or with the names of all commands.
+
+    The options of all commands would take 50 ms to build, about as long as the rest of `melmask --help`.
+    """
+    parser = Parser(prog="melmask", description="Learn and use audio representations by masked spectrogram modeling.")
     parser.add_argument("--version", action="version", version=f"melmask {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    listed: list[tuple[str, Run, str, AddOptions]] = []
-
-    def command(name: str, run: Run, help: str, add_options: AddOptions) -> None:
-        listed.append((name, run, help, add_options))
-
-    for module in (learn, use, judge):
-        module.add(command)
-    for name, run, help, add_options in sorted(listed, key=lambda entry: _ORDER.index(entry[0])):
-        sub = commands.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run, command=name)
-        add_options(sub)
+    for name in (called,) if called in COMMANDS else COMMANDS:
+        module = import_module(f"melmask.cli.{name.replace('-', '_')}")
+        about = module.Options.__doc__
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(command=name, command_module=module, command_parser=command)
+        if called == name:
+            add_options(command, module.Options)
     return parser
 
 
-def _take_settings(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
+def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
     """Read what no option claims as settings: key=value, --key=value or --key value."""
+    takes_settings = "settings" in {option.name for option in dataclasses.fields(values.command_module.Options)}
     words = list(rest)
     while words:
         word = words.pop(0)
         if "=" not in word and word.startswith("--") and words:
             word = f"{word}={words.pop(0)}"
-        if "settings" not in options or "=" not in word:
-            parser.error(f"unrecognized argument {word!r}")
-        options.settings.append(word.lstrip("-"))
+        if not takes_settings or "=" not in word:
+            known = re.findall(r"--[\w-]+", values.command_parser.format_usage())
+            near = get_close_matches(word.partition("=")[0], known, 1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            values.command_parser.error(f"unrecognized argument {word!r}{hint}")
+        values.settings.append(word.lstrip("-"))
 
 
 def _fail(message: str) -> int:
-    # Names of files and what other libraries say may hold line breaks and the like.
+    # Names of files and messages of other libraries may hold line breaks, and an error is one line.
     line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message)
     sys.stderr.write(f"melmask: error: {line}\n")
     return EXIT_BAD_INPUT

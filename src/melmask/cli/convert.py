@@ -1,0 +1,66 @@
+"""`melmask convert`."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from melmask.config import FrontEndConfig, Statistics
+from melmask.errors import OutputError
+from melmask.settings import with_overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Convert other projects' checkpoints to melmask's, or melmask's to MSM-MAE's."""
+
+    model: Path = field(metadata={"positional": "MODEL"})
+    """An MSM-MAE .pth file, a run or a checkpoint folder."""
+    out: Path = field(metadata={"positional": "OUT"})
+    """The folder to write, or with --to msm-mae the file."""
+    to: Literal["melmask", "msm-mae"] = "melmask"
+    """Format to write."""
+    statistics: tuple[float, float] | None = field(default=None, metadata={"metavar": ("MEAN", "STD")})
+    """Mean and standard deviation of the log-mels. Without it, they are the file's or else AudioSet's."""
+    settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
+    """set the front end. Other projects' checkpoints omit theirs, and melmask takes that of the 16-kHz models. For
+    32-kHz models, give sample_rate_hz=32000 n_fft=800 win_samples=800 hop_samples=320 max_hz=16000. These are the
+    settings and their defaults:"""
+
+
+def run(options: Options) -> int:
+    """Write a model in the other format."""
+    from melmask.checkpoint.convert import save_msm_mae
+    from melmask.checkpoint.folder import CONFIG, WEIGHTS, save_checkpoint
+    from melmask.checkpoint.locate import load_any
+
+    # The folder is replaced as a whole, so it must hold nothing else.
+    others = {path.name for path in options.out.iterdir()} - {CONFIG, WEIGHTS} if options.out.is_dir() else set()
+    if others:
+        raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or an empty folder")
+    model, card, source = load_any(options.model)
+    # A run or a checkpoint of ours knows its front end; settings change what is known or assumed.
+    card = replace(card, front_end=with_overrides(card.front_end, options.settings))
+    if options.statistics:
+        mean, std = options.statistics
+        card = replace(card, statistics=Statistics(mean=mean, std=std))
+    if options.to == "msm-mae":
+        save_msm_mae(options.out, model, card)
+    else:
+        save_checkpoint(options.out, model, card)
+    m = card.model
+    print(
+        f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}, "
+        f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
+        f"{card.front_end.sample_rate_hz} Hz, "
+        f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
+    )
+    if options.to == "msm-mae":
+        print(
+            "the file holds neither the statistics nor the front end nor the number of heads; give them to its reader"
+            f" (to melmask by --statistics {card.statistics.mean:g} {card.statistics.std:g})"
+        )
+        if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
+            print(
+                "readers of this format assume heads of width 64; this model has others, so they would compute nonsense"
+            )
+    return 0

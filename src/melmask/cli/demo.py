@@ -1,0 +1,22 @@
+"""`melmask demo`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Run the whole job in minutes, on sounds that it synthesizes."""
+
+    out: Path = Path("melmask-demo")
+    """Folder for everything that the demo writes."""
+    settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
+    """change settings of the recipe demo, as optimizer.steps=1200. `melmask settings demo` lists them all."""
+
+
+def run(options: Options) -> int:
+    """Run the main job, end to end."""
+    from melmask.demo import run_demo
+
+    print(run_demo(options.out, options.settings))
+    return 0

@@ -1,0 +1,27 @@
+"""`melmask embed`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.embedding.options import EmbedOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write the embeddings of sound files and folders to a table."""
+
+    sources: tuple[Path, ...] = field(metadata={"positional": "SOURCE"})
+    """A sound file, a folder, or a CSV with a path column."""
+    model: Path
+    """A run, a checkpoint folder, or an MSM-MAE .pth file."""
+    out: Path
+    """The table to write: X.parquet or X.npz."""
+    job: EmbedOptions = field(default=EmbedOptions())
+
+
+def run(options: Options) -> int:
+    """Write the embeddings of files and folders."""
+    from melmask.embedding.folder import embed_sources
+
+    print(embed_sources(options.sources, options.model, options.out, options.job))
+    return 0

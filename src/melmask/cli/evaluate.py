@@ -1,0 +1,35 @@
+"""`melmask evaluate`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.evaluate.options import EvaluateOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Evaluate models on HEAR 2021 tasks, with a report. The same command resumes."""
+
+    model: tuple[str, ...]
+    """Models to evaluate. Each is a run, a checkpoint, hub:OWNER/NAME, untrained:MODEL, logmel, python:MODULE or
+    python:MODULE=WEIGHTS."""
+    tasks: Path = field(metadata={"metavar": "DIR"})
+    """Folder of task folders in HEAR's layout."""
+    out: Path = field(default=Path("results"), metadata={"metavar": "RESULTS"})
+    """Folder of the results."""
+    job: EvaluateOptions = field(default=EvaluateOptions())
+
+
+def run(options: Options) -> int:
+    """Judge models on HEAR tasks."""
+    from melmask.evaluate.evaluation import evaluate, table_text
+    from melmask.pages.evaluation import write_evaluation_page
+
+    report = evaluate(options.model, options.tasks, options.out, options.job, page=write_evaluation_page)
+    print(table_text(report))
+    for task in report.tasks:
+        if task.leaking_files or task.leaking_groups:
+            groups = "" if task.leaking_groups is None else f" and {task.leaking_groups} groups"
+            print(f"{task.title}: {task.leaking_files} sounds{groups} are on both sides of a split")
+    print(f"scores, predictions and the page: {options.out / 'report.html'}")
+    return 0

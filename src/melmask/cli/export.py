@@ -1,0 +1,27 @@
+"""`melmask export`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.embedding.choice import FeatureChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write an ONNX file that turns a waveform into embeddings."""
+
+    model: Path
+    """A run, a checkpoint folder, or an MSM-MAE .pth file."""
+    onnx: Path = field(metadata={"metavar": "X.onnx"})
+    """The file to write."""
+    choice: FeatureChoice = field(default=FeatureChoice(), metadata={"without": ("scene", "hop_ms")})
+
+
+def run(options: Options) -> int:
+    """Write one ONNX file with the front end inside."""
+    from melmask.embedding.encoder import load
+    from melmask.embedding.export import export_onnx
+
+    cosine = export_onnx(load(options.model, "cpu"), options.onnx, options.choice)
+    print(f"{options.onnx}: {options.onnx.stat().st_size >> 20} MB, least cosine to PyTorch {cosine:.6f}")
+    return 0

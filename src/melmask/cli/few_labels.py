@@ -1,0 +1,30 @@
+"""`melmask few-labels`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.cli.options import ModelOptions
+from melmask.downstream.options import FewLabelsOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show how a model's accuracy grows with the number of labels of each class."""
+
+    model: ModelOptions
+    labels: tuple[Path, ...] = field(metadata={"metavar": "CSV"})
+    """Tables of labeled files, one for each task. The columns are path, label, and group, fold or split."""
+    out: Path = Path("few-labels")
+    """Folder for curves and pictures."""
+    job: FewLabelsOptions = field(default=FewLabelsOptions(), metadata={"without": ("choice.hop_ms",)})
+
+
+def run(options: Options) -> int:
+    """Judge a model by how few labels it needs."""
+    from melmask.downstream.curves import curves_text
+    from melmask.downstream.few_labels import few_label_curves
+
+    report = few_label_curves(options.model.load(), options.labels, options.out, options.job)
+    print(curves_text(report.tasks))
+    print(f"curves and pictures: {options.out}")
+    return 0

@@ -1,0 +1,39 @@
+"""`melmask finetune`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.classifier.options import FinetuneConfig, FinetuneOptions
+from melmask.settings import with_overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a classifier on labeled files. The same command resumes."""
+
+    model: str = field(metadata={"positional": "MODEL"})
+    """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME."""
+    labels: Path = field(metadata={"positional": "LABELS"})
+    """A task folder, or a CSV with the columns path and label, several labels as a;b, and perhaps split, fold or
+    group."""
+    out: Path
+    """Folder of the classifier."""
+    job: FinetuneOptions = field(default=FinetuneOptions())
+    settings: tuple[str, ...] = field(default=(), metadata={"settings": FinetuneConfig()})
+    """change how the classifier is trained, as epochs=10. These are the settings and their defaults:"""
+
+
+def run(options: Options) -> int:
+    """Train a classifier."""
+    from melmask.classifier.finetune import finetune
+
+    config = with_overrides(FinetuneConfig(), options.settings)
+    report = finetune(options.model, options.labels, options.out, config, options.job)
+    for part, scores in (("valid", report.valid), ("test", report.test)):
+        if scores is not None:
+            value = "unknown, as no label occurs" if scores.value is None else f"{scores.value:.4f}"
+            print(f"{part:<6}{scores.metric} {value} on {scores.clips} clips")
+    if report.unreadable:
+        print(f"{report.unreadable} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+    print(f"next: melmask predict FILES --model {options.out} --out X.csv")
+    return 0

@@ -1,0 +1,26 @@
+"""`melmask make-task`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.evaluate.options import TaskOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Turn labeled files into a task folder in HEAR's layout."""
+
+    labels: Path = field(metadata={"positional": "CSV"})
+    """Table of labeled files. The columns are path, label, and group, fold or split; events also have start_s and
+    end_s."""
+    out: Path = field(metadata={"metavar": "TASKS"})
+    """Folder of tasks, in which the task's folder is made."""
+    task: TaskOptions = field(default=TaskOptions())
+
+
+def run(options: Options) -> int:
+    """Write a task folder from a table of labels."""
+    from melmask.evaluate.make_task import make_task
+
+    print(make_task(options.labels, options.out, options.task))
+    return 0

@@ -1,0 +1,40 @@
+"""`melmask predict`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.classifier.options import PredictOptions
+from melmask.cli.options import ComputeOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Label files with a classifier, or find events and their times."""
+
+    sources: tuple[Path, ...] = field(metadata={"positional": "SOURCE"})
+    """A sound file, a folder, or a CSV with a path column."""
+    model: Path
+    """A folder written by melmask finetune."""
+    out: Path
+    """The table to write: X.csv, X.jsonl or X.parquet."""
+    job: PredictOptions = field(default=PredictOptions())
+    compute: ComputeOptions = field(default=ComputeOptions())
+
+
+def run(options: Options) -> int:
+    """Label files."""
+    from melmask.audio.files import find_audio
+    from melmask.classifier.model import load_classifier
+    from melmask.classifier.predict import predict_files
+
+    paths = find_audio(options.sources)
+    classifier = load_classifier(options.model, options.compute.device, options.compute.precision)
+    report = predict_files(classifier, paths, options.out, options.job)
+    print(f"{options.out}: {report.rows} rows of {report.files} files")
+    if options.job.events and classifier.card.kind != "event":
+        print("the classifier was trained on whole clips, so an event is a stretch that sounds like such a clip")
+    if classifier.card.kind == "event" and not options.job.events:
+        print("the classifier was trained on events; give --events to learn when each one sounds")
+    if report.failed:
+        print(f"{report.failed} files could not be read; their rows hold the reason")
+    return 0

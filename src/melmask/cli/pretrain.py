@@ -1,0 +1,80 @@
+"""`melmask pretrain`."""
+
+import shlex
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from melmask.cli.options import EXIT_SIGNAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a masked autoencoder on a store. The same command resumes."""
+
+    store: Path = field(metadata={"positional": "STORE"})
+    """A store made by melmask prepare."""
+    recipe: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Recipe of a new run: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608. Without it, that is tiny. A run
+    that is resumed keeps its own."""
+    out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
+    """Folder of the run."""
+    init: Path | None = field(default=None, metadata={"metavar": "MODEL"})
+    """Start a new run from the weights of this model."""
+    monitor: Path | None = field(default=None, metadata={"metavar": "CSV"})
+    """Labeled files, for k-NN scores during training. The columns are path, label, and split, fold or group."""
+    audio_root: Path | None = None
+    """Folder in which the relative paths of --monitor start. Without it, that is the table's folder or its parent."""
+    settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
+    """change settings of the recipe, as optimizer.learning_rate=5e-4. `melmask settings RECIPE` lists them all."""
+
+
+def run(options: Options) -> int:
+    """Train, or resume training."""
+    from melmask.corpus.store import Store
+    from melmask.downstream.monitor import monitors
+    from melmask.pages.run import write_run_page
+    from melmask.train.initial import initial_weights
+    from melmask.train.pretrain import pretrain
+    from melmask.train.processes import is_first_process
+    from melmask.train.record import RunNumbers
+    from melmask.train.resume import resolve_config
+    from melmask.train.snapshot import SNAPSHOT
+
+    store = Store(options.store)
+    config = resolve_config(options.out, options.recipe, options.settings, store)
+    # Of several processes started by torchrun, only the first one prints.
+    first = is_first_process()
+    say = print if first else lambda _: None
+    # The snapshot of a run that has begun holds its weights, and they are newer than those of --init.
+    weights = None
+    if options.init is not None and (options.out / SNAPSHOT).exists():
+        say(f"{options.out} exists and resumes with its own weights, not with those of {options.init}")
+    elif options.init is not None:
+        weights, text = initial_weights(options.init, config, store.front_end)
+        say(text)
+    # Monitors read the store and draw; one process is enough for that.
+    hooks = monitors(store, config, options.monitor, options.audio_root) if first else []
+    page = partial(write_run_page, numbers=RunNumbers(options.out))
+    outcome = pretrain(store, options.out, config, hooks, page, weights)
+    if outcome.step < outcome.steps:
+        say(f"the run stopped at step {outcome.step} of {outcome.steps} and was saved; {_resumption(options)}")
+        return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
+    say(
+        f"{options.out}: {outcome.steps} steps done; their page is {options.out / 'index.html'}; "
+        f"next: melmask embed FOLDER --model {options.out} --out X.parquet"
+    )
+    return 0
+
+
+def _resumption(options: Options) -> str:
+    """Say how to resume a stopped run."""
+    from melmask.train.processes import process_count
+
+    if process_count() > 1:
+        return "resume with the same torchrun command"
+    # The run's folder holds its configuration, but not what it is watched with.
+    watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
+    words = ["melmask", "pretrain", options.store, "--out", options.out]
+    words += [word for option in watching if option[1] is not None for word in option]
+    return f"resume with: {shlex.join(map(str, words))}"

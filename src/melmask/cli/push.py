@@ -1,0 +1,26 @@
+"""`melmask push`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Put a model on the Hugging Face Hub."""
+
+    model: Path = field(metadata={"positional": "MODEL"})
+    """A run, a checkpoint folder, or an MSM-MAE .pth file."""
+    name: str = field(metadata={"positional": "hub:OWNER/NAME"})
+    """Name of the model on the Hub."""
+    license: str = "other"
+    """License of the weights, for the model card."""
+
+
+def run(options: Options) -> int:
+    """Put a model on the Hugging Face Hub."""
+    from melmask.checkpoint.hub import push
+    from melmask.checkpoint.locate import load_any
+
+    model, card, _ = load_any(options.model)
+    print(push(options.name, model, card, options.license))
+    return 0

@@ -1,0 +1,32 @@
+"""`melmask settings`, and how a command's recipe and settings become a configuration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from melmask.config import PretrainConfig
+from melmask.recipes import DEFAULT_RECIPE, recipe
+from melmask.settings import describe, with_overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """List every setting of a recipe, with its meaning."""
+
+    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE"})
+    """Name of the recipe: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608."""
+    settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
+    """change settings before they are listed, as run.seed=1."""
+
+
+def run(options: Options) -> int:
+    """Print every setting of a recipe."""
+    print(describe(chosen_config(options.recipe, options.settings)))
+    return 0
+
+
+def chosen_config(name: str, settings: Sequence[str]) -> PretrainConfig:
+    """The recipe that the first word names, with the settings after it applied."""
+    # The recipe may be left out, so the first word may be a setting.
+    if "=" in name:
+        return with_overrides(recipe(DEFAULT_RECIPE), [name.lstrip("-"), *settings])
+    return with_overrides(recipe(name), settings)
