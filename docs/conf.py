@@ -23,7 +23,6 @@ suppress_warnings = ["toc.empty_glob"]
 # Docstrings put code between single backticks.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 python_use_unqualified_type_names = True
@@ -32,6 +31,7 @@ html_theme = "furo"
 html_title = "melmask"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def commands_text() -> str:
@@ -72,6 +72,20 @@ def _complete_source(_app, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]*)\]\((\.\.?/[^)#]*)\)", leaving, source[0])
 
 
+def _mark_examples(_app, _kind: str, _name: str, _object, _options, lines: list[str]) -> None:
+    """Mark the indented examples of docstrings as code; docstrings are written for readers of the code, without it."""
+    marked: list[str] = []
+    for line in lines:
+        is_example = line.startswith("    ") and marked and not marked[-1]
+        before = next((kept for kept in reversed(marked) if kept), "")
+        if is_example and before and not before.startswith(" "):
+            marked += [".. code-block:: python", ""]
+        marked.append(line)
+    lines[:] = marked
+
+
 def setup(app) -> None:
     """Connect what completes the pages."""
     app.connect("source-read", _complete_source)
+    # Before napoleon, which turns the sections of a docstring into markup at the usual priority of 500.
+    app.connect("autodoc-process-docstring", _mark_examples, priority=400)
