@@ -19,12 +19,9 @@ parser.add_argument("folder", nargs="?", type=Path)
 parser.add_argument("--out", type=Path, default=Path("melmask-example"))
 parser.add_argument("--recipe", default="demo")
 parser.add_argument("--clips-per-class", type=int, default=40, help="how many synthetic sounds to make")
-parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changed settings of the recipe")
-options, rest = parser.parse_known_args()
-if options.folder is not None and "=" in str(options.folder):
-    # A setting came first; there is no folder.
-    options.settings.insert(0, str(options.folder))
-    options.folder = None
+# Words with an equals sign are settings of the recipe, as on melmask's own command line.
+settings = [word for word in sys.argv[1:] if "=" in word]
+options = parser.parse_args([word for word in sys.argv[1:] if "=" not in word])
 
 folder = options.folder or write_sound_set(options.out / "sounds", options.clips_per_class).parent
 store, run = options.out / "store", options.out / "run"
@@ -32,7 +29,7 @@ store, run = options.out / "store", options.out / "run"
 # Each call returns the exit status of the command: 0, or 2 after one line that says what to do.
 for command in (
     ["prepare", str(folder), "--out", str(store)],
-    ["pretrain", str(store), "--recipe", options.recipe, "--out", str(run), *options.settings],
+    ["pretrain", str(store), "--recipe", options.recipe, "--out", str(run), *settings],
 ):
     print("melmask", *command)
     status = main(command)

@@ -33,7 +33,8 @@ model = melmask.load(options.model) if options.model else untrained(ModelCard(mo
 model_vectors, logmel_vectors = [], []
 with tempfile.TemporaryDirectory() as temporary:
     table = options.labels or write_sound_set(Path(temporary), options.clips_per_class)
-    rows = list(csv.DictReader(table.open(newline="")))
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     for row in rows:
         waveform = read_audio(table.parent / row["path"], model.sample_rate_hz)
         model_vectors.append(model.embed(waveform, sample_rate_hz=model.sample_rate_hz, scene="mean+std").scene)
