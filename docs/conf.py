@@ -47,7 +47,7 @@ def recipes_text() -> str:
 
 
 def _help(*command: str) -> str:
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "88"
     with contextlib.redirect_stdout(io.StringIO()) as page, contextlib.suppress(SystemExit):
         main([*command, "--help"])
     return page.getvalue()
