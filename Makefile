@@ -12,8 +12,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests benchmarks examples docs
-	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs/conf.py
+	$(BIN)/ruff check src tests benchmarks examples docs/conf.py
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.installed-docs
