@@ -14,6 +14,7 @@ test: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests benchmarks examples docs/conf.py
 	$(BIN)/ruff check src tests benchmarks examples docs/conf.py
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.installed-docs

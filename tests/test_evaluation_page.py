@@ -14,7 +14,8 @@ from web_page import Page, needs_browser, shown
 from melmask.errors import InputError, OutputError
 from melmask.evaluate.mistakes import confusion_counts, find_sound, worst_clips, worst_stretch
 from melmask.evaluate.published import EVAR_MSM_MAE, HEAR_BEST, MSM_MAE, MW_MAE_B, PUBLISHED
-from melmask.evaluate.results import Column, EventFile, Predictions, mean_ranks, ranks, read_report
+from melmask.evaluate.records import Column
+from melmask.evaluate.results import EventFile, Predictions, mean_ranks, ranks, read_report
 from melmask.pages import sound
 from melmask.pages.charts import COLORS, Bar, BarChart, ConfusionChart
 from melmask.pages.evaluation import write_evaluation_page

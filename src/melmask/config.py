@@ -55,7 +55,7 @@ class FrontEndConfig:
     max_hz: float = 8000.0
     """Upper edge of the last band, at most half the sample rate."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.sample_rate_hz > 0, f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate")
         _check_range(self, "front_end.hop_samples", 1)
         _check(self.n_fft > 1 and self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
@@ -89,7 +89,7 @@ class Statistics:
     std: float = 4.2
     """Standard deviation of the same."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(math.isfinite(self.mean), f"statistics.mean is {self.mean}; give a finite number")
         _check(0 < self.std < math.inf, f"statistics.std is {self.std}; a standard deviation is above 0 and finite")
 
@@ -123,7 +123,7 @@ class ModelConfig:
     decoder_positions: Literal["line", "grid"] = "line"
     """1-D sinusoid over the flattened tokens ('line', the paper) or the 2-D table ('grid', its successor)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for size, patch in (("mels", "patch_mels"), ("frames", "patch_frames")):
             whole, part = getattr(self, size), getattr(self, patch)
             _check(
@@ -168,7 +168,7 @@ class MaskingConfig:
     normalize_target: bool = False
     """Whether targets are each patch's values with zero mean and unit variance (the paper: false)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
         _check_range(self, "masking.masks_per_crop", 1, 4096)
 
@@ -182,7 +182,7 @@ class DataConfig:
     sampling: Literal["time", "clip"] = "time"
     """An epoch has one crop for each crop length of audio ('time'), or one crop for each clip ('clip', the paper)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_range(self, "data.batch_size", 1, 2**24)
         _check_choice(self, "data.sampling")
 
@@ -217,7 +217,7 @@ class OptimizerConfig:
     ema_decay: float = 0.0
     """Decay per step of the exponential moving average of the weights that checkpoints hold; 0: hold the weights."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choice(self, "optimizer.name")
         _check(
             0 < self.learning_rate <= _HIGHEST_RATE,
@@ -271,7 +271,7 @@ class RunConfig:
     wandb_project: str = ""
     """Log to this project at Weights & Biases too (`pip install 'melmask[wandb]'`); empty: do not."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
         for name in ("log_interval_steps", "keep_checkpoints"):
             _check_range(self, f"run.{name}", 1)
@@ -312,7 +312,7 @@ class HardwareConfig:
     sharding: Literal["none", "fsdp"] = "none"
     """With several processes, each holds the whole model ('none', DDP) or a share of it ('fsdp', for large models)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choice(self, "hardware.precision")
         _check_choice(self, "hardware.sharding")
         _check_range(self, "hardware.readers", 1, 1024)
@@ -332,7 +332,7 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.objective.kind == "mae":
             self._check_reconstruction()
         _check(

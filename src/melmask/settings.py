@@ -141,7 +141,7 @@ def _parsed(path: str, kind: Any, text: str) -> Any:
 def _typed(path: str, kind: Any, value: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    accepted = value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
+    accepted = value in get_args(kind) if get_origin(kind) is Literal else type(value) is (get_origin(kind) or kind)
     if not accepted:
         raise ConfigError(f"{path} is {value!r}; expected {kind_name(kind)}")
     return value
@@ -151,4 +151,4 @@ def kind_name(kind: Any) -> str:
     """Say what a value of type `kind` is, as errors do: "a whole number"."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in get_args(kind))
-    return _KINDS[kind]
+    return _KINDS[get_origin(kind) or kind]

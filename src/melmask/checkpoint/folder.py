@@ -33,9 +33,9 @@ class ModelCard:
     model: ModelConfig
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     statistics: Statistics = field(default_factory=Statistics)
-    training: dict = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.model.mels != self.front_end.mels:
             raise ConfigError(
                 f"model.mels is {self.model.mels} and front_end.mels {self.front_end.mels}; make them equal"

@@ -67,7 +67,7 @@ def table_examples(path: Path, seed: int, options: FinetuneOptions) -> Examples:
         InputError: it is no such table, has no such fold, or nothing can be learned from it.
     """
     table = read_clips(path, audio_root=options.audio_root)
-    kind = cast(Kind, table.kind)
+    kind: Kind = table.kind
     parts = _parts(table, seed, options.fold)
     _report_shared_groups(table.groups or [], parts)
     known = {name for names, part in zip(table.names, parts, strict=True) if part == "train" for name in names}

@@ -55,7 +55,7 @@ class FinetuneConfig:
     seed: int = 0
     """Decides the order of clips, the crops and the augmentation."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             _check(not isinstance(value, float) or math.isfinite(value), f"{name} is {value}; give a finite number")
         for name in ("epochs", "batch_size", "patience_epochs"):
@@ -99,7 +99,7 @@ class PredictOptions:
     min_duration_ms: float = 125.0
     """Drop events that are shorter than this, in ms."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(0 <= self.threshold < 1, f"threshold is {self.threshold:g}; give a probability from 0 to below 1")
         for name in ("median_filter_ms", "min_duration_ms"):
             value = getattr(self, name)

@@ -102,7 +102,7 @@ def _vectors_of_files(
 class BandStatistics:
     """Mean and standard deviation over time of each mel band, fed piece by piece: the cheap baseline."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._frames, self._sum, self._squares = 0, np.zeros(()), np.zeros(())
 
     def add(self, logmel: Tensor) -> None:

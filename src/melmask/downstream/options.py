@@ -26,7 +26,7 @@ class ProbeOptions:
     seed: int = field(default=0, metadata={"limits": (0, 2**32 - 1)})
     """Seed of the untrained network and of random splits."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; expected a whole number from 0")
 
@@ -40,7 +40,7 @@ class FewLabelsOptions(ProbeOptions):
     draws: int = 5
     """How many times each number of labels is drawn at random; with a single draw there is no interval."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.draws < 1:
             raise ConfigError(f"draws is {self.draws}; expected at least 1")

@@ -74,7 +74,7 @@ class FeatureChoice:
     """Time between frame vectors in ms, which is a patch's duration divided by a whole number. Without it, that is a
     patch's duration, and in event tasks the longest up to 50 ms."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scene not in SCENES:
             raise ConfigError(f"scene is {self.scene!r}; known are {', '.join(SCENES)}")
         if self.pooling not in POOLINGS:

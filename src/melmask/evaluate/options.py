@@ -50,7 +50,7 @@ class EvaluateOptions:
     precision: str = "fp32"
     """Precision of melmask's models: fp32, fp32-fast or bf16."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise unknown_name("protocol", protocol, PROTOCOLS)
@@ -92,7 +92,7 @@ class TaskOptions:
     overwrite: bool = False
     """Replace a task of the same name."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what in ("name", "version", "mode"):
             word = getattr(self, what)
             if word is not None:

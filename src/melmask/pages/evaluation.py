@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from melmask.evaluate.published import PUBLISHED, Published
-from melmask.evaluate.results import Column, Report, TaskFacts, mean_ranks, ranks, read_report
+from melmask.evaluate.records import Column, Report, TaskFacts
+from melmask.evaluate.results import mean_ranks, ranks, read_report
 from melmask.pages.charts import COLORS, Bar, BarChart
 from melmask.pages.render import MISSING, counted, write_page
 from melmask.pages.sound import SoundBudget
@@ -188,7 +189,7 @@ def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
     for (_, column), outcome in report.outcomes.items():
         known = outcome.conditions
         if column.protocol == protocol and known:
-            points = counted(known.get("grid_points", 0), "point")
+            points = counted(int(known.get("grid_points", 0)), "point")
             text = f"{points} of the grid, seed {known.get('seed')}, products in {known.get('head_precision')}"
             texts.setdefault(text, []).append(column.model)
     each = [f"{text} ({', '.join(dict.fromkeys(models))})" for text, models in texts.items()]

@@ -11,16 +11,8 @@ from jaxtyping import Integer
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import AudioFileError
 from melmask.evaluate.mistakes import Mistake, Stretch, confusion_counts, find_sound, worst_clips, worst_stretch
-from melmask.evaluate.results import (
-    Column,
-    Outcome,
-    Predictions,
-    Report,
-    TaskFacts,
-    ranks,
-    read_event_files,
-    read_predictions,
-)
+from melmask.evaluate.records import Column, Outcome, Report, TaskFacts
+from melmask.evaluate.results import Predictions, ranks, read_event_files, read_predictions
 from melmask.pages.charts import ConfusionChart
 from melmask.pages.render import MISSING
 from melmask.pages.sound import (

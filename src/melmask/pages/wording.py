@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from melmask.evaluate.results import Column, Outcome, Report, Score
+from melmask.evaluate.records import Column, Outcome, Report, Score
 from melmask.pages.render import MISSING
 
 UNDEFINED = "undefined"
