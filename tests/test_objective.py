@@ -130,7 +130,7 @@ def test_the_loop_computes_what_its_description_says(store, configure, tmp_path,
         logmel = ((crops - store.statistics.mean) / store.statistics.std).repeat_interleave(2, dim=0)
         masks = random_masks(config.run.seed, step, 2 * len(crops), grid.patches, grid.visible_patches(0.75))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, config.optimizer, 2 * len(crops))
         optimizer.zero_grad()
         with exact_float32_products(torch.device("cpu")):
             loss = predict_hidden(network, logmel, masks, config.masking).loss

@@ -348,15 +348,3 @@ class PretrainConfig:
             f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
             "input; give smaller patches, some to hide and some to see",
         )
-
-    @property
-    def views(self) -> int:
-        """Views in a step: crops times masks."""
-        return self.data.batch_size * self.masking.masks_per_crop
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The highest rate of the schedule, after the scaling rule."""
-        # The linear scaling rule (arXiv 1706.02677): twice the views, twice the rate.
-        batch = self.optimizer.learning_rate_batch
-        return self.optimizer.learning_rate * (self.views / batch if batch else 1)

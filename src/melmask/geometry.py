@@ -41,9 +41,9 @@ class PatchGrid(NamedTuple):
         return max(1, int(round(self.patches * (1 - ratio), 6)))
 
 
-def grid_of(config: ModelConfig) -> PatchGrid:
-    """The patch grid of a full unit."""
-    return PatchGrid(config.mels // config.patch_mels, config.frames // config.patch_frames)
+def grid_of(config: ModelConfig, frames: int | None = None) -> PatchGrid:
+    """Return the patch grid of a full unit, or of one of `frames` frames, a multiple of the patch width."""
+    return PatchGrid(config.mels // config.patch_mels, (frames or config.frames) // config.patch_frames)
 
 
 def unit_lengths(frames: int, unit_frames: int, patch_frames: int) -> list[int]:
