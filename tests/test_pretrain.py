@@ -271,13 +271,13 @@ def test_weights_that_the_last_step_broke_are_not_saved(store, configure, tmp_pa
         return found
 
     monkeypatch.setattr(Engine, "step", breaking)
-    with pytest.raises(TrainingError, match=r"step 1: the step left weights that are no finite numbers .*nothing was"):
+    with pytest.raises(TrainingError, match=r"step 1: the step left weights that are not finite numbers .*nothing was"):
         pretrain(store, tmp_path, configure(ONE_STEP))
     assert not checkpoints_of(tmp_path)
 
 
 def test_what_the_masks_and_the_rate_cannot_be_is_refused(store, configure, tmp_path):
-    with pytest.raises(ConfigError, match=r"masking.ratio is 1e-12, which hides none of .* patches; give more"):
+    with pytest.raises(ConfigError, match=r"masking.ratio is 1e-12, which hides none of .* patches; give a larger one"):
         pretrain(store, tmp_path, configure("masking.ratio=1e-12"))
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 1e\+39; give a positive rate, at most 1000"):
         configure("optimizer.learning_rate=1e39")

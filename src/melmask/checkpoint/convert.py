@@ -70,7 +70,7 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
     missing = [key for key in ("patch_embed.proj.weight", "pos_embed", "norm.weight") if key not in state]
     if missing:
         raise CheckpointError(
-            f"{source} has no {', '.join(missing)}, so it is not an MSM-MAE checkpoint; see melmask.load for known kinds"
+            f"{source} has no {', '.join(missing)}, so it is no MSM-MAE checkpoint; see melmask.load for known kinds"
         )
     _refuse_unknown([key for key in state if not _USED.fullmatch(key) and not _UNNEEDED.match(key)], source)
     try:

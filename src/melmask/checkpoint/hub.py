@@ -26,7 +26,9 @@ def download(name: str) -> Path:
         return Path(hub.snapshot_download(name.removeprefix(PREFIX), allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:
         # The library raises its own errors, its HTTP client's and the operating system's; all mean the same here.
-        raise CheckpointError(f"{name} cannot be fetched ({_reason(error)}); check the name and the connection") from error
+        raise CheckpointError(
+            f"{name} cannot be fetched ({_reason(error)}); check the name and the connection"
+        ) from error
 
 
 def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:

@@ -41,7 +41,9 @@ def build(config: PretrainConfig, network: Network) -> "MaskedAutoencoder":
     objective = MaskedAutoencoder(network, config)
     patches = grid_of(config.model).patches
     if objective.encoded_patches >= patches:
-        raise ConfigError(f"masking.ratio is {config.masking.ratio:g}, which hides none of {patches} patches; give more")
+        raise ConfigError(
+            f"masking.ratio is {config.masking.ratio:g}, which hides none of {patches} patches; give a larger one"
+        )
     return objective
 
 
