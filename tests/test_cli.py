@@ -327,7 +327,7 @@ def test_a_wrong_call_is_one_line(refused):
 
 def test_a_run_that_has_begun_keeps_what_decides_its_result(job, refused, run):
     call = ("pretrain", job / "store", "--out", job / "run")
-    assert "was begun with optimizer.steps = 6, not 7" in refused(*call, "optimizer.steps=7")
+    assert "began with optimizer.steps = 6, not 7" in refused(*call, "optimizer.steps=7")
     status, out, _ = run(*call, "hardware.readers=1")
     assert status == 0 and "6 steps done" in out
 

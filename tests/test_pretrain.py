@@ -351,7 +351,7 @@ def test_the_run_is_described_in_run_json(whole_run, store, configure):
 def test_another_store_is_refused_when_a_run_goes_on(store, configure, tmp_path):
     other = store_of(tmp_path / "other", [np.random.default_rng(0).normal(-7, 4, (640, 80))])
     pretrain(store, tmp_path / "run", configure(ONE_STEP))
-    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames; .* has 640 and other clips"):
+    with pytest.raises(ConfigError, match=r"began with a store of \d+ frames; .* has 640 and other clips"):
         pretrain(other, tmp_path / "run", configure())
     values = [np.random.default_rng(seed).normal(-7, 4, (100 + seed, 80)) for seed in (0, 1)]
     forth, back = store_of(tmp_path / "forth", values), store_of(tmp_path / "back", values[::-1])

@@ -54,14 +54,14 @@ def _loss_is_a_number(record: RunRecord) -> _Judgement:
     broken = series.steps[~np.isfinite(series.values)]
     if not np.isfinite(series.values[-1]):
         return "bad", (
-            f"At step {series.steps[-1]:,.0f} the loss is {series.values[-1]}, which is not a usable number. The model is "
-            "broken from there on. Start another run with a lower optimizer.learning_rate, or with "
+            f"At step {series.steps[-1]:,.0f} the loss is {series.values[-1]}, which is not a usable number. The model "
+            "is broken from there on. Start another run with a lower optimizer.learning_rate, or with "
             "optimizer.max_gradient_norm=1."
         )
     if len(broken):
         return "warn", (
-            f"The loss was not a usable number until step {broken[-1]:,.0f}, and it is one again now. If this returns, "
-            "start another run with a lower optimizer.learning_rate."
+            f"The loss was not a usable number for some steps, last at step {broken[-1]:,.0f}; now it is one again. "
+            "If this happens again, start another run with a lower optimizer.learning_rate."
         )
     return "ok", "Every loss so far is a finite number, so the arithmetic works."
 
@@ -89,10 +89,13 @@ def _loss_falls(record: RunRecord) -> _Judgement:
             "getting worse. If it keeps rising, start another run with a lower optimizer.learning_rate."
         )
     if _rate_share(record) < 0.05 or record.state == "done":
-        return "ok", f"The loss has settled, {seen}. That is normal at the end, when the learning rate is close to zero."
+        return (
+            "ok",
+            f"The loss has settled, {seen}. That is normal at the end, when the learning rate is close to zero.",
+        )
     return "warn", (
-        f"The loss hardly changes: over the last fifth of the run it went {seen}. It may fall again as the learning rate "
-        "does. If it does not, more steps will gain little; a larger model or more sound will gain more."
+        f"The loss hardly changes: over the last fifth of the run it went {seen}. It may fall again as the learning "
+        "rate does. If it does not, more steps will gain little; a larger model or more sound will gain more."
     )
 
 
@@ -110,8 +113,8 @@ def _gradient_is_calm(record: RunRecord) -> _Judgement:
         )
     many = len(spikes) >= max(3, 0.01 * len(series.values))
     return "bad" if many else "warn", (
-        f"The gradient says how strongly a step wants to change the model. In {len(spikes)} of {len(series.values)} log "
-        f"intervals, last at step {spikes[-1]:,.0f}, it exceeded {_SPIKE:.0f} times its usual size of "
+        f"The gradient says how strongly a step wants to change the model. In {len(spikes)} of {len(series.values)} "
+        f"log intervals, last at step {spikes[-1]:,.0f}, it exceeded {_SPIKE:.0f} times its usual size of "
         f"{number_text(median)}. {'Training is unstable.' if many else 'A rare jump does no harm.'} To prevent jumps, "
         f"start another run with optimizer.max_gradient_norm={3 * median:.2g} or a lower optimizer.learning_rate."
     )
@@ -127,8 +130,8 @@ def _speed_holds(record: RunRecord) -> _Judgement:
     if now >= usual / 2:
         return "ok", f"The run trains on {seen}."
     return "bad" if now < usual / 5 else "warn", (
-        f"The run has become slow. It trains on {seen}. Check whether other programs use the machine, whether it is too "
-        "hot, and whether the store's disk is slow. The result does not suffer."
+        f"The run has become slow. It trains on {seen}. Check whether other programs use the machine, whether it is "
+        "too hot, and whether the store's disk is slow. The result does not suffer."
     )
 
 
@@ -181,8 +184,8 @@ def _accuracy_holds(record: RunRecord) -> _Judgement:
     if top - now <= 0.05:
         return "ok", f"{seen}; the best result so far is {100 * top:.1f} %."
     return "bad" if top - now > 0.15 else "warn", (
-        f"{seen}, after {100 * top:.1f} % at step {series.steps[best]:,.0f}. If the share keeps falling, use a checkpoint "
-        "from around that step, or start another run with fewer optimizer.steps."
+        f"{seen}, after {100 * top:.1f} % at step {series.steps[best]:,.0f}. If the share keeps falling, use a "
+        "checkpoint from around that step, or start another run with fewer optimizer.steps."
     )
 
 
@@ -200,8 +203,8 @@ def _nothing_went_wrong(record: RunRecord) -> _Judgement:
         return ("ok", "The run never skipped a step and never returned to an earlier state.") if record.events else None
     last = max(event.step for event in rollbacks + skips)
     return "bad" if len(rollbacks) >= 3 else "warn", (
-        f"The run returned to an earlier state {_times(len(rollbacks))} and skipped a step {_times(len(skips))}, last at "
-        f"step {last:,}. It recovered by itself. If this happens again, start another run with a lower "
+        f"The run returned to an earlier state {_times(len(rollbacks))} and skipped a step {_times(len(skips))}, last "
+        f"at step {last:,}. It recovered by itself. If this happens again, start another run with a lower "
         "optimizer.learning_rate."
     )
 
