@@ -107,7 +107,7 @@ def test_an_unknown_objective_is_refused_by_its_name(store, configure, tmp_path,
 def test_only_reconstruction_needs_a_decoder_and_something_to_hide():
     whole = ModelConfig(patch_mels=80, patch_frames=208, decoder_width=0, decoder_depth=0)
     assert PretrainConfig(model=whole, objective=ObjectiveConfig(kind="other")).model == whole
-    with pytest.raises(ConfigError, match="pre-training reconstructs, so give it a decoder"):
+    with pytest.raises(ConfigError, match=r"model\.decoder_width is 0, but the objective 'mae' reconstructs"):
         PretrainConfig(model=whole)
 
 

@@ -168,7 +168,7 @@ def read_metrics(run: Path) -> list[dict[str, int | float]]:
 
 
 class Event(NamedTuple):
-    """Something that happened to the run; `kind` is start, resume, stop, spike, rollback, skip, done or another word."""
+    """Something that happened to the run; `kind` is start, resume, stop, spike, rollback, skip, done or a new word."""
 
     step: int
     kind: str
