@@ -253,7 +253,7 @@ class RunConfig:
     """What a run logs and keeps, and when."""
 
     seed: int = 0
-    """It decides the first weights, the crops, their order and the masks."""
+    """Decides weights, crops, masks and order."""
     log_interval_steps: int = 20
     """Steps between two lines of metrics."""
     snapshot_interval_s: float = 120.0
@@ -316,7 +316,7 @@ class HardwareConfig:
     compile: bool = False
     """Compile the network with torch.compile. This takes a minute at the start and needs a C++ compiler on CPU."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Whether each of several processes holds the whole model ('none', DDP) or a share of it ('fsdp', for large ones)."""
+    """Whether each of several processes holds the whole model ('none', DDP) or a share of it ('fsdp', large models)."""
 
     def __post_init__(self) -> None:
         _check_choice(self, "hardware.precision")

@@ -1,4 +1,4 @@
-"""Pre-training recipes: each file holds one function that returns a full `PretrainConfig`, and says what to expect."""
+"""Pre-training recipes: each file has a function that returns a full `PretrainConfig`, and says what to expect of it."""
 
 from importlib import import_module
 
@@ -13,7 +13,7 @@ def recipe(name: str) -> PretrainConfig:
     """Return the configuration of a named recipe.
 
     Raises:
-        ConfigError: for a name that is not in `RECIPES`.
+        ConfigError: the name is not in `RECIPES`.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
