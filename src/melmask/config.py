@@ -33,6 +33,7 @@ def _check_range(config: object, key: str, least: int, most: int | None = None) 
 def _check_choice(config: object, key: str) -> None:
     """Check that `section.name` is one of the words that its annotation lists."""
     name = key.partition(".")[2]
+    # Compared as text: True equals 1, but is not the same word.
     value, words = getattr(config, name), [repr(word) for word in get_args(type(config).__annotations__[name])]
     _check(repr(value) in words, f"{key} is {value!r}; give {', '.join(words[:-1])} or {words[-1]}")
 
@@ -59,6 +60,7 @@ class FrontEndConfig:
     def __post_init__(self) -> None:
         _check(self.sample_rate_hz > 0, f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate")
         _check_range(self, "front_end.hop_samples", 1)
+        # Half of an even FFT length is whole, which centers the frames.
         _check(self.n_fft > 1 and self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
         _check(
             1 < self.win_samples <= self.n_fft,
@@ -187,6 +189,7 @@ class DataConfig:
     """An epoch has one crop for each crop length of audio ('time'), or one crop for each clip ('clip', the paper)."""
 
     def __post_init__(self) -> None:
+        # More crops than any machine holds: a slip of the keyboard should not end as a lack of memory.
         _check_range(self, "data.batch_size", 1, 2**24)
         _check_choice(self, "data.sampling")
 
@@ -228,6 +231,7 @@ class OptimizerConfig:
             0 < self.learning_rate <= _HIGHEST_RATE,
             f"optimizer.learning_rate is {self.learning_rate}; give a positive rate, at most {_HIGHEST_RATE:g}",
         )
+        # Written this way round, the comparisons refuse NaN, too.
         for name in ("weight_decay", "max_gradient_norm", "epochs"):
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
@@ -277,6 +281,7 @@ class RunConfig:
     """Log to this project at Weights & Biases, too (`pip install 'melmask[wandb]'`); empty: do not."""
 
     def __post_init__(self) -> None:
+        # torch.manual_seed takes signed 64-bit numbers, and NumPy's generators no negative ones.
         _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
         for name in ("log_interval_steps", "keep_checkpoints"):
             _check_range(self, f"run.{name}", 1)

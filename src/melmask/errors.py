@@ -59,6 +59,7 @@ class MissingExtraError(MelmaskError):
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> ConfigError:
     """Return the error for a `name` that is not among `known`; it names the nearest one, or all."""
+    # difflib returns nothing if no name is similar.
     near = difflib.get_close_matches(name, known, 1)
     hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")

@@ -59,6 +59,7 @@ def unit_lengths(frames: int, unit_frames: int, patch_frames: int) -> list[int]:
 
 def step_durations_frames(frames: int, patch_frames: int) -> np.ndarray:
     """Return how many frames of each step are audio, (steps,): `patch_frames`, fewer in a last step with padding."""
+    # The scene vector weighs each step by its duration, so padding does not count.
     steps = -(-frames // patch_frames)
     durations = np.full(steps, patch_frames, dtype=np.float64)
     durations[-1] = frames - (steps - 1) * patch_frames
@@ -88,6 +89,7 @@ class StepGrid(NamedTuple):
         """
         if self.hop_frames == self.patch_frames:
             return -(-frames // self.patch_frames)
+        # A step's center is (patch_frames - 1) / 2 frames after its start; the last frame is frames - 1.
         last_start = frames - 1 - (self.patch_frames - 1) / 2
         return max(1, int((last_start - self.first_frame) // self.hop_frames) + 1)
 

@@ -82,6 +82,7 @@ def build_objective(config: PretrainConfig, initial_weights: dict[str, Tensor] |
         ConfigError: there is no objective of that name, or its settings do not fit the network.
     """
     kind = config.objective.kind
+    # The list, not the folder, decides: a name from a file must not import any other module.
     if kind not in OBJECTIVES:
         raise unknown_name("objective", kind, OBJECTIVES)
     network = build_network(config.model, config.run.seed)

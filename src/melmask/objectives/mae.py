@@ -40,6 +40,7 @@ def build(config: PretrainConfig, network: Network) -> "MaskedAutoencoder":
     """
     objective = MaskedAutoencoder(network, config)
     patches = grid_of(config.model).patches
+    # Without a hidden patch the loss would be a mean over nothing, NaN.
     if objective.encoded_patches >= patches:
         raise ConfigError(
             f"masking.ratio is {config.masking.ratio:g}, which hides none of {patches} patches; give a larger one"
@@ -52,6 +53,7 @@ class MaskedAutoencoder:
 
     def __init__(self, network: Network, config: PretrainConfig):
         self.network = network
+        # The masked autoencoder has no weights besides the network's.
         self.module: nn.Module = network
         self.views_per_crop = config.masking.masks_per_crop
         self.encoded_patches = grid_of(config.model).visible_patches(config.masking.ratio)

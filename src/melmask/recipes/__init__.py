@@ -1,4 +1,4 @@
-"""Pre-training recipes: each file has a function that returns a full `PretrainConfig`, and says what to expect of it."""
+"""Pre-training recipes: each file has a function that returns a full `PretrainConfig`, and says what to expect."""
 
 from importlib import import_module
 
@@ -17,4 +17,5 @@ def recipe(name: str) -> PretrainConfig:
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
+    # The list, not the folder, decides which names are recipes; only the one that is asked for is imported.
     return import_module(f"melmask.recipes.{name}").config()

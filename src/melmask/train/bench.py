@@ -42,6 +42,7 @@ from melmask.train.optimizer import learning_rate
 from melmask.train.pretrain import build_card
 from melmask.train.processes import Processes
 
+# The first steps allocate memory, choose kernels and compile.
 _WARM_UP_STEPS = 2
 _LEAST_READINGS = 3
 # Enough steps for the one wait at their end not to count.
@@ -92,6 +93,7 @@ class BenchReport:
     @property
     def share_of_peak(self) -> float:
         """Operations per second of a step, as a share of the larger of the two peaks."""
+        # The larger one: what disturbs a measurement of the peak can only lower it.
         return self.step_flops / self.step_s / max(self.peaks)
 
     def as_dict(self) -> dict[str, object]:
@@ -118,6 +120,7 @@ class BenchReport:
     def __str__(self) -> str:
         m, patches = self.config.model, grid_of(self.config.model).patches
         low, high = min(self.steps_s), max(self.steps_s)
+        # On a GPU this is more than a step takes, because each part waits for the device.
         whole_s = sum(self.parts_s.values())
         return "\n".join(
             [
@@ -214,6 +217,7 @@ class TrainingStep:
         if hook is not None:
             hook.remove()
         if compiled:
+            # The hook was left out, so this lap holds the encoder, too.
             return {name.replace("decoder and loss", "forward"): s for name, s in watch.laps_s.items()}
         return watch.laps_s
 
@@ -254,6 +258,7 @@ class _Stopwatch:
     def __init__(self, device: torch.device):
         self.laps_s: dict[str, float] = {}
         self._device = device
+        # A GPU works in the background: what was begun before must not count.
         wait_for(device)
         self._last_s = time.perf_counter()
 
@@ -265,12 +270,12 @@ class _Stopwatch:
 
 
 def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict[str, float]]]:
-    # The first steps allocate memory and choose kernels.
     for _ in range(_WARM_UP_STEPS):
         step()
     end_s = time.perf_counter() + seconds
     steps_s: list[float] = []
     parts: list[dict[str, float]] = []
+    # Whole steps and steps in parts alternate, so that a change of the machine's speed affects both.
     while len(steps_s) < _LEAST_READINGS or time.perf_counter() < end_s:
         steps_s.append(seconds_of(step, steps_per_reading(step.device), step.device))
         parts.append(step.timed())

@@ -33,6 +33,7 @@ class Clock:
         self._before_s = seconds_before
         self._logged_step = step
         self._waited_s = 0.0
+        # The first page is due one interval after the start.
         self._page_s = 0.0
 
     def seconds_here(self) -> float:
@@ -86,6 +87,7 @@ class Clock:
         """Return the rates since the last call, at `step` of `steps`."""
         now_s = time.monotonic()
         interval_s = now_s - self._logged_s
+        # The interval's own speed gives the time left: it follows what the machine does now.
         step_s = interval_s / (step - self._logged_step)
         wait = self._waited_s / interval_s
         self.restarted(step)

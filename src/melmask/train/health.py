@@ -104,13 +104,14 @@ def _gradient_is_calm(record: RunRecord) -> _Judgement:
     if series is None:
         return None
     median = float(np.median(series.values))
-    # An untrained model has large gradients; they show nothing.
+    # The gradients of an untrained model are large; those of the warm-up are therefore left out.
     spikes = series.steps[(series.values > _SPIKE * median) & (series.steps > record.setting("optimizer.warmup_steps"))]
     if not len(spikes):
         return "ok", (
             "The gradient says how strongly a step wants to change the model. After the warm-up it never exceeded "
             f"{_SPIKE:.0f} times its usual size, so training is stable."
         )
+    # A few jumps are normal; three that make up one per cent of the intervals are not.
     many = len(spikes) >= max(3, 0.01 * len(series.values))
     return "bad" if many else "warn", (
         f"The gradient says how strongly a step wants to change the model. In {len(spikes)} of {len(series.values)} "
@@ -162,6 +163,7 @@ def _features_are_rich(record: RunRecord) -> _Judgement:
         f"{now:.0f}{f' of {width:.0f}' if width else ''} directions"
     )
     advice = "All sounds get almost the same vector. Start another run with a lower optimizer.learning_rate."
+    # Collapse is the usual way in which self-supervised training fails: one vector for everything.
     if now < 0.1 * best:
         return "bad", f"{seen}, after {best:.0f} at best: they have collapsed. {advice}"
     if now < 0.05 * most:
@@ -175,6 +177,7 @@ def _accuracy_holds(record: RunRecord) -> _Judgement:
     series = _rows(record, "knn_accuracy")
     if series is None:
         return None
+    # A score falls when a model learns details that the labels do not need, or when it breaks.
     best = int(series.values.argmax())
     now, top = float(series.values[-1]), float(series.values[best])
     seen = (
@@ -190,6 +193,7 @@ def _accuracy_holds(record: RunRecord) -> _Judgement:
 
 
 def _nothing_went_wrong(record: RunRecord) -> _Judgement:
+    # A spike that a rollback does not follow has ended the run.
     if record.events and record.events[-1].kind == "spike":
         step, _, text = record.events[-1]
         goes_back = record.settings.get("run.on_divergence") == "rollback"
@@ -219,6 +223,7 @@ def _rate_is_left(record: RunRecord) -> _Judgement:
             "The learning rate, the size of a step's change, has fallen to zero as planned. To train longer, start "
             "another run with more optimizer.steps."
         )
+    # During the warm-up the rate is small, too, but it grows.
     if _rate_share(record) < 0.001 and record.step > record.setting("optimizer.warmup_steps"):
         if record.step >= 0.95 * steps > 0:
             return "ok", "The learning rate falls to zero as planned. The last steps change the model only a little."

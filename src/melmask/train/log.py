@@ -40,6 +40,7 @@ class MetricsLog(Log):
 
     def write(self, row: MetricsRow, steps: int) -> None:
         """Log the numbers of an interval; the run has `steps` in all."""
+        # The file and the boards take the step apart from the numbers.
         numbers = asdict(row)
         self._add(numbers.pop("step"), numbers)
         text = (

@@ -20,6 +20,7 @@ from melmask.system.hardware import pick_device, use_threads
 
 _PATIENCE = timedelta(hours=1)
 """How long the other processes wait for the first one, which alone runs the hooks."""
+# See `_joined`.
 _SETTLE_S = 0.25
 _TELL_AFTER_S = 10.0
 """Processes that start together have all joined by then, even if the imports of one are slow."""
@@ -27,6 +28,7 @@ _PORTS = 65535
 _DIGITS = 9
 """More digits than any number of processes has; Python refuses to convert thousands of them."""
 _REASON_CHARACTERS = 200
+# Without these, torch.distributed would fail with a less helpful error.
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -76,6 +78,7 @@ class Processes:
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of each number over all processes."""
         if self.count > 1:
+            # all_reduce works in place, and the caller's tensor stays as it is. Not every back end has a mean.
             value = value.clone()
             dist.all_reduce(value)
             value /= self.count
@@ -188,6 +191,7 @@ def _reporting_a_long_wait(what: str) -> Iterator[None]:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     line = f"melmask: {what} at {where}; check that they run, with the same address, port and WORLD_SIZE\n"
     timer = threading.Timer(_TELL_AFTER_S, sys.stderr.write, [line])
+    # A daemon does not keep a process alive that ends during the waiting.
     timer.daemon = True
     timer.start()
     try:

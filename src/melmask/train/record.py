@@ -75,6 +75,7 @@ def read_run_file(run: Path) -> RunFile | None:
         return None
     try:
         content = _run_json(run)
+        # A newer melmask may have written more fields; they are not needed here.
         return RunFile(**{name: content[name] for name in RunFile.__dataclass_fields__ if name in content})
     except (OSError, ValueError, RecursionError, TypeError) as error:
         raise CheckpointError(f"{run / RUN_FILE} is damaged; use another --out") from error
@@ -163,6 +164,7 @@ def read_metrics(run: Path) -> list[dict[str, int | float]]:
         # A line without a whole number as its step is damaged. Values of other types are not melmask's.
         if type(step) is int:
             numbers = {name: value for name, value in row.items() if _number(value) is not None}
+            # A step may have two lines: its log interval's, and one of numbers such as `feature_rank`.
             rows.setdefault(step, {}).update(numbers)
     return list(rows.values())
 
@@ -246,6 +248,7 @@ class RunNumbers:
         return {name: Series(np.array(steps), np.array(values)) for name, (steps, values) in self._columns.items()}
 
     def _forget(self) -> None:
+        # An inode of -1 belongs to no file, so the next look reads everything.
         self._inode, self._offset = -1, 0
         self._columns: dict[str, tuple[array[float], array[float]]] = {}
 
@@ -302,6 +305,7 @@ class RunRecord(NamedTuple):
     def step(self) -> int:
         """Steps done, as far as the record shows."""
         loss = self.series.get("loss")
+        # The other numbers of a run need not reach its newest step.
         logged = int(loss.steps[-1]) if loss is not None else 0
         # A run may stop between two lines of metrics.
         return max([logged] + [event.step for event in self.events[-1:] if event.kind in ("stop", "done")])
@@ -362,6 +366,7 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _number(value: object) -> float | None:
+    # In Python a bool is an int; in a file it is not a number.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -380,6 +385,7 @@ def _json_lines(text: bytes) -> Iterator[Mapping[str, Any]]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
+        # A kill may have cut off the line; deeply nested brackets exceed Python's stack.
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):

@@ -28,6 +28,7 @@ class RunState:
     """Batches skipped after rollbacks."""
     seconds: float = 0.0
     """Training time up to the last snapshot."""
+    # Only `step`, `skipped`, `seconds`, `losses` and `recent` are in a snapshot; the rest belongs to one call.
     losses: list[Tensor] = field(default_factory=list)
     """Losses of the steps since the last log. They stay on the device, as reading one would wait for it."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED_INTERVALS))
@@ -58,6 +59,7 @@ class RunState:
 
     def back_to(self, saved: "RunState") -> None:
         """Return to a snapshot and skip the batches since."""
+        # The position in the data stays where it is: the run retrains these steps on other batches.
         self.skipped += self.step - saved.step
         self.step, self.losses, self.recent = saved.step, saved.losses, saved.recent
         self.rollbacks += 1
