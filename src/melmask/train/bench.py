@@ -258,7 +258,7 @@ class _Stopwatch:
     def __init__(self, device: torch.device):
         self.laps_s: dict[str, float] = {}
         self._device = device
-        # A GPU works in the background: what was begun before must not count.
+        # A GPU works in the background; its earlier work must not count.
         wait_for(device)
         self._last_s = time.perf_counter()
 

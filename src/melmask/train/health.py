@@ -89,10 +89,7 @@ def _loss_falls(record: RunRecord) -> _Judgement:
             "getting worse. If it keeps rising, start another run with a lower optimizer.learning_rate."
         )
     if _rate_share(record) < 0.05 or record.state == "done":
-        return (
-            "ok",
-            f"The loss has settled, {seen}. That is normal at the end, when the learning rate is close to zero.",
-        )
+        return "ok", f"The loss has settled, {seen}. That is normal once the learning rate is close to zero."
     return "warn", (
         f"The loss hardly changes: over the last fifth of the run it went {seen}. It may fall again as the learning "
         "rate does. If it does not, more steps will gain little; a larger model or more sound will gain more."
