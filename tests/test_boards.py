@@ -141,7 +141,7 @@ def test_a_board_that_fails_is_dropped_with_one_warning_and_the_run_goes_on(tmp_
     assert [row["step"] for row in read_metrics(tmp_path)] == [20, 40, 60]
     told = [line for line in capsys.readouterr().err.splitlines() if "takes no more numbers" in line]
     reason = " ".join(str(error).split())
-    assert told == [f"melmask: A board takes no more numbers ({reason}); the run goes on without it"]
+    assert told == [f"melmask: A board takes no more numbers ({reason}); the run continues without it"]
 
 
 def test_tensorboard_reads_what_a_resumed_run_wrote(tmp_path):

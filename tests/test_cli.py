@@ -159,16 +159,16 @@ _ENVIRONMENT = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR"
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc', expected a number from 1 on; start with torchrun, or unset it"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc', expected a number from 1 on; start the run with torchrun, or unset"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0', expected a number from 1 on"),
         ({"WORLD_SIZE": "9" * 5000}, "expected a number from 1 on"),
-        ({"RANK": "-1"}, "RANK='-1', expected 0; start with torchrun, or unset it"),
-        ({"RANK": "1"}, "RANK='1', expected 0; start with torchrun"),
-        ({**_ENVIRONMENT, "RANK": "2"}, "RANK='2', expected 0 to 1; start with torchrun"),
+        ({"RANK": "-1"}, "RANK='-1', expected 0; start the run with torchrun, or unset"),
+        ({"RANK": "1"}, "RANK='1', expected 0; start the run with torchrun"),
+        ({**_ENVIRONMENT, "RANK": "2"}, "RANK='2', expected 0 to 1; start the run with torchrun"),
         ({**_ENVIRONMENT, "MASTER_PORT": "abc"}, "MASTER_PORT='abc', expected 1 to 65535"),
         ({**_ENVIRONMENT, "MASTER_PORT": "70000"}, "MASTER_PORT='70000', expected 1 to 65535"),
         ({**_ENVIRONMENT, "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0', expected a number from 1 on"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set; start with torchrun"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set; start the run with torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2 but MASTER_ADDR is not set"),
     ],
 )
@@ -327,7 +327,7 @@ def test_a_wrong_call_is_one_line(refused):
 
 def test_a_run_that_has_begun_keeps_what_decides_its_result(job, refused, run):
     call = ("pretrain", job / "store", "--out", job / "run")
-    assert "was begun with optimizer.steps = 6, not 7" in refused(*call, "optimizer.steps=7")
+    assert "began with optimizer.steps = 6, not 7" in refused(*call, "optimizer.steps=7")
     status, out, _ = run(*call, "hardware.readers=1")
     assert status == 0 and "6 steps done" in out
 

@@ -187,7 +187,7 @@ def test_one_killed_process_ends_the_others_with_one_line_and_the_run_goes_on(al
         for job in jobs:
             job.kill()
             job.communicate()
-    assert "TrainingError: another process of this run has gone or cannot be reached" in output.splitlines()[-1]
+    assert "TrainingError: another process of this run has ended or cannot be reached" in output.splitlines()[-1]
     assert state_of(tmp_path)["step"] > 0
 
 

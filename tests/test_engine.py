@@ -15,6 +15,7 @@ from melmask.objectives.base import build_objective
 from melmask.objectives.masking import random_masks
 from melmask.train.divergence import Measured, find_fault
 from melmask.train.engine import Engine
+from melmask.train.optimizer import learning_rate
 from melmask.train.pretrain import pretrain
 from melmask.train.processes import Processes
 from melmask.train.record import EVENTS, read_metrics
@@ -62,6 +63,7 @@ from melmask.config import HardwareConfig, ModelConfig, PretrainConfig, Statisti
 from melmask.objectives.base import build_objective
 from melmask.objectives.masking import random_masks
 from melmask.train.engine import Engine
+from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes
 model = ModelConfig(width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, frames=64)
 crops = np.random.default_rng(0).normal(-7, 4, (8, 64, 80)).astype(np.float16)
@@ -129,14 +131,11 @@ def test_checkpoints_hold_the_average_and_resuming_goes_on_with_it(store, config
 
 
 def test_the_scaled_rate_goes_with_the_views_of_a_batch(configure):
-    config = configure(
-        "optimizer.learning_rate=1.5e-4",
-        "optimizer.learning_rate_batch=128",
-        "data.batch_size=256",
-        "masking.masks_per_crop=2",
-    )
-    assert config.peak_learning_rate == pytest.approx(1.5e-4 * 512 / 128)
-    assert configure("optimizer.learning_rate=1e-3", "data.batch_size=256").peak_learning_rate == 1e-3
+    settings = ("optimizer.learning_rate=1.5e-4", "optimizer.warmup_steps=0")
+    scaled, plain = configure(*settings, "optimizer.learning_rate_batch=128"), configure(*settings)
+    assert learning_rate(0, scaled.optimizer, 512) == pytest.approx(1.5e-4 * 512 / 128)
+    assert learning_rate(0, plain.optimizer, 512) == 1.5e-4
+    assert build_objective(configure("masking.masks_per_crop=2")).views_per_crop == 2
 
 
 def test_fp16_is_not_for_cpus(configure):

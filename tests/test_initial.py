@@ -169,7 +169,7 @@ def test_a_store_that_has_grown_is_told_as_such_not_as_other_steps(store, sound_
     assert resolve_config(run, None, [], store).optimizer.epochs == 3
     small = tmp_path / "small"
     prepare(sorted(sound_folder.glob("*.wav"))[:1], small, store.front_end)
-    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames; .*small has \d+ and other clips"):
+    with pytest.raises(ConfigError, match=r"began with a store of \d+ frames; .*small has \d+ and other clips"):
         resolve_config(run, None, [], Store(small))
 
 

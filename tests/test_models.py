@@ -11,10 +11,9 @@ from melmask.embedding.encoder import untrained
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.models import layers
-from melmask.models.network import Network, build_network
-from melmask.models.positions import grid_positions, line_positions
+from melmask.models.layers import grid_positions, line_positions
+from melmask.models.network import Network, build_network, patchify, unpatchify
 from melmask.models.presets import PRESETS, preset
-from melmask.models.vit import patchify, unpatchify
 from melmask.objectives.mae import predict_hidden, reconstruct
 from melmask.objectives.masking import random_masks, visible_and_hidden_ids
 

@@ -271,13 +271,13 @@ def test_weights_that_the_last_step_broke_are_not_saved(store, configure, tmp_pa
         return found
 
     monkeypatch.setattr(Engine, "step", breaking)
-    with pytest.raises(TrainingError, match=r"step 1: the step left weights that are no finite numbers .*nothing was"):
+    with pytest.raises(TrainingError, match=r"step 1: the step left weights that are not finite numbers .*nothing was"):
         pretrain(store, tmp_path, configure(ONE_STEP))
     assert not checkpoints_of(tmp_path)
 
 
 def test_what_the_masks_and_the_rate_cannot_be_is_refused(store, configure, tmp_path):
-    with pytest.raises(ConfigError, match=r"masking.ratio is 1e-12, which hides none of .* patches; give more"):
+    with pytest.raises(ConfigError, match=r"masking.ratio is 1e-12, which hides none of .* patches; give a larger one"):
         pretrain(store, tmp_path, configure("masking.ratio=1e-12"))
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 1e\+39; give a positive rate, at most 1000"):
         configure("optimizer.learning_rate=1e39")
@@ -351,7 +351,7 @@ def test_the_run_is_described_in_run_json(whole_run, store, configure):
 def test_another_store_is_refused_when_a_run_goes_on(store, configure, tmp_path):
     other = store_of(tmp_path / "other", [np.random.default_rng(0).normal(-7, 4, (640, 80))])
     pretrain(store, tmp_path / "run", configure(ONE_STEP))
-    with pytest.raises(ConfigError, match=r"was begun with a store of \d+ frames; .* has 640 and other clips"):
+    with pytest.raises(ConfigError, match=r"began with a store of \d+ frames; .* has 640 and other clips"):
         pretrain(other, tmp_path / "run", configure())
     values = [np.random.default_rng(seed).normal(-7, 4, (100 + seed, 80)) for seed in (0, 1)]
     forth, back = store_of(tmp_path / "forth", values), store_of(tmp_path / "back", values[::-1])
@@ -418,7 +418,7 @@ def test_metrics_have_a_row_an_interval_and_one_for_the_last_step(store, configu
     pretrain(store, tmp_path, config)
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [2, 4, 5]
-    assert [row["learning_rate"] for row in rows] == [learning_rate(step, config) for step in (1, 3, 4)]
+    assert [row["learning_rate"] for row in rows] == [learning_rate(step, config.optimizer, 8) for step in (1, 3, 4)]
     assert all(row["crops_per_s"] > 0 and row["gradient_norm"] > 0 for row in rows)
     assert all(0 < row["peak_share"] < 2 and 0 <= row["data_wait"] <= 1 and row["memory_mb"] > 50 for row in rows)
 
@@ -446,7 +446,7 @@ def test_a_gradient_norm_limit_is_kept(store, configure, tmp_path, monkeypatch):
 
 def test_the_learning_rate_rises_linearly_then_falls_as_half_a_cosine(configure):
     config = configure("optimizer.learning_rate=2", "optimizer.steps=110", "optimizer.warmup_steps=10")
-    rates = [learning_rate(step, config) for step in range(110)]
+    rates = [learning_rate(step, config.optimizer, 8) for step in range(110)]
     np.testing.assert_allclose(rates[:10], 2 * np.arange(1, 11) / 10)
     np.testing.assert_allclose(rates[10:], 1 + np.cos(np.pi * np.arange(100) / 100))
     assert max(rates) == 2
@@ -456,7 +456,8 @@ def test_the_learning_rate_rises_linearly_then_falls_as_half_a_cosine(configure)
 
 def test_the_learning_rate_needs_no_warm_up(configure):
     config = configure("optimizer.learning_rate=1", "optimizer.steps=4", "optimizer.warmup_steps=0")
-    assert [learning_rate(step, config) for step in range(4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], rel=1e-5)
+    rates = [learning_rate(step, config.optimizer, 8) for step in range(4)]
+    assert rates == pytest.approx([1, 0.853553, 0.5, 0.146447], rel=1e-5)
 
 
 def test_weight_decay_is_for_matrices_only(configure):

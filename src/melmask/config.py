@@ -2,7 +2,7 @@
 
 `PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `data` and `optimizer` decide the result;
 `run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds `FrontEndConfig`,
-`Statistics` and `ModelConfig`, which are all that inference needs.
+`Statistics` and `ModelConfig`, because inference needs no other settings.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from melmask.errors import ConfigError
 
+# Far above any rate that works; a bound keeps slips such as 1e39, which float32 cannot hold, out of PyTorch.
 _HIGHEST_RATE = 1000.0
 
 LOG_EPSILON = 1.1920929e-07
@@ -23,7 +24,7 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _check_range(config: object, key: str, least: int, most: int | None = None) -> None:
-    """Check the number `section.name` of a section; NaN is in no range."""
+    """Check that the number `section.name` is from `least` to `most`; NaN is in no range."""
     value = getattr(config, key.partition(".")[2])
     limits = f"{least} to {most}" if most is not None else f"at least {least}" if least else "0 or more"
     _check(least <= value <= (math.inf if most is None else most), f"{key} is {value}; give {limits}")
@@ -32,6 +33,7 @@ def _check_range(config: object, key: str, least: int, most: int | None = None) 
 def _check_choice(config: object, key: str) -> None:
     """Check that `section.name` is one of the words that its annotation lists."""
     name = key.partition(".")[2]
+    # Compared as text: True equals 1, but is not the same word.
     value, words = getattr(config, name), [repr(word) for word in get_args(type(config).__annotations__[name])]
     _check(repr(value) in words, f"{key} is {value!r}; give {', '.join(words[:-1])} or {words[-1]}")
 
@@ -51,13 +53,14 @@ class FrontEndConfig:
     mels: int = 80
     """Number of mel bands."""
     min_hz: float = 50.0
-    """Lower edge of the first band."""
+    """Lower edge of the first band, in Hz."""
     max_hz: float = 8000.0
-    """Upper edge of the last band, at most half the sample rate."""
+    """Upper edge of the last band, in Hz; at most half the sample rate."""
 
     def __post_init__(self) -> None:
         _check(self.sample_rate_hz > 0, f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate")
         _check_range(self, "front_end.hop_samples", 1)
+        # Half of an even FFT length is whole, which centers the frames.
         _check(self.n_fft > 1 and self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
         _check(
             1 < self.win_samples <= self.n_fft,
@@ -77,17 +80,17 @@ class FrontEndConfig:
 
 
 FRONT_END_32_KHZ = FrontEndConfig(sample_rate_hz=32000, n_fft=800, win_samples=800, hop_samples=320, max_hz=16000.0)
-"""The successor's 32-kHz models."""
+"""The front end of the successor's 32-kHz models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Mean and standard deviation of a corpus' log-mel values, one scalar each. The defaults are AudioSet's."""
+    """Mean and standard deviation of all log-mel values of a corpus, one number each. The defaults are AudioSet's."""
 
     mean: float = -7.1
     """Mean of ln(power + eps)."""
     std: float = 4.2
-    """Standard deviation of the same."""
+    """Standard deviation of ln(power + eps)."""
 
     def __post_init__(self) -> None:
         _check(math.isfinite(self.mean), f"statistics.mean is {self.mean}; give a finite number")
@@ -101,7 +104,7 @@ class ModelConfig:
     mels: int = 80
     """Mel bands of the input."""
     frames: int = 208
-    """Frames of a unit: the length of a crop in training, and of the longest piece encoded at once afterwards."""
+    """Frames of a unit: the length of a crop in training, and of the longest piece that inference encodes at once."""
     patch_mels: int = 16
     """Patch height in mel bands; divides `mels`."""
     patch_frames: int = 16
@@ -124,12 +127,14 @@ class ModelConfig:
     """1-D sinusoid over the flattened tokens ('line', the paper) or the 2-D table ('grid', its successor)."""
 
     def __post_init__(self) -> None:
+        # Patches must cover the input exactly.
         for size, patch in (("mels", "patch_mels"), ("frames", "patch_frames")):
             whole, part = getattr(self, size), getattr(self, patch)
             _check(
                 0 < part <= whole and whole % part == 0,
                 f"model.{patch} is {part}; give a divisor of model.{size} = {whole}",
             )
+        # The 2-D position table has a sine and a cosine for each of its two halves: hence the multiple of 4.
         for part in ("", "decoder_") if self.has_decoder else ("",):
             width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
             _check(
@@ -153,20 +158,21 @@ class ObjectiveConfig:
     """What the network is trained to do."""
 
     kind: str = "mae"
-    """Name of a module of `melmask.objectives`: 'mae' reconstructs hidden patches, and its settings are `masking`."""
+    """The objective's name, a module of `melmask.objectives`. 'mae' reconstructs hidden patches; its settings are in
+    `masking`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """The masked autoencoder's settings: what is hidden, and what the hidden patches are compared with."""
+    """The masked autoencoder's settings: what is hidden, and what it must predict."""
 
     ratio: float = 0.75
-    """Share of patches that are hidden; int(patches * (1 - ratio)) stay visible."""
+    """Share of the patches that are hidden; int(patches * (1 - ratio)) stay visible."""
     masks_per_crop: int = 1
-    """How many masks each crop of a batch is seen under (EAT, arXiv 2401.03497). The network's batch is larger than the
-    data's by this factor."""
+    """How many times each crop of a batch is seen, each time under another mask (EAT, arXiv 2401.03497). The network's
+    batch is larger than the data's by this factor."""
     normalize_target: bool = False
-    """Whether targets are each patch's values with zero mean and unit variance (the paper: false)."""
+    """Whether the values of each target patch are normalized to zero mean and unit variance (the paper: false)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
@@ -178,11 +184,12 @@ class DataConfig:
     """How crops are drawn from the store."""
 
     batch_size: int = 256
-    """Crops of a step over all processes; it does not depend on their number."""
+    """Crops of a step, over all processes together."""
     sampling: Literal["time", "clip"] = "time"
     """An epoch has one crop for each crop length of audio ('time'), or one crop for each clip ('clip', the paper)."""
 
     def __post_init__(self) -> None:
+        # More crops than any machine holds: a slip of the keyboard should not end as a lack of memory.
         _check_range(self, "data.batch_size", 1, 2**24)
         _check_choice(self, "data.sampling")
 
@@ -196,26 +203,27 @@ class OptimizerConfig:
     learning_rate: float = 3e-4
     """Peak rate, for a batch of `learning_rate_batch` views (crops times masks)."""
     learning_rate_batch: int = 0
-    """Scale the peak in proportion to the views in a batch: it is `learning_rate` at this many views. 0: do not scale.
-    The paper has 1.5e-4 at 128, its successor 3e-4 at 256."""
+    """Scale the peak in proportion to the views in a batch, so that it is `learning_rate` at this many views. 0: do not
+    scale. The paper has 1.5e-4 at 128, its successor 3e-4 at 256."""
     beta1: float = 0.9
     """Decay of AdamW's first moment."""
     beta2: float = 0.95
     """Decay of AdamW's second moment."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; biases, norms and tokens have none."""
+    """Decoupled weight decay of the matrices; biases, norms and tokens have none."""
     steps: int = 10000
     """Optimizer steps of the whole run."""
     warmup_steps: int = 1000
     """Steps of linear warm-up from zero."""
     epochs: float = 0.0
-    """Passes over the store. Above 0, a new run computes `steps` and `warmup_steps` from it."""
+    """Passes over the store. If above 0, a new run computes `steps` and `warmup_steps` from the epochs."""
     warmup_epochs: float = 0.0
     """How many of the `epochs` are warm-up."""
     max_gradient_norm: float = 0.0
     """Clip the gradient's norm to this; 0: do not clip (the paper)."""
     ema_decay: float = 0.0
-    """Decay per step of the exponential moving average of the weights that checkpoints hold; 0: hold the weights."""
+    """Checkpoints hold an exponential moving average of the weights with this decay per step; 0: the weights
+    themselves."""
 
     def __post_init__(self) -> None:
         _check_choice(self, "optimizer.name")
@@ -223,6 +231,7 @@ class OptimizerConfig:
             0 < self.learning_rate <= _HIGHEST_RATE,
             f"optimizer.learning_rate is {self.learning_rate}; give a positive rate, at most {_HIGHEST_RATE:g}",
         )
+        # Written this way round, the comparisons refuse NaN, too.
         for name in ("weight_decay", "max_gradient_norm", "epochs"):
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
@@ -245,33 +254,34 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What is logged and kept, and when."""
+    """What a run logs and keeps, and when."""
 
     seed: int = 0
     """Decides weights, crops, masks and order."""
     log_interval_steps: int = 20
-    """Steps between lines of metrics."""
+    """Steps between two lines of metrics."""
     snapshot_interval_s: float = 120.0
-    """Time between snapshots: a kill loses no more training than this."""
+    """Seconds between two snapshots; a kill loses no more training than this."""
     picture_interval_steps: int = 500
-    """Steps between pictures of reconstructions, feature ranks and k-NN scores; 0: none."""
+    """Steps between two pictures of reconstructions, feature ranks and k-NN scores; 0: none."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     keep_every_steps: int = 0
-    """Keep for good the first checkpoint after each multiple of this many steps; 0: keep none for good."""
+    """Always keep the first checkpoint after each multiple of this many steps; 0: keep none of them."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """What to do when the loss is not finite or a spike: 'stop', or return to the last snapshot and skip the batches
-    since ('rollback')."""
+    """What to do when the loss is not finite or is a spike: 'stop', or return to the last snapshot and skip the batches
+    since then ('rollback')."""
     spike_factor: float = 0.0
-    """A loss above the median of the last intervals by this factor is a spike; 0: no loss is one."""
+    """A loss above the median of the last intervals by this factor is a spike; 0: no loss is a spike."""
     max_rollbacks: int = 3
-    """Rollbacks without a new snapshot in between after which the run ends."""
+    """How many rollbacks may follow each other without a new snapshot; one more ends the run."""
     max_minutes: float = 0.0
     """Stop with a snapshot after this many minutes; the same command resumes. 0: no limit."""
     wandb_project: str = ""
-    """Log to this project at Weights & Biases too (`pip install 'melmask[wandb]'`); empty: do not."""
+    """Log to this project at Weights & Biases, too (`pip install 'melmask[wandb]'`); empty: do not."""
 
     def __post_init__(self) -> None:
+        # torch.manual_seed takes signed 64-bit numbers, and NumPy's generators no negative ones.
         _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
         for name in ("log_interval_steps", "keep_checkpoints"):
             _check_range(self, f"run.{name}", 1)
@@ -292,25 +302,26 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """Where and how fast to compute; the result stays the same but for rounding."""
+    """Where and how fast to compute; the result stays the same except for rounding."""
 
     device: str = "auto"
-    """'cpu', 'cuda', 'cuda:1' or 'mps'; 'auto' takes a GPU if there is one."""
+    """'cpu', 'cuda', 'cuda:1' or 'mps'; 'auto' uses a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward and backward pass. 'auto' takes bf16 where the device computes it natively. fp16 scales
+    """Arithmetic of the forward and backward pass. 'auto' uses bf16 where the device computes it natively. fp16 scales
     the loss and is for GPUs without bf16."""
     threads: int = 0
-    """CPU threads that compute; 0: OMP_NUM_THREADS or, without it, all cores that this process may use."""
+    """CPU threads for computing; 0: OMP_NUM_THREADS or, without it, all cores that this process may use."""
     readers: int = 2
     """Threads that read batches ahead."""
     micro_batch: int = 0
-    """Crops that a process computes at once; a step sums the gradients of several such parts. 0: all its crops."""
+    """Crops that a process computes at once; a step sums the gradients of several such parts. 0: all crops at once."""
     activation_checkpointing: bool = False
-    """Keep only each block's input for the backward pass and recompute the rest: less memory, a third slower."""
+    """Keep only each block's input for the backward pass and recompute the rest. This saves memory and makes a step a
+    third slower."""
     compile: bool = False
-    """Compile the network with torch.compile: this takes a minute at the start, and on CPU needs a C++ compiler."""
+    """Compile the network with torch.compile. This takes a minute at the start and needs a C++ compiler on CPU."""
     sharding: Literal["none", "fsdp"] = "none"
-    """With several processes, each holds the whole model ('none', DDP) or a share of it ('fsdp', for large models)."""
+    """Whether each of several processes holds the whole model ('none', DDP) or a share of it ('fsdp', large models)."""
 
     def __post_init__(self) -> None:
         _check_choice(self, "hardware.precision")
@@ -335,28 +346,21 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.objective.kind == "mae":
             self._check_reconstruction()
+        # Muon makes the update of a matrix orthogonal, which takes all of its rows.
         _check(
             self.optimizer.name == "adamw" or self.hardware.sharding == "none",
-            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; give one of them up",
+            "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; set "
+            "optimizer.name=adamw or hardware.sharding=none",
         )
 
     def _check_reconstruction(self) -> None:
         """Check what only the masked autoencoder needs."""
-        _check(self.model.has_decoder, "model.decoder_width is 0; pre-training reconstructs, so give it a decoder")
+        _check(
+            self.model.has_decoder,
+            "model.decoder_width is 0, but the objective 'mae' reconstructs; set model.decoder_width and decoder_depth",
+        )
         _check(
             (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),
             f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
             "input; give smaller patches, some to hide and some to see",
         )
-
-    @property
-    def views(self) -> int:
-        """Views in a step: crops times masks."""
-        return self.data.batch_size * self.masking.masks_per_crop
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The highest rate of the schedule, after the scaling rule."""
-        # The linear scaling rule (arXiv 1706.02677): twice the views, twice the rate.
-        batch = self.optimizer.learning_rate_batch
-        return self.optimizer.learning_rate * (self.views / batch if batch else 1)

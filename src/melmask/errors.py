@@ -1,4 +1,4 @@
-"""Everything melmask raises for a user's input, in one tree.
+"""Every error that a user's input can cause, in one tree.
 
     MelmaskError
     ├── ConfigError         a configuration value or key that cannot be used
@@ -7,11 +7,11 @@
     ├── StoreError          a prepared store that is missing, damaged or does not fit
     ├── CheckpointError     a model that is missing, damaged or does not fit
     ├── OutputError         a result that cannot be written
-    ├── TrainingError       a run that diverged
-    └── MissingExtraError   an optional library that a command needs
+    ├── TrainingError       a run that diverged or lost a process
+    └── MissingExtraError   an optional library that is needed and not installed
 
-Each message is one line: what came, what was expected, what to do. The command line prints it and exits
-with status 2. `assert` is for melmask's own invariants.
+Each message is one line: the value, what was expected, what to do. The command line prints it and exits with status 2.
+`assert` checks melmask's own invariants.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 
 class MelmaskError(Exception):
-    """Base of all errors a user can cause; the message is one line."""
+    """The base of all errors that a user can cause; the message is one line."""
 
 
 class ConfigError(MelmaskError):
@@ -27,7 +27,7 @@ class ConfigError(MelmaskError):
 
 
 class InputError(MelmaskError):
-    """A path, table or array that is not what was asked for."""
+    """A path, table or array that is not what a command needs."""
 
 
 class AudioFileError(InputError):
@@ -47,18 +47,19 @@ class OutputError(MelmaskError):
 
 
 class TrainingError(MelmaskError):
-    """The loss is no longer a number."""
+    """A run that cannot continue: its loss diverged, or one of its processes was lost."""
 
 
 class MissingExtraError(MelmaskError):
     """An optional dependency is not installed."""
 
     def __init__(self, library: str, extra: str):
-        super().__init__(f"{library} is not installed, and this needs it: pip install 'melmask[{extra}]'")
+        super().__init__(f"this needs {library}, which is not installed; run pip install 'melmask[{extra}]'")
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> ConfigError:
-    """The error for a `name` that is not among `known`: it names the nearest, or all."""
+    """Return the error for a `name` that is not among `known`; it names the nearest one, or all."""
+    # difflib returns nothing if no name is similar.
     near = difflib.get_close_matches(name, known, 1)
     hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")

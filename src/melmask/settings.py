@@ -1,6 +1,6 @@
 """Configuration as text: strict dictionaries, dotted overrides (`optimizer.learning_rate=1e-3`), help.
 
-Unknown keys and wrong types are errors that name the key, the nearest known one, and the type expected.
+An error about a key or a type names the key, the nearest known key, or the expected type.
 """
 
 import ast
@@ -24,7 +24,7 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     """Build the dataclass `cls` from a (nested) mapping; missing keys take their defaults.
 
     Raises:
-        ConfigError: for a key `cls` does not have or a value of another type.
+        ConfigError: there is a key that `cls` does not have, a value of another type, or one that the class refuses.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or cls.__name__} is {values!r}; expected a group of settings")
@@ -47,10 +47,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
-    """Return a copy of `config` with `key.path=value` strings applied, each value parsed to its field's type.
+    """Return a copy of `config` with `key.path=value` strings applied; each value is parsed to its field's type.
 
     Raises:
-        ConfigError: a key that `config` does not have, a value of another type, or one that the class refuses.
+        ConfigError: there is a key that `config` does not have, a value of another type, or one that the class refuses.
     """
     values, known = to_dict(config), _leaves(type(config))
     for override in overrides:
@@ -61,12 +61,12 @@ def with_overrides(config: C, overrides: Sequence[str]) -> C:
             raise ConfigError(_unknown(path, known))
         *groups, name = path.split(".")
         reduce(getitem, groups, values)[name] = _parsed(path, known[path], text)
-    # The copy is built once, at the end: settings may be valid only together.
+    # The copy is built once, at the end, because some settings are valid only together.
     return from_dict(type(config), values)
 
 
 def describe(config: Any) -> str:
-    """Return all settings of `config`, one `key = value  # meaning` line each."""
+    """Return all settings of `config`, each as a line `key = value  # meaning`."""
     return "\n".join(f"{name} = {value}  # {meaning}" for name, value, meaning in entries(config))
 
 
@@ -84,16 +84,16 @@ def entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 def field_meanings(cls: Any) -> dict[str, str]:
     """Return the docstring under each field of the dataclass `cls`, on one line.
 
-    `melmask settings` and the help of every command print these, so that what a field means is written once. Python
-    itself drops docstrings of fields, which is why the source is read.
+    `melmask settings` and the help of every command print them, so that the meaning of a field is written once. Python
+    does not keep the docstrings of fields, so this reads the source.
     """
     meanings: dict[str, str] = {}
-    # A class has the fields of those that it extends, too.
+    # A class also has the fields of its bases.
     for base in reversed(cls.__mro__):
         try:
             source = inspect.getsource(base)
         except (OSError, TypeError):
-            # A program may be installed without its source, and `object` has none.
+            # `object` has no source, and a program may be installed without its own.
             continue
         (definition,) = ast.parse(source).body
         for statement, after in itertools.pairwise(cast("ast.ClassDef", definition).body):
@@ -116,9 +116,10 @@ def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    # Many forget the section: `learning_rate` is meant to be `optimizer.learning_rate`. So compare the last parts too.
+    # Users often omit the section, as in `learning_rate` for `optimizer.learning_rate`, so the last parts are compared
+    # too.
     tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    # `lr` is short for `learning_rate`, but resembles it too little for a comparison of letters.
+    # `lr` is short for `learning_rate`, but has too few letters in common with it for difflib.
     initials = {"".join(word[:1] for word in tail.split("_")): key for tail, key in tails.items() if "_" in tail}
     tail = path.rsplit(".", 1)[-1]
     near = [initials[tail]] if tail in initials else difflib.get_close_matches(path, list(known), 1)
@@ -139,6 +140,7 @@ def _parsed(path: str, kind: Any, text: str) -> Any:
 
 
 def _typed(path: str, kind: Any, value: Any) -> Any:
+    # Some programs write 3.0 as 3 in JSON. The exact type is compared, because a bool is an int in Python.
     if kind is float and type(value) is int:
         return float(value)
     accepted = value in get_args(kind) if get_origin(kind) is Literal else type(value) is (get_origin(kind) or kind)
@@ -148,7 +150,7 @@ def _typed(path: str, kind: Any, value: Any) -> Any:
 
 
 def kind_name(kind: Any) -> str:
-    """Say what a value of type `kind` is, as errors do: "a whole number"."""
+    """Return what a value of type `kind` is, in the words of errors: "a whole number"."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in get_args(kind))
     return _KINDS[get_origin(kind) or kind]

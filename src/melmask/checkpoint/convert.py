@@ -1,7 +1,8 @@
-"""Checkpoints of others: read the files of the original MSM-MAE and its successor, and account for every key.
+"""Third-party checkpoints: read the files of the original MSM-MAE and its successor, and account for every key.
 
-Nothing in the file is executed: torch.load with weights_only=True, plus the plain `argparse.Namespace` that the
-original trainers saved. Patch size, depth, widths and grid come from tensor shapes; heads are width / 64.
+Reading a file runs none of its code: `torch.load` gets weights_only=True, and may build only the plain
+`argparse.Namespace` that the original trainers saved. Patch size, depth, widths and grid follow from the shapes of the
+tensors. The number of heads is not in the file; it is width / 64.
 """
 
 import argparse
@@ -14,19 +15,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from melmask.checkpoint.folder import ModelCard, model_with
+from melmask.checkpoint.folder import ModelCard
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
 from melmask.geometry import PatchGrid, grid_of
-from melmask.models.network import Network
-from melmask.models.positions import grid_positions, line_positions
+from melmask.models.layers import grid_positions, line_positions
+from melmask.models.network import Network, network_with
 from melmask.system.files import atomic_write
 
+# What the training scripts and evaluation wrappers of others put before the names of the weights.
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.", "module.")
 _WRAPPERS = ("model", "state_dict")
+# All published models have 80 mel bands; the number of rows of patches follows from it.
 _MELS = 80
 _DIMENSIONS_PER_HEAD = 64
+# Wide enough for a table in half precision, whose rounding errors are below 5e-4.
 _TABLE_TOLERANCE = 1e-3
+# Every key of a file must match one of the next two patterns: `_USED` is read, `_UNNEEDED` is left out.
 _BLOCK = (
     r"blocks\.\d+\.(?:norm[12]\.(?:weight|bias)|attn\.(?:qkv\.weight|qkv\.bias|q_bias|v_bias|proj\.(?:weight|bias))"
     r"|mlp\.fc[12]\.(?:weight|bias))"
@@ -46,25 +51,26 @@ def read_foreign(path: Path) -> tuple[Network, ModelCard]:
     """Read a .pth file of MSM-MAE or its successor.
 
     Raises:
-        CheckpointError: not such a file, damaged, needing code to unpickle, or with keys that are not understood.
+        CheckpointError: it is no such file, is damaged, needs code to unpickle, or has keys of an unknown kind.
     """
     card, weights = convert(_state_dict(path), path)
-    return model_with(card.model, weights, path), card
+    return network_with(card.model, weights, path), card
 
 
 def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Turn published tensors into (card, melmask tensors); every key is used, known to be unneeded, or an error.
+    """Turn published tensors into (card, melmask's tensors).
 
-    A decoder that does not predict log-mel values (the successor's predicts features) is left out.
+    Every key is used, or known to be unneeded, or an error. A decoder that predicts something else than log-mel values
+    (the successor's predicts features) is left out.
 
     Raises:
-        CheckpointError: keys that are missing or unknown, or shapes that do not fit together.
+        CheckpointError: keys are missing or unknown, or shapes do not fit together.
     """
     state = _without_prefix(state, source)
     missing = [key for key in ("patch_embed.proj.weight", "pos_embed", "norm.weight") if key not in state]
     if missing:
         raise CheckpointError(
-            f"{source} has no {', '.join(missing)}: not an MSM-MAE checkpoint; see melmask.load for known kinds"
+            f"{source} has no {', '.join(missing)}, so it is no MSM-MAE checkpoint; see melmask.load for known kinds"
         )
     _refuse_unknown([key for key in state if not _USED.fullmatch(key) and not _UNNEEDED.match(key)], source)
     try:
@@ -77,17 +83,17 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
     except (ConfigError, LookupError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{source} has weights that do not fit together ({reason}); is the file whole?"
+            f"{source} has weights that do not fit together ({reason}); copy the file again"
         ) from error
     return card, weights
 
 
 def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
-    """Return our weights under the original MSM-MAE's keys, with its position tables and patch embedding.
+    """Return melmask's weights under the original MSM-MAE's keys, with its position tables and patch embedding.
 
-    `torch.save({"model": to_msm_mae(model, card)}, path)` is a file in the original's form. That form does not hold
-    the number of heads, the front end or the statistics: whoever reads it must be told, or have the original's
-    (heads of 64 dimensions, 80 mel bands at 16 kHz, -7.1 and 4.2).
+    `torch.save({"model": to_msm_mae(model, card)}, path)` writes a file in the original's form. That form has no place
+    for the number of heads, the front end and the statistics. Its readers assume the original's: heads of 64
+    dimensions, 80 mel bands at 16 kHz, mean -7.1 and standard deviation 4.2.
 
     Returns:
         Float32 tensors on the CPU, sharing no memory with the model.
@@ -99,6 +105,7 @@ def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
         if part == "decoder" and rest != "mask_token":
             rest = f"decoder_{rest.replace('predict.', 'pred.')}"
         state[rest.replace("patch_embed.", "patch_embed.proj.")] = tensor
+    # The original embeds patches by a convolution, whose kernel has the shape (width, 1, mels, frames).
     kernel = state["patch_embed.proj.weight"]
     state["patch_embed.proj.weight"] = kernel.reshape(-1, 1, config.patch_mels, config.patch_frames)
     for key in ("cls_token", "mask_token"):
@@ -117,7 +124,7 @@ def _refuse_unknown(keys: list[str], source: Path) -> None:
 
 
 def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the decoder's keys if it predicts something else than log-mels, or if only bits of it are left."""
+    """Leave out the decoder's keys if it does not predict log-mel values, or if the file has only parts of it."""
     leftovers = {"mask_token", "decoder_pos_embed"}
     decoder = {key for key in state if key.startswith("decoder_") or key in leftovers}
     _, _, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
@@ -130,9 +137,9 @@ def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _card(state: dict[str, Tensor], source: Path) -> ModelCard:
     config = _config(state, source)
-    # Files without statistics were trained with those of AudioSet, which the original code has as constants.
+    # Models whose files have no statistics were trained with AudioSet's, which are constants in the original code.
     mean, std = state.get("norm_stats", torch.tensor([-7.1, 4.2])).flatten().tolist()
-    # The two families differ in how they store the bias of queries and values.
+    # The original stores the bias of queries and of values as two tensors, its successor one bias for all three.
     kind = "msm-mae" if "blocks.0.attn.q_bias" in state else "msm-mae successor"
     return ModelCard(
         model=config,
@@ -172,7 +179,7 @@ def _heads(width: int) -> int:
 
 
 def _with_decoder(config: ModelConfig, state: dict[str, Tensor], source: Path) -> ModelConfig:
-    """Add the decoder that the tensors hold; its table says how its positions are made."""
+    """Add the decoder that the tensors hold; its position table shows of which kind it is."""
     width = state["decoder_embed.weight"].shape[0]
     tables = [make(width, grid_of(config), config.cls_token) for make in (line_positions, grid_positions)]
     kind = _check_table("decoder_pos_embed", state["decoder_pos_embed"], tables, source)
@@ -180,22 +187,27 @@ def _with_decoder(config: ModelConfig, state: dict[str, Tensor], source: Path) -
         config,
         decoder_width=width,
         decoder_depth=_count(state, "decoder_blocks"),
-        # ViT-L's decoder, 512 wide, has 16 heads; all others have 64 dimensions a head.
+        # ViT-L's decoder, 512 wide, has 16 heads; every other one has 64 dimensions in a head.
         decoder_heads=16 if width == 512 else _heads(width),
         decoder_positions="grid" if kind else "line",
     )
 
 
 def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -> int:
-    """Tell which of `tables` the stored positions are; they are recomputed, never loaded."""
+    """Return which of `tables` the stored positions equal.
+
+    Positions are computed, never loaded, so a file with other ones would silently give wrong embeddings.
+    """
     for kind, table in enumerate(tables):
         if stored[0].shape == table.shape and torch.allclose(stored[0].float(), table, atol=_TABLE_TOLERANCE):
             return kind
-    raise CheckpointError(f"{source}: {key} {tuple(stored.shape)} is not the table of its grid; melmask cannot use it")
+    raise CheckpointError(
+        f"{source} has {key} {tuple(stored.shape)}, which is not the table of its grid; melmask cannot use it"
+    )
 
 
 def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Give the tensor melmask's name, or names; {} for what the card holds."""
+    """Return the tensor under melmask's name, or in parts under several; {} for what the card holds."""
     if key in ("pos_embed", "decoder_pos_embed", "norm_stats"):
         return {}
     if key in ("cls_token", "mask_token"):
@@ -205,7 +217,7 @@ def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
     part = "decoder" if key.startswith("decoder_") else "encoder"
     name = f"{part}.{key.removeprefix('decoder_').replace('pred.', 'predict.')}"
     if name.endswith("attn.qkv.bias"):
-        # The share of the keys in the bias cancels in the softmax, so melmask has none.
+        # The bias of the keys adds the same number to all weights of a query and cancels in the softmax.
         query, _, value = tensor.chunk(3)
         stem = name.removesuffix("qkv.bias")
         return {f"{stem}q_bias": query, f"{stem}v_bias": value}
@@ -214,6 +226,7 @@ def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def _without_prefix(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
+        # The prefix in front of the encoder's weights is the one to remove; keys without it stay as they are.
         if f"{prefix}patch_embed.proj.weight" in state:
             inside = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
             outside = {key: t for key, t in state.items() if not key.startswith(prefix)}
@@ -234,27 +247,28 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is no plain weights file (unpickling it would run code, or it is damaged); "
+            f"{path} is not a plain weights file (reading it would run code, or it is damaged); "
             "expected a torch.save of tensors"
         ) from error
-    except Exception as error:  # damaged bytes raise anything: IndexError, struct.error, AssertionError ...
+    except Exception as error:
+        # Damaged bytes raise anything: IndexError, struct.error, AssertionError and others.
         raise CheckpointError(f"{path} is cut off or not a torch file; copy it again") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__} and no weights; expected a dictionary of tensors"
+            f"{path} holds a {type(content).__name__} instead of weights; expected a dictionary of tensors"
         )
     _refuse_unknown([str(key) for key, value in content.items() if not isinstance(value, Tensor)], path)
     return {str(key): tensor for key, tensor in content.items()}
 
 
 def save_msm_mae(path: Path, model: Network, card: ModelCard) -> None:
-    """Write `to_msm_mae` as a .pth file.
+    """Write the result of `to_msm_mae` as a .pth file.
 
     Raises:
-        OutputError: where it cannot be written.
+        OutputError: the file cannot be written.
     """
     with atomic_write(path) as file:
         torch.save({"model": to_msm_mae(model, card)}, file)

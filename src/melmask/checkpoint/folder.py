@@ -1,6 +1,7 @@
-"""A checkpoint is a folder of data, no code: model.safetensors and config.json (docs/formats.md).
+"""melmask's own checkpoints: folders of data, without code (docs/formats.md).
 
-config.json holds all that inference needs: architecture, front end, statistics; and a summary of the training.
+model.safetensors holds the weights. config.json holds all else that inference needs (architecture, front end,
+statistics) and a summary of the training.
 """
 
 import json
@@ -10,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError
-from melmask.models.network import Network, build_network
+from melmask.models.network import Network, network_with
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import output_error, write_json
 
@@ -28,7 +28,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What config.json says of a model; `training` holds facts of any form (steps, minutes, loss, configuration)."""
+    """What config.json says about a model; `training` holds facts of any form (steps, minutes, loss, configuration)."""
 
     model: ModelConfig
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -45,11 +45,11 @@ class ModelCard:
 def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write weights (float32) and card to `folder`, which appears whole or not at all.
 
-    A checkpoint already there is replaced at the end by two renames; a kill between the two leaves it as
-    `.<name>.old` beside the folder, and the next save takes care of it.
+    Two renames at the end replace an existing checkpoint. A kill between the two leaves the existing one as
+    `.<name>.old` beside the folder, and the next save removes it.
 
     Raises:
-        OutputError: where it cannot be written.
+        OutputError: the folder cannot be written.
     """
     # A folder named "." has no name to put another one beside.
     folder = folder.absolute()
@@ -60,9 +60,9 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         weights = {name: tensor.float().contiguous().cpu() for name, tensor in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
-        # safetensors makes its file readable by its owner alone.
+        # safetensors makes its file readable for its owner alone; give it the usual rights.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-        # Power may fail: the weights must be on the disk before the older ones are removed.
+        # The power may fail: the new weights must be on the disk before the previous ones are removed.
         with (partial / WEIGHTS).open("rb") as file:
             os.fsync(file.fileno())
         if folder.is_dir():
@@ -72,6 +72,7 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
     except (OSError, SafetensorError) as error:
         raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
     finally:
+        # A failure between the two renames puts the previous checkpoint back.
         if old.exists() and not folder.exists():
             old.replace(folder)
         for remains in (partial, old):
@@ -79,10 +80,10 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
-    """Read a folder written by `save_checkpoint`; every weight must be there, and none more.
+    """Read a folder that `save_checkpoint` wrote; its weights must be exactly those of the architecture.
 
     Raises:
-        CheckpointError: missing or damaged files, another format, or weights that do not fit the architecture.
+        CheckpointError: files are missing or damaged or have another format, or the weights do not fit.
     """
     card = read_card(folder)
     path = folder / WEIGHTS
@@ -92,37 +93,15 @@ def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is cut off or damaged ({error}); copy it again") from error
-    return model_with(card.model, weights, path), card
-
-
-def model_with(config: ModelConfig, weights: dict[str, torch.Tensor], source: Path) -> Network:
-    """Build the network that holds `weights`; names and shapes must match exactly, and all values be finite.
-
-    Raises:
-        CheckpointError: they do not.
-    """
-    model = build_network(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        raise CheckpointError(
-            f"{source} does not fit its architecture in {_some_of(wrong)}; it is damaged or of another model"
-        )
-    # A network with one NaN embeds every sound as NaN; better to say so here.
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(f"{source} has values that are not finite in {_some_of(broken)}; use another checkpoint")
-    model.load_state_dict(weights)
-    return model
-
-
-def _some_of(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return network_with(card.model, weights, path), card
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read and check config.json."""
+    """Read and check config.json.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or a newer melmask has written it.
+    """
     path = folder / CONFIG
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
@@ -133,10 +112,10 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"{folder} has no {CONFIG}; give a run, a checkpoint folder or a .pth file") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a {FORMAT} file; give a folder that melmask has written") from error
-    # Older versions are read; there is only one so far.
+    # Versions up to this one are read; there is only one so far.
     if version > VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this melmask reads up to {VERSION}; update melmask"
+            f"{path} has format version {version}, and this melmask reads up to {VERSION}; update melmask"
         )
     try:
         return from_dict(ModelCard, facts)

@@ -1,6 +1,6 @@
 """Checkpoints on the Hugging Face Hub: config.json, model.safetensors and a README.md that is the model card.
 
-Names are written `hub:owner/name`, so that a mistyped path never turns into a download.
+Names begin with `hub:`, as in `hub:owner/name`, so that a mistyped path never turns into a download.
 """
 
 import tempfile
@@ -15,23 +15,24 @@ PREFIX = "hub:"
 
 
 def download(name: str) -> Path:
-    """Fetch `hub:owner/name` (or take it from the local cache); returns the checkpoint folder.
+    """Fetch `hub:owner/name`, or take it from the local cache, and return the checkpoint folder.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
-        CheckpointError: no such model, or it cannot be reached.
+        CheckpointError: there is no such model, or the Hub cannot be reached.
     """
     hub = _hub()
     try:
         return Path(hub.snapshot_download(name.removeprefix(PREFIX), allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:
-        # The library raises its own, its HTTP client's and the operating system's errors, all meaning this.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name} cannot be fetched ({reason}); check the name and the connection") from error
+        # The library raises its own errors, its HTTP client's and the operating system's; all mean the same here.
+        raise CheckpointError(
+            f"{name} cannot be fetched ({_reason(error)}); check the name and the connection"
+        ) from error
 
 
 def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
-    """Create or update `hub:owner/name`; returns its address.
+    """Create or update `hub:owner/name` and return its address.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -39,7 +40,7 @@ def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
     """
     hub = _hub()
     repository = name.removeprefix(PREFIX)
-    # Written anew rather than uploaded from where it lies: a folder of the user's may hold other files.
+    # A fresh copy is uploaded, because the user's own folder may hold other files too.
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         save_checkpoint(folder, model, card)
@@ -49,15 +50,16 @@ def push(name: str, model: Network, card: ModelCard, license_name: str) -> str:
             api.create_repo(repository, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=str(folder)))
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise OutputError(f"{name} cannot be pushed ({reason}); check the name and run `hf auth login`") from error
+            raise OutputError(
+                f"{name} cannot be pushed ({_reason(error)}); check the name and run `hf auth login`"
+            ) from error
 
 
 def model_card(repository: str, card: ModelCard, license_name: str) -> str:
-    """Write the README.md of a model: how to use it, what it hears, how it was made."""
+    """Return the README.md of a model: how to use it, what its input is, how it was trained."""
     model, front_end = card.model, card.front_end
     training = {key: value for key, value in card.training.items() if key != "config"}
-    # Models of early versions and converted ones do not name their objective: all were masked autoencoders.
+    # Models of early versions and converted ones do not name their objective. All were masked autoencoders.
     kind = card.training.get("config", {}).get("objective", {}).get("kind", "mae")
     tags, about = ["audio", "feature-extraction"], f"Audio embeddings, pre-trained with the objective '{kind}'"
     if kind == "mae":
@@ -90,6 +92,11 @@ e.scene, e.frames, e.times_ms
 
 {facts}
 """
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of the error's text, or its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _hub() -> ModuleType:

@@ -1,4 +1,4 @@
-"""Find the model that a user names: a run, a fine-tuning, a checkpoint folder, a file of others, a Hub name."""
+"""Find the model that a user names: a run, a fine-tuning, a checkpoint folder, a third-party file, a Hub name."""
 
 from pathlib import Path
 
@@ -13,23 +13,23 @@ def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
     """Return the model, its card, and the file or folder that it was read from.
 
     Raises:
-        CheckpointError: nothing there, damaged, or of an unknown kind.
+        CheckpointError: nothing is there, or it is damaged or of an unknown kind.
     """
     if str(source).startswith(PREFIX):
         return *load_checkpoint(download(str(source))), source
     if source.is_file():
-        # Whoever completes a path with the Tab key may land on a file of the checkpoint.
+        # Completing a path with the Tab key may end on a file of the checkpoint.
         if source.name in (CONFIG, WEIGHTS):
             return *load_checkpoint(source.parent), source.parent
         return *read_foreign(source), source
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a run, a checkpoint folder or a .pth file")
     steps = sorted(path for path in (source / "checkpoints").glob("step-*") if path.name[len("step-") :].isdecimal())
-    # A run's newest checkpoint, a fine-tuning's encoder, or the folder itself.
+    # Take a run's newest checkpoint, the encoder of a fine-tuning, or the folder itself.
     classifier = source / "classifier"
     folder = steps[-1] if steps else classifier if (classifier / CONFIG).exists() else source
     if not steps and (source / "run.json").exists():
-        raise CheckpointError(f"{source} is a run without a checkpoint yet; wait until melmask pretrain saves one")
+        raise CheckpointError(f"{source} is a run without a checkpoint; wait until melmask pretrain saves one")
     if not (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
         raise CheckpointError(
             f"{source} holds no checkpoint; expected a run of melmask pretrain, or {CONFIG} and {WEIGHTS}"

@@ -9,8 +9,7 @@ from torch import Tensor
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig
 from melmask.errors import InputError
-from melmask.models.network import Network
-from melmask.models.vit import unpatchify
+from melmask.models.network import Network, unpatchify
 from melmask.objectives import mae
 
 

@@ -1,8 +1,8 @@
-"""Floating-point operations of the network, by arithmetic on its configuration alone; no torch.
+"""Floating-point operations of the network, computed from its configuration alone, without torch.
 
-The matrix products are counted, a multiplication and its addition as two operations: patch embedding, qkv, q k^T,
-weights v, projections, MLPs, the decoder's embedding and prediction. Norms, softmax and GELU are not counted: they are
-why a step is slower than its products. A product that a fused kernel repeats in the backward pass counts once.
+Only matrix products count, with a multiplication and its addition as two operations: patch embedding, qkv, q k^T,
+weights v, projections, MLPs, the decoder's embedding and prediction. Norms, softmax and GELU do not count, although
+they take time. A product that a fused kernel repeats in the backward pass counts once.
 """
 
 from melmask.config import ModelConfig
@@ -10,13 +10,13 @@ from melmask.geometry import grid_of
 
 
 def encoder_forward_flops(config: ModelConfig, patches: int) -> int:
-    """Count for one crop of which `patches` patches are encoded: the visible ones, or all of a unit in inference."""
+    """Return the operations for one crop with `patches` encoded patches: the visible ones, or all in inference."""
     tokens = patches + int(config.cls_token)
     return _patch_embedding_flops(config, patches) + config.depth * _block_flops(config.width, tokens)
 
 
 def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
-    """Count for one crop of which `visible` patches were encoded; the others are predicted."""
+    """Return the operations for one crop with `visible` encoded patches; the others are predicted."""
     grid, cls = grid_of(config), int(config.cls_token)
     embedding = 2 * (visible + cls) * config.width * config.decoder_width
     blocks = config.decoder_depth * _block_flops(config.decoder_width, grid.patches + cls)
@@ -25,10 +25,10 @@ def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
 
 
 def step_flops(config: ModelConfig, ratio: float, crops: int) -> int:
-    """Count for one training step on `crops` masked crops: each product has two more in the backward pass.
+    """Return the operations of one training step on `crops` masked crops."""
+    # The backward pass has two products for each product of the forward pass: one for the gradient of each factor. The
+    # patch embedding has only one, because the gradient of its input is not needed.
 
-    The patch embedding has only one, because nothing asks for the gradient of its input.
-    """
     visible = grid_of(config).visible_patches(ratio)
     forward = encoder_forward_flops(config, visible) + decoder_forward_flops(config, visible)
     return crops * (3 * forward - _patch_embedding_flops(config, visible))
@@ -39,6 +39,6 @@ def _patch_embedding_flops(config: ModelConfig, patches: int) -> int:
 
 
 def _block_flops(width: int, tokens: int) -> int:
-    # Each token meets matrices of width ** 2: 3 for qkv, 1 for the projection, 8 for the MLP. Two products are with all
-    # tokens: q k^T and weights v.
+    # Each token is multiplied by matrices of width ** 2 numbers: 3 for qkv, 1 for the projection, 8 for the MLP. In two
+    # products, q k^T and weights v, it meets all tokens.
     return 2 * tokens * (12 * width**2 + 2 * tokens * width)

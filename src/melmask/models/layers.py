@@ -1,13 +1,16 @@
-"""Transformer layers, leaf first: attention, MLP, block (ViT, arXiv 2010.11929, pre-norm)."""
+"""Transformer layers, leaf first: attention, MLP, block (ViT, arXiv 2010.11929, pre-norm), and position tables."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from melmask.axes import Tokens
+from melmask.geometry import PatchGrid
 
 NORM_EPSILON = 1e-6
+"""The epsilon of the published ViT and MAE models; PyTorch's default, 1e-5, would change their outputs."""
 
 _PLAIN_ATTENTION_TOKENS = 192
 """On CPU, plain attention trains faster than the fused kernel up to about this length (docs/log.md)."""
@@ -21,6 +24,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None
     if seen is not None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
     if query.device.type == "cpu" and query.shape[-2] <= _PLAIN_ATTENTION_TOKENS:
+        # The query is scaled rather than the product: it has fewer numbers.
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         return weights.softmax(-1) @ value
     return F.scaled_dot_product_attention(query, key, value)
@@ -63,7 +67,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    With `checkpointing` set, only the input is kept for the backward pass, which computes the rest again.
+    With `checkpointing` set, the forward pass keeps only its input, and the backward pass computes the rest again.
     """
 
     checkpointing = False
@@ -78,6 +82,7 @@ class Block(nn.Module):
     def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
         """Apply one residual layer."""
         if self.checkpointing and torch.is_grad_enabled():
+            # A block draws nothing random (no dropout), so the state of the generators need not be restored.
             return checkpoint(self._forward, x, seen, use_reentrant=False, preserve_rng_state=False)
         return self._forward(x, seen)
 
@@ -93,3 +98,32 @@ def initialize(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def grid_positions(width: int, grid: PatchGrid, cls_token: bool) -> Tensor:
+    """Return a fixed 2-D table, ([1 +] patches, width) float32: the first half encodes time, the second frequency.
+
+    Each half is [sin, cos] of position / 10000 ** (i / (width / 4)); the CLS row is zeros (MAE, arXiv 2111.06377).
+    """
+    row, column = np.meshgrid(np.arange(grid.rows), np.arange(grid.columns), indexing="ij")
+    table = np.concatenate([_sine_cosine(width // 2, column.ravel()), _sine_cosine(width // 2, row.ravel())], axis=1)
+    return _with_cls_row(table, cls_token)
+
+
+def line_positions(width: int, grid: PatchGrid, cls_token: bool) -> Tensor:
+    """Return a fixed 1-D table over the tokens, ([1 +] patches, width) float32: even columns sin, odd columns cos."""
+    # "Attention is all you need" (arXiv 1706.03762), section 3.5.
+    tokens = np.arange(grid.rows * grid.columns)
+    angle = tokens[:, None] / 10000 ** (2 * (np.arange(width) // 2) / width)
+    return _with_cls_row(np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle)), cls_token)
+
+
+def _sine_cosine(width: int, position: np.ndarray) -> np.ndarray:
+    angle = np.outer(position, 1 / 10000 ** (np.arange(width // 2) / (width / 2)))
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def _with_cls_row(table: np.ndarray, cls_token: bool) -> Tensor:
+    # Computed in float64 and rounded once, so that the table is the same on every machine.
+    table = np.concatenate([np.zeros((int(cls_token), table.shape[1])), table])
+    return torch.from_numpy(table.astype(np.float32))

@@ -5,7 +5,7 @@ from melmask.errors import unknown_name
 from melmask.settings import from_dict
 
 # Encoder sizes: ViT (arXiv 2010.11929) and DeiT (2012.12877). Decoders: the paper's for base, the image MAE's
-# (2111.06377) for large; for the two small ones, half the encoder's width or a little more, as in base.
+# (2111.06377) for large. The two small sizes have decoders of about half the encoder's width, as base has.
 _SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3, "decoder_width": 128, "decoder_depth": 2, "decoder_heads": 4},
     "small": {"width": 384, "depth": 12, "heads": 6, "decoder_width": 192, "decoder_depth": 4, "decoder_heads": 3},
@@ -20,7 +20,7 @@ def preset(name: str, **changes: int | bool | str) -> ModelConfig:
     """Return the `ModelConfig` of a named size, with some fields changed, as in `preset("tiny", frames=512)`.
 
     Raises:
-        ConfigError: for a name that is not in `PRESETS`, or a change that the model cannot take.
+        ConfigError: the name is not in `PRESETS`, or the model refuses a change.
     """
     if name not in _SIZES:
         raise unknown_name("model size", name, PRESETS)

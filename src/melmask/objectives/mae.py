@@ -1,6 +1,6 @@
 """The masked autoencoder (MSM-MAE, PMLR 166, section 3): predict the hidden patches of a log-mel from the rest.
 
-Five steps: cut into patches; embed the visible ones; encode them; decode them with mask tokens in the hidden
+It has five steps: cut into patches; embed the visible ones; encode them; decode them with mask tokens in the hidden
 places; compare the hidden patches. loss = mean over hidden patches of mean((prediction - target) ** 2).
 """
 
@@ -15,16 +15,15 @@ from melmask.config import MaskingConfig, PretrainConfig
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.models.flops import step_flops
-from melmask.models.network import Network
-from melmask.models.vit import gather_tokens, unit_grid
+from melmask.models.network import Network, gather_tokens
 from melmask.objectives.masking import random_masks, visible_and_hidden_ids
 
 
 class MAEOutput(NamedTuple):
-    """What a masked forward pass gives.
+    """The result of a masked forward pass.
 
-    loss: scalar, over hidden patches only.  prediction, target: (batch, predicted, values), normalized log-mel;
-    `predicted_ids` (batch, predicted) says which patches they are.
+    `loss` is over hidden patches only. `prediction` and `target` are in normalized log-mel; `predicted_ids` says which
+    patches they are.
     """
 
     loss: Float[Tensor, ""]
@@ -39,79 +38,80 @@ def build(config: PretrainConfig, network: Network) -> "MaskedAutoencoder":
     Raises:
         ConfigError: the ratio hides no patch at all.
     """
-    grid = grid_of(config.model)
-    if grid.visible_patches(config.masking.ratio) >= grid.patches:
+    objective = MaskedAutoencoder(network, config)
+    patches = grid_of(config.model).patches
+    # Without a hidden patch the loss would be a mean over nothing, NaN.
+    if objective.encoded_patches >= patches:
         raise ConfigError(
-            f"masking.ratio is {config.masking.ratio:g}, which hides none of {grid.patches} patches; give more"
+            f"masking.ratio is {config.masking.ratio:g}, which hides none of {patches} patches; give a larger one"
         )
-    return MaskedAutoencoder(network, config)
+    return objective
 
 
 class MaskedAutoencoder:
-    """The objective (`objectives/base.py`): the network is all it has, and nothing happens after a step."""
+    """The objective (`objectives/base.py`): the network is its only module, and nothing happens after a step."""
 
     def __init__(self, network: Network, config: PretrainConfig):
         self.network = network
+        # The masked autoencoder has no weights besides the network's.
         self.module: nn.Module = network
+        self.views_per_crop = config.masking.masks_per_crop
+        self.encoded_patches = grid_of(config.model).visible_patches(config.masking.ratio)
         self._config = config
 
     def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
-        """Draw the masks of this process' crops, those of a crop one after another."""
-        config, grid = self._config, grid_of(self._config.model)
-        visible = grid.visible_patches(config.masking.ratio)
-        masks = random_masks(config.run.seed, batch, config.views, grid.patches, visible)
+        """Draw the masks of this process' crops; those of a crop are neighbors."""
+        config, views = self._config, self._config.data.batch_size * self.views_per_crop
+        masks = random_masks(config.run.seed, batch, views, grid_of(config.model).patches, self.encoded_patches)
         # The masks of the whole batch come from one stream: they do not depend on how many processes share it.
-        own = masks.unflatten(0, (-1, config.masking.masks_per_crop))[rank::processes]
-        return own.flatten(0, 1)
+        return masks.unflatten(0, (-1, self.views_per_crop))[rank::processes].flatten(0, 1)
 
     def loss(
         self, logmel: Float[Tensor, "crops mels frames"], drawn: Bool[Tensor, "views patches"]
     ) -> Float[Tensor, ""]:
         """Return the mean error over the hidden patches of all views of the crops."""
-        masking = self._config.masking
-        views = logmel.repeat_interleave(masking.masks_per_crop, dim=0)
-        return predict_hidden(self.network, views, drawn, masking).loss
+        views = logmel.repeat_interleave(self.views_per_crop, dim=0)
+        return predict_hidden(self.network, views, drawn, self._config.masking).loss
 
     def after_step(self) -> None:
         """Do nothing."""
 
     def step_flops(self, crops: int) -> int:
         """Return the operations of a step's matrix products, all views of the crops included."""
-        masking = self._config.masking
-        return step_flops(self._config.model, masking.ratio, crops * masking.masks_per_crop)
+        return step_flops(self._config.model, self._config.masking.ratio, crops * self.views_per_crop)
 
 
 def predict_hidden(network: Network, logmel: LogMel, masked: Masked, masking: MaskingConfig) -> MAEOutput:
     """Predict only what is hidden, as training does.
 
-    Every row of `masked` leaves int(patches * (1 - masking.ratio)) patches visible.
+    Every row of `masked` must leave int(patches * (1 - masking.ratio)) patches visible.
     """
-    grid = unit_grid(network.config, logmel.shape[2])
+    grid = grid_of(network.config, logmel.shape[2])
     visible_ids, hidden_ids = visible_and_hidden_ids(masked, grid.visible_patches(masking.ratio))
     return _predict(network, logmel, (visible_ids, hidden_ids, hidden_ids), masking.normalize_target)
 
 
 def reconstruct(network: Network, logmel: LogMel, masked: Masked, normalize_target: bool = False) -> MAEOutput:
-    """Predict every patch of normalized log-mels with given masks; the rows leave equally many visible."""
+    """Predict every patch of normalized log-mels under given masks, whose rows leave equally many patches visible."""
     visible = int((~masked[0]).sum())
     visible_ids, hidden_ids = visible_and_hidden_ids(masked, visible)
-    # Also the visible ones, which training never predicts: the caller chooses what to show of them.
+    # The visible ones are predicted too, unlike in training: the caller chooses what to show of them.
     every_id = torch.arange(masked.shape[1], device=masked.device).expand(masked.shape[0], -1)
     return _predict(network, logmel, (visible_ids, hidden_ids, every_id), normalize_target)
 
 
 def _predict(network: Network, logmel: LogMel, ids: tuple[Tensor, Tensor, Tensor], normalize_target: bool) -> MAEOutput:
-    """Go through the five steps; `ids` are those of the visible, the hidden and the predicted patches."""
+    """Take the five steps; `ids` are those of the visible, the hidden and the predicted patches."""
     assert network.decoder is not None, "an encoder-only model cannot reconstruct"
     visible_ids, hidden_ids, predicted_ids = ids
     patches = network.encoder.patches_of(logmel)
     encoded = network.encoder.encode_visible(patches, visible_ids)
-    grid = unit_grid(network.config, logmel.shape[2])
+    grid = grid_of(network.config, logmel.shape[2])
     # float32 from here on: the loss of a bfloat16 prediction would be too coarse.
     prediction = network.decoder(encoded, visible_ids, predicted_ids, grid).float()
     target = gather_tokens(patches, predicted_ids)
     if normalize_target:
-        # Each patch's own level and contrast are left out of what has to be predicted.
+        # The network need not predict a patch's own level and contrast (image MAE, arXiv 2111.06377, section 4.2).
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     error = (prediction - target).square().mean(-1)
     if hidden_ids is not predicted_ids:

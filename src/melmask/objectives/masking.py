@@ -1,4 +1,4 @@
-"""Which patches are hidden. `masked` is Bool, True means hidden; ids are positions in the flattened grid."""
+"""Which patches are hidden. In `masked` (Bool), True means hidden; ids are positions in the flattened grid."""
 
 import numpy as np
 import torch
@@ -6,16 +6,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 _MASK_STREAM = 1
-"""Keeps the masks' random numbers apart from the crops' (corpus/stream.py), which have the same seed."""
+"""Separates the random numbers of the masks from those of the crops (corpus/stream.py), which have the same seed."""
 
 
 def random_masks(seed: int, step: int, batch: int, patches: int, visible: int) -> Bool[Tensor, "batch patches"]:
-    """Hide all but `visible` patches of each crop, uniformly at random: a pure function of its arguments.
+    """Hide all but `visible` patches of each crop, uniformly at random; only the arguments decide which.
 
-    The masks of a whole global batch come from one stream, so that processes can each take their rows.
+    One call draws the masks of the whole global batch, so that each process can take its rows.
     """
     noise = np.random.default_rng((_MASK_STREAM, seed, step)).random((batch, patches), dtype=np.float32)
-    # The patches of least noise stay visible. argpartition finds them without sorting all.
+    # The patches with the least noise stay visible. argpartition finds them without sorting all.
     masked = np.ones((batch, patches), dtype=bool)
     np.put_along_axis(masked, np.argpartition(noise, visible - 1, axis=1)[:, :visible], False, axis=1)
     return torch.from_numpy(masked)

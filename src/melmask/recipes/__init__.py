@@ -1,4 +1,4 @@
-"""Pre-training recipes: each file holds one function that returns a full `PretrainConfig`, and says what to expect."""
+"""Pre-training recipes: each file has a function that returns a full `PretrainConfig`, and says what to expect."""
 
 from importlib import import_module
 
@@ -13,8 +13,9 @@ def recipe(name: str) -> PretrainConfig:
     """Return the configuration of a named recipe.
 
     Raises:
-        ConfigError: for a name that is not in `RECIPES`.
+        ConfigError: the name is not in `RECIPES`.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
+    # The list, not the folder, decides which names are recipes; only the one that is asked for is imported.
     return import_module(f"melmask.recipes.{name}").config()

@@ -5,7 +5,7 @@ from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """Take a narrow, shallow network that learns the demo's patterns in a few hundred steps; the rest is as in tiny."""
+    """Return a narrow, shallow network that learns the demo's sounds in a few hundred steps; the rest is as in tiny."""
     return PretrainConfig(
         model=preset("tiny", depth=4, decoder_width=96, decoder_heads=3),
         masking=MaskingConfig(normalize_target=True),

@@ -12,7 +12,7 @@ from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """ViT-B, 80x208, batch 512 (64 on each of 8 GPUs), peak rate 1.5e-4 * batch / 128, no clipping."""
+    """Return ViT-B on 80x208, batches of 512 (64 on each of 8 GPUs), peak rate 1.5e-4 * batch / 128, no clipping."""
     return PretrainConfig(
         model=preset("base"),
         data=DataConfig(batch_size=512, sampling="clip"),

@@ -15,5 +15,5 @@ from melmask.recipes.msm_mae_208 import config as config_208
 
 
 def config() -> PretrainConfig:
-    """As msm_mae_208, on 80x512."""
+    """Return msm_mae_208 with crops of 80x512."""
     return replace(config_208(), model=preset("base", frames=512))

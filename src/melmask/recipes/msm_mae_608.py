@@ -1,4 +1,4 @@
-"""The successor's re-training of MSM-MAE on 6.08-s units: larger batch, longer, gradients clipped.
+"""The successor's re-training of MSM-MAE on 6.08-s units: larger batches, more epochs, clipped gradients.
 
 command   torchrun --nproc-per-node 8 -m melmask pretrain STORE --recipe msm_mae_608 --out runs/msm_mae_608
 data      AudioSet, 2.0 M clips of 10 s; on another store an epoch is one crop of each of its clips
@@ -12,7 +12,7 @@ from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """ViT-B, 80x608, batch 2048, peak rate 3e-4 * batch / 256, 2-D decoder positions."""
+    """Return ViT-B on 80x608 with batches of 2048, peak rate 3e-4 * batch / 256, and 2-D decoder positions."""
     return PretrainConfig(
         model=preset("base", frames=608, decoder_positions="grid"),
         data=DataConfig(batch_size=2048, sampling="clip"),

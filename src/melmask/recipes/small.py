@@ -3,11 +3,12 @@
 command   melmask pretrain STORE --recipe small --out runs/small
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
 hardware  two cores of an AMD EPYC (Zen 5) with bf16: about 145 crops a second undisturbed, 2.9 GB of memory
-time      53 minutes at that rate; the run of the figures took longer, beside other jobs
+time      53 minutes at that rate; the run of the figures shared its machine and took longer
 expected  loss .48; linear probe of seven tasks, scenes of mean and deviation, .780 (one seed); tiny .771, log-mel .582,
           untrained .682 (benchmarks/results/2026-11-23-small-and-finetune.md)
 
-Settings are those of tiny (docs/log.md) with twice the batch, which halves what Muon costs; none was tuned here.
+The settings are those of tiny (docs/log.md) with twice the batch, which halves the cost of Muon. None was tuned for
+this network.
 """
 
 from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
@@ -15,7 +16,7 @@ from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """Take 80x208 crops in 16x16 patches and hide three of four; normalize targets; optimize by Muon."""
+    """Return the settings: 80x208 crops, 16x16 patches with three of four hidden, normalized targets, and Muon."""
     return PretrainConfig(
         model=preset("small"),
         masking=MaskingConfig(normalize_target=True),

@@ -3,12 +3,12 @@
 command   melmask pretrain STORE --recipe tiny --out runs/tiny
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
 hardware  two cores of an AMD EPYC (Zen 5) with bf16: about 400 crops a second, 1.1 GB of memory
-time      932 s measured with nothing else running, 1019 s beside tests
-expected  loss .51; linear probe of seven tasks, scenes of mean and deviation, .772, .766 and .776 with three seeds and
-          the crops as they were drawn before, .762 with those of now; log-mel .581, untrained .668
+time      932 s measured on an idle machine, 1019 s while tests ran
+expected  loss .51; linear probe of seven tasks, scenes of mean and deviation: .762; with an earlier way to draw crops,
+          three seeds gave .772, .766 and .776; log-mel .581, untrained .668
           (benchmarks/results/2026-11-23-main-battery-muon.md, 2026-11-24-main-battery.md)
 
-What differs from the paper, and what each was worth, is in docs/log.md; msm_mae_208 is the paper's.
+docs/log.md says how this differs from the paper, and what each difference is worth; msm_mae_208 is the paper's recipe.
 """
 
 from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
@@ -16,7 +16,7 @@ from melmask.models.presets import preset
 
 
 def config() -> PretrainConfig:
-    """Take 80x208 crops in 16x16 patches and hide three of four; normalize targets; optimize by Muon."""
+    """Return the settings: 80x208 crops, 16x16 patches with three of four hidden, normalized targets, and Muon."""
     return PretrainConfig(
         model=preset("tiny"),
         masking=MaskingConfig(normalize_target=True),

@@ -1,14 +1,14 @@
 """How fast a configuration pre-trains on this machine, how close that is to the machine's peak, and where time goes.
 
-Whole steps are timed as training runs them: a GPU is waited for once in a reading of several steps. In between, single
-steps are timed part by part. That waits for the device after each, so on a GPU the parts take longer than a step.
+Readings of whole steps alternate with steps that are timed part by part. A reading on a GPU has several steps and waits
+for the device once at its end, as training does. A step in parts waits for the device after each part, so on a GPU the
+parts together take longer than a step.
 """
 
 import itertools
 import math
 import platform
 import resource
-import sys
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -36,14 +36,18 @@ from melmask.system.hardware import (
     use_threads,
     wait_for,
 )
+from melmask.train.clock import peak_memory_bytes
 from melmask.train.engine import Engine
 from melmask.train.optimizer import learning_rate
 from melmask.train.pretrain import build_card
 from melmask.train.processes import Processes
 
+# The first steps allocate memory, choose kernels and compile.
 _WARM_UP_STEPS = 2
 _LEAST_READINGS = 3
+# Enough steps for the one wait at their end not to count.
 _GPU_STEPS_PER_READING = 10
+# More steps than anybody waits for.
 _ENDLESS = 2**40
 
 
@@ -57,6 +61,9 @@ class BenchReport:
     threads: int
     data: str
     """Where the crops came from."""
+    views_per_crop: int
+    encoded_patches: int
+    """Patches of a view that the encoder sees."""
     peaks: tuple[float, float]
     """Operations per second of the fastest matrix product, before and after the steps."""
     steps_s: tuple[float, ...]
@@ -64,6 +71,7 @@ class BenchReport:
     parts_s: dict[str, float]
     """Median time of each part of a step."""
     memory_bytes: dict[str, int]
+    """Memory by what it is: now in use, at most in use."""
     step_flops: int
     """Operations of a step's matrix products."""
 
@@ -80,16 +88,16 @@ class BenchReport:
     @property
     def views_per_s(self) -> float:
         """Views of crops trained on per second."""
-        return self.config.views / self.step_s
+        return self.crops_per_s * self.views_per_crop
 
     @property
     def share_of_peak(self) -> float:
         """Operations per second of a step, as a share of the larger of the two peaks."""
+        # The larger one: what disturbs a measurement of the peak can only lower it.
         return self.step_flops / self.step_s / max(self.peaks)
 
     def as_dict(self) -> dict[str, object]:
         """Return all of it, ready for JSON."""
-        patches, visible = _patches(self.config)
         return {
             "config": to_dict(self.config),
             "device": self.device,
@@ -102,29 +110,30 @@ class BenchReport:
             "step_ms": _ms(self.step_s),
             "step_ms_readings": [_ms(s) for s in self.steps_s],
             "crops_per_s": round(self.crops_per_s, 2),
-            "patches_per_s": round(self.views_per_s * patches, 1),
-            "visible_patches_per_s": round(self.views_per_s * visible, 1),
+            "patches_per_s": round(self.views_per_s * grid_of(self.config.model).patches, 1),
+            "visible_patches_per_s": round(self.views_per_s * self.encoded_patches, 1),
             "share_of_peak": round(self.share_of_peak, 4),
             "parts_ms": {name: _ms(s) for name, s in self.parts_s.items()},
             "memory_mib": {name: round(size / 2**20, 1) for name, size in self.memory_bytes.items()},
         }
 
     def __str__(self) -> str:
-        m, (patches, visible) = self.config.model, _patches(self.config)
+        m, patches = self.config.model, grid_of(self.config.model).patches
         low, high = min(self.steps_s), max(self.steps_s)
+        # On a GPU this is more than a step takes, because each part waits for the device.
         whole_s = sum(self.parts_s.values())
         return "\n".join(
             [
                 f"network      {m.width} x {m.depth}, decoder {m.decoder_width} x {m.decoder_depth}",
                 f"input        {m.mels} x {m.frames}, patches {m.patch_mels} x {m.patch_frames}, "
-                f"{visible} of {patches} visible; {self.config.data.batch_size} crops a step, {self.data}",
+                f"{self.encoded_patches} of {patches} visible; {self.config.data.batch_size} crops a step, {self.data}",
                 f"device       {self.device}, {self.precision}, {self.threads} threads, torch {torch.__version__}",
                 f"products     {max(self.peaks) / 1e9:.0f} GFLOP/s at best "
                 f"({self.peaks[0] / 1e9:.0f} before, {self.peaks[1] / 1e9:.0f} after)",
                 f"step         {_ms(self.step_s)} ms ({_ms(low)} to {_ms(high)} in {len(self.steps_s)} readings), "
                 f"{self.step_flops / 1e9:.0f} GFLOP",
                 f"speed        {self.crops_per_s:.1f} crops/s, {self.views_per_s * patches:.0f} patches/s, of which "
-                f"{self.views_per_s * visible:.0f} visible",
+                f"{self.views_per_s * self.encoded_patches:.0f} visible",
                 f"of the peak  {self.share_of_peak:.1%}",
                 "memory       " + ", ".join(f"{n / 2**20:.0f} MiB {name}" for name, n in self.memory_bytes.items()),
                 "",
@@ -139,15 +148,15 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
     """Measure steps of `config` for about `seconds`, on crops of `store` or, without one, on random numbers.
 
     Raises:
-        ConfigError: no time, the machine lacks the device, or the model does not fit the store's front end.
+        ConfigError: `seconds` is no time, the machine lacks the device, or the model does not fit the store.
     """
     if not 0 <= seconds < math.inf:
-        raise ConfigError(f"{seconds:g} seconds to measure for; give 0 or more")
+        raise ConfigError(f"the time to measure for is {seconds:g} seconds; give 0 or more")
     device = pick_device(config.hardware.device)
     precision = pick_precision(config.hardware, device)
     use_threads(config.hardware.threads)
     keep_freed_memory()
-    # Measured before and after the steps: a machine that heats up, or is shared, gets slower meanwhile.
+    # The peak is measured before and after the steps: a machine that heats up, or is shared, slows down in between.
     before = matmul_peak(device, precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -161,6 +170,8 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
         precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision, "fp32"),
         threads=torch.get_num_threads(),
         data=f"from {store.folder}" if store else "random numbers",
+        views_per_crop=step.objective.views_per_crop,
+        encoded_patches=step.objective.encoded_patches,
         peaks=(before, matmul_peak(device, precision)),
         steps_s=tuple(steps_s),
         parts_s={name: median(part[name] for part in parts) for name in parts[0]},
@@ -172,7 +183,7 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
 class TrainingStep:
     """The step of `train/pretrain.py` on one process: call it to take one, or time its parts.
 
-    The encoder and decoder of a compiled network are timed as one part.
+    The encoder and the decoder of a compiled network are one part, as compilation joins them.
     """
 
     def __init__(self, config: PretrainConfig, store: Store | None = None):
@@ -182,20 +193,21 @@ class TrainingStep:
         self.objective = build_objective(config)
         self.engine = Engine(self.objective, config, statistics, Processes(0, 1, self.device))
         self.done = 0
+        self._views = config.data.batch_size * self.objective.views_per_crop
         self._crops = _crops(config, store)
 
     def __call__(self) -> Tensor:
-        """Take one step; returns its loss, which may not be computed yet."""
-        loss, _ = self.engine.step(*self.batch(), learning_rate(self.done, self.config))
+        """Take one step and return its loss, which the device may not have computed yet."""
+        loss, _ = self.engine.step(*self.batch(), learning_rate(self.done, self.config.optimizer, self._views))
         self.done += 1
         return loss
 
     def timed(self) -> dict[str, float]:
-        """Take one step; returns the seconds of each of its parts."""
+        """Take one step and return the seconds of each of its parts."""
         watch = _Stopwatch(self.device)
         self.engine.lap, nothing = watch.lap, self.engine.lap
         compiled = self.config.hardware.compile
-        # Where the encoder ends is seen from outside: by a hook on the decoder, which runs next.
+        # The encoder ends where the decoder begins, which a hook on the decoder notices.
         decoder = self.engine.model.decoder
         hook = None
         if decoder is not None and not compiled:
@@ -205,11 +217,12 @@ class TrainingStep:
         if hook is not None:
             hook.remove()
         if compiled:
+            # The hook was left out, so this lap holds the encoder, too.
             return {name.replace("decoder and loss", "forward"): s for name, s in watch.laps_s.items()}
         return watch.laps_s
 
     def batch(self) -> tuple[np.ndarray, Tensor]:
-        """Return the next crops and what the objective draws for them."""
+        """Return the next crops, and what the objective draws for them."""
         return next(self._crops), self.objective.draw(self.done, 0, 1)
 
     def close(self) -> None:
@@ -218,15 +231,13 @@ class TrainingStep:
 
 
 def memory_bytes(device: torch.device) -> dict[str, int]:
-    """Return the most memory in use on the GPU; on CPU that of the process now, if the system says, and at most."""
+    """Return the most memory in use on the GPU; on CPU that of the process, now (if known) and at most."""
+    most, pages = peak_memory_bytes(device), Path("/proc/self/statm")
     if device.type == "cuda":
-        return {"at most on the GPU": torch.cuda.max_memory_allocated(device)}
-    unit = 1 if sys.platform == "darwin" else 1024
-    most = {"at most": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-    pages = Path("/proc/self/statm")
-    if not pages.exists():
-        return most
-    return {"now": int(pages.read_text().split()[1]) * resource.getpagesize()} | most
+        return {"at most on the GPU": most}
+    # Only Linux tells what a process uses now: the second number of this file, in pages.
+    now = {"now": int(pages.read_text().split()[1]) * resource.getpagesize()} if pages.exists() else {}
+    return now | {"at most": most}
 
 
 def device_name(device: torch.device) -> str:
@@ -237,7 +248,7 @@ def device_name(device: torch.device) -> str:
 
 
 def steps_per_reading(device: torch.device) -> int:
-    """Return the steps between waiting for the device: 1 on CPU; a GPU works behind the host, as in training."""
+    """Return the number of steps between two waits for the device: 1 on CPU; on a GPU more, as in training."""
     return 1 if device.type == "cpu" else _GPU_STEPS_PER_READING
 
 
@@ -247,6 +258,7 @@ class _Stopwatch:
     def __init__(self, device: torch.device):
         self.laps_s: dict[str, float] = {}
         self._device = device
+        # A GPU works in the background; its earlier work must not count.
         wait_for(device)
         self._last_s = time.perf_counter()
 
@@ -258,12 +270,12 @@ class _Stopwatch:
 
 
 def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict[str, float]]]:
-    # The first steps allocate memory and choose kernels.
     for _ in range(_WARM_UP_STEPS):
         step()
     end_s = time.perf_counter() + seconds
     steps_s: list[float] = []
     parts: list[dict[str, float]] = []
+    # Whole steps and steps in parts alternate, so that a change of the machine's speed affects both.
     while len(steps_s) < _LEAST_READINGS or time.perf_counter() < end_s:
         steps_s.append(seconds_of(step, steps_per_reading(step.device), step.device))
         parts.append(step.timed())
@@ -271,7 +283,7 @@ def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict
 
 
 def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray, None, None]:
-    # (crops, frames, mels) float16: read ahead from the store as in training, or the same random ones forever.
+    # Yield (crops, frames, mels) float16, read ahead from the store as in training, or the same random ones forever.
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)
         return stream.batches(0, _ENDLESS, config.hardware.readers)
@@ -279,11 +291,6 @@ def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray,
     normal = np.random.default_rng(config.run.seed).standard_normal(shape, np.float32)
     made_up = (Statistics().mean + Statistics().std * normal).astype(np.float16)
     return (made_up for _ in itertools.count())
-
-
-def _patches(config: PretrainConfig) -> tuple[int, int]:
-    grid = grid_of(config.model)
-    return grid.patches, grid.visible_patches(config.masking.ratio)
 
 
 def _ms(seconds: float) -> float:

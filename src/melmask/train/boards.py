@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its own files: TensorBoard if it is installed, Weights & Biases if asked for."""
+"""Where a run's numbers go besides its own files: TensorBoard if it is installed, Weights & Biases if configured."""
 
 import os
 import socket
@@ -16,17 +16,18 @@ from melmask.settings import to_dict
 from melmask.system.files import atomic_write, ensure_folder
 
 WANDB_ID = "wandb_id"
-"""The file that keeps a run's identity at Weights & Biases, so that a resumed run stays the same run there."""
+"""The file with the run's identity at Weights & Biases, so that a resumed run stays the same run there."""
 
 
 class Board(ABC):
-    """A place that shows numbers as they come. Attribute: `name`, what people call it."""
+    """A place that shows numbers as they come."""
 
     name: str
+    """The board's name in messages."""
 
     @abstractmethod
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Show numbers at a step."""
+        """Show the numbers of a step."""
 
     @abstractmethod
     def close(self) -> None:
@@ -37,10 +38,10 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
     """Open the boards of a run that begins, or that resumes after `first_step`.
 
     Raises:
-        ConfigError: Weights & Biases refuses.
-        MissingExtraError: it is asked for and not installed.
+        ConfigError: Weights & Biases refuses the run.
+        MissingExtraError: Weights & Biases is configured but not installed.
     """
-    # Weights & Biases first: it may refuse, and then nothing else should be open.
+    # Weights & Biases comes first: if it refuses the run, nothing else should be open.
     boards: list[Board] = []
     if config.run.wandb_project:
         boards.append(_WeightsAndBiases(run, config))
@@ -49,16 +50,16 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
     except ImportError:
         pass
     except Exception as error:
-        # Nobody has asked for TensorBoard, and an installation of it may be broken in many ways.
+        # TensorBoard is optional, and an installation of it may be broken in many ways: that must not stop a run.
         reason = " ".join(str(error).split())
-        sys.stderr.write(f"melmask: TensorBoard takes no numbers ({reason}); the run goes on without it\n")
+        sys.stderr.write(f"melmask: TensorBoard takes no numbers ({reason}); the run continues without it\n")
     return boards
 
 
 class _TensorBoard(Board):
-    """Event files; resuming hides what lies beyond the first step.
+    """Writes TensorBoard's event files; a resumed run hides the earlier numbers beyond its first step.
 
-    Each row is written at once. PyTorch's writer has a thread for that, which shows its own traceback on a full disk.
+    Each row is written at once. PyTorch's own writer uses a thread, which prints a traceback when the disk is full.
     """
 
     name = "TensorBoard"
@@ -72,6 +73,7 @@ class _TensorBoard(Board):
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{first_step}"
         self._writer = RecordWriter((ensure_folder(folder) / name).open("wb"))
         self._write(file_version="brain.Event:2")
+        # This event makes TensorBoard drop what a previous session wrote from that step on.
         self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -87,7 +89,7 @@ class _TensorBoard(Board):
 
 
 class _WeightsAndBiases(Board):
-    """A run of a project; wandb decides where it is kept (`WANDB_MODE=offline`: in the run's folder)."""
+    """Shows numbers as a run of a project; with `WANDB_MODE=offline`, wandb keeps them in the run's folder."""
 
     name = "Weights & Biases"
 
@@ -97,7 +99,7 @@ class _WeightsAndBiases(Board):
         except ImportError:
             raise MissingExtraError("wandb", "wandb") from None
         path = run / WANDB_ID
-        # An empty file holds no identity, and wandb must be given the same one each time.
+        # wandb needs the same identity each time, and an empty file has none.
         if not path.exists() or not path.read_text().strip():
             with atomic_write(path, "w") as file:
                 file.write(uuid.uuid4().hex)
@@ -112,13 +114,13 @@ class _WeightsAndBiases(Board):
                 settings=wandb.Settings(console="off", silent=True),
             )
         except Exception as error:
-            # The service, the network and wandb's checks of names raise errors of many classes.
+            # wandb's service, the network and wandb's checks raise errors of many classes.
             reason = " ".join(str(error).split()).rstrip(".")
             raise ConfigError(
                 f"run.wandb_project is {config.run.wandb_project!r}, but wandb says: {reason}; log in with "
                 "`wandb login`, or set WANDB_MODE=offline"
             ) from None
-        # A resumed run repeats steps. wandb's own count only grows and would drop them, so ours is the axis.
+        # A resumed run repeats steps. wandb's own step count only grows and would drop them, so ours is the axis.
         self._run.define_metric("step")
         self._run.define_metric("train/*", step_metric="step")
 

@@ -1,4 +1,4 @@
-"""Training time over all resumptions, and the rates made of it."""
+"""Training time over all calls of `pretrain`, the rates that follow from it, and the memory in use."""
 
 import resource
 import sys
@@ -11,11 +11,12 @@ import torch
 
 T = TypeVar("T")
 
+# The unit of `ru_maxrss` differs: bytes on macOS, kilobytes elsewhere.
 _BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
 
 class Rates(NamedTuple):
-    """What a clock says of a log interval; `record.MetricsRow` describes each number."""
+    """What a clock measured in a log interval; `record.MetricsRow` describes each number."""
 
     crops_per_s: float
     data_wait: float
@@ -24,14 +25,15 @@ class Rates(NamedTuple):
 
 
 class Clock:
-    """Counts seconds of a run; a log interval is from one call of `rates` to the next."""
+    """Counts the seconds of a run; a log interval lasts from one call of `rates` to the next."""
 
     def __init__(self, step: int, seconds_before: float):
-        # A monotonic clock: the time of day may jump.
+        # The time of day may jump, so a monotonic clock is read.
         self._start_s = self._saved_s = self._logged_s = time.monotonic()
         self._before_s = seconds_before
         self._logged_step = step
         self._waited_s = 0.0
+        # The first page is due one interval after the start.
         self._page_s = 0.0
 
     def seconds_here(self) -> float:
@@ -51,14 +53,14 @@ class Clock:
         self._saved_s = time.monotonic()
 
     def page_due(self, interval_s: float) -> bool:
-        """Tell whether it is time for the next page, of which there is one each `interval_s` at most."""
+        """Tell whether the next page is due: at most one is written in each `interval_s`."""
         due = self.seconds_here() - self._page_s >= interval_s
         if due:
             self._page_s = self.seconds_here()
         return due
 
     def waits(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the same items; the time until each comes counts as waiting for data."""
+        """Yield the same items; count the time until each of them comes as waiting for data."""
         source = iter(batches)
         while True:
             start_s = time.monotonic()
@@ -71,28 +73,29 @@ class Clock:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Count what is done in here, such as looking and saving, as the run's time but not in its throughput."""
+        """Leave the time inside, such as that of saving, out of the throughput, but not out of the run's time."""
         start_s = time.monotonic()
         yield
         # Moving the interval's beginning by as much leaves this time out of its rates.
         self._logged_s += time.monotonic() - start_s
 
     def restarted(self, step: int) -> None:
-        """Begin a new interval at `step`: what was measured since the last log does not count."""
+        """Begin a new interval at `step`; what was measured since the last log does not count."""
         self._logged_s, self._logged_step, self._waited_s = time.monotonic(), step, 0.0
 
     def rates(self, step: int, steps: int, crops_per_step: int) -> Rates:
-        """Measure from the last call to now, at `step` of `steps`."""
+        """Return the rates since the last call, at `step` of `steps`."""
         now_s = time.monotonic()
         interval_s = now_s - self._logged_s
+        # The interval's own speed gives the time left: it follows what the machine does now.
         step_s = interval_s / (step - self._logged_step)
         wait = self._waited_s / interval_s
         self.restarted(step)
         return Rates(crops_per_step / step_s, wait, self.seconds(), (steps - step) * step_s)
 
 
-def memory_mb(device: torch.device) -> float:
-    """Return the most memory that was in use at once: of the GPU, or of this process."""
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that was in use at once: on the GPU, or by this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_MAXRSS / 2**20
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_MAXRSS

@@ -1,4 +1,4 @@
-"""When a training breaks down - a loss or gradient that is not finite, a spike - and how it goes back from there."""
+"""Find out whether a training has broken down (a loss that is not finite, a spike), and return to the last snapshot."""
 
 import math
 import statistics
@@ -11,28 +11,27 @@ from melmask.train.state import RunState, Training
 
 
 class Measured(NamedTuple):
-    """What was measured since the last log, over all processes."""
+    """What was measured since the last log, over all processes; the gradient norm is that of the last step."""
 
     mean_loss: float
     worst_loss: float
     gradient_norm: float
-    """Of the last step."""
 
 
 def find_fault(measured: Measured, recent: Sequence[float], spike_factor: float) -> str | None:
-    """Say what is wrong with the steps since the last log; None if nothing is.
+    """Return what is wrong with the steps since the last log; None if nothing is.
 
     Args:
-        measured: Of these steps.
+        measured: What these steps gave.
         recent: Mean losses of the log intervals before them; their median is the usual loss.
-        spike_factor: A loss above the usual one by this factor is a spike; 0: no loss is.
+        spike_factor: A loss above the usual one by this factor is a spike; 0: no loss is a spike.
     """
     mean_loss, worst_loss, gradient_norm = measured
     if not math.isfinite(mean_loss + worst_loss):
         return "the loss is not finite"
     if not math.isfinite(gradient_norm):
         return "the gradient is not finite"
-    # The median is not moved by the spike itself. Without any past interval nothing is unusual.
+    # A single spike does not move the median. Without past intervals no loss is unusual.
     usual = statistics.median(recent) if recent else math.inf
     if spike_factor and worst_loss > spike_factor * usual:
         return f"a loss of {worst_loss:.4g} is {worst_loss / usual:.1f} times the usual {usual:.4g}"
@@ -40,7 +39,7 @@ def find_fault(measured: Measured, recent: Sequence[float], spike_factor: float)
 
 
 def roll_back(training: Training, state: RunState, fault: str) -> None:
-    """Return to the last snapshot, to go on after the batches since, if the configuration says so.
+    """Return to the last snapshot and skip the batches since, if the configuration allows it.
 
     Raises:
         TrainingError: it says to stop, there were too many rollbacks in a row, or there is no snapshot.
@@ -51,11 +50,11 @@ def roll_back(training: Training, state: RunState, fault: str) -> None:
         kept = f"the last good snapshot is in {training.run}" if saved else "nothing was saved yet"
         or_else = ", or resume with run.on_divergence=rollback" if saved and config.on_divergence == "stop" else ""
         raise TrainingError(
-            f"step {at}: {fault}; {kept}: start another run with a lower optimizer.learning_rate or "
+            f"step {at}: {fault}; {kept}: start another run with a lower optimizer.learning_rate or with "
             f"optimizer.max_gradient_norm=1{or_else}"
         )
     state.back_to(load_snapshot(training.run, training.engine))
-    # The time that was spent still counts as the run's, but not in the rates of the next interval.
+    # The time still counts as the run's, but not in the rates of the next interval.
     training.clock.restarted(state.step)
     skipped = at - state.step
     training.log.event(state.step, "rollback", f"{fault}; back from step {at}, skipping {skipped} batches")

@@ -1,7 +1,7 @@
 """One optimizer step of an objective, on one process or many, and the state that such steps change.
 
-A step is the same function of (weights, crops, draws, rate) for any number of processes and any micro-batch, up to
-rounding: gradients are means over the rows of the global batch, whoever computes them.
+Up to rounding, a step is the same function of (weights, crops, draws, rate) for any number of processes and any
+micro-batch, because gradients are means over the rows of the global batch.
 """
 
 import contextlib
@@ -28,8 +28,10 @@ from melmask.train.processes import Processes
 class Engine:
     """An objective in training: weights, the optimizer's moments, the average of the weights, the loss scale.
 
-    Attributes: `objective`, `averaged` (its network's average, None without `optimizer.ema_decay`), `optimizer`,
-    `precision`, `device`; `lap` is called with the name of each part of a step as it ends, for whoever measures them.
+    Attributes:
+        objective, optimizer, precision, device: What a step uses.
+        averaged: The average of the network's weights over the steps; None without `optimizer.ema_decay`.
+        lap: Called with the name of each part of a step when the part ends; `train/bench.py` measures with it.
     """
 
     def __init__(self, objective: Objective, config: PretrainConfig, statistics: Statistics, processes: Processes):
@@ -39,34 +41,35 @@ class Engine:
         self._sharded = config.hardware.sharding == "fsdp" and processes.count > 1
         if self._sharded and self.precision == torch.float16:
             raise ConfigError("hardware.precision is fp16 and hardware.sharding fsdp; use bf16 or sharding=none")
-        # The average begins as a copy, made before the weights are shared out.
+        # The average begins as a copy. The copy is made here, while this process still has all weights.
         self.averaged = copy.deepcopy(self.model) if config.optimizer.ema_decay else None
         if self.averaged is not None:
             self._place(self.averaged, self.averaged.blocks())
         loss = _Loss(objective)
         self._place(loss, self.model.blocks())
         self._loss: nn.Module = loss
-        # The teacher of an objective, say, keeps nothing for a backward pass: only the network's blocks are told.
+        # Only the network's blocks keep activations for a backward pass; those of a teacher, for example, do not.
         for block in self.model.blocks():
             block.checkpointing = config.hardware.activation_checkpointing
-        # Compiled before it is copied to the processes: DDP then calls the compiled loss.
+        # The loss is compiled before DDP wraps it, so that DDP calls the compiled one.
         if config.hardware.compile:
             loss.compile()
         if processes.count > 1 and not self._sharded:
             self._loss = DistributedDataParallel(loss, gradient_as_bucket_view=True)
         self.optimizer = build_optimizer(objective.module, config.optimizer)
-        self.lap: Callable[[str], None] = _nothing
+        self.lap: Callable[[str], None] = lambda _: None
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=self.precision == torch.float16)
 
     @property
     def model(self) -> Network:
-        """The network that the objective trains, with the weights of the moment."""
+        """The network that the objective trains, with its current weights."""
         return self.objective.network
 
     def _place(self, module: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Move to the device and, if the processes share the weights, give each its part, block by block."""
+        """Move a module to the device and, if the processes share its weights, keep only this process' part."""
         module.to(self.device)
         if self._sharded:
+            # Block by block: FSDP gathers one sharded module at a time, so only one block is whole in memory.
             for block in blocks:
                 fully_shard(block)
             fully_shard(module)
@@ -76,17 +79,17 @@ class Engine:
 
         Args:
             crops: (rows, frames, mels) float16 log-mels.
-            drawn: What the objective drew for these rows, such as their masks; equally many entries for each.
+            drawn: What the objective drew for these rows, such as their masks; each row has the same number of entries.
             rate: Learning rate of this step.
 
         Returns:
-            This process' mean loss, and the norm of the gradient before clipping; both still on the device.
+            This process' mean loss, and the norm of the gradient before clipping; both are still on the device.
         """
         with exact_float32_products(self.device):
             return self._step(crops, drawn, rate)
 
     def _step(self, crops: np.ndarray, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        # The schedule is a function of the step, so the optimizer has no scheduler that would have to be saved.
+        # The rate is a function of the step, so there is no scheduler whose state would have to be saved.
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -105,10 +108,10 @@ class Engine:
                 self._scaler.scale(loss).backward()
                 self.lap("backward")
             total += loss.detach()
-        # All that the scaler asks of an optimizer is its groups and its step, which ours has too.
+        # The scaler uses only an optimizer's groups and its step, which `MuonAndAdamW` has too.
         optimizer = cast("torch.optim.Optimizer", self.optimizer)
         self._scaler.unscale_(optimizer)
-        # The norm is wanted for the record even if nothing is clipped: an infinite limit clips nothing.
+        # The record has the norm even if nothing is clipped: an infinite limit clips nothing.
         limit = self._config.optimizer.max_gradient_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.objective.module.parameters(), limit)
         self._scaler.step(optimizer)
@@ -118,14 +121,14 @@ class Engine:
         self.lap("optimizer")
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self._scaler.is_enabled():
-            # With a scaled loss an overflow now and then is normal: the scaler has skipped such a step.
+            # An occasional overflow of a scaled loss is normal: the scaler has skipped such a step.
             norm = norm.nan_to_num(0.0, 0.0, 0.0)
         return total, norm
 
     def _micro_batches(self, crops: np.ndarray, drawn: Tensor) -> Iterator[tuple[np.ndarray, Tensor, float, bool]]:
-        """Yield (crops, what was drawn for them, their share of the rows, whether they are the last)."""
+        """Yield (crops, what was drawn for them, their share of the rows, whether they are the last part)."""
         size = self._config.hardware.micro_batch or len(crops)
-        # An objective may draw several entries for a crop, such as masks; they stay with it.
+        # An objective may draw several entries for a crop, such as masks; they stay with their crop.
         per_crop = len(drawn) // len(crops)
         for start in range(0, len(crops), size):
             part = crops[start : start + size]
@@ -133,8 +136,8 @@ class Engine:
             yield part, drawn[start * per_crop : (start + size) * per_crop], len(part) / len(crops), last
 
     def _exchange_gradients(self, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Sum gradients over the processes with the last micro-batch only."""
-        # Sums of earlier micro-batches stay on each process: exchanging them once is enough, and cheaper.
+        """Exchange gradients between the processes only in the backward pass of the last micro-batch."""
+        # Each process sums the gradients of its micro-batches; exchanging the sums once is enough, and cheaper.
         if isinstance(self._loss, FSDPModule):
             self._loss.set_requires_gradient_sync(now)
         elif isinstance(self._loss, DistributedDataParallel) and not now:
@@ -145,26 +148,26 @@ class Engine:
     def _average(self) -> None:
         if self.averaged is None:
             return
-        # Parameters only: positions are buffers, computed and equal in both.
+        # Parameters only: the buffers are position tables, which are equal in both.
         weight = 1 - self._config.optimizer.ema_decay
         for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             _local(mean).lerp_(_local(value), weight)
 
     def inference_model(self) -> Network:
-        """Return the network that checkpoints hold, all of it: the averaged one if there is one.
+        """Return the whole network that checkpoints hold: the averaged one if there is one.
 
         Every process must call this.
         """
         chosen = self.averaged or self.model
         if not self._sharded:
             return chosen
-        # Only the first process needs it, but gathering the parts takes all of them.
+        # Only the first process uses the result, but gathering the parts takes all processes.
         whole = build_network(self.model.config)
         whole.load_state_dict(_whole(chosen.state_dict()))
         return whole.to(self.device) if self._processes.first else whole
 
     def state(self) -> dict[str, Any]:
-        """Return all that steps change, whole, whatever the sharding. Every process must call this."""
+        """Return all that steps change; parts that the processes share are gathered. Every process must call this."""
         state = {"model": self.objective.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
@@ -178,10 +181,10 @@ class Engine:
         return not torch.stack([part.detach().isfinite().all() for part in own]).all()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave, on any number of processes.
+        """Restore what `state` returned, on any number of processes.
 
         Raises:
-            KeyError, RuntimeError, ValueError: it is of another network.
+            KeyError, RuntimeError, ValueError: it belongs to another network.
         """
         self._load_weights(self.objective.module, state["model"])
         if self.averaged is not None:
@@ -190,10 +193,10 @@ class Engine:
             self._scaler.load_state_dict(state["scaler"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._sharded:
-            assert isinstance(self.optimizer, torch.optim.AdamW), "PretrainConfig refuses the other"
+            assert isinstance(self.optimizer, torch.optim.AdamW), "PretrainConfig refuses Muon with sharding"
             for parameter, moments in self.optimizer.state.items():
                 for name, value in moments.items():
-                    # Moments are as large as their parameter; the count of steps is a single number.
+                    # Moments are shared like their parameter, whose shape they have; the count of steps is one number.
                     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
                         moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
@@ -205,7 +208,7 @@ class Engine:
 
 
 class _Loss(nn.Module):
-    """The objective's loss as the `forward` of a module: that is what torch compiles, copies and shards."""
+    """The objective's loss as the `forward` of a module, because PyTorch compiles, copies and shards modules."""
 
     def __init__(self, objective: Objective):
         super().__init__()
@@ -217,12 +220,8 @@ class _Loss(nn.Module):
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    # Only a copy from pinned memory does not wait for what the GPU has still to do.
+    # Only a copy from pinned memory need not wait until the GPU has done its earlier work.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def _nothing(_part: str) -> None:
-    pass
 
 
 def _local(parameter: Tensor) -> Tensor:
@@ -230,14 +229,14 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def _as_shared(value: Tensor, own: Tensor) -> Tensor:
-    """Give each process its part of `value`, if it has only a part of `own`."""
+    """Return this process' part of `value` if it has only a part of `own`, else all of it."""
     if not isinstance(own, DTensor):
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
 
 
 def _whole(state: Any) -> Any:
-    """Gather every sharded tensor of a nested state on the CPU."""
+    """Return a nested state with every sharded tensor gathered on the CPU."""
     if isinstance(state, DTensor):
         return state.full_tensor().cpu()
     if isinstance(state, dict):

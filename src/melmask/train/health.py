@@ -1,4 +1,7 @@
-"""Whether a pre-training run is healthy, in a sentence per check for somebody who has never trained a model."""
+"""Whether a pre-training run is healthy: a few sentences for each check, for readers who have never trained a model.
+
+A text says what was seen, what that means, and, if something is wrong, what to do.
+"""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -9,22 +12,27 @@ from melmask.train.record import RunRecord, Series
 
 Level = Literal["ok", "warn", "bad", "wait"]
 _MIN_ROWS = 20
+"""Fewer rows of numbers than this show no trend."""
 _RECENT_ROWS = 10
 _SPIKE = 10.0
+"""A gradient this many times the usual one is a jump."""
 
 
 class Check(NamedTuple):
-    """One judgement; `wait` means that there are too few numbers for one."""
+    """One judgement; `wait` means that there are not enough numbers for one."""
 
     level: Level
     title: str
     text: str
 
 
+_Judgement = tuple[Level, str] | None
+
+
 def check_health(record: RunRecord) -> list[Check]:
     """Make all checks that the run's numbers allow, always in the same order."""
-    made = (check(record) for check in _CHECKS)
-    return [check for check in made if check is not None]
+    judged = {title: judge(record) for title, judge in _CHECKS.items()}
+    return [Check(found[0], title, found[1]) for title, found in judged.items() if found is not None]
 
 
 def number_text(value: float) -> str:
@@ -32,207 +40,195 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _rows(record: RunRecord, name: str) -> Series | None:
-    """Return the finite rows of a number; None if there are none."""
+def _rows(record: RunRecord, name: str, least: int = 1) -> Series | None:
+    """Return the finite rows of a number; None if there are fewer than `least`."""
     series = record.series.get(name)
     finite = series.finite() if series is not None else None
-    return finite if finite is not None and len(finite.values) else None
+    return finite if finite is not None and len(finite.values) >= least else None
 
 
-def _loss_is_a_number(record: RunRecord) -> Check | None:
-    title = "Loss value"
+def _loss_is_a_number(record: RunRecord) -> _Judgement:
     series = record.series.get("loss")
     if series is None:
         return None
     broken = series.steps[~np.isfinite(series.values)]
     if not np.isfinite(series.values[-1]):
-        return Check(
-            "bad",
-            title,
-            f"At step {series.steps[-1]:,.0f} the loss is {series.values[-1]}: the model is broken from there on. "
-            "Start another run with a lower optimizer.learning_rate or with optimizer.max_gradient_norm=1.",
+        return "bad", (
+            f"At step {series.steps[-1]:,.0f} the loss is {series.values[-1]}, which is not a usable number. The model "
+            "is broken from there on. Start another run with a lower optimizer.learning_rate, or with "
+            "optimizer.max_gradient_norm=1."
         )
     if len(broken):
-        return Check(
-            "warn",
-            title,
-            f"It was not finite, last at step {broken[-1]:,.0f}, but is again. If that comes back, start "
-            "another run with a lower optimizer.learning_rate.",
+        return "warn", (
+            f"The loss was not a usable number for some steps, last at step {broken[-1]:,.0f}; now it is one again. "
+            "If this happens again, start another run with a lower optimizer.learning_rate."
         )
-    return Check("ok", title, "Every loss so far is a finite number: the arithmetic holds.")
+    return "ok", "Every loss so far is a finite number, so the arithmetic works."
 
 
-def _loss_falls(record: RunRecord) -> Check | None:
-    title = "Loss trend"
+def _loss_falls(record: RunRecord) -> _Judgement:
     series = _rows(record, "loss")
     if series is None:
         return None
     rows = len(series.values)
     if rows < _MIN_ROWS:
-        return Check("wait", title, f"Too early to say: {rows} of the {_MIN_ROWS} lines of numbers this needs.")
-    # Two fifths are compared by their means, as single losses are noisy.
+        return "wait", f"Too early to say: this check needs {_MIN_ROWS} log intervals, and there are {rows}."
+    # The means of the last two fifths are compared, because single losses are noisy.
     fifth = rows // 5
     before, now = series.values[-2 * fifth : -fifth].mean(), series.values[-fifth:].mean()
     change = (now - before) / max(abs(before), 1e-12)
     seen = f"from {number_text(before)} to {number_text(now)} ({100 * change:+.1f} %)"
     if change < -0.001:
-        return Check("ok", title, f"It fell over the last fifth of the numbers, {seen}: the model is still learning.")
+        return "ok", (
+            f"The loss measures the model's mistakes. Over the last fifth of the run it fell {seen}, so the model is "
+            "still learning."
+        )
     if change > 0.02:
-        return Check(
-            "bad",
-            title,
-            f"It rose over the last fifth of the numbers, {seen}. If it goes on rising, start another run with a lower "
-            "optimizer.learning_rate.",
+        return "bad", (
+            f"The loss measures the model's mistakes. Over the last fifth of the run it rose {seen}, so the model is "
+            "getting worse. If it keeps rising, start another run with a lower optimizer.learning_rate."
         )
     if _rate_share(record) < 0.05 or record.state == "done":
-        return Check("ok", title, f"It is level, {seen}, as it should be when the learning rate comes to its end.")
-    return Check(
-        "warn",
-        title,
-        f"It is level over the last fifth of the numbers, {seen}. It may still fall as the learning rate does; if not, "
-        "more steps gain little, and a larger model or more sound gains more.",
+        return "ok", f"The loss has settled, {seen}. That is normal once the learning rate is close to zero."
+    return "warn", (
+        f"The loss hardly changes: over the last fifth of the run it went {seen}. It may fall again as the learning "
+        "rate does. If it does not, more steps will gain little; a larger model or more sound will gain more."
     )
 
 
-def _gradient_is_calm(record: RunRecord) -> Check | None:
-    title = "Gradient"
-    series = _rows(record, "gradient_norm")
-    if series is None or len(series.values) < _MIN_ROWS:
+def _gradient_is_calm(record: RunRecord) -> _Judgement:
+    series = _rows(record, "gradient_norm", _MIN_ROWS)
+    if series is None:
         return None
     median = float(np.median(series.values))
-    # The first steps of an untrained model are large and mean nothing.
+    # The gradients of an untrained model are large; those of the warm-up are therefore left out.
     spikes = series.steps[(series.values > _SPIKE * median) & (series.steps > record.setting("optimizer.warmup_steps"))]
     if not len(spikes):
-        return Check("ok", title, f"No gradient after the warm-up is over {_SPIKE:.0f} times the usual one.")
+        return "ok", (
+            "The gradient says how strongly a step wants to change the model. After the warm-up it never exceeded "
+            f"{_SPIKE:.0f} times its usual size, so training is stable."
+        )
+    # A few jumps are normal; three that make up one per cent of the intervals are not.
     many = len(spikes) >= max(3, 0.01 * len(series.values))
-    return Check(
-        "bad" if many else "warn",
-        title,
-        f"{len(spikes)} of {len(series.values)} logged gradients are over {_SPIKE:.0f} times the usual "
-        f"{number_text(median)}, last at step {spikes[-1]:,.0f}: "
-        f"{'training is unstable' if many else 'a rare jump does no harm'}. To tame them, start another run with "
-        f"optimizer.max_gradient_norm={3 * median:.2g} or a lower optimizer.learning_rate.",
+    return "bad" if many else "warn", (
+        f"The gradient says how strongly a step wants to change the model. In {len(spikes)} of {len(series.values)} "
+        f"log intervals, last at step {spikes[-1]:,.0f}, it exceeded {_SPIKE:.0f} times its usual size of "
+        f"{number_text(median)}. {'Training is unstable.' if many else 'A rare jump does no harm.'} To prevent jumps, "
+        f"start another run with optimizer.max_gradient_norm={3 * median:.2g} or a lower optimizer.learning_rate."
     )
 
 
-def _speed_holds(record: RunRecord) -> Check | None:
-    title = "Speed"
-    series = _rows(record, "crops_per_s")
-    if series is None or len(series.values) < _MIN_ROWS:
+def _speed_holds(record: RunRecord) -> _Judgement:
+    series = _rows(record, "crops_per_s", _MIN_ROWS)
+    if series is None:
         return None
-    # Medians: a single slow interval means nothing.
+    # Medians are compared, because a single slow interval means nothing.
     usual, now = float(np.median(series.values)), float(np.median(series.values[-_RECENT_ROWS:]))
-    seen = f"{number_text(now)} crops/s, usually {number_text(usual)}"
+    seen = f"{number_text(now)} crops (pieces of sound) a second; its usual speed is {number_text(usual)}"
     if now >= usual / 2:
-        return Check("ok", title, f"It runs at its usual speed: {seen}.")
-    return Check(
-        "bad" if now < usual / 5 else "warn",
-        title,
-        f"It became slow: {seen}. Look for other programs on the machine, for heat, and at the disk of the store; the "
-        "result does not suffer.",
+        return "ok", f"The run trains on {seen}."
+    return "bad" if now < usual / 5 else "warn", (
+        f"The run has become slow. It trains on {seen}. Check whether other programs use the machine, whether it is "
+        "too hot, and whether the store's disk is slow. The result does not suffer."
     )
 
 
-def _data_arrives(record: RunRecord) -> Check | None:
-    title = "Data"
+def _data_arrives(record: RunRecord) -> _Judgement:
     series = _rows(record, "data_wait")
     if series is None:
         return None
     share = float(np.median(series.values[-_RECENT_ROWS:]))
-    seen = f"{100 * share:.0f} % of the time goes into waiting for data"
+    seen = f"The run spends {100 * share:.0f} % of its time waiting for data"
     if share <= 0.1:
-        return Check("ok", title, f"{seen}: reading keeps up with computing.")
-    return Check(
-        "bad" if share > 0.3 else "warn",
-        title,
-        f"{seen}. Stop, then resume with more hardware.readers (now {number_text(record.setting('hardware.readers'))}) "
-        "or with the store on a faster disk; the result stays the same.",
+        return "ok", f"{seen}, so reading keeps up with computing."
+    return "bad" if share > 0.3 else "warn", (
+        f"{seen}. Stop it, then resume it with more hardware.readers (now "
+        f"{number_text(record.setting('hardware.readers'))}), or move the store to a faster disk. The result stays the "
+        "same."
     )
 
 
-def _features_are_rich(record: RunRecord) -> Check | None:
-    title = "Feature variety"
+def _features_are_rich(record: RunRecord) -> _Judgement:
     series = _rows(record, "feature_rank")
     if series is None:
         return None
     now, best, width = float(series.values[-1]), float(series.values.max()), record.setting("model.width")
-    # So many sounds cannot have more directions.
+    # The vectors of n sounds span at most n directions, however wide the model is.
     most = min(width, record.last("rank_units") or width)
-    seen = f"the features use about {now:.0f}{f' of {width:.0f}' if width else ''} directions"
-    advice = "All sounds get nearly the same vector: start another run with a lower optimizer.learning_rate."
+    seen = (
+        "The model turns each sound into a vector. The vectors of different sounds use about "
+        f"{now:.0f}{f' of {width:.0f}' if width else ''} directions"
+    )
+    advice = "All sounds get almost the same vector. Start another run with a lower optimizer.learning_rate."
+    # Collapse is the usual way in which self-supervised training fails: one vector for everything.
     if now < 0.1 * best:
-        return Check("bad", title, f"They collapsed: {seen}, after {best:.0f} at the best. {advice}")
+        return "bad", f"{seen}, after {best:.0f} at best: they have collapsed. {advice}"
     if now < 0.05 * most:
         if series.steps[-1] < 0.1 * record.setting("optimizer.steps"):
-            return Check("warn", title, f"So far {seen}. Few at the start are usual; they should soon become more.")
-        return Check("bad", title, f"They are poor: {seen}. {advice}")
-    return Check("ok", title, f"For different sounds {seen}: they have not collapsed.")
+            return "warn", f"{seen}. A small number is normal at the start; it should grow soon."
+        return "bad", f"{seen}, which is very few. {advice}"
+    return "ok", f"{seen}, so the model tells sounds apart."
 
 
-def _accuracy_holds(record: RunRecord) -> Check | None:
-    title = "Feature usefulness"
+def _accuracy_holds(record: RunRecord) -> _Judgement:
     series = _rows(record, "knn_accuracy")
     if series is None:
         return None
+    # A score falls when a model learns details that the labels do not need, or when it breaks.
     best = int(series.values.argmax())
     now, top = float(series.values[-1]), float(series.values[best])
-    seen = f"nearest neighbours name {100 * now:.1f} % of the labelled sounds correctly"
+    seen = (
+        "Each labeled sound is given the label of the sounds that the model finds most similar. "
+        f"{100 * now:.1f} % of these labels are right"
+    )
     if top - now <= 0.05:
-        return Check("ok", title, f"With these features {seen}; the best so far is {100 * top:.1f} %.")
-    return Check(
-        "bad" if top - now > 0.15 else "warn",
-        title,
-        f"With these features {seen}, after {100 * top:.1f} % at step {series.steps[best]:,.0f}. If it falls "
-        "further, use a checkpoint from around that step, or start another run with fewer optimizer.steps.",
+        return "ok", f"{seen}; the best result so far is {100 * top:.1f} %."
+    return "bad" if top - now > 0.15 else "warn", (
+        f"{seen}, after {100 * top:.1f} % at step {series.steps[best]:,.0f}. If the share keeps falling, use a "
+        "checkpoint from around that step, or start another run with fewer optimizer.steps."
     )
 
 
-def _nothing_went_wrong(record: RunRecord) -> Check | None:
-    title = "Mishaps"
+def _nothing_went_wrong(record: RunRecord) -> _Judgement:
+    # A spike that a rollback does not follow has ended the run.
     if record.events and record.events[-1].kind == "spike":
         step, _, text = record.events[-1]
         goes_back = record.settings.get("run.on_divergence") == "rollback"
-        back = "" if goes_back else "resume with run.on_divergence=rollback, or "
-        return Check(
-            "bad",
-            title,
-            f"The run broke off at step {step:,}: {text}. To repair it, {back}"
-            "start another run with a lower optimizer.learning_rate, and look for sound that is not like the rest.",
+        resume = "" if goes_back else "Resume it with run.on_divergence=rollback, or start"
+        return "bad", (
+            f"The run ended early, at step {step:,}: {text}. {resume or 'Start'} another run with a lower "
+            "optimizer.learning_rate. Also look for sound files that are unlike the rest."
         )
     rollbacks, skips = ([event for event in record.events if event.kind == kind] for kind in ("rollback", "skip"))
     if not rollbacks and not skips:
-        return Check("ok", title, "No step was skipped and the run never had to go back.") if record.events else None
+        return ("ok", "The run never skipped a step and never returned to an earlier state.") if record.events else None
     last = max(event.step for event in rollbacks + skips)
-    return Check(
-        "bad" if len(rollbacks) >= 3 else "warn",
-        title,
-        f"The run went back to a snapshot {_times(len(rollbacks))} and skipped a step {_times(len(skips))}, last at "
-        f"step {last:,}. It recovers by itself; if it happens again, start a run with a lower optimizer.learning_rate.",
+    return "bad" if len(rollbacks) >= 3 else "warn", (
+        f"The run returned to an earlier state {_times(len(rollbacks))} and skipped a step {_times(len(skips))}, last "
+        f"at step {last:,}. It recovered by itself. If this happens again, start another run with a lower "
+        "optimizer.learning_rate."
     )
 
 
-def _rate_is_left(record: RunRecord) -> Check | None:
-    title = "Learning rate"
+def _rate_is_left(record: RunRecord) -> _Judgement:
     rate = record.last("learning_rate")
     if rate is None:
         return None
     steps = record.setting("optimizer.steps")
     if record.state == "done":
-        return Check(
-            "ok",
-            title,
-            "It has come to its end, as planned. To train longer, start another run with more optimizer.steps.",
+        return "ok", (
+            "The learning rate, the size of a step's change, has fallen to zero as planned. To train longer, start "
+            "another run with more optimizer.steps."
         )
+    # During the warm-up the rate is small, too, but it grows.
     if _rate_share(record) < 0.001 and record.step > record.setting("optimizer.warmup_steps"):
         if record.step >= 0.95 * steps > 0:
-            return Check("ok", title, "It comes to its end, as planned: the last steps only polish the model.")
-        return Check(
-            "warn",
-            title,
-            f"It has ended at {number_text(rate)}: further steps change nothing. Stop, and start another run with "
-            "more optimizer.steps if the loss was still falling.",
+            return "ok", "The learning rate falls to zero as planned. The last steps change the model only a little."
+        return "warn", (
+            f"The learning rate, the size of a step's change, is only {number_text(rate)}, so further steps change "
+            "nothing. Stop the run. If the loss was still falling, start another one with more optimizer.steps."
         )
-    return Check("ok", title, f"It is {number_text(rate)}, so each step still changes the model.")
+    return "ok", f"The learning rate is {number_text(rate)}, so each step still changes the model."
 
 
 def _rate_share(record: RunRecord) -> float:
@@ -246,14 +242,14 @@ def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(count, f"{count} times")
 
 
-_CHECKS: tuple[Callable[[RunRecord], Check | None], ...] = (
-    _loss_is_a_number,
-    _loss_falls,
-    _gradient_is_calm,
-    _speed_holds,
-    _data_arrives,
-    _features_are_rich,
-    _accuracy_holds,
-    _nothing_went_wrong,
-    _rate_is_left,
-)
+_CHECKS: dict[str, Callable[[RunRecord], _Judgement]] = {
+    "Loss value": _loss_is_a_number,
+    "Loss trend": _loss_falls,
+    "Gradient": _gradient_is_calm,
+    "Speed": _speed_holds,
+    "Data": _data_arrives,
+    "Feature variety": _features_are_rich,
+    "Feature usefulness": _accuracy_holds,
+    "Mishaps": _nothing_went_wrong,
+    "Learning rate": _rate_is_left,
+}

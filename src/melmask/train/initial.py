@@ -1,4 +1,4 @@
-"""Continued pre-training: the weights of another model as the start of a run."""
+"""Continued pre-training: a run that begins with the weights of another model."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ _EMBEDDING = "encoder.patch_embed.weight"
 
 
 def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndConfig) -> tuple[dict[str, Tensor], str]:
-    """Return weights for a new run of `config` from any model that can be loaded, and a sentence on what was taken.
+    """Return weights for a new run of `config` from any model that can be loaded, and a sentence about what was used.
 
-    Units may have more or fewer frames and mel bands than the model's: positions are not stored but computed for the
-    new grid, from its first frame and lowest band on. Patches may have another shape: their embedding is resized. The
-    decoder is taken if the model has one of the same shape and positions; else it starts at random. So does a CLS token
-    that the model lacks. The sentence says how the model's front end differs from `front_end`, the store's.
+    The units of the run may have more or fewer frames and mel bands than the model's, as positions are not stored but
+    computed for the new grid. Its patches may have another shape; their embedding is then resized. The decoder is used
+    if the model has one of the same shape and positions, else it starts at random. So does a CLS token that the model
+    lacks. The sentence also says how the model's front end differs from `front_end`, the store's.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -32,7 +32,7 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
     weights = build_network(config.model, config.run.seed).state_dict()
     given = model.state_dict()
     wanted, has = config.model, card.model
-    # Weights fit only a network of the same encoder; everything else about it can be adapted or built anew.
+    # These three must be equal; everything else can be adapted or start at random.
     for name in ("width", "depth", "heads"):
         if getattr(wanted, name) != getattr(has, name):
             raise ConfigError(
@@ -41,9 +41,10 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
             )
     encoder = {name for name in given if name.startswith("encoder.")} & weights.keys()
     decoder = {name for name in weights if name.startswith("decoder.")}
+    # Weights of the same shapes mean something else with other positions or another number of heads.
     alike = all(getattr(wanted, name) == getattr(has, name) for name in ("decoder_positions", "decoder_heads"))
     same_decoder = alike and all(name in given and given[name].shape == weights[name].shape for name in decoder)
-    # Weights of equal names replace the random ones; what the source lacks stays random.
+    # The model's weights replace the random ones of the same names; what the model lacks stays random.
     weights |= {name: given[name] for name in encoder | (decoder if same_decoder else set())}
     there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
     if there != here:
@@ -65,11 +66,11 @@ def resized_embedding(
 ) -> Float[Tensor, "width after"]:
     """Return the patch embedding for patches of another shape, (mels, frames) before and after.
 
-    Of a bilinearly resized patch it says what `weight` says of the original patch, or the nearest to that if patches
-    become smaller (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
+    It maps a bilinearly resized patch to what `weight` maps the original patch to. If patches become smaller, it comes
+    as near to that as possible (FlexiViT, arXiv 2212.08013, section 3.4: the pseudo-inverse of resizing).
     """
-    # Resizing is linear: applied to each unit patch, it gives the matrix whose pseudo-inverse is wanted.
-    # float64, as a pseudo-inverse loses digits.
+    # Resizing is linear: applied to patches with a single 1, it gives its own matrix, row by row. The pseudo-inverse
+    # loses digits, so it is computed in float64.
     unit = torch.eye(before[0] * before[1], dtype=torch.float64).unflatten(1, (1, *before))
     resizing = functional.interpolate(unit, size=after, mode="bilinear", antialias=True).flatten(1).T
     return (weight.double() @ torch.linalg.pinv(resizing)).to(weight.dtype)

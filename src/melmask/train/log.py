@@ -1,4 +1,4 @@
-"""Numbers of a run as it goes: its record always, boards (`boards.py`) as wanted, one line to the terminal."""
+"""Where a run's numbers go while it trains: to its record, to boards (`boards.py`) and, in a line, to the terminal."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from melmask.train.record import Event, MetricsFile, MetricsRow, add_event, end_
 
 
 class Log:
-    """Where a run's numbers and events go: nowhere, in processes that are not the first."""
+    """Takes a run's numbers and events, and drops them: this is the log of every process but the first."""
 
     last_loss = float("nan")
 
@@ -20,17 +20,17 @@ class Log:
         """Log the numbers of an interval; the run has `steps` in all."""
 
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers that are not there each interval, such as a k-NN score."""
+        """Log numbers that not every interval has, such as a k-NN score."""
 
     def event(self, step: int, kind: str, text: str) -> None:
-        """Note something that happened at `step`."""
+        """Record something that happened at `step`."""
 
     def close(self) -> None:
         """Flush everything."""
 
 
 class MetricsLog(Log):
-    """Writes the run's record, and shows it on `boards`; resuming drops what lies beyond `first_step`."""
+    """Writes the run's record and shows it on `boards`; a resumed run drops the numbers beyond `first_step`."""
 
     def __init__(self, run: Path, first_step: int, boards: Sequence[Board] = ()):
         self._run, self._boards = run, list(boards)
@@ -40,17 +40,18 @@ class MetricsLog(Log):
 
     def write(self, row: MetricsRow, steps: int) -> None:
         """Log the numbers of an interval; the run has `steps` in all."""
+        # The file and the boards take the step apart from the numbers.
         numbers = asdict(row)
         self._add(numbers.pop("step"), numbers)
         text = (
             f"step {row.step}/{steps}  loss {row.loss:.4f}  rate {row.learning_rate:.2e}  "
             f"{row.crops_per_s:.0f} crops/s  {duration_text(row.left_s)} left"
         )
-        # On a terminal each line replaces the one before it.
+        # On a terminal, each line replaces the previous one.
         _say(f"\r{text:<78}" if sys.stderr.isatty() else text + "\n")
 
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers of their own, without a loss; `read_metrics` joins them to the step's row if it has one."""
+        """Log numbers that not every interval has; `read_metrics` adds them to the step's row if there is one."""
         if not numbers:
             return
         self._add(step, numbers)
@@ -58,7 +59,7 @@ class MetricsLog(Log):
         _say(f"\n{named}\n" if sys.stderr.isatty() else f"step {step}: {named}\n")
 
     def event(self, step: int, kind: str, text: str) -> None:
-        """Note something that happened at `step`; what went wrong is reported on the terminal too."""
+        """Record something that happened at `step`; the terminal shows what went wrong, too."""
         add_event(self._run, Event(step, kind, text))
         if kind in ("rollback", "spike"):
             _say(f"\nmelmask: step {step}: {text}\n")
@@ -69,11 +70,11 @@ class MetricsLog(Log):
             try:
                 board.add(step, numbers)
             except Exception as error:
-                # A board may be any service; a run is worth more than what others show of it.
+                # A board may be any service, and its failure must not stop the run.
                 self._boards.remove(board)
                 _close(board)
                 reason = " ".join(str(error).split())
-                _say(f"\nmelmask: {board.name} takes no more numbers ({reason}); the run goes on without it\n")
+                _say(f"\nmelmask: {board.name} takes no more numbers ({reason}); the run continues without it\n")
 
     def close(self) -> None:
         """Flush everything."""
@@ -85,13 +86,13 @@ class MetricsLog(Log):
 
 
 def _close(board: Board) -> None:
-    # One that failed may fail again.
+    # A board that has failed may fail again when it closes.
     with contextlib.suppress(Exception):
         board.close()
 
 
 def _say(text: str) -> None:
-    """Write to standard error, if anybody still reads it: a run is worth more than its log."""
+    """Write to standard error; a reader that has gone away must not stop the run."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups, and the learning rate as a pure function of the step."""
+"""AdamW, Muon and the learning rate, which is a pure function of the step."""
 
 import math
 from typing import Any
@@ -6,26 +6,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from melmask.config import OptimizerConfig, PretrainConfig
+from melmask.config import OptimizerConfig
 from melmask.errors import ConfigError
 
 
 class MuonAndAdamW:
-    """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for all else, as one optimizer.
+    """One optimizer made of two: Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for all else.
 
     Muon replaces the momentum of a matrix by the nearest orthogonal matrix. Its rate is scaled so that an update is as
-    large as AdamW's (arXiv 2502.16982, section 2.2); then the same learning rate and weight decay suit both.
+    large as AdamW's (arXiv 2502.16982, section 2.2). Therefore the same learning rate and weight decay suit both.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(
-                f"optimizer.name is 'muon', which needs PyTorch 2.9 or newer; this is {torch.__version__}: update it, "
-                "or set optimizer.name=adamw"
+                f"optimizer.name is 'muon', which needs PyTorch 2.9 or newer, but {torch.__version__} is installed; "
+                "update it, or set optimizer.name=adamw"
             )
+        # The blocks of a network are named "blocks"; an objective may have several such networks.
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and ".blocks." in f".{name}"]
-        # Everything else - embeddings, heads, norms, biases, tokens - is AdamW's, as in the paper on Muon.
+        # AdamW moves everything else (embeddings, heads, norms, biases, tokens), as Muon's authors recommend.
         taken = set(map(id, matrices))
         rest = [p for _, p in trained if id(p) not in taken]
         muon = torch.optim.Muon(
@@ -35,7 +36,7 @@ class MuonAndAdamW:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both."""
+        """The parameter groups of both."""
         return [group for part in self._parts.values() for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -53,7 +54,7 @@ class MuonAndAdamW:
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
 
@@ -61,10 +62,10 @@ class MuonAndAdamW:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW | MuonAndAdamW:
     """Build the configured optimizer; it decays matrices only, not biases, norms and tokens.
 
-    It moves the parameters that require a gradient: an objective's teacher, say, does not.
+    It moves the parameters that require a gradient. Those of an objective's teacher do not.
 
     Raises:
-        ConfigError: this PyTorch does not have it.
+        ConfigError: the installed PyTorch does not have it.
     """
     if config.name == "muon":
         return MuonAndAdamW(model, config)
@@ -72,18 +73,30 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    # Biases, norms and tokens are the parameters with one dimension.
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    # fused: one pass over all parameters instead of several for each.
+    # `fused` makes one pass over all parameters instead of several passes over each.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
-def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Return the rate of step 0 .. steps - 1: linear from peak / warm-up to the peak, then half a cosine to zero."""
-    peak, warmup_steps, steps = config.peak_learning_rate, config.optimizer.warmup_steps, config.optimizer.steps
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+def learning_rate(step: int, config: OptimizerConfig, views: int) -> float:
+    """Return the learning rate of step 0 .. steps - 1.
+
+    It rises linearly from peak / warm-up steps to the peak, then falls to zero along half a cosine.
+
+    Args:
+        step: Steps already done.
+        config: Peak, scaling rule and numbers of steps.
+        views: Views of crops in a batch, over all processes.
+    """
+    peak = config.learning_rate
+    if config.learning_rate_batch:
+        # The linear scaling rule (arXiv 1706.02677): twice the views, twice the rate.
+        peak *= views / config.learning_rate_batch
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

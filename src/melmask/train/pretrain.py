@@ -1,8 +1,8 @@
 """The pre-training loop: batch, draws, rate, step, log, save, look.
 
-Everything random is a pure function of (seed, batch number), so a run's state is its weights, moments and position, and
-a resumed run equals an uninterrupted one. Every process runs this loop. What one of them alone knows - signals, the
-time - they agree on while a step is computed.
+Everything random is a pure function of (seed, batch number). So a run's state is its weights, moments and position, and
+a resumed run equals an uninterrupted one. Every process runs this loop. What one process alone knows (signals, the
+time) becomes common knowledge while the device computes a step.
 """
 
 import sys
@@ -25,7 +25,7 @@ from melmask.settings import to_dict
 from melmask.system.files import claimed
 from melmask.system.hardware import keep_freed_memory, matmul_peak
 from melmask.train.boards import open_boards
-from melmask.train.clock import Clock, memory_mb
+from melmask.train.clock import Clock, peak_memory_bytes
 from melmask.train.divergence import Measured, find_fault, roll_back
 from melmask.train.engine import Engine
 from melmask.train.log import Log, MetricsLog
@@ -49,16 +49,16 @@ class StepState(NamedTuple):
 
 Hook = Callable[[StepState], dict[str, float] | None]
 """Called by the first process after every step that is a multiple of `run.picture_interval_steps`, and after the last;
-may return numbers to log."""
+it may return numbers to log."""
 
 
 Page = Callable[[Path], object]
-"""Called by the first process with the run's folder, after numbers were logged but not more often than each half
-minute, and at the end: what it writes shows the run as it is."""
+"""Called by the first process with the run's folder to show the run as it is: after numbers were logged, but at most
+once in half a minute, and at the end."""
 
 _PAGE_INTERVAL_S = 30.0
 _PEAK_PRODUCT_SIZE = 1024
-"""Products of this size say within a few per cent what the machine can do, in milliseconds."""
+"""Products of this size show in milliseconds, within a few per cent, how fast the machine is."""
 
 
 class Outcome(NamedTuple):
@@ -78,62 +78,40 @@ def pretrain(
     page: Page | None = None,
     initial_weights: dict[str, Tensor] | None = None,
 ) -> Outcome:
-    """Train until `optimizer.steps`, a signal, or `run.max_minutes`; resumes from the run's snapshot if it has one.
+    """Train until `optimizer.steps`, a signal, or `run.max_minutes`; resume from the run's snapshot if it has one.
 
     Args:
-        store: What to learn from.
-        run: Its folder; several processes must all see it.
-        config: Of a run that is resumed: as it was begun (`melmask.train.resume`).
-        hooks: Look at the model as training goes on; only those of the first process are used.
-        page: Shows the run as it goes.
-        initial_weights: By name, instead of random ones, for a run that begins.
+        store: The log-mels to learn from.
+        run: The run's folder; several processes must all see it.
+        config: The configuration; a resumed run needs the one that it began with (`melmask.train.resume`).
+        hooks: They look at the model while it trains; only those of the first process are called.
+        page: It shows the run while it trains.
+        initial_weights: Weights of the network by name, instead of random ones, for a new run.
 
     Raises:
-        ConfigError: the model does not fit the store's front end, the run was begun with another store, or the batch
-            cannot be shared by the processes.
-        OutputError: the run's folder cannot be written to, or another job is at it.
-        TrainingError: the loss is not finite any more or has jumped; the last snapshot is kept.
+        ConfigError: the model does not fit the store's front end, the run began with another store, or the processes
+            cannot share the batch equally.
+        OutputError: the run's folder cannot be written to, or another job is using it.
+        TrainingError: the loss is no longer finite or has jumped; the last snapshot is kept.
     """
-    keep_freed_memory()
-    steps = config.optimizer.steps
     with ExitStack() as own:
-        processes = own.enter_context(joined_processes(config.hardware))
-        # Only the first process writes, draws and speaks.
+        training, state = _set_up(own, store, run, config, initial_weights)
+        engine, processes, clock, steps = training.engine, training.processes, training.clock, config.optimizer.steps
+        # Only the first process writes, draws pictures and prints.
         page, hooks = (page, hooks) if processes.first else (None, ())
-        _check_batch(config, processes.count)
-        objective = build_objective(config, initial_weights)
-        _claim(run, processes, own)
-        check_store(run, store)
-        card = build_card(store, config)
-        engine = Engine(objective, config, store.statistics, processes)
-        state = load_snapshot(run, engine)
-        stream = CropStream(store, config.data, config.model.frames, config.run.seed, processes.rank, processes.count)
-        clock = Clock(state.step, state.seconds)
-        log = own.enter_context(closing(_open_log(run, config, store, state.step) if processes.first else Log()))
-        received = own.enter_context(collected_signals(processes.count))
-        training = Training(
-            run=run,
-            config=config,
-            card=card,
-            engine=engine,
-            processes=processes,
-            clock=clock,
-            log=log,
-            peak_flops=matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count,
-        )
         own.enter_context(_recorded(training, state, page))
         if not state.step and (initial_weights is not None or config.run.on_divergence == "rollback"):
-            # A run from another model would lose its weights if it were killed; a rollback needs somewhere to return.
+            # A kill would lose the weights of another model, and a rollback needs a snapshot to return to.
             save_snapshot(training, state, [])
 
-        # One turn for the whole run, and one more after each rollback, when the batches that led to it are skipped.
+        # This loop turns once, and once more after each rollback, which skips the batches that led to it.
         while not state.ended:
-            with closing(stream.batches(state.batch, steps - state.step, config.hardware.readers)) as batches:
+            with closing(training.stream.batches(state.batch, steps - state.step, config.hardware.readers)) as batches:
                 for crops in clock.waits(batches):
-                    drawn = objective.draw(state.batch, processes.rank, processes.count)
-                    rate = learning_rate(state.step, config)
-                    # Signals and time are seen by one process alone. They agree on them while the device computes.
-                    asked = processes.begin_maximum(lambda: _wishes(training, received))
+                    drawn = engine.objective.draw(state.batch, processes.rank, processes.count)
+                    rate = learning_rate(state.step, config.optimizer, training.views)
+                    # Each process sees only its own signals and time. They exchange them while the device computes.
+                    asked = processes.begin_maximum(lambda: _wishes(training))
                     loss, norm = engine.step(crops, drawn, rate)
                     state.stepped(loss)
 
@@ -141,14 +119,14 @@ def pretrain(
                     # Most steps end here, without waiting for the device.
                     if not any(due):
                         continue
-                    # The one place where the device is waited for.
+                    # This is the one place where the loop waits for the device.
                     losses = processes.mean(torch.stack(state.losses))
                     (gradient_norm,) = processes.maximum(float(norm))
                     measured = Measured(float(losses.mean()), float(losses.max()), gradient_norm)
                     fault = find_fault(measured, state.recent, config.run.spike_factor)
-                    # The loss was computed before the step that it led to; a broken model is never saved.
+                    # The loss is that of the weights before the step. A snapshot must not hold what the step broke.
                     if fault is None and due.save and any(processes.maximum(float(engine.is_broken()))):
-                        fault = "the step left weights that are no finite numbers"
+                        fault = "the step left weights that are not finite numbers"
                     if fault is not None:
                         facts = f"(learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
                         roll_back(training, state, f"{fault} {facts}")
@@ -162,15 +140,48 @@ def pretrain(
                         if due.save:
                             save_snapshot(training, state, [] if due.log else losses.tolist())
                         if due.look:
-                            log.note(state.step, _look(training, state, hooks))
+                            training.log.note(state.step, _look(training, state, hooks))
                     if due.end:
                         state.ended = True
                         break
         return Outcome(state.step, steps, state.loss, state.stopped_by)
 
 
+def _set_up(
+    own: ExitStack, store: Store, run: Path, config: PretrainConfig, initial_weights: dict[str, Tensor] | None
+) -> tuple[Training, RunState]:
+    """Build what the loop works with, and restore where the run stands; `own` closes it all at the end."""
+    keep_freed_memory()
+    processes = own.enter_context(joined_processes(config.hardware))
+    if config.data.batch_size % processes.count:
+        raise ConfigError(
+            f"data.batch_size is {config.data.batch_size}, which {processes.count} processes cannot share equally; "
+            f"give a multiple of {processes.count}"
+        )
+    objective = build_objective(config, initial_weights)
+    # All checks come before anything is written, so that a refused call leaves a run as it was.
+    _claim(run, processes, own)
+    check_store(run, store)
+    card = build_card(store, config)
+    engine = Engine(objective, config, store.statistics, processes)
+    state = load_snapshot(run, engine)
+    training = Training(
+        run=run,
+        config=config,
+        card=card,
+        engine=engine,
+        processes=processes,
+        stream=CropStream(store, config.data, config.model.frames, config.run.seed, processes.rank, processes.count),
+        clock=Clock(state.step, state.seconds),
+        log=own.enter_context(closing(_open_log(run, config, store, state.step) if processes.first else Log())),
+        signals=own.enter_context(collected_signals(processes.count)),
+        peak_flops=matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count,
+    )
+    return training, state
+
+
 class _Due(NamedTuple):
-    """What is to be done after a step."""
+    """What has to be done after a step."""
 
     log: bool
     save: bool
@@ -178,21 +189,21 @@ class _Due(NamedTuple):
     end: bool
 
 
-def _wishes(training: Training, received: list[int]) -> tuple[float, float, float]:
-    """Say what this process wants: the signal to stop by, or 0; whether its time is over; whether to save."""
+def _wishes(training: Training) -> tuple[float, float, float]:
+    """Return what this process asks for: the signal to stop by, or 0; whether its time is over; whether to save."""
     config, clock = training.config.run, training.clock
     out_of_time = 0 < config.max_minutes * 60 <= clock.seconds_here()
     save = clock.seconds_since_save() >= config.snapshot_interval_s
-    return float(sum(received[:1])), float(out_of_time), float(save)
+    return float(sum(training.signals[:1])), float(out_of_time), float(save)
 
 
 def _due(training: Training, state: RunState, stopped_by: float, out_of_time: float, save: float) -> _Due:
-    """Decide what to do after this step; the last three are what the processes wish."""
+    """Decide what to do after this step; the last three arguments are what any process asks for."""
     config = training.config
     last = state.step == config.optimizer.steps
 
     def every(interval_steps: int) -> bool:
-        """An interval of 0 means never but at the end."""
+        """Tell whether an interval ends here; one of 0 steps ends only with the run."""
         return last or (interval_steps > 0 and not state.step % interval_steps)
 
     state.stopped_by = int(stopped_by)
@@ -214,14 +225,15 @@ def _log(training: Training, state: RunState, measured: Measured, rate: float) -
         gradient_norm=measured.gradient_norm,
         **rates._asdict(),
         peak_share=flops_per_s / training.peak_flops,
-        memory_mb=memory_mb(training.processes.device),
+        memory_mb=peak_memory_bytes(training.processes.device) / 2**20,
     )
     state.logged(measured.mean_loss)
     training.log.write(row, steps)
 
 
 def _look(training: Training, state: RunState, hooks: Sequence[Hook]) -> dict[str, float]:
-    """Ask the hooks about the model; gathering it may need all processes."""
+    """Let the hooks look at the model and return their numbers."""
+    # Gathering a sharded model takes all processes, also those without hooks.
     model = training.engine.inference_model()
     numbers = [hook(StepState(state.step, model, training.card, training.run)) for hook in hooks]
     return {name: value for found in numbers if found for name, value in found.items()}
@@ -231,7 +243,7 @@ def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> Met
     """Open the record of a run that begins, or that resumes at `step`."""
     write_run_file(run, config, store)
     for path in set_aside_beyond(run, step):
-        sys.stderr.write(f"melmask: {path} is of a training that went further than this one; set aside\n")
+        sys.stderr.write(f"melmask: {path} is of a training that went further than this one, so it was set aside\n")
     return MetricsLog(run, step, open_boards(run, step, config))
 
 
@@ -239,18 +251,18 @@ def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> Met
 def _recorded(training: Training, state: RunState, page: Page | None) -> Iterator[None]:
     """Record that the run begins and how this call of `pretrain` ends, and show it at the end."""
     run, log, steps = training.run, training.log, training.config.optimizer.steps
-    # A page is only for looking at: without one, nothing is shown.
     show = page or (lambda _: None)
     state.loss, state.ended = log.last_loss, state.step >= steps
     log.event(state.step, "resume" if state.step else "start", f"{training.processes.count} processes")
     try:
         yield
     except (OutputError, StoreError) as error:
-        # Else the record would say that the run still goes on.
+        # Without this event, the record would show the run as still running. A full disk may refuse it.
         with suppress(OutputError):
             log.event(state.step, "stop", str(error))
         raise
     except TrainingError:
+        # `roll_back` has recorded the reason.
         show(run)
         raise
     if state.step < steps:
@@ -262,7 +274,11 @@ def _recorded(training: Training, state: RunState, page: Page | None) -> Iterato
 
 
 def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
-    """Keep other jobs from the run until `own` ends; if the first process cannot, none goes on."""
+    """Keep other jobs from the run until `own` ends.
+
+    Raises:
+        OutputError: another job has it, or its folder cannot be written to; raised in all processes.
+    """
     refused = None
     if processes.first:
         try:
@@ -271,7 +287,7 @@ def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
             refused = error
     (stop,) = processes.maximum(float(refused is not None))
     if stop:
-        raise refused or OutputError(f"{run} cannot be used, as the first process of this run says; do what it says")
+        raise refused or OutputError(f"{run} cannot be used; the first process of this run reports why")
 
 
 def build_card(store: Store, config: PretrainConfig) -> ModelCard:
@@ -292,11 +308,3 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
         statistics=store.statistics,
         training={"config": to_dict(config)},
     )
-
-
-def _check_batch(config: PretrainConfig, processes: int) -> None:
-    if config.data.batch_size % processes:
-        raise ConfigError(
-            f"data.batch_size is {config.data.batch_size}, which {processes} processes cannot share equally; give a "
-            f"multiple of {processes}"
-        )

@@ -1,6 +1,6 @@
-"""The record of a run: run.json, metrics.jsonl and events.jsonl, each written and read here alone.
+"""The record of a run: run.json, metrics.jsonl and events.jsonl. No other module writes or reads these files.
 
-`RunRecord` is all of it at one moment, as far as it is written, for whoever shows or judges a run.
+`RunRecord` is what a run's folder holds at one moment, for pages and checks that show or judge the run.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ State = Literal["running", "stopped", "done"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """run.json: the configuration of a run, and the store that it was begun with."""
+    """run.json: the configuration of a run, and the store that it began with."""
 
     pretrain: dict[str, object]
     """The configuration as JSON has it; `config` checks it."""
     store: str = ""
     store_sha256: str | None = None
-    """Digest of the store's content; runs of early versions do not have it."""
+    """Digest of the store's content; runs of early versions lack it."""
     frames: int | None = None
     """Frames of sound in the store."""
     hop_ms: float | None = None
     """Time between frames."""
 
     def config(self) -> PretrainConfig:
-        """Check the configuration.
+        """Return the configuration, checked.
 
         Raises:
             ConfigError: it has settings that this version does not know.
@@ -50,7 +50,7 @@ class RunFile:
 
 
 def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
-    """Write the run's configuration and which store it is for.
+    """Write the run's configuration, and the store that it is for.
 
     Raises:
         OutputError: it cannot be written.
@@ -66,7 +66,7 @@ def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
 
 
 def read_run_file(run: Path) -> RunFile | None:
-    """Read the run's configuration and store; None if the run has not begun.
+    """Read the run's configuration and store; return None if the run has not begun.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -75,6 +75,7 @@ def read_run_file(run: Path) -> RunFile | None:
         return None
     try:
         content = _run_json(run)
+        # A newer melmask may have written more fields; they are not needed here.
         return RunFile(**{name: content[name] for name in RunFile.__dataclass_fields__ if name in content})
     except (OSError, ValueError, RecursionError, TypeError) as error:
         raise CheckpointError(f"{run / RUN_FILE} is damaged; use another --out") from error
@@ -91,42 +92,42 @@ def _run_json(run: Path) -> dict[str, Any]:
 class MetricsRow:
     """The numbers of one log interval: a line of metrics.jsonl.
 
-    Other lines have a `step` and numbers that are not there in each interval, such as `feature_rank`.
+    Other lines have a `step` and numbers that not every interval has, such as `feature_rank`.
     """
 
     step: int
     """Optimizer steps done."""
     loss: float
-    """Mean over the steps of the interval."""
+    """Mean loss over the steps of the interval."""
     learning_rate: float
-    """Of the last step."""
+    """Learning rate of the last step."""
     gradient_norm: float
-    """Of the last step, before clipping."""
+    """Norm of the last step's gradient, before clipping."""
     crops_per_s: float
-    """Crops trained on in a second; looking and saving do not count."""
+    """Crops trained on in a second; the time of pictures and saving does not count."""
     data_wait: float
-    """Share of the time that went into waiting for data."""
+    """Share of the time that the run spent waiting for data."""
     seconds: float
     """Training time of the whole run."""
     left_s: float
     """Estimate of the time until the last step."""
     peak_share: float
-    """Operations a second as a share of what the best matrix product does."""
+    """Operations a second, as a share of those of the machine's best matrix product."""
     memory_mb: float
     """The most memory that was in use at once."""
 
 
 class MetricsFile:
-    """metrics.jsonl, open to append; resuming drops the lines beyond `first_step`.
+    """metrics.jsonl, open to append; opening it drops the lines beyond `first_step`.
 
-    Attribute: `last_loss`, the newest loss up to there; NaN if there is none.
+    Attribute: `last_loss`, the newest loss up to that step; NaN if there is none.
     """
 
     def __init__(self, run: Path, first_step: int):
         self._path = run / METRICS
         kept = [row for row in read_metrics(run) if row["step"] <= first_step]
         self.last_loss: float = next((row["loss"] for row in reversed(kept) if "loss" in row), float("nan"))
-        # Rewritten before it is appended to: what lies beyond the snapshot will be trained and logged again.
+        # A resumed run trains and logs the steps beyond its snapshot again, so their previous lines are dropped.
         with atomic_write(self._path, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = self._path.open("a")
@@ -139,19 +140,20 @@ class MetricsFile:
         """
         try:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-            # Flushed line by line: a killed run keeps its record, and a page can follow it.
+            # Each line is flushed, so that a killed run keeps its record and a page can follow it.
             self._file.flush()
         except OSError as error:
             raise output_error(self._path, error) from error
 
     def close(self) -> None:
-        """Close the file; what a full disk did not take has been reported."""
+        """Close the file."""
+        # Closing flushes again, and a full disk has been reported already.
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, int | float]]:
-    """Read the run's metrics in order, a dictionary a step that has some; only rows of log intervals have a loss."""
+    """Read the run's metrics in order, one dictionary for each step; only those of log intervals have a loss."""
     try:
         text = (run / METRICS).read_bytes()
     except FileNotFoundError:
@@ -159,15 +161,16 @@ def read_metrics(run: Path) -> list[dict[str, int | float]]:
     rows: dict[int, dict[str, int | float]] = {}
     for row in _json_lines(text):
         step = row.get("step")
-        # A line without a whole step is damaged. What is no number is of somebody else.
+        # A line without a whole number as its step is damaged. Values of other types are not melmask's.
         if type(step) is int:
             numbers = {name: value for name, value in row.items() if _number(value) is not None}
+            # A step may have two lines: its log interval's, and one of numbers such as `feature_rank`.
             rows.setdefault(step, {}).update(numbers)
     return list(rows.values())
 
 
 class Event(NamedTuple):
-    """Something that happened to the run once: start, resume, stop, spike, rollback, skip, done, or another word."""
+    """Something that happened to the run; `kind` is start, resume, stop, spike, rollback, skip, done or a new word."""
 
     step: int
     kind: str
@@ -189,7 +192,7 @@ def add_event(run: Path, event: Event) -> None:
 
 
 def end_last_event(run: Path) -> None:
-    """End the last line of events.jsonl if a kill has cut it short, so that the next one begins on its own."""
+    """End the last line of events.jsonl if a kill has cut it off, so that the next event gets its own line."""
     path = run / EVENTS
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
         with path.open("a") as file:
@@ -197,7 +200,7 @@ def end_last_event(run: Path) -> None:
 
 
 def read_events(run: Path) -> list[Event]:
-    """Read what happened to the run, oldest first; damaged lines are skipped."""
+    """Read what happened to the run, oldest first; skip damaged lines."""
     try:
         text = (run / EVENTS).read_bytes()
     except OSError:
@@ -211,7 +214,7 @@ def read_events(run: Path) -> list[Event]:
 
 
 class Series(NamedTuple):
-    """One of a run's numbers. steps, values: (rows,) float64, in the order written; a value may be NaN or infinite."""
+    """One of a run's numbers over its steps: two (rows,) float64 arrays. A value may be NaN or infinite."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -223,20 +226,20 @@ class Series(NamedTuple):
 
 
 class RunNumbers:
-    """The run's metrics, one series for each name. Kept between two looks, it reads only the lines added since."""
+    """The run's metrics, one series for each name; a call of `read` reads only the lines added since the last one."""
 
     def __init__(self, run: Path):
         self._path = run / METRICS
         self._forget()
 
     def read(self) -> dict[str, Series]:
-        """Read everything written so far; lines that are no JSON object with a step are skipped."""
+        """Return everything written so far; skip lines that are not a JSON object with a step."""
         for row in self._new_rows():
             step = _step(row)
             if step is None:
                 continue
             for name, value in row.items():
-                # Nearly all values are floats, and a resumed run reads many at once: test for that first.
+                # Nearly all values are floats, and a resumed run reads many: the fast test comes first.
                 number = value if type(value) is float else _number(value)
                 if number is not None and name != "step":
                     steps, values = self._columns.setdefault(name, (array("d"), array("d")))
@@ -245,6 +248,7 @@ class RunNumbers:
         return {name: Series(np.array(steps), np.array(values)) for name, (steps, values) in self._columns.items()}
 
     def _forget(self) -> None:
+        # An inode of -1 belongs to no file, so the next look reads everything.
         self._inode, self._offset = -1, 0
         self._columns: dict[str, tuple[array[float], array[float]]] = {}
 
@@ -252,7 +256,7 @@ class RunNumbers:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                # A run that resumes rewrites the file, without the lines beyond its snapshot.
+                # A resumed run rewrites the file without the lines beyond its snapshot, so read it from its beginning.
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._forget()
                 file.seek(self._offset)
@@ -260,20 +264,20 @@ class RunNumbers:
         except OSError:
             self._forget()
             return
-        # The last line may still be growing: it is left for the next look.
+        # The run may still be writing the last line, which is left for the next call.
         whole = added[: added.rfind(b"\n") + 1]
         self._inode, self._offset = status.st_ino, self._offset + len(whole)
         yield from _json_lines(whole)
 
 
 class RunRecord(NamedTuple):
-    """A run's folder at one moment. What is missing or damaged in it is empty here."""
+    """What a run's folder holds at one moment; what is missing or damaged in it is empty here."""
 
     folder: Path
     settings: dict[str, object]
     """The configuration with dotted keys, as the command line takes them."""
     facts: dict[str, object]
-    """What else run.json says, with dotted keys."""
+    """All else in run.json, with dotted keys."""
     series: dict[str, Series]
     events: list[Event]
     pictures: list[Path]
@@ -283,7 +287,7 @@ class RunRecord(NamedTuple):
     """When the metrics were last written, in s since 1970; 0 if never."""
 
     def setting(self, key: str) -> float:
-        """Return a number of the configuration; 0 if it is not known."""
+        """Return a number of the configuration; 0 if it is missing."""
         value = _number(self.settings.get(key)) or 0.0
         return value if math.isfinite(value) else 0.0
 
@@ -299,19 +303,20 @@ class RunRecord(NamedTuple):
 
     @property
     def step(self) -> int:
-        """Steps done, as far as known."""
+        """Steps done, as far as the record shows."""
         loss = self.series.get("loss")
+        # The other numbers of a run need not reach its newest step.
         logged = int(loss.steps[-1]) if loss is not None else 0
         # A run may stop between two lines of metrics.
         return max([logged] + [event.step for event in self.events[-1:] if event.kind in ("stop", "done")])
 
     @property
     def state(self) -> State:
-        """Whether the run goes on, judged by its last event and its steps; a killed run still seems to be running."""
+        """Whether the run continues, judged by its last event and its steps; a killed run still counts as running."""
         last = self.events[-1].kind if self.events else ""
         if last == "done" or 0 < self.setting("optimizer.steps") <= self.step:
             return "done"
-        # After a spike comes a rollback, or the run has ended.
+        # A spike is followed by a rollback, unless it has ended the run.
         return "stopped" if last in ("stop", "spike") else "running"
 
     @property
@@ -321,7 +326,7 @@ class RunRecord(NamedTuple):
 
     @property
     def epochs(self) -> float | None:
-        """How often each moment of sound was drawn, on average; None if crops are drawn by clip."""
+        """How often each moment of sound was drawn, on average; None if that cannot be known, as with crops by clip."""
         crop_s = self.setting("model.frames") * self.frame_s
         if self.settings.get("data.sampling") != "time" or not self.sound_hours or not crop_s:
             return None
@@ -334,7 +339,7 @@ class RunRecord(NamedTuple):
 
 
 def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
-    """Look at a run's folder; never raises for what is missing, half-written or damaged in it."""
+    """Read a run's folder; nothing that is missing, half-written or damaged in it raises an error."""
     try:
         facts = _run_json(run)
     except (OSError, ValueError, RecursionError, TypeError):
@@ -353,7 +358,7 @@ def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Give the leaves of nested settings by their dotted keys, as the command line takes them."""
+    """Return the leaves of nested settings by their dotted keys, as the command line takes them."""
     leaves: dict[str, object] = {}
     for key, value in values.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -361,9 +366,11 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _number(value: object) -> float | None:
+    # In Python a bool is an int; in a file it is not a number.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
+        # JSON may hold a whole number that is too large for a float.
         return float(value)
     except OverflowError:
         return None
@@ -378,6 +385,7 @@ def _json_lines(text: bytes) -> Iterator[Mapping[str, Any]]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
+        # A kill may have cut off the line; deeply nested brackets exceed Python's stack.
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):

@@ -18,10 +18,11 @@ _MAY_NOT_CHANGE = ("run.seed",)
 
 
 def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str], store: Store) -> PretrainConfig:
-    """Take the run's saved configuration if it has begun, else the recipe's; apply overrides; turn epochs into steps.
+    """Return the run's saved configuration if it has begun, else the recipe's, with overrides and epochs as steps.
 
     Raises:
-        ConfigError: unknown recipe or key, or a setting or store that would change the result of a run that has begun.
+        ConfigError: a recipe or key is unknown, or a setting or the store would change the result of a run that has
+            begun.
         CheckpointError: the run's file is damaged.
     """
     path = run / RUN_FILE
@@ -34,17 +35,15 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
         saved = begun.config()
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or of another melmask ({error}); use another --out") from error
-    # A store that has grown gives other steps for its epochs, which nobody has asked for.
+    # This comes before epochs become steps: a store that has grown would silently change the number of steps.
     check_store(run, store)
     wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = flat(to_dict(saved)), flat(to_dict(wanted))
-    # Only what cannot change the result may change in a run that has begun.
+    # In a run that has begun, only settings that do not affect the result may change.
     for key, value in after.items():
         fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
         if fixed and value != before[key]:
-            raise ConfigError(
-                f"{run} was begun with {key} = {before[key]}, not {value}; use another --out for another run"
-            )
+            raise ConfigError(f"{run} began with {key} = {before[key]}, not {value}; use another --out for another run")
     return wanted
 
 
@@ -54,10 +53,10 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
     steps = [text for text in overrides if text.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
     if steps:
         raise ConfigError(
-            f"{steps[0]} does not fit optimizer.epochs, which gives the steps; add optimizer.epochs=0 and "
+            f"{steps[0]} does not fit optimizer.epochs, which decides the steps; add optimizer.epochs=0 and "
             "optimizer.warmup_epochs=0, or set the epochs"
         )
-    # An epoch has as many crops as the stream draws from this store.
+    # The stream knows how many crops an epoch of this store has.
     crops = CropStream(store, config.data, config.model.frames, config.run.seed).crops_per_epoch
     steps_per_epoch = crops / config.data.batch_size
     optimizer = replace(
@@ -69,19 +68,20 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
 
 
 def check_store(run: Path, store: Store) -> None:
-    """Check that the run was begun with this store: with another one its crops would be others.
+    """Check that the run began with this store; with another one, it would train on other crops.
 
     Raises:
-        ConfigError: it was begun with a store of other content.
+        ConfigError: it began with a store of other content.
         CheckpointError: the run's file is damaged.
     """
     begun = read_run_file(run)
     if begun is None:
         return
     frames = int(store.frames.sum())
+    # The files of early versions lack these numbers, and nothing can be compared then.
     same_length, same_content = begun.frames in (None, frames), begun.store_sha256 in (None, store.sha256)
     if not (same_length and same_content):
         raise ConfigError(
-            f"{run} was begun with a store of {begun.frames or 'other'} frames; {store.folder} has {frames} and other "
-            "clips or another front end: give the store that it was begun with, or another --out"
+            f"{run} began with a store of {begun.frames or 'other'} frames; {store.folder} has {frames} and other "
+            "clips or another front end; give the store that it began with, or another --out"
         )

@@ -1,9 +1,12 @@
-"""A run's folder and its state: what resumes it exactly, and the checkpoints that others load.
+"""Save a run and restore it: the snapshot, which resumes it exactly, and the checkpoints, which others load.
 
-run.json                the resolved configuration, and which store it is for
-snapshot.pt             weights, optimizer moments, position: all of the state (tensors and numbers only)
+A run's folder has these files (`train/record.py` writes the first three):
+
+run.json                the resolved configuration, and the store that it is for
+metrics.jsonl           one line for each log interval
+events.jsonl            starts, stops, rollbacks
+snapshot.pt             all of the state, as tensors and numbers only: weights, optimizer moments, position
 checkpoints/step-*/     model.safetensors and config.json; RunConfig says which of them stay
-metrics.jsonl           one line a log interval; events.jsonl: starts, stops, rollbacks
 """
 
 import math
@@ -28,14 +31,14 @@ _ASIDE = "set-aside-"
 
 
 def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) -> None:
-    """Write the checkpoint, then the state to resume from; the previous ones stay until these are whole.
+    """Write a checkpoint, then the state to resume from; the previous ones stay until these are complete.
 
     Every process must call this; the first one writes.
 
     Args:
         training: The run.
         state: Where it stands.
-        losses: Those of the steps since the last log, over all processes.
+        losses: Mean losses over all processes, one for each step since the last log.
     """
     run, processes = training.run, training.processes
     state.seconds = training.clock.seconds()
@@ -55,23 +58,23 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
         try:
             write_state(run / SNAPSHOT, content)
         except OutputError:
-            # On a full disk each start would leave one more that nothing resumes from. Where there is no snapshot at
-            # all, it is the only thing left of the training.
+            # On a full disk, each start would leave one more checkpoint that nothing resumes from, so remove it. But if
+            # there is no snapshot at all, the checkpoint is all that is left of the training.
             if not known and (run / SNAPSHOT).exists():
                 shutil.rmtree(checkpoint, ignore_errors=True)
             raise
         for old in superfluous(checkpoints_of(run), training.config.run):
             shutil.rmtree(old, ignore_errors=True)
-    # The others go on when the files are whole: a run may end right after this.
+    # A run may end right after this, so the other processes wait until the files are complete.
     processes.wait()
     training.clock.saved()
-    # A new snapshot is progress: what went wrong before it no longer counts.
+    # A new snapshot is progress, so earlier rollbacks no longer count.
     state.rollbacks = 0
 
 
 def _with_training(card: ModelCard, state: RunState) -> ModelCard:
-    """Add to the card how far the training is."""
-    # None before the first log interval is over: JSON has no NaN.
+    """Return the card with what is known about the training so far."""
+    # The loss is NaN before the first log interval ends, and JSON has no NaN.
     known = state.loss if math.isfinite(state.loss) else None
     training: dict[str, float | str | None] = {
         "step": state.step,
@@ -85,7 +88,7 @@ def _with_training(card: ModelCard, state: RunState) -> ModelCard:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and numbers so that the file appears whole or not at all.
+    """Write tensors and numbers to a file that appears whole or not at all.
 
     Raises:
         OutputError: it cannot be written.
@@ -94,7 +97,8 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         with atomic_write(path) as file:
             torch.save(state, file)
     except RuntimeError as error:
-        # torch.save reports whatever stops it, a full disk or Ctrl-C, as an unexpected position in its archive.
+        # torch.save reports everything that stops it, a full disk or Ctrl-C, as a wrong position in its archive. The
+        # context is the real cause.
         cause = error.__context__
         if cause is not None and not isinstance(cause, Exception):
             raise cause from None
@@ -102,17 +106,17 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_snapshot(run: Path, engine: Engine) -> RunState:
-    """Restore the engine in place; returns where the run stands, at its beginning if there is no snapshot.
+    """Restore the engine and return where the run stands: at its beginning if there is no snapshot.
 
     Raises:
-        CheckpointError: the snapshot is damaged or of another network.
+        CheckpointError: the snapshot is damaged or belongs to another network.
     """
     path = run / SNAPSHOT
     if not path.exists():
         return RunState()
     try:
+        # A snapshot is data: with weights_only, loading one never runs code.
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        # weights_only above: a snapshot is data, and loading one never runs code.
         state = _state_in(content, engine.device)
     except Exception as error:
         checkpoints = checkpoints_of(run)
@@ -126,7 +130,7 @@ def load_snapshot(run: Path, engine: Engine) -> RunState:
 
 
 def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
-    """Read where the run stands; what early versions did not save takes its default."""
+    """Return where the run stands; what early versions did not save takes its default."""
     state = RunState(step=content.get("step", 0), skipped=content.get("skipped", 0))
     if not isinstance(state.step, int):
         raise TypeError("step")
@@ -137,10 +141,13 @@ def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
 
 
 def set_aside_beyond(run: Path, step: int) -> list[Path]:
-    """Rename checkpoints of later steps than this training has reached, such as those of one that lost its snapshot.
+    """Rename checkpoints of later steps than `step`, which a training has left that went further and lost its snapshot.
 
-    They would be taken for the run's newest and push out its own. Of those that earlier calls renamed, only the
-    furthest stays, and only if it went further than these.
+    Under their names they would count as the run's newest checkpoints and displace its own. Of those that earlier calls
+    renamed, only the one of the latest step stays, and only if its step is later than those of this call.
+
+    Returns:
+        The new paths.
     """
     beyond = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) > step]
     aside = checkpoints_of(run, _ASIDE) if beyond else []
@@ -152,8 +159,8 @@ def set_aside_beyond(run: Path, step: int) -> list[Path]:
 
 
 def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
-    """Return those of a run's checkpoints, oldest first, that the rules do not keep."""
-    # Periods are counted by whole multiples: the first checkpoint in a new one is the one that stays.
+    """Return those of a run's checkpoints, oldest first, that the rules of `keep` do not keep."""
+    # Period k has the steps from k * every on; the first checkpoint in each period stays, except in period 0.
     every, stay, last_period = keep.keep_every_steps, set(checkpoints[-keep.keep_checkpoints :]), -1
     for checkpoint in checkpoints if every else ():
         period = step_of(checkpoint) // every
@@ -164,13 +171,13 @@ def superfluous(checkpoints: list[Path], keep: RunConfig) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer steps of a checkpoint."""
+    """Return the number of optimizer steps in the name of a checkpoint."""
     return int(checkpoint.name.removeprefix(_ASIDE).removeprefix("step-"))
 
 
 def checkpoints_of(run: Path, prefix: str = "") -> list[Path]:
-    """Return the run's whole checkpoints, oldest first; with `prefix`, those whose names begin with it."""
+    """Return the run's complete checkpoints, oldest first; with `prefix`, those whose names begin with it."""
     prefix += "step-"
-    # A copy that somebody has kept under a longer name is not the run's.
+    # A copy that a user keeps under a longer name does not belong to the run.
     own = (path for path in (run / CHECKPOINTS).glob(f"{prefix}*") if path.name[len(prefix) :].isdecimal())
     return sorted(own, key=step_of)

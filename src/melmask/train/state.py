@@ -1,4 +1,4 @@
-"""What a call of `pretrain` works with, and the one object that its loop changes."""
+"""What the training loop works with (`Training`), and the one object that it changes (`RunState`)."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,33 +8,35 @@ from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
+from melmask.corpus.stream import CropStream
 from melmask.train.clock import Clock
 from melmask.train.engine import Engine
 from melmask.train.log import Log
 from melmask.train.processes import Processes
 
 JUDGED_INTERVALS = 11
-"""The mean losses of so many log intervals are remembered, to judge a spike by."""
+"""A spike is judged by the mean losses of this many log intervals."""
 
 
 @dataclass(kw_only=True)
 class RunState:
-    """Where a run stands: all that the loop changes, but for the weights and moments in the engine."""
+    """Where a run stands: all that the loop changes, except for the weights and moments in the engine."""
 
     step: int = 0
     """Optimizer steps done."""
     skipped: int = 0
     """Batches skipped after rollbacks."""
     seconds: float = 0.0
-    """Of training, up to the last snapshot."""
+    """Training time up to the last snapshot."""
+    # Only `step`, `skipped`, `seconds`, `losses` and `recent` are in a snapshot; the rest belongs to one call.
     losses: list[Tensor] = field(default_factory=list)
-    """Of the steps since the last log, on the device: reading one would wait for it."""
+    """Losses of the steps since the last log. They stay on the device, as reading one would wait for it."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED_INTERVALS))
-    """Mean losses of the last log intervals, oldest first, which a spike is judged by."""
+    """Mean losses of the last log intervals, oldest first."""
     loss: float = float("nan")
-    """The last one that was logged."""
+    """The last logged loss; NaN before the first one."""
     rollbacks: int = 0
-    """Those since the last snapshot."""
+    """Rollbacks since the last snapshot."""
     stopped_by: int = 0
     """The signal that asked to stop, 0 if none did."""
     ended: bool = False
@@ -42,11 +44,11 @@ class RunState:
 
     @property
     def batch(self) -> int:
-        """Number of the batch that the next step takes."""
+        """The number of the batch that the next step takes."""
         return self.step + self.skipped
 
     def stepped(self, loss: Tensor) -> None:
-        """Count a step that has been begun; `loss` may still be under way."""
+        """Count a step; the device may still be computing its `loss`."""
         self.losses.append(loss)
         self.step += 1
 
@@ -56,7 +58,8 @@ class RunState:
         self.recent.append(loss)
 
     def back_to(self, saved: "RunState") -> None:
-        """Go back to a snapshot; the batches since are skipped when the run goes on."""
+        """Return to a snapshot and skip the batches since."""
+        # The position in the data stays where it is: the run retrains these steps on other batches.
         self.skipped += self.step - saved.step
         self.step, self.losses, self.recent = saved.step, saved.losses, saved.recent
         self.rollbacks += 1
@@ -64,14 +67,22 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What stays the same while a run trains."""
+    """What the loop works with; these objects stay the same while a run trains."""
 
     run: Path
     config: PretrainConfig
     card: ModelCard
     engine: Engine
     processes: Processes
+    stream: CropStream
     clock: Clock
     log: Log
+    signals: list[int]
+    """The signals that this process has received, oldest first; it grows as they arrive."""
     peak_flops: float
     """Operations a second of a large matrix product, on all processes together."""
+
+    @property
+    def views(self) -> int:
+        """Views of crops in a batch, over all processes."""
+        return self.config.data.batch_size * self.engine.objective.views_per_crop
