@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from melmask.system.hardware import cpu_computes_bf16, exact_float32_products
+from melmask.system.hardware import exact_float32_products
 
 Initialize = Callable[..., Tensor]
 INITIALIZATIONS: dict[str, Initialize] = {
@@ -46,13 +46,6 @@ class HeadConfig:
     """Validations without a better score before training ends."""
     precision: str = "fp32"
     """'bf16': the hidden layers' products, and what comes between them, while training and validating."""
-
-
-def head_precision(name: str, device: torch.device) -> str:
-    """What `name`, one of `options.PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it natively."""
-    if name != "auto":
-        return name
-    return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
 
 
 class Rows(NamedTuple):
