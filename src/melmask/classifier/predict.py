@@ -69,7 +69,6 @@ def predict_files(
         failed = [row.error for _, row in rows if row.error is not None]
         if len(failed) < len(paths):
             write_predictions(out, rows, options.events)
-        journal.finished = True
     if len(failed) == len(paths):
         raise InputError(f"none of the {len(paths)} files could be read; the first error: {failed[0]}")
     return PredictionReport(len(paths) - len(failed), len(failed), len(rows))

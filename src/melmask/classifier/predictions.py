@@ -70,15 +70,12 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
 class Journal:
     """The record of a running job, a line per file. If the job is killed, only the current file is lost.
 
-    Attributes:
-        done: The rows of each file that is done, by its path.
-        finished: Set this to remove the journal at the end.
+    Attributes: `done` has the rows of each file that is done, by its path.
     """
 
     def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]]):
         self._file, self._path = file, path
         self.done = done
-        self.finished = False
 
     def add(self, path: str, rows: list[Prediction]) -> None:
         """Add the rows of a file.
@@ -96,7 +93,9 @@ class Journal:
     @staticmethod
     @contextmanager
     def of(out: Path, job: list[Any]) -> Iterator["Journal"]:
-        """Open the journal of the table `out`, and keep other jobs from it until the end.
+        """Open the journal of the table `out`, and keep other jobs from it until the end, when it is removed.
+
+        If the block raises an exception, the journal stays, so that the next job can resume.
 
         Args:
             out: The table.
@@ -107,22 +106,17 @@ class Journal:
         """
         path = out.with_name(f".{out.name}.partial.jsonl")
         lock, head = path.with_suffix(".lock"), json.dumps(job)
-        journal = None
-        try:
-            with locked(lock, out):
-                done = _read(path, head)
-                # The file is rewritten, because a kill may have cut off its last line.
-                with atomic_write(path, "w") as file:
-                    file.write(head + "\n")
-                    file.writelines(_line(name, rows) for name, rows in done.items())
-                with _opened(path) as file:
-                    journal = Journal(file, path, done)
-                    yield journal
-        finally:
-            # This comes after the lock is released, because some file systems keep a file that is open.
-            if journal is not None and journal.finished:
-                for remains in (path, lock):
-                    remains.unlink(missing_ok=True)
+        with locked(lock, out):
+            done = _read(path, head)
+            # The file is rewritten, because a kill may have cut off its last line.
+            with atomic_write(path, "w") as file:
+                file.write(head + "\n")
+                file.writelines(_line(name, rows) for name, rows in done.items())
+            with _opened(path) as file:
+                yield Journal(file, path, done)
+        # This comes after the lock is released, because some file systems keep a file that is open.
+        for remains in (path, lock):
+            remains.unlink(missing_ok=True)
 
 
 def _opened(path: Path) -> IO[str]:

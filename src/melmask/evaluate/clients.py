@@ -31,6 +31,7 @@ from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
 from melmask.evaluate.options import EvaluateOptions
 from melmask.settings import to_dict
+from melmask.system.hardware import pick_device
 
 PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
 
@@ -141,7 +142,8 @@ def open_client(source: str, options: EvaluateOptions) -> Client:
     if source.startswith(PYTHON):
         return _python_client(source, options.device)
     if source == LOGMEL:
-        return _logmel_client(options.device)
+        baseline = _LogMelModel(device := pick_device(options.device))
+        return Client("log-mel", LOGMEL, baseline.identity, baseline, baseline, device)
     path = source.removeprefix(UNTRAINED)
     encoder, name = load(path, options.device, options.precision), _short_name(path)
     if source.startswith(UNTRAINED):
@@ -169,6 +171,7 @@ def name_apart(clients: Sequence[Client], known: Mapping[str, str | None]) -> No
     identities = {slug(name): identity for name, identity in known.items()}
     taken: set[str] = set()
     for client in clients:
+        # The second client of a name gets "name 2", and so on.
         for number in itertools.count(1):
             name = client.name if number == 1 else f"{client.name} {number}"
             # Names become folders, and two different names may become the same folder.
@@ -186,6 +189,7 @@ def slug(name: str) -> str:
 def _short_name(path: str) -> str:
     # The path "." only has a name when it is absolute.
     place = Path(path).absolute() if Path(path).exists() else Path(path.removeprefix("hub:"))
+    # "checkpoints" is in the path of every step, so it tells nothing apart.
     parts = [part for part in place.parts if part not in ("/", "checkpoints")]
     # A step of a run needs both names: runs/tiny/checkpoints/step-0004500 -> tiny/step-0004500.
     return "/".join(parts[-2:]) if parts[-1].startswith("step-") else parts[-1]
@@ -197,12 +201,13 @@ def _python_client(source: str, device_name: str) -> Client:
     for function in ("load_model", "get_scene_embeddings", "get_timestamp_embeddings"):
         if not callable(getattr(module, function, None)):
             raise InputError(f"the module {name} has no function {function}; expected the HEAR 2021 API")
-    device = torch.device("cpu")
+    device, wanted = torch.device("cpu"), pick_device(device_name)
     try:
         with _process_kept():
             model = module.load_model(weights) if weights else module.load_model()
             if isinstance(model, torch.nn.Module):
-                device = _torch_device(device_name)
+                # Anything else gets sounds on the CPU, as it may not know of other devices.
+                device = wanted
                 model = model.to(device).eval()
     except (Exception, SystemExit) as error:
         # Third-party code may raise any exception, and its first line says best what is wrong.
@@ -231,12 +236,6 @@ def _import(name: str) -> Any:
         raise InputError(
             f"the module {name} cannot be imported ({_first_line(error)}); install it, or set PYTHONPATH"
         ) from error
-
-
-def _torch_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _first_line(error: BaseException) -> str:
@@ -268,12 +267,14 @@ def _code_facts(name: str) -> list[Any]:
     place = next(iter(getattr(top, "__path__", ())), None) or getattr(top, "__file__", None)
     if not isinstance(place, str):
         return [name]
+    # The modules are followed by name from file to file, without importing them: importing may run anything.
     root = Path(place).parent
     found: dict[str, list[Any]] = {}
     waiting = [first]
     while waiting:
         package = waiting.pop()
         if package in found:
+            # Modules may import each other in a circle.
             continue
         files = [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]
         found[package] = [[str(f.relative_to(root)), *_file_facts(f)] for f in files if f.is_file()]
@@ -322,9 +323,3 @@ class _LogMelModel:
         vectors = torch.cat([windows.mean(3), windows.std(3, correction=0)], dim=1).transpose(1, 2)
         times_ms = torch.arange(vectors.shape[1]) * self.step_frames * self._hop_ms
         return vectors, times_ms.expand(len(audio), -1)
-
-
-def _logmel_client(device_name: str) -> Client:
-    device = _torch_device(device_name)
-    model = _LogMelModel(device)
-    return Client("log-mel", LOGMEL, model.identity, model, model, device)

@@ -49,8 +49,8 @@ def divide(table: ClipTable, options: TaskOptions) -> Division:
         return _given_splits(table, options.seed)
     part_of = spread(table, list(range(len(table.paths))), options.folds, options.seed)
     splits = _fold_names(options.folds)
-    unused = f"the table's {given} folds are too few and were not used" if given and scheme is None else ""
-    return Division("new_split_kfold", splits, [splits[part] for part in part_of], (unused,) if unused else ())
+    notes = (f"the table's {given} folds are too few and were not used",) if given and scheme is None else ()
+    return Division("new_split_kfold", splits, [splits[part] for part in part_of], notes)
 
 
 def _given_folds(table: ClipTable) -> Division:

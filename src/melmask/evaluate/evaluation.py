@@ -77,12 +77,16 @@ def evaluate(
     with claimed(out):
         remove_partial(out / "embeddings")
         report = _earlier_report(out, tasks_folder)
-        _name_clients(clients, report)
+        # A model that never produced a result frees its name for a repaired one.
+        judged = {outcome.column.model for outcome in report.results}
+        name_apart(clients, {model.name: model.identity for model in report.models if model.name in judged})
         for task in tasks:
             report = _with_task(report, _task_facts(task))
         reasons: list[str | None] = []
         for client in clients:
-            report = report.with_model(_model_facts(client))
+            # A client has an attribute for each field.
+            facts = {field.name: getattr(client, field.name) for field in fields(ModelFacts)}
+            report = report.with_model(ModelFacts(**facts))
             for task, protocol in itertools.product(tasks, options.protocols):
                 pair = Pair(client, task, protocol, grids[task.title], options.seed, device, out)
                 report, reason = _with_pair(report, pair)
@@ -137,12 +141,6 @@ def _open_clients(models: Sequence[str], options: EvaluateOptions) -> list[Clien
         client = open_client(source, options)
         by_identity.setdefault(client.identity, client)
     return list(by_identity.values())
-
-
-def _name_clients(clients: Sequence[Client], report: Report) -> None:
-    """Give each client its own name. A model that never produced a result frees its name for a repaired one."""
-    judged = {outcome.column.model for outcome in report.results}
-    name_apart(clients, {model.name: model.identity for model in report.models if model.name in judged})
 
 
 def _with_pair(report: Report, pair: Pair) -> tuple[Report, str | None]:
@@ -245,11 +243,6 @@ def _with_task(report: Report, facts: TaskFacts) -> Report:
         gone = before - len(report.results)
         sys.stderr.write(f"{facts.title} has other labels or sounds than before: {gone} scores of it were removed\n")
     return report.with_task(facts)
-
-
-def _model_facts(client: Client) -> ModelFacts:
-    # A client has an attribute for each field.
-    return ModelFacts(**{field.name: getattr(client, field.name) for field in fields(ModelFacts)})
 
 
 def _task_facts(task: Task) -> TaskFacts:

@@ -74,7 +74,7 @@ Judge = Callable[[Float[np.ndarray, "rows classes"], float], Validation]
 class TrainedHead:
     """A head with the weights of its best validation.
 
-    Attributes: `network`, `config`, `multilabel`, `best` (its best validation), `epoch` (that of `best`, 0 is the first),
+    Attributes: `network`, `config`, `multilabel`, `best` (its best validation), `epoch` (that of `best`, from 0),
     `epochs` (how many were run).
     """
 
@@ -281,6 +281,7 @@ class _Masked(torch.autograd.Function):
 
 def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
     vectors, targets = rows
+    # Without an order, batches are slices, which copy nothing.
     ids = None if order is None else torch.from_numpy(order.permutation(len(vectors))).to(vectors.device)
     for start in range(0, len(vectors), size):
         part = slice(start, start + size) if ids is None else ids[start : start + size]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from melmask.errors import InputError, OutputError
 from melmask.evaluate.division import Division, divide
 from melmask.evaluate.leaks import find_leaks
-from melmask.evaluate.options import AUTO, TaskOptions, check_word
+from melmask.evaluate.options import AUTO, NATIVE, TaskOptions, check_word
 from melmask.evaluate.sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task
 from melmask.labels.tables import ClipTable, Event, read_clips
@@ -88,7 +88,9 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
     # This first division shows errors in the table before hours of decoding.
     divide(table, options)
     with _building(folder, options.overwrite) as building:
-        fixed_s = _clip_length_s(options.duration_s, table.paths)
+        given_s = options.duration_s
+        # Without a fixed length each clip keeps its own.
+        fixed_s = common_length_s(table.paths) if given_s == AUTO else None if given_s == NATIVE else float(given_s)
         table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, options.threads)
         table, event_notes = _within_clips(table, sounds)
         _check_classes(table)
@@ -136,13 +138,6 @@ def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
     ]
     note = f"labels are written as the HEAR kit reads them, {changed[0]!r} as {read[changed[0]]!r}"
     return dataclasses.replace(table, targets=targets), (note,)
-
-
-def _clip_length_s(duration_s: float | str, paths: Sequence[Path]) -> float | None:
-    """Return the length that every clip gets, or None if each keeps its own."""
-    if duration_s == AUTO:
-        return common_length_s(paths)
-    return None if isinstance(duration_s, str) else float(duration_s)
 
 
 @contextlib.contextmanager

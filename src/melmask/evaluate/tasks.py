@@ -178,6 +178,7 @@ def read_task(folder: Path) -> Task:
     files = {split: reader.read(folder / f"{split}.json") for split in splits}
     if embedding_type == "event":
         _check_distinct(folder, files)
+    groups = _read_object(folder / GROUPS) if (folder / GROUPS).exists() else {}
     name = metadata.text("task_name")
     stop_on_score = metadata.take(
         "use_scoring_for_early_stopping", lambda value: isinstance(value, bool), "true or false", True
@@ -197,7 +198,7 @@ def read_task(folder: Path) -> Task:
         parameter_grid={**_GRIDS_BY_NAME.get(name, {}), **metadata.grid("task_specific_param_grid")},
         event_grid={**_EVENT_DEFAULTS, **event_grid} if event_grid else dict(_EVENT_GRID),
         files=files,
-        groups=_read_groups(folder / GROUPS),
+        groups={name: str(group) for name, group in groups.items()},
     )
     # A choice among post-processings needs a score on validation rows, and the loss is none.
     if embedding_type == "event" and not stop_on_score and math.prod(map(len, task.event_grid.values())) > 1:
@@ -269,6 +270,7 @@ class _Metadata:
             # In each turn one fold tests, the next one validates, and the rest train; the first follows the last.
             turns = [folds[i:] + folds[:i] for i in range(len(folds))]
             return tuple(DataSplit(tuple(sorted(turn[2:])), (turn[1],), (turn[0],)) for turn in turns)
+        # Other splits may be there, but the kit uses these three.
         if missing := {"train", "valid", "test"} - set(splits):
             raise self.wrong("splits", list(splits), f"{', '.join(sorted(missing))} too with split_mode trainvaltest")
         return (DataSplit(("train",), ("valid",), ("test",)),)
@@ -316,23 +318,23 @@ class _SplitReader(NamedTuple):
         content = _read_object(path)
         if not content:
             raise InputError(f"{path} lists no files; expected at least one clip in each split")
-        read_one = self._events if self.embedding_type == "event" else self._scene
-        known = set(self.labels)
-        for name in content:
+        is_event, known = self.embedding_type == "event", set(self.labels)
+        read_one = self._events if is_event else self._scene
+        for name, items in content.items():
+            # A path could point to a file outside the task.
             if Path(name).name != name:
                 raise InputError(f"{path}: {name!r} is not the plain name of a file; move it into the split's folder")
+            if not isinstance(items, list):
+                what = "events" if is_event else "labels"
+                raise InputError(f"{path}: {name} has {json.dumps(items)}; expected a list of {what}")
         return {name: read_one(f"{path}: {name}", items, known) for name, items in content.items()}
 
-    def _scene(self, where: str, items: Any, known: set[str]) -> list[str]:
-        if not isinstance(items, list):
-            raise InputError(f"{where} has {json.dumps(items)}; expected a list of labels")
+    def _scene(self, where: str, items: list[Any], known: set[str]) -> list[str]:
         if self.prediction_type == "multiclass" and len(items) != 1:
             raise InputError(f"{where} has {len(items)} labels; expected exactly one, as the task is multiclass")
         return [self._known(where, item, known) for item in items]
 
-    def _events(self, where: str, items: Any, known: set[str]) -> list[Event]:
-        if not isinstance(items, list):
-            raise InputError(f"{where} has {json.dumps(items)}; expected a list of events")
+    def _events(self, where: str, items: list[Any], known: set[str]) -> list[Event]:
         events = []
         for item in items:
             if not isinstance(item, dict) or not {"label", "start", "end"} <= item.keys():
@@ -345,17 +347,13 @@ class _SplitReader(NamedTuple):
         return events
 
     def _known(self, where: str, item: Any, known: set[str]) -> str:
+        # If all labels are numbers, a file may hold 7, "7" or "007" for the same one.
         label = _plain(item) if self.numbers else str(item)
         if label not in known:
             near = difflib.get_close_matches(label, self.labels, 1)
             hint = f"the nearest there is {near[0]!r}" if near else "add it there"
             raise InputError(f"{where} has label {label!r}, which {VOCABULARY} does not list; {hint}")
         return label
-
-
-def _read_groups(path: Path) -> dict[str, str]:
-    groups = _read_object(path) if path.exists() else {}
-    return {name: str(group) for name, group in groups.items()}
 
 
 def _check_distinct(folder: Path, files: dict[str, dict[str, list[Any]]]) -> None:
