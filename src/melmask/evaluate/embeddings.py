@@ -77,8 +77,10 @@ def embed_task(client: Client, task: Task, cache: Path) -> dict[str, SplitEmbedd
 
 def batch_size(client: Client, task: Task) -> int:
     """Return how many clips the kit embeds at once: fewer if they are longer or their rate is higher."""
+    # Clips of different lengths cannot be stacked.
     if task.sample_duration_s is None:
         return 1
+    # This formula is the kit's.
     return max(1, int(0.7 * (120 / task.sample_duration_s) * (16000 / client.sample_rate_hz)))
 
 

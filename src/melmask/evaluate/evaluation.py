@@ -68,6 +68,7 @@ def evaluate(
     options = options or EvaluateOptions()
     # A third-party module may change the working directory, so relative paths would not last.
     tasks_folder, out = tasks_folder.absolute(), out.absolute()
+    # Tasks, options and models are all checked before the first result is computed.
     tasks = find_tasks(tasks_folder, options.tasks)
     device = pick_device(options.device)
     precision = head_precision(options.head_precision, device)
@@ -75,6 +76,7 @@ def evaluate(
     clients = _open_clients(models, options)
     # Two jobs at once would overwrite each other's results.json.
     with claimed(out):
+        # A killed call may have left a file that it was writing.
         remove_partial(out / "embeddings")
         report = _earlier_report(out, tasks_folder)
         # A model that never produced a result frees its name for a repaired one.
@@ -200,6 +202,7 @@ def _judge(pair: Pair) -> Outcome:
 def _fingerprint(pair: Pair, embeddings: Mapping[str, SplitEmbeddings]) -> str:
     settings = [_PROTOCOL_VERSION, pair.protocol, pair.seed, [vars(point) for point in pair.grid], pair.task.metrics]
     digest = hashlib.sha256(json.dumps(settings).encode())
+    # The embeddings are digested, and not the sounds, because only they reach the heads.
     for name, part in embeddings.items():
         digest.update(json.dumps([name, part.files]).encode())
         for array in (part.vectors, part.targets, part.times_ms):
@@ -222,21 +225,21 @@ def _score(metric: str, splits: Sequence[Split], tested: int) -> Score:
 def _earlier_report(out: Path, tasks_folder: Path) -> Report:
     """Return the report that `out` holds, to be extended, or an empty one."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    head = Report(created=created, version=__version__, tasks_folder=str(tasks_folder))
+    folder = str(tasks_folder)
     if not (out / RESULTS).exists():
-        return head
+        return Report(created=created, version=__version__, tasks_folder=folder)
     try:
-        known = read_report(out)
+        return replace(read_report(out), created=created, version=__version__, tasks_folder=folder)
     except InputError as error:
         raise InputError(
             f"{out / RESULTS} is not a report of melmask evaluate that can be extended ({error}); choose another --out"
         ) from error
-    return replace(head, models=known.models, tasks=known.tasks, results=known.results, failed=known.failed)
 
 
 def _with_task(report: Report, facts: TaskFacts) -> Report:
     """Return the report with this task. If its labels or sounds have changed, its scores are removed."""
     known = {task.title: task.sha256 for task in report.tasks}.get(facts.title)
+    # Without a digest on both sides the tasks cannot be compared, so the scores stay.
     if known and facts.sha256 and known != facts.sha256:
         before = len(report.results)
         report = report.without_task(facts.title)
@@ -265,6 +268,7 @@ def _task_facts(task: Task) -> TaskFacts:
 def table_text(report: Report) -> str:
     """Return the primary scores as text: a row per task and protocol, a column per model, and failures below."""
     names = [model.name for model in report.models]
+    # 24 characters have room for a mean and a deviation.
     width = max([24, *(len(name) + 2 for name in names)])
     rows: dict[str, dict[str, str]] = {}
     for outcome in report.results:

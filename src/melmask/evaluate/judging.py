@@ -69,6 +69,7 @@ class TaskRows:
         metric, maximize = self.task.metrics[0], self.maximize
         choices = postprocessings(self.task)
         if not self.task.stop_on_score:
+            # `read_task` has made sure that there is only one post-processing then.
             return lambda _, loss: Validation(loss, choices[0])
 
         def judge(probabilities: np.ndarray, _: float) -> Validation:
@@ -95,6 +96,7 @@ class TaskRows:
                 "reference": _as_text(self._reference(splits)),
             }
         targets = self.targets(splits)
+        # In scene tasks a row is a clip, so the names of the files are the names of the rows.
         clips = [(name, split) for split in splits for name in self.embeddings[split].files]
         return {metric: scene_score(metric, probabilities, targets) for metric in self.task.metrics}, {
             "files": np.array([name for name, _ in clips]),
@@ -111,6 +113,7 @@ class TaskRows:
         scores: dict[str, float] = {}
         for metric in metrics:
             parts = event_score(metric, predicted, reference, self.task.labels)
+            # The first part is the main one: the F-measure or the error rate.
             scores[metric] = next(iter(parts.values()))
             scores |= {f"{metric}_{part}": value for part, value in parts.items()}
         return scores

@@ -26,7 +26,7 @@ def find_leaks(task: Task) -> Leaks:
     """
     contents = {split: _contents(task, split) for split in task.splits}
     groups = {split: {task.groups[name] for name in task.files[split] if name in task.groups} for split in task.splits}
-    # If sounds are missing there is no digest, because it would change when they are unpacked.
+    # If sounds are missing, there is no digest, because it would change when they are unpacked.
     whole = all(len(content) == len(task.files[split]) for split, content in contents.items())
     by_name = {split: sorted(content.items()) for split, content in contents.items()}
     facts = json.dumps([task.labels, task.files, by_name])

@@ -224,6 +224,7 @@ def _metadata(
         "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
         "default_mode": options.mode,
         "mode": options.mode,
+        # The kit does not use this one, but its own tasks have it.
         "tmp_dir": "_workdir",
         "split_mode": division.mode,
         "splits": list(division.splits),

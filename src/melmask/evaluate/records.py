@@ -153,6 +153,7 @@ class Report:
     @functools.cached_property
     def columns(self) -> list[Column]:
         """The columns of a table of scores, in the order of the models."""
+        # A dictionary keeps the order of its keys, and drops repetitions.
         seen = dict.fromkeys([*(outcome.column for outcome in self.results), *(f.column for f in self.failed)])
         columns = []
         for model in self.models:

@@ -227,6 +227,7 @@ def saved_split(results: Path, path: Path, fingerprint: str) -> Split | None:
     """Return the split saved at `path`, or None if it is missing, damaged, or was computed from other data."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
+        # The fingerprint covers vectors, labels and settings. Without its predictions a split is computed again.
         complete = row["fingerprint"] == fingerprint and path.with_suffix(".npz").exists()
         return _read_split(results, row) if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -294,6 +295,7 @@ def read_event_files(outcome: Outcome) -> list[EventFile]:
             for name in dict.fromkeys([*reference, *predicted]):
                 found.append(EventFile(name, split.parts, _events(reference, name), _events(predicted, name)))
         except (ValueError, TypeError, AttributeError):
+            # The file is damaged, and the page shows the other splits.
             continue
     return found
 

@@ -136,6 +136,7 @@ def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) ->
             used = block if length is None else block[: length - samples]
             if samples + len(used) > MOST_SAMPLES:
                 raise AudioFileError(f"{path} is too long for a wav file at {rate_hz} Hz; cut it, or give a duration")
+            # Samples in [-1, 1] become 16-bit whole numbers, little-endian as wav files are.
             file.writeframes(np.clip(np.rint(used * 32768.0), -32768, 32767).astype("<i2").tobytes())
             samples += len(used)
             cut = len(used) < len(block)
