@@ -142,7 +142,8 @@ def open_client(source: str, options: EvaluateOptions) -> Client:
     if source.startswith(PYTHON):
         return _python_client(source, options.device)
     if source == LOGMEL:
-        baseline = _LogMelModel(device := pick_device(options.device))
+        device = pick_device(options.device)
+        baseline = _LogMelModel(device)
         return Client("log-mel", LOGMEL, baseline.identity, baseline, baseline, device)
     path = source.removeprefix(UNTRAINED)
     encoder, name = load(path, options.device, options.precision), _short_name(path)
