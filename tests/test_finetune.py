@@ -287,9 +287,7 @@ def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(e
     rng = np.random.default_rng(0)
     clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(24)],
                   [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
-    with pytest.raises(
-        TrainingError, match=r"diverged in epoch 1 .* below 1e\+30, or a weight_decay below 0\.05"
-    ):
+    with pytest.raises(TrainingError, match=r"diverged in epoch 1 .* below 1e\+30, or a weight_decay below 0\.05"):
         training.run(clips, clips, tmp_path / "finetune.pt", lambda *_: None)
     kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
     assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
