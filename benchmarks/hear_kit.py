@@ -60,7 +60,7 @@ def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, pr
     """The same of melmask, on the kit's files."""
     import torch
 
-    from melmask.evaluate.heads import head_precision
+    from melmask.evaluate.evaluation import head_precision
     from melmask.evaluate.judging import TaskRows
     from melmask.evaluate.protocols import grid_of, run_task
     from melmask.evaluate.tasks import read_task
@@ -71,10 +71,14 @@ def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, pr
         device = torch.device("cpu")
         data = TaskRows(task, {split: _kit_embeddings(folder, task, split) for split in task.splits}, device)
         grid = grid_of(task, grid_points, head_precision(precision, device))
-        results = [result for _, result in run_task(data, protocol, grid, seed)]
+        # A score that is not finite is None there.
+        results = [
+            {name: math.nan if score is None else score for name, score in split.scores.items()}
+            for split, _ in run_task(data, protocol, grid, seed)
+        ]
         seconds = time.perf_counter() - start
         found.append(
-            {"seconds": seconds, **{n: statistics.fmean(r.scores[n] for r in results) for n in results[0].scores}}
+            {"seconds": seconds, **{name: statistics.fmean(scores[name] for scores in results) for name in results[0]}}
         )
     return {"splits": len(task.data_splits), "runs": found}
 

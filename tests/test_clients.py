@@ -161,16 +161,16 @@ def test_answers_that_cannot_be_used_are_refused(write_module, sound):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("parts", "gave a Tensor for timestamp embeddings; expected a pair"),
+        ("parts", "gave timestamp embeddings as Tensor; expected a pair"),
         (
             "torch.stack([parts.mean(2), parts.std(2)], 2), times[0]",
             r"times with the shape \(9,\); expected .* \(1, 9\)",
         ),
-        ("torch.stack([parts.mean(2), parts.std(2)], 2), times.flip(1)", "gave times that do not ascend"),
+        ("torch.stack([parts.mean(2), parts.std(2)], 2), times.flip(1)", "gave times that do not increase"),
         ("torch.stack([parts.mean(2), parts.std(2)], 2), times / 0", "gave times with NaN or infinity"),
         ("torch.stack([parts.mean(2), parts.std(2)], 2), times.numpy()", "gave times as ndarray; expected a torch"),
         ("torch.stack([parts.mean(2), parts.std(2)], 2).numpy(), times", "timestamp embeddings as ndarray"),
-        ("parts[:, :0, :2], times[:, :0]", "gave times that do not ascend; expected those of one or more steps"),
+        ("parts[:, :0, :2], times[:, :0]", "gave times that do not increase; expected one or more steps"),
         ("parts.mean(2), times", r"timestamp embeddings with the shape \(1, 9\); expected finite numbers of shape"),
     ],
 )
@@ -375,7 +375,7 @@ def test_sounds_at_another_rate_are_resampled_and_missing_ones_named(run_folder,
         other.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(other, np.repeat(read_audio(path, RATE_HZ), 3), 48000)
         path.unlink()
-    with pytest.raises(InputError, match=r"16000/fold00/0-0\.wav: No such file or directory; unpack the task whole"):
+    with pytest.raises(InputError, match=r"16000/fold00/0-0\.wav: No such file or directory; unpack the whole task"):
         embed_task(client, task, tmp_path / "cache")
     for split in task.splits:
         (task.folder / str(RATE_HZ) / split).rmdir()
@@ -386,7 +386,7 @@ def test_sounds_at_another_rate_are_resampled_and_missing_ones_named(run_folder,
 def test_clips_of_several_lengths_in_a_task_of_one_are_refused(run_folder, tmp_path):
     folder = write_fold_task(tmp_path)
     soundfile.write(folder / str(RATE_HZ) / "fold00" / "0-3.wav", np.zeros(4000), RATE_HZ)
-    with pytest.raises(InputError, match="clips of 4000 to 8000 samples beside each other"):
+    with pytest.raises(InputError, match="clips of 4000 to 8000 samples in the batch of"):
         embed_task(open_client(str(run_folder), CPU), read_task(folder), tmp_path / "cache")
 
 

@@ -17,17 +17,14 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import melmask
-from melmask.classifier import head as head_module
 from melmask.classifier import network as network_module
 from melmask.classifier import training as training_module
-from melmask.classifier.clips import Clips, frames_of_event, read_logmels
+from melmask.classifier.examples import Clips, frames_of_event, read_logmels
 from melmask.classifier.finetune import finetune
-from melmask.classifier.head import Head, fit_head
-from melmask.classifier.model import AudioClassifier, ClassifierCard, load_classifier
-from melmask.classifier.network import ClassifierNetwork
+from melmask.classifier.model import AudioClassifier, ClassifierCard, load_classifier, validation_score
+from melmask.classifier.network import ClassifierNetwork, Head, fit_head
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions, PredictOptions
 from melmask.classifier.predict import predict_files
-from melmask.classifier.scores import validation_score
 from melmask.classifier.training import Finetuning
 from melmask.cli import main
 from melmask.downstream.probe import standardize
@@ -129,7 +126,7 @@ def test_an_event_shorter_than_a_step_counts_as_one(start_ms, end_ms, frames):
 
 
 def test_it_begins_with_the_linear_probe(encoder, table, monkeypatch):
-    monkeypatch.setattr(head_module, "_PENALTIES", (1.0,))
+    monkeypatch.setattr(network_module, "_PENALTIES", (1.0,))
     model = melmask.load(encoder.name, "cpu")
     rows = [row for row in read_table(table) if row["path"] != "broken.wav"]
     logmels, _ = read_logmels(model, [table.parent / row["path"] for row in rows])
@@ -290,7 +287,7 @@ def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(e
     rng = np.random.default_rng(0)
     clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(24)],
                   [np.eye(2, dtype=np.float32)[i % 2] for i in range(24)])  # fmt: skip
-    with pytest.raises(TrainingError, match=r"epoch 1: .* a learning_rate below 1e\+30, or a weight_decay below 0\.05"):
+    with pytest.raises(TrainingError, match=r"diverged in epoch 1 .* below 1e\+30, or a weight_decay below 0\.05"):
         training.run(clips, clips, tmp_path / "finetune.pt", lambda *_: None)
     kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
     assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
@@ -346,7 +343,7 @@ def test_a_killed_training_resumes_as_if_it_had_not_been(run_folder, table, tmp_
     ours, theirs = (torch.load(out / "finetune.pt", weights_only=True) for out in (tmp_path, trained[0]))
     assert all(torch.equal(value, theirs["network"][name]) for name, value in ours["network"].items())
     assert ours["best"]["score"] == theirs["best"]["score"]
-    with pytest.raises(InputError, match="has begun with another config; choose another --out"):
+    with pytest.raises(InputError, match="was begun with another config; choose another --out"):
         tune(run_folder, table, tmp_path, "seed=1")
 
 
@@ -377,7 +374,7 @@ def test_a_full_disk_and_a_stop_while_it_saves_are_reported_as_such(run_folder, 
 def test_a_damaged_record_of_the_job_is_refused_in_one_line(run_folder, table, tmp_path):
     (tmp_path / "finetune.json").write_text('{"model": ')
     (tmp_path / "finetune.pt").touch()
-    with pytest.raises(CheckpointError, match=r"finetune\.json is damaged .* delete .* to begin anew"):
+    with pytest.raises(CheckpointError, match=r"finetune\.json is damaged .* delete .* to start over"):
         tune(run_folder, table, tmp_path)
 
 
@@ -388,7 +385,7 @@ def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, tabl
     with pytest.raises(InputError, match="no readable file is left to train on; 2 of"):
         tune(run_folder, first, tmp_path, "epochs=1")
     tune(run_folder, table, tmp_path, "epochs=1")
-    with pytest.raises(InputError, match="has begun with another labels"):
+    with pytest.raises(InputError, match="was begun with another labels"):
         tune(run_folder, first, tmp_path, "epochs=1")
 
 
@@ -404,7 +401,7 @@ def test_a_file_repaired_since_does_not_pass_for_learned_from(run_folder, tmp_pa
     (tmp_path / "3.wav").write_bytes(b"no sound")
     tune(run_folder, table, out, "epochs=1")
     (tmp_path / "3.wav").write_bytes(kept)
-    with pytest.raises(InputError, match=r"3\.wav can be read now, but could not when .* began \(1 such files\)"):
+    with pytest.raises(InputError, match=r"3\.wav can be read now, but could not when .* was begun \(1 such files\)"):
         tune(run_folder, table, out, "epochs=1")
     (tmp_path / "3.wav").write_bytes(b"no sound")
     (tmp_path / "5.wav").unlink()
@@ -542,7 +539,7 @@ def test_a_classifier_of_release_0_1_0_predicts(old_job, tmp_path):
 def test_a_job_of_release_0_1_0_is_recognized_and_resumed(old_job):
     labels, out = old_job
     begun, metrics = json.loads((out / "finetune.json").read_text()), (out / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match="has begun with another config; choose another --out"):
+    with pytest.raises(InputError, match="was begun with another config; choose another --out"):
         tune_old(labels, out, seed=1)
     # Its training is done; what is made of the snapshot is what release 0.1.0 made of it.
     kept = torch.load(out / "finetune.pt", weights_only=True)
@@ -718,10 +715,10 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     with pytest.raises(InputError, match="none of the 1 files could be read"):
         predict_files(classifier, [broken], tmp_path / "y.csv")
     assert list(tmp_path.glob(".y*")) == []
-    with pytest.raises(ConfigError, match=r"is no file that ends in \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(ConfigError, match=r"a file that ends in \.csv, \.jsonl, \.parquet"):
         predict_files(classifier, [broken], tmp_path / "y.txt")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(ConfigError, match=r"folder\.csv is no file"):
+    with pytest.raises(ConfigError, match=r"folder\.csv cannot be the table"):
         predict_files(classifier, [broken], tmp_path / "folder.csv")
     with pytest.raises(ConfigError, match="min_duration_ms is nan; give 0 to an hour"):
         PredictOptions(min_duration_ms=float("nan"))

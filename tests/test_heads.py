@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from melmask.evaluate import heads
+from melmask.evaluate import evaluation
+from melmask.evaluate.evaluation import head_precision
 from melmask.evaluate.heads import (
     Adam,
     HeadConfig,
@@ -22,7 +23,6 @@ from melmask.evaluate.heads import (
     Validation,
     better,
     build_head,
-    head_precision,
     train_head,
 )
 
@@ -224,7 +224,7 @@ def test_bf16_trains_a_head_as_good_and_a_linear_one_is_never_rounded():
 def test_the_precision_is_what_the_processor_multiplies(monkeypatch):
     cpu = torch.device("cpu")
     for native, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(heads, "cpu_computes_bf16", lambda native=native: native)
+        monkeypatch.setattr(evaluation, "cpu_computes_bf16", lambda native=native: native)
         assert head_precision("auto", cpu) == expected
     assert head_precision("auto", torch.device("cuda")) == "fp32"
     assert head_precision("bf16", cpu) == "bf16"

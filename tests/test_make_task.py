@@ -149,7 +149,7 @@ def test_few_groups_make_a_larger_valid(labelled, tmp_path):
 def test_a_group_that_is_tested_and_trained_on_is_reported(labelled, tmp_path):
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     table = labelled("path,label,group,split", lambda i: [*animals(i), f"g{i % 6}", splits[i]])
-    assert "3 groups are tested and trained on, as the table has it" in make_task(table, tmp_path).notes
+    assert "3 groups are both tested and trained on, because the table says so" in make_task(table, tmp_path).notes
 
 
 @pytest.mark.parametrize("column", ["labels", "label"])
@@ -178,7 +178,7 @@ def test_rows_with_times_make_an_event_task(tmp_path):
         "b.wav": [],
         "c.wav": [Event("dog", 0.0, 1000.0)],
     }
-    assert "1 events begin after their clip's end and were left out" in report.notes
+    assert "1 events begin after the end of their clip and were dropped" in report.notes
 
 
 def test_clips_are_cut_and_padded_at_their_ends(tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_clips_are_cut_and_padded_at_their_ends(tmp_path, monkeypatch):
     rows = [["a.wav", "x"], ["b.wav", "y"], ["long.wav", "y"]]
     table = write_csv(tmp_path / "t.csv", "path,label", rows)
     report = make_task(table, tmp_path, folds=3, duration_s=0.4, rates_hz=(RATE_HZ,))
-    assert "1 clips were longer than 0.4 s and cut, 2 shorter and padded" in report.notes
+    assert "1 clips were longer than 0.4 s and were cut; 2 were shorter and were padded" in report.notes
     for name in ("a", "long"):
         (written,) = report.folder.glob(f"8000/*/{name}.wav")
         original = soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0][:3200]
@@ -219,7 +219,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
     (tmp_path / "sounds" / "c06.wav").unlink()
     report = make_task(table, tmp_path)
     assert (report.clips, report.failed) == (10, 2)
-    assert "2 files could not be read and were left out, see failed.csv there" in report.notes
+    assert "2 files could not be read and were skipped; failed.csv in the task folder has the reasons" in report.notes
     rows = list(csv.reader((report.folder / "failed.csv").read_text().splitlines()))
     assert [Path(row[0]).name for row in rows] == ["path", "c05.wav", "c06.wav"]
     assert rows[2][1].endswith("does not exist; check the path")
@@ -313,7 +313,7 @@ def test_numbers_are_labels_as_the_kit_reads_them(labelled, tmp_path):
 def test_classes_that_a_split_lacks_are_named(labelled, tmp_path):
     table = labelled("path,label,fold", lambda i: ["rare" if i == 0 else animals(i)[0], str(i % 3)])
     notes = make_task(table, tmp_path).notes
-    gap = "has no clip of 1 of 3 classes (rare): scores averaged over classes mean little there"
+    gap = "has no clip of 1 of 3 classes (rare), so a mean over classes says little about it"
     assert notes == (f"fold01 {gap}", f"fold02 {gap}")
 
 
@@ -325,8 +325,8 @@ def pets(i):
     ("header", "row", "options", "error", "message"),
     [
         ("path,label", animals, {"folds": 2}, ConfigError, "2 folds were asked for; expected 3 or more"),
-        ("path,label", animals, {"folds": 13}, InputError, "13 splits are to be made of 12 clips"),
-        ("path,label,group", pets, {}, InputError, "5 splits are to be made of 1 groups"),
+        ("path,label", animals, {"folds": 13}, InputError, "12 clips are too few for 13 splits"),
+        ("path,label,group", pets, {}, InputError, "1 groups are too few for 5 splits"),
         ("path,label,fold", pets, {"scheme": "fold"}, InputError, "has 1 as folds; expected 3 or more"),
         ("path,label", animals, {"scheme": "split"}, InputError, "splits are none; expected train and test"),
         ("path,label", animals, {"name": "a/b"}, ConfigError, "the task's name is 'a/b'"),
@@ -345,8 +345,8 @@ def pets(i):
             "row 1 after the header: label 'dog'",
         ),
         ("path,label,start_s,end_s", lambda i: ["dog", "", "1"], {}, InputError, "from '' to '1'; expected a label"),
-        ("path,label", lambda i: ["None" if i else "dog"], {}, InputError, "label 'None' is read as a missing value"),
-        ("path,label", lambda i: ["01" if i else "1"], {}, InputError, "the HEAR kit takes some for the same"),
+        ("path,label", lambda i: ["None" if i else "dog"], {}, InputError, "reads label 'None' as a missing value"),
+        ("path,label", lambda i: ["01" if i else "1"], {}, InputError, "the HEAR kit reads some of"),
     ],
 )
 def test_what_cannot_become_a_task_is_refused_in_one_line(labelled, tmp_path, header, row, options, error, message):

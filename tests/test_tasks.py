@@ -207,7 +207,7 @@ def test_a_damaged_task_matters_only_if_it_is_wanted(tasks_folder, capsys):
     with pytest.raises(InputError, match="birds-v1-full"):
         find_tasks(tasks_folder, ["birds-v1-full"])
     assert "birds-v1-full" not in {task.title for task in find_tasks(tasks_folder)}
-    assert "a task is left out: " in capsys.readouterr().err
+    assert "a task is skipped: " in capsys.readouterr().err
     with pytest.raises(InputError, match="birds-v1-full"):
         find_tasks(tasks_folder / "birds-v1-full")
 

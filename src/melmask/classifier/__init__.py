@@ -1,1 +1,1 @@
-"""Fine-tuned classifiers: training and use."""
+"""Classifiers: fine-tuning them, and predicting with them."""

@@ -1,4 +1,8 @@
-"""Which sound files a classifier is trained, validated and tested on, and what is in each of them."""
+"""Choose the files that train, validate and test a classifier, and read what it hears of them.
+
+`read_examples` says which file is for what and which labels it has. `read_logmels` and `clips_of` turn the files into
+log-mels with targets.
+"""
 
 import hashlib
 import itertools
@@ -12,23 +16,29 @@ from typing import cast
 
 import numpy as np
 
-from melmask.classifier.head import Kind
 from melmask.classifier.options import FinetuneOptions
-from melmask.errors import InputError
+from melmask.embedding.encoder import AudioEncoder
+from melmask.errors import AudioFileError, InputError
+from melmask.evaluate.options import Kind
 from melmask.evaluate.tasks import METADATA, Task, read_task
 from melmask.labels.tables import ClipTable, Event, read_clips, sorted_names
+from melmask.system.progress import track
 
 PARTS = ("train", "valid", "test")
 _VALID_PARTS, _MOST_PARTS = 10, 5
-"""Where no row is marked `valid`, one training row in ten validates, and never more than one in five."""
+"""If no row is marked `valid`, one training row in ten becomes validation, and never more than one in five."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """Labeled files, a list entry per file.
 
-    paths: where each file lies.  labels: the names of its labels, or its events in an event task.  parts: 'train',
-    'valid' or 'test'.  classes: all labels, in the order of the classifier's outputs.
+    Attributes:
+        kind: What a label says.
+        classes: All labels, in the order of the classifier's outputs.
+        paths: Where each file lies.
+        labels: The names of each file's labels or, in an event task, its events.
+        parts: 'train', 'valid' or 'test'.
     """
 
     kind: Kind
@@ -39,7 +49,7 @@ class Examples:
 
     @property
     def sha256(self) -> str:
-        """A digest of everything; finetune.json holds it, so its form must not change."""
+        """A digest of all fields; finetune.json holds it, so the way to compute it must not change."""
         rows = [
             [str(path.resolve()), labels, part]
             for path, labels, part in zip(self.paths, self.labels, self.parts, strict=True)
@@ -86,10 +96,10 @@ def task_examples(task: Task, fold: str) -> Examples:
     if fold and fold not in names:
         raise InputError(f"--fold is {fold!r}; {task.title} has {', '.join(names)}")
     split = task.data_splits[names.index(fold) if fold else 0]
-    # A task holds its sounds at several rates; the encoder resamples from the best one itself.
+    # A task has its sounds at several rates. The encoder resamples, and the highest rate lost least.
     rates = [int(path.name) for path in task.folder.iterdir() if path.name.isdigit()]
     if not rates:
-        raise InputError(f"{task.folder} has no folder of sounds such as 16000; unpack the task whole")
+        raise InputError(f"{task.folder} has no folder of sounds such as 16000; unpack the whole task")
     rows = [
         (task.audio_folder(name, max(rates)) / file, labels, part)
         for part in PARTS
@@ -106,7 +116,7 @@ def task_examples(task: Task, fold: str) -> Examples:
 
 
 def _report_shared_groups(groups: list[str], parts: list[str]) -> None:
-    # A group that is trained on and tested makes the score look better than it will be on new groups.
+    # If a group is both trained on and tested, the score is better than it will be on new groups.
     groups_of = {part: {group for group, own in zip(groups, parts, strict=False) if own == part} for part in PARTS}
     shared = set().union(*(a & b for a, b in itertools.combinations(groups_of.values(), 2)))
     if shared:
@@ -114,7 +124,7 @@ def _report_shared_groups(groups: list[str], parts: list[str]) -> None:
 
 
 def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
-    """Give each row its part: from column `split`, else from `fold`, else all train; some validate if none does."""
+    """Return each row's part: from column `split`, else from `fold`, else 'train'; some validate if none does."""
     if fold and table.folds is None:
         raise InputError(f"--fold is {fold!r}, but {table.source} has no column `fold`; leave --fold out or add it")
     if table.splits is not None and not fold:
@@ -125,7 +135,7 @@ def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
         if chosen not in folds:
             raise InputError(f"--fold is {chosen!r}; the table has {', '.join(folds)}")
         following = folds[(folds.index(chosen) + 1) % len(folds)]
-        # With two folds one tests, and the validation clips come from the other.
+        # With only two folds, one tests, and the validation clips are taken from the other.
         part_of = {following: "valid" if len(folds) > 2 else "train", chosen: "test"}
         parts = [part_of.get(name, "train") for name in table.folds]
     else:
@@ -140,14 +150,14 @@ def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
 
 
 def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
-    """Choose rows to validate on: a tenth of `rows`, or up to a fifth to have each label, or where groups are large.
+    """Choose rows to validate on: a tenth of `rows`, or up to a fifth if labels are many or groups are large.
 
-    Each label gets its share, groups stay whole, and of each label one group or clip is left to train on.
+    Each label gets its share, groups stay whole, and one group or clip of each label is left to train on.
 
     Raises:
         InputError: no row can be held out.
     """
-    # A unit is what must stay together: a group, or a single clip. Clips without a label count as a label of their own.
+    # A unit must stay together: it is a group, or a single clip. "No label" counts as a label.
     names = [own or [""] for own in table.names]
     units: dict[str, list[int]] = {}
     for row in np.random.default_rng(seed).permutation(rows).tolist():
@@ -167,7 +177,7 @@ def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
     enough = max(1, round(len(rows) / _VALID_PARTS), min(len(left), len(rows) // _MOST_PARTS))
     most = max(enough, len(rows) // _MOST_PARTS)
     held: list[int] = []
-    # Units that are larger than needed come last. One of them is taken only if nothing else could be.
+    # Units that are larger than needed come last. One of them is taken only if no other unit could be.
     for unit in sorted(units, key=lambda unit: (max(0, len(units[unit]) - enough), place[unit])):
         spare = all(left[name] > 1 for name in labels_of[unit])
         if spare and (not held or (len(held) < enough and len(held) + len(units[unit]) <= most)):
@@ -176,7 +186,74 @@ def _held_out(table: ClipTable, rows: list[int], seed: int) -> list[int]:
     if not held:
         what = "group" if table.groups else "clip"
         raise InputError(
-            f"{table.source}: no {what} can be held out to validate, as each is the last of a label; label more, or "
-            "mark rows `valid` in a column `split`"
+            f"{table.source}: no {what} can be held out to validate, because each is the last one of a label; label "
+            "more clips, or mark rows `valid` in a column `split`"
         )
     return held
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Labeled clips of any length.
+
+    Attributes:
+        logmels: (frames, mels) float16 of each clip, normalized.
+        targets: (classes,) float32 of each clip, 0 or 1. In event tasks (frames, classes), which say what sounds when.
+    """
+
+    logmels: Sequence[np.ndarray]
+    targets: Sequence[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.logmels)
+
+
+def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    """Return the normalized log-mel of each readable file, (frames, mels) float16, and the other files' errors."""
+    logmels: dict[Path, np.ndarray] = {}
+    errors: dict[Path, str] = {}
+    statistics, grid = model.card.statistics, model.step_grid()
+    for path in track(paths, len(paths), "read"):
+        try:
+            pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid)]
+        except AudioFileError as error:
+            errors[path] = str(error)
+        else:
+            logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
+            # float16 takes half the memory of float32, and is still finer than the noise in any recording.
+            logmels[path] = logmel.T.astype(np.float16)
+    return logmels, errors
+
+
+def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Path, np.ndarray], part: str) -> Clips:
+    """Return the clips of one part ('train', 'valid' or 'test') that could be read."""
+    numbers = {label: number for number, label in enumerate(examples.classes)}
+    hop_ms, patch_frames = model.card.front_end.hop_ms, model.card.model.patch_frames
+    kept, targets = [], []
+    # Clips keep the order of the examples: batches draw them by number, and a resumed job must draw the same ones.
+    for path, labels, own in zip(examples.paths, examples.labels, examples.parts, strict=True):
+        if own != part or path not in logmels:
+            continue
+        logmel = logmels[path]
+        shape = (len(logmel), len(numbers)) if examples.kind == "event" else (len(numbers),)
+        # Events need a target for each frame, because a training crop can begin at any of them.
+        target = np.zeros(shape, dtype=np.float32)
+        for label in labels:
+            if isinstance(label, Event):
+                first, end = frames_of_event(label, hop_ms, len(logmel), patch_frames)
+                target[first:end, numbers[label.label]] = 1
+            else:
+                target[numbers[label]] = 1
+        kept.append(logmel)
+        targets.append(target)
+    return Clips(kept, targets)
+
+
+def frames_of_event(event: Event, hop_ms: float, frames: int, shortest: int) -> tuple[int, int]:
+    """Return the first frame of an event and the frame after its last, at least `shortest` frames apart."""
+    first, end = round(event.start_ms / hop_ms), round(event.end_ms / hop_ms) + 1
+    if end - first < shortest:
+        # A step has the labels at its center, and an event that is shorter than a step may lie beside all centers.
+        first = max(0, min((first + end - shortest) // 2, frames - shortest))
+        end = first + shortest
+    return first, end

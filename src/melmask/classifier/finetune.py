@@ -1,28 +1,80 @@
-"""`melmask finetune`: from labeled files, or the folder of a HEAR task, to a classifier. See `record.py` for files."""
+"""`melmask finetune`: train a classifier from labeled files, or from the folder of a HEAR task.
 
+OUT/
+    classifier/       the result (docs/formats.md), written at the end
+    finetune.pt       the state after the last epoch, from which a killed job resumes
+    finetune.json     what the job is: a `FinetuneJob`
+    metrics.jsonl     a line per epoch: an `EpochMetrics`
+    failed.csv        files that could not be read, and why
+"""
+
+import json
+import math
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from melmask.classifier import record
-from melmask.classifier.clips import Clips, clips_of, crop_frames, labels_in, read_logmels
-from melmask.classifier.examples import PARTS, Examples, read_examples
-from melmask.classifier.model import ClassifierCard, save_classifier
+import numpy as np
+
+from melmask.classifier.examples import PARTS, Clips, Examples, clips_of, read_examples, read_logmels
+from melmask.classifier.model import (
+    CLASSIFIER,
+    ClassifierCard,
+    FinetuneReport,
+    metric_of,
+    save_classifier,
+    scores_of,
+)
 from melmask.classifier.network import ClassifierNetwork
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
-from melmask.classifier.record import EpochMetrics, FinetuneJob
-from melmask.classifier.scores import FinetuneReport, metric_of, scores_of
-from melmask.classifier.training import Finetuning
+from melmask.classifier.training import EpochMetrics, Finetuning, crop_frames
 from melmask.config import HardwareConfig
 from melmask.embedding.encoder import AudioEncoder, load
-from melmask.errors import InputError
-from melmask.system.files import claimed, write_csv, write_json
+from melmask.errors import CheckpointError, ConfigError, InputError
+from melmask.settings import from_dict
+from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import duration_text
 
+SNAPSHOT, JOB, METRICS, FAILED = "finetune.pt", "finetune.json", "metrics.jsonl", "failed.csv"
 _FEWEST_PARTS = 20
-"""Warn if fewer than one clip validates for so many that are trained on."""
+"""Warn if there is less than one validation clip for this many training clips."""
 _LABELS_NAMED = 5
+"""A warning about missing labels names this many of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneJob:
+    """What tells one fine-tuning from another."""
+
+    model: str
+    """SHA-256 of the model that training starts from."""
+    config: FinetuneConfig
+    fold: str
+    labels: str
+    """SHA-256 of the examples."""
+    unreadable: Sequence[str] = ()
+    """Absolute paths of the files that could not be read, sorted."""
+
+    def check_same(self, previous: "FinetuneJob", out: Path) -> None:
+        """Raise InputError unless `previous`, the job that `out` holds, trains the same; readability is left aside."""
+        for key in ("model", "config", "fold", "labels"):
+            if getattr(self, key) != getattr(previous, key):
+                raise InputError(f"{out} was begun with another {key}; choose another --out, or delete this one")
+
+    def check_same_files(self, previous: "FinetuneJob", out: Path) -> None:
+        """Raise InputError unless the same files can be read as in `previous`, the job that `out` holds.
+
+        A classifier that learned without some files must not be scored as if it had them, or the other way round.
+        """
+        changed = sorted(set(previous.unreadable) ^ set(self.unreadable))
+        if changed:
+            now = "cannot be read now, but could" if changed[0] in self.unreadable else "can be read now, but could not"
+            raise InputError(
+                f"{changed[0]} {now} when {out} was begun ({len(changed)} such files); put it back as it was, or "
+                "choose another --out"
+            )
 
 
 def finetune(
@@ -50,34 +102,50 @@ def finetune(
     examples = read_examples(labels, config.seed, options)
     model = load(source, options.device)
     with claimed(out):
-        previous = record.read_job(out)
+        previous = _read_job(out)
         job = FinetuneJob(model=model.sha256, config=config, fold=options.fold, labels=examples.sha256)
-        # Checked before minutes are spent on reading the files.
+        # This check comes before minutes are spent on reading the files.
         if previous is not None:
             job.check_same(previous, out)
         logmels, errors = read_logmels(model, examples.paths)
         job = replace(job, unreadable=sorted(str(path.resolve()) for path in errors))
         if previous is not None:
             job.check_same_files(previous, out)
-        # Nothing is trained yet, so a job that is refused below does not bind the next one: see `read_job`.
-        write_json(out / record.JOB, asdict(job))
-        failed = [("path", "reason"), *((str(path), reason) for path, reason in errors.items())]
-        write_csv(out / record.FAILED, failed)
+        # Nothing is trained yet, so a job that is refused below does not bind the next one: see `_read_job`.
+        write_json(out / JOB, asdict(job))
+        write_csv(out / FAILED, [("path", "reason"), *((str(path), reason) for path, reason in errors.items())])
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
         _check_parts(examples, parts, len(errors))
         training = _train(model, examples, config, parts, out)
         report = _report(training, examples, parts, len(errors))
-        _save(out / record.CLASSIFIER, model, training, examples, report)
+        _save(out / CLASSIFIER, model, training, examples, report)
         return report
 
 
+def _read_job(out: Path) -> FinetuneJob | None:
+    """Return the job that was begun in `out`, or None if nothing has been trained there yet.
+
+    Raises:
+        CheckpointError: finetune.json is damaged.
+    """
+    path = out / JOB
+    if not path.exists() or not ((out / SNAPSHOT).exists() or (out / CLASSIFIER).exists()):
+        return None
+    try:
+        facts = dict(json.loads(path.read_text(encoding="utf-8")))
+        config, unreadable = from_dict(FinetuneConfig, facts["config"]), [str(name) for name in facts["unreadable"]]
+        return FinetuneJob(**facts | {"config": config, "unreadable": unreadable})
+    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete {out} to start over, or choose another") from error
+
+
 def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> None:
-    """Refuse what nothing can be learned from; report what is learned from what."""
+    """Refuse clips from which nothing can be learned; report on standard error what is learned from what."""
     train, valid = parts["train"], parts["valid"]
     for part in ("train", "valid"):
         if not parts[part]:
             raise InputError(f"no readable file is left to {part} on; {failed} of {len(examples.paths)} failed")
-    known = labels_in(train, examples.classes)
+    known = _labels_in(train, examples.classes)
     # With one label per clip, a classifier of a single label would always be right.
     fewest = 2 if examples.kind == "multiclass" else 1
     if len(known) < fewest:
@@ -86,12 +154,18 @@ def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> No
     sys.stderr.write(", ".join(f"{part} {len(clips)}" for part, clips in parts.items()) + " clips\n")
     if len(valid) * _FEWEST_PARTS < len(train):
         sys.stderr.write(
-            "few clips validate, so chance has a say in which epoch is the best; mark more rows `valid` in a column "
-            "`split`\n"
+            "there are few validation clips, so the choice of the best epoch depends on chance; mark more rows `valid` "
+            "in a column `split`\n"
         )
     _report_missing("train", known, examples.classes, "stay unknown")
-    checked = labels_in(valid, examples.classes)
-    _report_missing("validate", checked, examples.classes, "have no part in the choice of the epoch")
+    _report_missing("validate", _labels_in(valid, examples.classes), examples.classes, "do not affect the best epoch")
+
+
+def _labels_in(clips: Clips, classes: Sequence[str]) -> list[str]:
+    """Return the labels that occur in these clips, of which there is at least one."""
+    # A clip's target is (classes,), and of an event task (frames, classes): as rows, both are alike.
+    occurs = np.any([target.reshape(-1, len(classes)).any(0) for target in clips.targets], axis=0)
+    return [label for label, there in zip(classes, occurs, strict=True) if there]
 
 
 def _report_missing(purpose: str, there: list[str], classes: list[str], effect: str) -> None:
@@ -104,7 +178,7 @@ def _report_missing(purpose: str, there: list[str], classes: list[str], effect: 
 def _train(
     model: AudioEncoder, examples: Examples, config: FinetuneConfig, parts: dict[str, Clips], out: Path
 ) -> Finetuning:
-    """Train, with a line per epoch to standard error and to metrics.jsonl."""
+    """Train, and write a line per epoch to standard error and to metrics.jsonl."""
     network = ClassifierNetwork(model.model, examples.kind, len(examples.classes), config.scene, model.device)
     training = Finetuning(
         network,
@@ -115,26 +189,48 @@ def _train(
     )
 
     def report(metrics: EpochMetrics, left_s: float | None) -> None:
-        record.add_metrics(out, metrics)
+        _add_metrics(out / METRICS, metrics)
         text = f"validation {metric_of(examples.kind)} {metrics.score:.4f}"
         if metrics.loss is not None and left_s is not None:
             text = f"loss {metrics.loss:.4f}  {text}  at most {duration_text(left_s)} left"
         sys.stderr.write(f"epoch {metrics.epoch}/{config.epochs}  {text}\n")
-        # Standard error is buffered where it is a file, and an epoch may take minutes.
+        # Standard error is buffered if it is redirected to a file, and an epoch may take minutes.
         sys.stderr.flush()
 
-    training.run(parts["train"], parts["valid"], out / record.SNAPSHOT, report)
+    training.run(parts["train"], parts["valid"], out / SNAPSHOT, report)
     return training
 
 
+def _add_metrics(path: Path, metrics: EpochMetrics) -> None:
+    """Add an epoch to metrics.jsonl, and drop the lines of this and later epochs, which a killed job wrote.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    # The file is rewritten for each epoch: it is short, and a kill leaves either the old or the new one.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    line = {key: value for key, value in asdict(metrics).items() if value is not None}
+    kept = [text for text in lines if _epoch_of(text) < metrics.epoch]
+    with atomic_write(path, "w") as file:
+        file.writelines(text + "\n" for text in [*kept, json.dumps(line)])
+
+
+def _epoch_of(line: str) -> float:
+    """Return the epoch of a line of metrics.jsonl; infinity if the line is damaged, so that it is dropped."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def _report(training: Finetuning, examples: Examples, parts: dict[str, Clips], unreadable: int) -> FinetuneReport:
-    """Score the trained network."""
-    scores = {
-        part: scores_of(examples.kind, examples.classes, len(parts[part]), *training.network.predict(parts[part]))
-        for part in ("valid", "test")
-        if parts[part]
-    }
-    valid, test = scores["valid"], scores.get("test")
+    """Score the trained network on the validation clips and, if there are any, on the test clips."""
+    valid, test = (
+        scores_of(examples.kind, examples.classes, len(clips), *training.network.predict(clips)) if clips else None
+        for clips in (parts["valid"], parts["test"])
+    )
+    # `_check_parts` has refused a job without validation clips.
+    assert valid is not None
     return FinetuneReport(epoch=training.best_epoch, unreadable=unreadable, valid=valid, test=test)
 
 
@@ -147,7 +243,7 @@ def _save(folder: Path, model: AudioEncoder, training: Finetuning, examples: Exa
         model=replace(model.card.model, decoder_width=0),
         training={**model.card.training, "finetuned": finetuned},
     )
-    # The decoder does not know the new encoder: with it, the classifier would reconstruct wrongly.
+    # The decoder was trained with the old encoder. If it were kept, the classifier would reconstruct wrongly.
     model.model.decoder = None
     classifier = ClassifierCard(labels=examples.classes, kind=examples.kind, scene=network.scene, scores=report)
     save_classifier(folder, model.model, card, network.head.state_dict(), classifier)

@@ -1,12 +1,15 @@
-"""A classifier on disk and in use: a checkpoint folder with head.safetensors and classifier.json in it."""
+"""A classifier: its scores, its card, its use, and its files.
+
+On disk it is a checkpoint folder that also holds head.safetensors and classifier.json (docs/formats.md).
+"""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,19 +18,73 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
-from melmask.classifier.head import Kind
 from melmask.classifier.options import Scene
-from melmask.classifier.record import CLASSIFIER
-from melmask.classifier.scores import FinetuneReport
+from melmask.downstream.metrics import scene_score
 from melmask.embedding.choice import SCENES, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
-from melmask.errors import CheckpointError
+from melmask.errors import CheckpointError, InputError
+from melmask.evaluate.options import Kind
 from melmask.models.network import Network
 from melmask.system.files import output_error, write_json
 
-HEAD, CARD = "head.safetensors", "classifier.json"
+CLASSIFIER, HEAD, CARD = "classifier", "head.safetensors", "classifier.json"
 FORMAT, VERSION = "melmask-classifier", 1
 _WINDOW_MS = 1000.0
+"""A head that was trained on means and deviations of clips sees this long a window around a step."""
+
+
+Metric = Literal["accuracy", "mAP"]
+
+_PER_CLASS: dict[Metric, str] = {"accuracy": "recall", "mAP": "average_precision"}
+"""What the score of a single class is called in classifier.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of one part (validation or test), between 0 and 1."""
+
+    metric: Metric
+    """Accuracy with one label per clip, else mean average precision over the classes."""
+    value: float | None
+    """None if no class occurs in the part."""
+    per_class: Mapping[str, float]
+    """Recall or average precision of each class that occurs."""
+    clips: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as classifier.json holds them."""
+        return {self.metric: self.value, _PER_CLASS[self.metric]: dict(self.per_class), "clips": self.clips}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Scores":
+        """Read what `to_dict` returned; raise KeyError if a key is missing."""
+        metric: Metric = "accuracy" if "accuracy" in values else "mAP"
+        per_class, clips = values[_PER_CLASS[metric]], values["clips"]
+        return Scores(metric=metric, value=values[metric], per_class=per_class, clips=clips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneReport:
+    """What came of a fine-tuning."""
+
+    epoch: int
+    """The best epoch, whose weights were kept; 0 is the linear probe."""
+    unreadable: int
+    """Number of files that could not be read."""
+    valid: Scores
+    test: Scores | None = None
+    """None if there is no readable test clip."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as classifier.json holds it."""
+        test = {} if self.test is None else {"test": self.test.to_dict()}
+        return {"epoch": self.epoch, "unreadable": self.unreadable, "valid": self.valid.to_dict(), **test}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "FinetuneReport":
+        """Read what `to_dict` returned; raise KeyError or TypeError if a key is missing."""
+        scores = {part: Scores.from_dict(values[part]) for part in ("valid", "test") if part in values}
+        return FinetuneReport(epoch=values["epoch"], unreadable=values["unreadable"], **scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +97,7 @@ class ClassifierCard:
     scene: Scene = "mean"
     """What the head sees of a clip's frame vectors, as in `AudioEncoder.embed`; event tasks see each frame vector."""
     scores: FinetuneReport | None = None
-    """How it did on the validation and test clips."""
+    """How well it does on the validation and test clips."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as classifier.json holds it."""
@@ -65,15 +122,18 @@ class ClassifierCard:
 
 
 class AudioClassifier:
-    """A classifier ready for use; `load_classifier` makes it.
+    """A classifier ready for use; `load_classifier` returns one.
 
-    Attributes: `encoder` (an `AudioEncoder` with the fine-tuned weights), `card`, `sha256` (a digest of everything that
-    decides its predictions).
+    Attributes:
+        encoder: The `AudioEncoder` with the fine-tuned weights.
+        card: What classifier.json says.
+        sha256: A digest of everything that affects its predictions.
     """
 
     def __init__(self, encoder: AudioEncoder, card: ClassifierCard, weights: dict[str, torch.Tensor]):
         self.encoder, self.card = encoder, card
-        # In float64, so that what the other rows do to a row's rounding does not show in float32.
+        # A matrix product may round a row differently beside other rows. In float64 that does not reach the float32
+        # result, so a file's prediction does not depend on the other files.
         arrays = {name: tensor.double().numpy() for name, tensor in weights.items()}
         self._mean, self._std = arrays["mean"], arrays["std"]
         self._weight, self._bias = arrays["linear.weight"], arrays["linear.bias"]
@@ -91,7 +151,7 @@ class AudioClassifier:
         """
         logits = ((vectors - self._mean) / self._std) @ self._weight.T + self._bias
         if self.card.kind == "multiclass":
-            # The largest logit is taken off, so that no exponential overflows.
+            # The largest logit is subtracted, so that no exponential overflows.
             exponentials = np.exp(logits - logits.max(1, keepdims=True))
             return (exponentials / exponentials.sum(1, keepdims=True)).astype(np.float32)
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
@@ -160,11 +220,12 @@ def load_classifier(folder: Path, device: str = "auto", precision: str = "fp32")
 def _mean_and_std_around(
     parts: Iterable[Float[np.ndarray, "_ dims"]], half: int
 ) -> Iterator[Float[np.ndarray, "_ moments"]]:
-    """Yield, part by part, mean and deviation over each step and `half` steps on either side, fewer at a file's ends.
+    """Yield, part by part, the mean and deviation over each step and `half` steps on either side of it.
 
-    Only the steps that a later window needs are held, so files of any length fit in memory.
+    There are fewer steps at the ends of a file. Only the steps that a later window needs are kept, so files of any
+    length fit in memory.
     """
-    # `held` are the steps in memory; the windows of the first `begun` of them have been given.
+    # `held` has the steps in memory. The windows around its first `begun` steps have been yielded already.
     held, begun = None, 0
     for part in itertools.chain(parts, [None]):
         if part is not None:
@@ -185,3 +246,46 @@ def _mean_and_std_around(
         yield np.concatenate([mean, np.sqrt(variance)], axis=1).astype(np.float32)
         first = max(0, end - half)
         held, begun = held[first:], end - first
+
+
+def metric_of(kind: Kind) -> Metric:
+    """Return what the classifiers of a kind are scored by."""
+    return "accuracy" if kind == "multiclass" else "mAP"
+
+
+def validation_score(
+    kind: Kind, probabilities: Float[np.ndarray, "rows classes"], targets: Float[np.ndarray, "rows classes"]
+) -> float:
+    """Return the score that decides the best epoch; larger is better.
+
+    Raises:
+        InputError: no row has a label, so there is no mean average precision.
+    """
+    found = targets > 0.5
+    if kind == "multiclass":
+        return scene_score("top1_acc", probabilities, found)
+    # A class that does not occur among these clips says nothing about the classifier.
+    occurring = found.any(0)
+    if not occurring.any():
+        raise InputError("nothing to validate on has a label; mark clips with labels `valid` in a column `split`")
+    return scene_score("mAP", probabilities[:, occurring], found[:, occurring])
+
+
+def scores_of(
+    kind: Kind,
+    classes: Sequence[str],
+    clips: int,
+    probabilities: Float[np.ndarray, "rows classes"],
+    targets: Float[np.ndarray, "rows classes"],
+) -> Scores:
+    """Score the predictions for `clips` clips; only classes that occur have a score of their own."""
+    found = targets > 0.5
+    per_class = {}
+    for number, label in enumerate(classes):
+        own = found[:, number]
+        if kind == "multiclass" and own.any():
+            per_class[label] = float((probabilities[own].argmax(1) == number).mean())
+        elif own.any():
+            per_class[label] = scene_score("mAP", probabilities[:, [number]], found[:, [number]])
+    value = validation_score(kind, probabilities, targets) if per_class else None
+    return Scores(metric=metric_of(kind), value=value, per_class=per_class, clips=clips)

@@ -1,4 +1,7 @@
-"""The network of a classifier: a pre-trained encoder and a linear head on its vectors."""
+"""The network of a classifier: a pre-trained encoder and a linear head on its vectors.
+
+The head starts as a linear probe of the untouched encoder (`fit_head`), and then both are trained together.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from melmask.classifier.clips import Clips
-from melmask.classifier.head import Head, Kind, fit_head
+from melmask.classifier.examples import Clips
 from melmask.classifier.options import Scene
 from melmask.embedding.choice import FeatureChoice
+from melmask.evaluate.options import Kind
 from melmask.geometry import step_durations_frames
 from melmask.models.network import Network
 from melmask.system.hardware import exact_float32_products
@@ -20,7 +23,85 @@ from melmask.system.progress import track
 
 _CPU = torch.device("cpu")
 _HEAD_STEPS = 10_000
-"""In event tasks the head is first fitted to about this many steps, evenly taken: memory holds all their vectors."""
+"""In event tasks the head is first fitted to about this many evenly spaced steps, whose vectors fit in memory."""
+
+_PENALTIES = (1000.0, 100.0, 10.0, 1.0)
+"""Factors of half the sum of squared weights, which is added to the summed loss; tried from strongest to weakest."""
+_ITERATIONS = 200
+"""L-BFGS stops after this many iterations, which is enough for a fit that training will change anyway."""
+_CONSTANT = 1e-3
+"""A feature that varies less than this share of the median feature carries no information."""
+_IGNORED = 1e9
+"""Such a feature is divided by this, so that it has no effect on longer clips either, where it may vary."""
+
+
+class Head(nn.Module):
+    """A linear layer on vectors that are standardized by fixed moments."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dims: int, classes: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dims))
+        self.register_buffer("std", torch.ones(dims))
+        self.linear = nn.Linear(dims, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map vectors (..., dims) to logits (..., classes)."""
+        return self.linear((vectors - self.mean) / self.std)
+
+
+def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
+    """Fit a head to vectors (rows, dims) and targets (rows, classes), as a linear probe (arXiv 2202.10054).
+
+    The penalty with the least loss on the validation rows is chosen. An overconfident head has large gradients, which
+    would spoil the encoder before it has learned anything.
+
+    `downstream.probe.linear_probe` cannot be used here: it needs scikit-learn, an optional library, takes one label per
+    row, and has one fixed penalty.
+    """
+    # The deviation over time is 0 for clips of a single patch, but not for longer clips that may come later. So a
+    # feature that hardly varies here is ignored forever.
+    with torch.no_grad():
+        std = train[0].std(0, correction=0)
+        head.mean.copy_(train[0].mean(0))
+        head.std.copy_(torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED))
+    inputs, checked = (((rows - head.mean) / head.std).double().cpu() for rows, _ in (train, valid))
+    targets, truth = train[1].double(), valid[1].double()
+    weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
+    bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
+    least = math.inf
+    # Each fit starts from the previous one, so four fits cost little more than one.
+    for penalty in _PENALTIES:
+        _fit(weight, bias, inputs, targets, kind, penalty)
+        with torch.no_grad():
+            loss = float(_summed_loss(checked @ weight.T + bias, truth, kind))
+            if loss < least:
+                least = loss
+                head.linear.weight.copy_(weight)
+                head.linear.bias.copy_(bias)
+
+
+def _fit(weight: Tensor, bias: Tensor, inputs: Tensor, targets: Tensor, kind: Kind, penalty: float) -> None:
+    """Minimize the penalized loss over `weight` and `bias`, in place."""
+    lbfgs = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        lbfgs.zero_grad()
+        total = _summed_loss(inputs @ weight.T + bias, targets, kind) + 0.5 * penalty * weight.square().sum()
+        total.backward()
+        return total
+
+    lbfgs.step(loss)
+
+
+def _summed_loss(logits: Tensor, targets: Tensor, kind: Kind) -> Tensor:
+    if kind == "multiclass":
+        return -(targets * logits.log_softmax(-1)).sum()
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
 class ClassifierNetwork(nn.Module):
@@ -63,14 +144,15 @@ class ClassifierNetwork(nn.Module):
     def head_rows(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """Return what the head is first fitted to: vectors (rows, dims) and targets (rows, classes).
 
-        A row is a clip or, in event tasks, a step; of many steps every n-th is taken, counted over all clips.
+        A row is a clip or, in event tasks, a step. Of many steps only every n-th is taken.
         """
         rows, targets, before = [], [], 0
-        # Every n-th step of the whole set, not of each clip: short clips must not give more than their share.
+        # Steps are counted over all clips, because short clips must not give more than their share.
         steps_in_all = sum(math.ceil(len(logmel) / self.encoder.config.patch_frames) for logmel in clips.logmels)
         stride = math.ceil(steps_in_all / _HEAD_STEPS)
         with exact_float32_products(self.device):
             for vectors, target in track(self._rows_of(clips), len(clips), "embed for the first head", leave=False):
+                # The first step of this clip whose number in the whole set is a multiple of the stride.
                 kept = slice(-before % stride, None, stride) if self.kind == "event" else slice(None)
                 rows.append(vectors[kept])
                 targets.append(target[kept])
@@ -93,29 +175,34 @@ class ClassifierNetwork(nn.Module):
         # Units are encoded apart, as in prediction, and joined before the moments over time are taken.
         parts = [self._kept_tokens(unit, rng, patch_dropout) for unit in crops.split(self.encoder.config.frames, dim=2)]
         tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        # For each row of patches (a band of frequencies): mean and deviation over the patches that are there.
+        # Each row of patches (a band of frequencies) gets mean and deviation over its patches that were kept. `of_row`
+        # (batch, rows, tokens) has each token's share in the mean of its row.
         of_row = F.one_hot(row, self.rows).to(tokens.dtype)
         of_row = (of_row / of_row.sum(1, keepdim=True).clamp(min=1)).transpose(1, 2)
         mean = of_row @ tokens
         if self.scene == "mean":
             return mean.flatten(1)
         from_mean = tokens - mean.gather(1, row[:, :, None].expand_as(tokens))
-        # The slope of a root has no bound at 0.
+        # The clamp keeps the gradient of the square root finite, which is infinite at 0.
         std = (of_row @ from_mean.square()).clamp(min=1e-8).sqrt()
         return torch.cat([mean.flatten(1), std.flatten(1)], dim=1)
 
     def _kept_tokens(self, unit: Tensor, rng: np.random.Generator, patch_dropout: float) -> tuple[Tensor, Tensor]:
-        """Encode a part of the patches of (batch, mels, frames): tokens (batch, kept, width) and the row of each."""
+        """Encode a random part of the patches of (batch, mels, frames).
+
+        Returns:
+            Tokens (batch, kept, width), and the row of each token's patch (batch, kept).
+        """
         patches = self.encoder.patches_of(unit)
         kept = max(1, round(patches.shape[1] * (1 - patch_dropout)))
         noise = torch.from_numpy(rng.random((len(unit), patches.shape[1]), dtype=np.float32)).to(self.device)
-        # Sorted, so that without dropout the patches keep their order.
+        # The random choice is sorted, so that without dropout the patches keep their order.
         ids = noise.argsort(1)[:, :kept].sort(1).values
         tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
         return tokens.float(), ids // (patches.shape[1] // self.rows)
 
     def _rows_of(self, clips: Clips) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """The vectors (rows, dims) and targets (rows, classes) of each clip: one row, or in event tasks its steps."""
+        """Yield each clip's vectors (rows, dims) and targets (rows, classes): one row, or in event tasks its steps."""
         for logmel, target in zip(clips.logmels, clips.targets, strict=True):
             steps = self._steps_of(logmel)
             if self.kind == "event":
@@ -124,14 +211,14 @@ class ClassifierNetwork(nn.Module):
                 yield self._scene(steps, len(logmel))[None], target[None]
 
     def _steps_of(self, logmel: Float[np.ndarray, "frames mels"]) -> Tensor:
-        """Frame vectors (steps, dims) of a whole clip, cut into units as in `embedding/encoder.py`."""
+        """Return the frame vectors (steps, dims) of a whole clip, cut into units as in `embedding/encoder.py`."""
         config = self.encoder.config
         x = torch.from_numpy(logmel.astype(np.float32)).to(self.device).T
         x = F.pad(x, (0, -len(logmel) % config.patch_frames))
         return torch.cat([self._frame_vectors(unit[None])[0] for unit in x.split(config.frames, dim=1)])
 
     def _scene(self, steps: Tensor, frames: int) -> Tensor:
-        """The scene vector (dims,) of frame vectors; each step counts by the audio in it, as in `ClipVectors.scene`."""
+        """Return the scene vector (dims,) of frame vectors, weighted by the audio in each, as `ClipVectors.scene`."""
         weights = step_durations_frames(frames, self.encoder.config.patch_frames)
         shares = torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self.device)
         mean = shares @ steps
@@ -140,6 +227,6 @@ class ClassifierNetwork(nn.Module):
         return torch.cat([mean, (shares @ (steps - mean).square()).sqrt()])
 
     def _frame_vectors(self, units: Tensor) -> Tensor:
-        """(batch, mels, frames), of one unit's length at most, to (batch, steps, dims)."""
+        """Encode (batch, mels, frames), no longer than a unit, to frame vectors (batch, steps, dims)."""
         *_, tokens = self.encoder.encode_layers(units)
         return FeatureChoice().pool(tokens, self.rows, self.encoder.config.cls_token)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from melmask.errors import ConfigError
 
+# An hour. A typing error such as 250e6 would otherwise smooth over whole files.
 _LONGEST_MS = 3_600_000.0
 
 Scene = Literal["mean", "mean+std"]
@@ -23,8 +24,8 @@ class FinetuneConfig:
     warmup_epochs: float = 1.0
     """The learning rate rises linearly over this time, once for the head and again when the encoder joins."""
     scene: Scene = "mean+std"
-    """What the head sees of a clip's frame vectors: their mean over time, or also their deviation. Event tasks ignore
-    it."""
+    """What the head sees of a clip's frame vectors: their mean over time, or also their standard deviation. Event tasks
+    ignore this."""
     crop_s: float = 10.0
     """Longest crop of a clip that a step sees. Crops are cut into units like whole clips; event tasks use one unit."""
     batch_size: int = 64
@@ -34,7 +35,7 @@ class FinetuneConfig:
     layer_decay: float = 0.75
     """Each block learns at this share of the rate of the block above it (BEiT, arXiv 2106.08254)."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of the matrices."""
+    """Decoupled weight decay of the matrices (AdamW, arXiv 1711.05101)."""
     patch_dropout: float = 0.0
     """Share of the patches that each training crop leaves out (PaSST, arXiv 2110.05069). Epochs become faster, but
     vectors differ from those of whole clips. Event tasks ignore it."""
@@ -49,13 +50,14 @@ class FinetuneConfig:
     label_smoothing: float = 0.1
     """Share of each multiclass target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """With 'balanced' all classes count alike, however many clips they have."""
+    """With 'balanced' all classes have the same weight, however many clips they have."""
     patience_epochs: int = 8
     """Stop after this many epochs without a better validation score. The weights of the best epoch are kept."""
     seed: int = 0
-    """Decides the order of clips, the crops and the augmentation."""
+    """Seed of the order of clips, of the crops and of the augmentation."""
 
     def __post_init__(self) -> None:
+        # Comparisons with NaN are false, so the checks below would let it pass.
         for name, value in vars(self).items():
             _check(not isinstance(value, float) or math.isfinite(value), f"{name} is {value}; give a finite number")
         for name in ("epochs", "batch_size", "patience_epochs"):
@@ -85,10 +87,10 @@ class FinetuneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What a classifier reports of a file."""
+    """What `melmask predict` writes about each file."""
 
     events: bool = False
-    """Report what sounds when, instead of what a whole file is."""
+    """Report what sounds when, instead of one result for a whole file."""
     threshold: float = 0.5
     """Report a label if its probability exceeds this value. With one label per clip, the likeliest is always given."""
     hop_ms: float | None = None

@@ -1,4 +1,4 @@
-"""`melmask predict`: what each file is, or what sounds when in it, as a table."""
+"""`melmask predict`: write a table of what each file is, or of what sounds when in it."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -35,8 +35,8 @@ def predict_files(
 ) -> PredictionReport:
     """Write a row for each label of each file: path, label, probability; for events also start_s and end_s.
 
-    The rows of a file depend on its sound alone. A file in which nothing exceeds the threshold has one row without a
-    label, and a file that cannot be read has one with its `error`. The same call resumes a job that was killed.
+    The rows of a file depend only on its sound. A file in which nothing exceeds the threshold has one row without a
+    label, and a file that cannot be read has one row with its `error`. The same call resumes a job that was killed.
 
     Args:
         classifier: As `load_classifier` returns it. If it was trained on whole clips, its events only say that a step
@@ -52,13 +52,13 @@ def predict_files(
     """
     check_table_path(out)
     if not paths:
-        raise InputError("no files were given; expected one sound file at least")
-    # All checks come before the journal of an earlier job is replaced.
+        raise InputError("no files were given; expected at least one sound file")
+    # All checks come before the journal of a previous job is replaced.
     choice = _features(classifier, options)
     ensure_folder(out.parent)
-    # One file twice in a row would pass for one of double length.
+    # Parts are grouped by path below, so a file given twice in a row would look like one of double length.
     paths = list(dict.fromkeys(paths))
-    # What decides the rows is named in the journal as in release 0.1.0, so that jobs killed then can still resume.
+    # The journal names the job as in release 0.1.0, so that jobs which were killed then can still resume.
     numbers = {name: getattr(options, name) for name in ("median_filter_ms", "min_duration_ms", "threshold")}
     with Journal.of(out, [classifier.sha256, options.events, choice.hop_ms, numbers]) as journal:
         todo = [path for path in paths if str(path) not in journal.done]
@@ -69,14 +69,13 @@ def predict_files(
         failed = [row.error for _, row in rows if row.error is not None]
         if len(failed) < len(paths):
             write_predictions(out, rows, options.events)
-        journal.finished = True
     if len(failed) == len(paths):
-        raise InputError(f"none of the {len(paths)} files could be read, as {failed[0]}")
+        raise InputError(f"none of the {len(paths)} files could be read; the first error: {failed[0]}")
     return PredictionReport(len(paths) - len(failed), len(failed), len(rows))
 
 
 def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:
-    """The features that the classifier sees. Whole files have no hop; that of events has a default, and is checked."""
+    """Return the features that the classifier sees, and check the hop of events. Whole files have no hop."""
     card = classifier.encoder.card
     hop_ms = default_hop_ms(card) if options.hop_ms is None else options.hop_ms
     choice = FeatureChoice(scene=classifier.card.scene, hop_ms=hop_ms if options.events else None)
@@ -87,7 +86,7 @@ def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureCh
 def _rows_of(
     classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
 ) -> list[Prediction]:
-    """The rows of one file, at least one."""
+    """Return the rows of one file, at least one."""
     try:
         if options.events:
             rows = _events_in(classifier, parts, choice, options)
@@ -99,7 +98,7 @@ def _rows_of(
 
 
 def _readable(parts: _Parts) -> _Parts:
-    """The parts of a file; AudioFileError where it breaks off, which voids the parts before."""
+    """Yield the parts of a file; raise AudioFileError if it cannot be read to its end, which voids earlier parts."""
     for part in parts:
         if part.error is not None:
             raise AudioFileError(part.error)
@@ -107,8 +106,8 @@ def _readable(parts: _Parts) -> _Parts:
 
 
 def _labels_of(classifier: AudioClassifier, parts: _Parts, threshold: float) -> list[Prediction]:
-    """The likeliest label of a file or, of any number of labels, all above the threshold, the likeliest first."""
-    # Without frame vectors a file is one part.
+    """Return the likeliest label of a file or, if it can have several, all above the threshold, likeliest first."""
+    # Without frame vectors a file comes as one part.
     (part,) = _readable(parts)
     assert part.scene is not None
     probabilities, card = classifier.probabilities(part.scene[None])[0], classifier.card
@@ -123,7 +122,7 @@ def _labels_of(classifier: AudioClassifier, parts: _Parts, threshold: float) -> 
 def _events_in(
     classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
 ) -> list[Prediction]:
-    """What sounds when in a file. Of a long file only the probabilities are held in memory."""
+    """Return what sounds when in a file. Only the probabilities of a long file are kept in memory."""
     encoder, labels, duration_s = classifier.encoder, classifier.card.labels, 0.0
 
     def frames() -> Iterator[Float[np.ndarray, "_ dims"]]:
@@ -137,18 +136,19 @@ def _events_in(
     step_ms = grid.hop_frames * front_end.hop_ms
     probabilities = np.concatenate(list(classifier.of_steps(frames(), step_ms)))
     times_ms = grid.times_ms(len(probabilities), front_end)
-    # The HEAR kit's filter of an even width is no median: of two steps it takes either, and lengthens every event.
+    # The width is made odd. The HEAR kit's filter of an even width is no median: with two steps it takes the larger,
+    # and so lengthens every event.
     width = int(options.median_filter_ms / step_ms + 1e-6)
     filter_ms = (width - 1 + width % 2) * step_ms if width else 0.0
     found = []
-    # `events_of` measures durations from center to center, so its own least duration is left at 0.
+    # `events_of` measures durations from center to center of steps, so its own minimum is left at 0.
     for event in events_of(probabilities, times_ms, labels, filter_ms, 0.0, options.threshold):
         inside = (times_ms >= event.start_ms) & (times_ms <= event.end_ms)
         mean = float(probabilities[inside, labels.index(event.label)].mean())
-        # A step stands for the time half-way to its neighbors, the first and the last one for that to the file's ends.
+        # A step covers the time half-way to its neighbors; the first and the last step reach to the file's ends.
         start_s = 0.0 if event.start_ms <= times_ms[0] else (event.start_ms - step_ms / 2) / 1000
         end_s = duration_s if event.end_ms >= times_ms[-1] else (event.end_ms + step_ms / 2) / 1000
-        # The duration is that of the row; rounding must not drop an event that lasts just long enough.
+        # The small constant keeps an event that is just long enough but for rounding.
         if (end_s - start_s) * 1000 > options.min_duration_ms - 1e-6:
             start_s, end_s = round(start_s, 4), round(end_s, 4)
             found.append(Prediction(label=event.label, probability=round(mean, 6), start_s=start_s, end_s=end_s))

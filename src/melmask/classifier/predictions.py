@@ -1,4 +1,4 @@
-"""A table of predictions: its rows, the journal that a killed job resumes from, and writing it."""
+"""The table of predictions: its rows, how it is written, and the journal from which a killed job resumes."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A row of the table, without its path: a label, no label at all, or the error of a file that cannot be read."""
+    """A row of the table without its path: a label, no label, or the error of a file that cannot be read."""
 
     label: str | None = None
     """None if nothing in the file exceeds the threshold."""
@@ -30,7 +30,7 @@ class Prediction:
         """Return the row as JSON lines and the journal hold it."""
         if self.error is not None:
             return {"error": self.error}
-        # A row has only the keys that say something, and whole files have no times.
+        # Rows of whole files have no keys for times.
         times = {} if self.start_s is None else {"start_s": self.start_s, "end_s": self.end_s}
         return {**times, "label": self.label, "probability": self.probability}
 
@@ -38,11 +38,11 @@ class Prediction:
 def check_table_path(out: Path) -> None:
     """Raise ConfigError unless a table can have this path."""
     if out.suffix not in SUFFIXES or out.is_dir():
-        raise ConfigError(f"{out} is no file that ends in {', '.join(SUFFIXES)}; give one of these")
+        raise ConfigError(f"{out} cannot be the table; give a file that ends in {', '.join(SUFFIXES)}")
 
 
 def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events: bool) -> None:
-    """Write X.csv, X.jsonl or X.parquet; what a row lacks stays empty there, and null in Parquet.
+    """Write X.csv, X.jsonl or X.parquet; a value that a row lacks is empty in CSV and null in Parquet.
 
     Raises:
         OutputError: it cannot be written.
@@ -53,7 +53,7 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        # Columns keep their types even where they are empty, so that the tables of many jobs fit together.
+        # The types are fixed, because an empty column would get another one, and tables of many jobs must fit together.
         types = {name: pa.float64() if name in ("start_s", "end_s", "probability") else pa.string() for name in columns}
         with atomic_write(out) as file:
             pq.write_table(pa.Table.from_pylist(values, schema=pa.schema(types)), file)
@@ -68,18 +68,17 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
 
 
 class Journal:
-    """What a job has done, a line per file, so that after a kill only the current file is lost.
+    """The record of a running job, a line per file. If the job is killed, only the current file is lost.
 
-    Attributes: `done` (the rows of each file, by its path); set `finished` to have the journal removed at the end.
+    Attributes: `done` has the rows of each file that is done, by its path.
     """
 
     def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]]):
         self._file, self._path = file, path
         self.done = done
-        self.finished = False
 
     def add(self, path: str, rows: list[Prediction]) -> None:
-        """Take in the rows of a file.
+        """Add the rows of a file.
 
         Raises:
             OutputError: the journal cannot be written.
@@ -94,33 +93,30 @@ class Journal:
     @staticmethod
     @contextmanager
     def of(out: Path, job: list[Any]) -> Iterator["Journal"]:
-        """Open the journal of the table `out`, and keep other jobs from it until the end.
+        """Open the journal of the table `out`, and keep other jobs from it until the end, when it is removed.
+
+        If the block raises an exception, the journal stays, so that the next job can resume.
 
         Args:
             out: The table.
-            job: What decides the rows. A journal of another job is dropped.
+            job: Everything that affects the rows. The journal of another job is discarded.
 
         Raises:
             OutputError: the journal cannot be written, or another job writes to `out`.
         """
         path = out.with_name(f".{out.name}.partial.jsonl")
         lock, head = path.with_suffix(".lock"), json.dumps(job)
-        journal = None
-        try:
-            with locked(lock, out):
-                done = _read(path, head)
-                # Written anew, as a kill may have cut the last line.
-                with atomic_write(path, "w") as file:
-                    file.write(head + "\n")
-                    file.writelines(_line(name, rows) for name, rows in done.items())
-                with _opened(path) as file:
-                    journal = Journal(file, path, done)
-                    yield journal
-        finally:
-            # After the lock is let go of: some file systems keep a file that is open.
-            if journal is not None and journal.finished:
-                for remains in (path, lock):
-                    remains.unlink(missing_ok=True)
+        with locked(lock, out):
+            done = _read(path, head)
+            # The file is rewritten, because a kill may have cut off its last line.
+            with atomic_write(path, "w") as file:
+                file.write(head + "\n")
+                file.writelines(_line(name, rows) for name, rows in done.items())
+            with _opened(path) as file:
+                yield Journal(file, path, done)
+        # This comes after the lock is released, because some file systems keep a file that is open.
+        for remains in (path, lock):
+            remains.unlink(missing_ok=True)
 
 
 def _opened(path: Path) -> IO[str]:
@@ -131,10 +127,10 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
-    """The rows of the files that the same job has read; failed files are left out, so that they are tried again."""
+    """Return the rows that the same job has written. Failed files are left out, so that they are tried again."""
     try:
         begun, *lines = path.read_text(encoding="utf-8").split("\n")
-        # The last line is empty, or was cut by a kill.
+        # The text after the last line break is empty, or a line that a kill has cut off.
         entries = [json.loads(line) for line in lines[:-1]] if begun == head else []
         rows = {entry["path"]: [Prediction(**row) for row in entry["rows"]] for entry in entries}
     except (OSError, ValueError):

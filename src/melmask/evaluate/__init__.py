@@ -1,1 +1,1 @@
-"""Judging a frozen representation: label tables, held-out splits and the probes' scores."""
+"""Evaluation of models on tasks in HEAR's layout, and the making of such tasks."""

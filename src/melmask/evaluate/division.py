@@ -1,4 +1,4 @@
-"""How a user's clips are divided into the splits of a task."""
+"""Divide a user's clips into the splits of a task."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ from melmask.evaluate.options import FEWEST_FOLDS, TaskOptions
 from melmask.labels.tables import ClipTable, sorted_names
 
 _VALID_PARTS = 5
-"""Where a table has no validation rows, one part in so many of its training rows becomes them."""
+"""If a table has no validation rows, one in this many of its training rows becomes one."""
 
 
 class Division(NamedTuple):
     """Which split each clip is in.
 
     Attributes:
-        mode: the metadata's split_mode.
-        splits: the names of the splits.
-        split_of: each clip's split.
-        notes: what the user should know about the division.
+        mode: The split_mode of the metadata.
+        splits: Names of the splits.
+        split_of: The split of each clip.
+        notes: What the user should know about the division.
     """
 
     mode: str
@@ -34,8 +34,8 @@ def divide(table: ClipTable, options: TaskOptions) -> Division:
     - `fold`: the table's folds, numbered in order: fold00, fold01, ...
     - `split`: the table's train, valid and test. Without valid, a fifth of train becomes it.
     - `new`: `folds` folds of about the same classes.
-    - None: the first of these that the table has the columns for: at least three folds, train and test, neither.
-      Folds go first as they test every clip.
+    - None: the first of these that the table allows: it needs at least three folds, or train and test, or neither.
+      Folds come first, because they test every clip.
 
     New folds and a new validation split keep groups whole and spread the classes evenly (`spread`).
 
@@ -49,8 +49,8 @@ def divide(table: ClipTable, options: TaskOptions) -> Division:
         return _given_splits(table, options.seed)
     part_of = spread(table, list(range(len(table.paths))), options.folds, options.seed)
     splits = _fold_names(options.folds)
-    unused = f"the table's {given} folds are too few and were not used" if given and scheme is None else ""
-    return Division("new_split_kfold", splits, [splits[part] for part in part_of], (unused,) if unused else ())
+    notes = (f"the table's {given} folds are too few and were not used",) if given and scheme is None else ()
+    return Division("new_split_kfold", splits, [splits[part] for part in part_of], notes)
 
 
 def _given_folds(table: ClipTable) -> Division:
@@ -91,11 +91,11 @@ def _given_splits(table: ClipTable, seed: int) -> Division:
 
 
 def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int]:
-    """Give each of `rows` a part, 0 to parts - 1, with every class and the clips spread evenly over the parts.
+    """Return a part for each of `rows`, 0 to parts - 1, with every class and the clips spread evenly over the parts.
 
-    Groups stay whole. The largest group first, each goes where the sum of squares of the parts' shares of each class,
-    and of the clips, grows least; the seed orders equals. Unlike scikit-learn's splitters this takes any number of
-    labels a clip.
+    Groups stay whole, and the largest are placed first. Each is put into the part where the sum of squares of the
+    parts' shares of each class, and of the clips, grows least. The seed decides the order of equal groups. Unlike
+    scikit-learn's splitters, this allows any number of labels per clip.
 
     Raises:
         InputError: there are fewer groups, or clips, than parts.
@@ -106,7 +106,7 @@ def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int
     if len(number_of) < parts:
         what = "groups" if table.groups else "clips"
         raise InputError(
-            f"{table.source}: {parts} splits are to be made of {len(number_of)} {what}; expected one each at least, "
+            f"{table.source}: {len(number_of)} {what} are too few for {parts} splits; expected at least one each, so "
             "ask for fewer folds or label more"
         )
     index_of = {name: index for index, name in enumerate(table.class_names)}
@@ -115,9 +115,9 @@ def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int
     names = table.names
     for row, key in zip(rows, keys, strict=True):
         counts[number_of[key], [*(index_of[name] for name in names[row]), -1]] += 1
-    # As shares of its class a rare label counts as much as a common one.
+    # Counts become shares of their class, so that a rare label matters as much as a common one.
     shares = counts / np.maximum(counts.sum(axis=0), 1)
-    # Large units go first, while every part still has room. The stable sort keeps equals in the seed's order.
+    # Large units come first, while every part still has room. The stable sort keeps equal ones in the seed's order.
     order = np.random.default_rng(seed).permutation(len(shares))
     order = order[np.argsort(-(shares[order] ** 2).sum(axis=1), kind="stable")]
     filled = np.zeros((parts, shares.shape[1]))

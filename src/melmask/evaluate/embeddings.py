@@ -1,7 +1,8 @@
-"""Embeddings of a HEAR task by a HEAR model. Each part is computed once, and kept under a name made from its content.
+"""Embed the clips of a HEAR task with a HEAR model, part by part, and cache each part.
 
-The name of a part is a digest of the model's identity, of what is asked of it, and of the bytes of the sound files.
-So no part is ever stale, an interrupted job resumes at the next part, and tasks that share files share parts.
+The name of a cached part is a digest of the model's identity, of the kind and batch size of the embeddings, and of the
+bytes of the sound files. So no part is ever stale, an interrupted job resumes at the next part, and tasks that share
+files share parts.
 """
 
 import hashlib
@@ -21,17 +22,21 @@ from melmask.labels.tables import Event
 from melmask.system.files import atomic_write
 from melmask.system.progress import track
 
-# A part is what an interruption costs at most. An event clip has a vector for each step, so there are fewer in one.
+# An interruption costs one part at most. Event clips have a vector for each step, so a part has fewer of them.
 _SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32
-# The kit includes an event's last ms: a step whose time is the end of an event still belongs to it.
+# In the kit, a step at the very end of an event still belongs to the event.
 _END_MARGIN_MS = 1e-4
 
 
 class SplitEmbeddings(NamedTuple):
-    """The vectors of one split, clip by clip, in the order in which the kit shuffles them.
+    """The vectors of one split, clip by clip, in the order into which the kit shuffles the clips.
 
-    files: the clips' names.  vectors: (rows, dims) float32, one row a clip or, in event tasks, a step.  targets: (rows,
-    classes) bool.  clip_of: (rows,) the index into `files`.  times_ms: (rows,) centers of the steps; empty for scenes.
+    Attributes:
+        files: Names of the clips.
+        vectors: (rows, dims) float32; a row is a clip or, in event tasks, a step.
+        targets: (rows, classes) bool.
+        clip_of: (rows,), the index of each row's clip in `files`.
+        times_ms: (rows,), centers of the steps; empty for scenes.
     """
 
     files: list[str]
@@ -48,14 +53,14 @@ class _Clip(NamedTuple):
 
 
 def embed_task(client: Client, task: Task, cache: Path) -> dict[str, SplitEmbeddings]:
-    """Embed every split of a task, or read what `cache` has of it.
+    """Embed every split of a task, or read the parts that `cache` has.
 
     Clips pass through the model in batches of the kit's size, in the order of the split's JSON. So a model whose
-    embeddings depend on the rest of the batch gives what it would give in the kit.
+    embeddings depend on the rest of the batch gives the same embeddings as in the kit.
 
     Raises:
         InputError: a sound file is missing or unreadable, its length differs from others in its batch, or the
-            model's answer is unusable.
+            model's answer cannot be used.
         OutputError: the cache cannot be written to.
     """
     folders = {split: _audio_folder(task, split, client.sample_rate_hz) for split in task.splits}
@@ -65,20 +70,22 @@ def embed_task(client: Client, task: Task, cache: Path) -> dict[str, SplitEmbedd
     clips: dict[str, dict[str, _Clip]] = {split: {} for split in task.splits}
     for split, names in track(jobs, len(jobs), f"embed {task.title} with {client.name}", "part"):
         clips[split].update(_embedded_part(client, task, folders[split], names, cache))
-    # One generator shuffles the splits one after another, as in the kit, so their order matters.
+    # As in the kit, one generator shuffles all splits, so their order matters.
     order = random.Random(0)
     return {split: _put_together(task, split, clips[split], order) for split in task.splits}
 
 
 def batch_size(client: Client, task: Task) -> int:
-    """How many clips the kit embeds at once: fewer, the longer they are and the higher the rate."""
+    """Return how many clips the kit embeds at once: fewer if they are longer or their rate is higher."""
+    # Clips of different lengths cannot be stacked.
     if task.sample_duration_s is None:
         return 1
+    # This formula is the kit's.
     return max(1, int(0.7 * (120 / task.sample_duration_s) * (16000 / client.sample_rate_hz)))
 
 
 def _part_size(client: Client, task: Task) -> int:
-    """Clips in a part: whole batches, so that a part can be computed alone."""
+    """Return the number of clips in a part: whole batches, so that a part can be computed alone."""
     clips = _SCENES_PER_PART if task.embedding_type == "scene" else _EVENT_CLIPS_PER_PART
     batch = batch_size(client, task)
     return max(1, clips // batch) * batch
@@ -90,23 +97,23 @@ def _parts(names: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _audio_folder(task: Task, split: str, rate_hz: int) -> Path:
-    """The split's sounds at the model's rate, or at the highest rate there is, to be resampled."""
+    """Return the folder of a split's sounds at the model's rate or, to be resampled, at the highest rate."""
     wanted = task.audio_folder(split, rate_hz)
     if wanted.is_dir():
         return wanted
     rates = sorted(int(p.name) for p in task.folder.iterdir() if p.name.isdigit() and (p / split).is_dir())
     if not rates:
         raise InputError(
-            f"{wanted} does not exist, nor has split {split} sounds at another rate; unpack the task whole"
+            f"{wanted} does not exist, and split {split} has no sounds at another rate; unpack the whole task"
         )
     return task.audio_folder(split, rates[-1])
 
 
 def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], cache: Path) -> dict[str, _Clip]:
-    """Read a part, or compute it and save it."""
+    """Read a part from the cache, or compute and save it."""
     path = cache / f"{_key(client, task, folder, names)}.npz"
     vectors, times_ms, steps = _read_part(path) or _compute_part(client, task, folder, names, path)
-    # The clips of a part are saved one after another; scenes have no times.
+    # A file has the clips of a part one after another. Scenes have no times.
     ends = np.cumsum(steps)
     return {
         name: _Clip(vectors[end - count : end], times_ms[end - count : end] if len(times_ms) else times_ms)
@@ -115,20 +122,20 @@ def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], c
 
 
 def _key(client: Client, task: Task, folder: Path, names: Sequence[str]) -> str:
-    # The batch size belongs to the key, as some models' embeddings depend on the batch.
+    # The batch size belongs to the key, because some models' embeddings depend on the batch.
     digest = hashlib.sha256(f"{client.identity} {task.embedding_type} {batch_size(client, task)}".encode())
     for name in names:
         try:
             content = (folder / name).read_bytes()
         except OSError as error:
-            raise InputError(f"{folder / name}: {error.strerror}; unpack the task whole") from error
+            raise InputError(f"{folder / name}: {error.strerror}; unpack the whole task") from error
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:32]
 
 
 def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     try:
-        # The file is opened here because np.load leaves a damaged one open.
+        # The file is opened here, because np.load leaves a damaged one open.
         with path.open("rb") as file, np.load(file) as part:
             return part["vectors"], part["times_ms"], part["steps"]
     except (OSError, ValueError, KeyError, BadZipFile):
@@ -160,14 +167,14 @@ def _stack(waveforms: list[np.ndarray], names: list[str], folder: Path) -> np.nd
     lengths = {len(waveform) for waveform in waveforms}
     if len(lengths) > 1:
         raise InputError(
-            f"{folder} has clips of {min(lengths)} to {max(lengths)} samples beside each other, as {names[0]}; a task "
-            "with a sample_duration has clips of one length"
+            f"{folder} has clips of {min(lengths)} to {max(lengths)} samples in the batch of {names[0]}; expected one "
+            "length, as the task has a sample_duration"
         )
     return np.stack(waveforms)
 
 
 def _put_together(task: Task, split: str, clips: dict[str, _Clip], order: random.Random) -> SplitEmbeddings:
-    # The kit shuffles once here and never again, so this order decides the batches of its training.
+    # The kit shuffles only here, so this order decides the batches of its training.
     files = list(task.files[split])
     order.shuffle(files)
     numbers = {label: number for number, label in enumerate(task.labels)}

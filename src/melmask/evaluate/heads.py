@@ -1,9 +1,9 @@
 """The downstream classifiers of HEAR 2021: small networks on frozen vectors, trained until validation stops improving.
 
-The protocol is that of hear-eval-kit 2021.1.3 (its predictions/task_predictions.py) under PyTorch Lightning 1.9: per
-hidden layer Linear, BatchNorm, Dropout, ReLU, then Linear; Adam; validated every few epochs; the first of the best
-validations wins. The vectors stay in memory, so that a step is nothing but the network's arithmetic. Each head draws
-from generators of its own, so that many heads can be trained side by side.
+The protocol is that of hear-eval-kit 2021.1.3 (its predictions/task_predictions.py) under PyTorch Lightning 1.9. Each
+hidden layer is Linear, BatchNorm, Dropout and ReLU, and a last Linear follows. Adam trains it, it is validated every
+few epochs, and the first of the best validations wins. The vectors stay in memory, so a step is only the network's
+arithmetic. Each head has its own generators, so many heads can be trained side by side.
 """
 
 import math
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from melmask.system.hardware import cpu_computes_bf16, exact_float32_products
+from melmask.system.hardware import exact_float32_products
 
 Initialize = Callable[..., Tensor]
 INITIALIZATIONS: dict[str, Initialize] = {
@@ -32,7 +32,7 @@ _ROWS_PER_VALIDATION_BATCH = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """One point of the grid; the values are the kit's."""
+    """One point of the grid; the defaults are the kit's."""
 
     hidden_layers: int = 1
     hidden_dim: int = 1024
@@ -45,31 +45,25 @@ class HeadConfig:
     patience: int = 20
     """Validations without a better score before training ends."""
     precision: str = "fp32"
-    """'bf16': the hidden layers' products, and what comes between them, while training and validating."""
-
-
-def head_precision(name: str, device: torch.device) -> str:
-    """What `name`, one of `options.PRECISIONS`, means on a device: 'auto' is bf16 on CPUs that multiply it natively."""
-    if name != "auto":
-        return name
-    return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
+    """With 'bf16', training and validation compute the hidden layers in bfloat16."""
 
 
 class Rows(NamedTuple):
-    """vectors: (rows, dims) float32, or bfloat16 to train on.  targets: (rows, classes) float32, 1 for each label."""
+    """Vectors of a task, and their targets."""
 
     vectors: Float[Tensor, "rows dims"]
+    """float32, or bfloat16 for training."""
     targets: Float[Tensor, "rows classes"]
+    """float32, 1 for each label of the row."""
 
 
 class Validation(NamedTuple):
-    """What a judge says of one validation.
-
-    score: what is compared, NaN if it cannot be computed.  detail: anything to be kept with the best one.
-    """
+    """The judge's result of one validation."""
 
     score: float
+    """The number that is compared, NaN if it cannot be computed."""
     detail: Any = None
+    """Anything that is kept if this validation is the best one."""
 
 
 Judge = Callable[[Float[np.ndarray, "rows classes"], float], Validation]
@@ -80,7 +74,8 @@ Judge = Callable[[Float[np.ndarray, "rows classes"], float], Validation]
 class TrainedHead:
     """A head with the weights of its best validation.
 
-    Attributes: `network`, `config`, `best` (that validation), `epoch` (0 is the first), `epochs` (how many were run).
+    Attributes: `network`, `config`, `multilabel`, `best` (its best validation), `epoch` (that of `best`, from 0),
+    `epochs` (how many were run).
     """
 
     network: nn.Sequential
@@ -91,28 +86,27 @@ class TrainedHead:
     epochs: int
 
     def probabilities(self, vectors: Float[Tensor, "rows dims"]) -> Float[np.ndarray, "rows classes"]:
-        """Softmax, or for multilabel tasks the sigmoid of each class; all of it in float32."""
+        """Return the softmax or, in multilabel tasks, the sigmoid of each class, computed in float32."""
         self.network.eval()
         with exact_float32_products(vectors.device):
             return _activate(_logits(self.network, vectors, "fp32"), self.multilabel).cpu().numpy()
 
 
 class StoppedError(Exception):
-    """Training was given up because somebody asked for it."""
+    """Training was stopped by the caller's event."""
 
 
 class TrainingRules(NamedTuple):
-    """How a head is trained, apart from its point of the grid.
-
-    maximize: whether a larger score is better.  multilabel: binary cross-entropy of each class, instead of
-    cross-entropy over the classes.  reshuffle: draw a new order each epoch, which the kit never does.  nan_stops: end
-    at the first score that is not finite, as Lightning's early stopping does.
-    """
+    """How a head is trained, apart from its point of the grid."""
 
     maximize: bool
+    """Whether a larger score is better."""
     multilabel: bool = False
+    """Use binary cross-entropy of each class, instead of cross-entropy over the classes."""
     reshuffle: bool = False
+    """Draw a new order in each epoch, which the kit never does."""
     nan_stops: bool = True
+    """Stop at the first score that is not finite, as Lightning's early stopping does."""
 
 
 def train_head(
@@ -127,13 +121,13 @@ def train_head(
     """Train one head; all randomness comes from `seed`.
 
     Args:
-        train: At least two rows; a last batch of a single row is left out, for it cannot be batch-normalized.
+        train: At least two rows. A last batch of one row is skipped, because it cannot be batch-normalized.
         valid: At least one row.
         config: The point of the grid.
         judge: Scores each validation.
-        rules: The loss, what is better, and the kit's quirks.
+        rules: The loss, which score is better, and the kit's quirks.
         seed: Decides weights, dropout and order.
-        stop: Looked at before each epoch.
+        stop: Checked before each epoch.
 
     Raises:
         StoppedError: `stop` was set.
@@ -141,7 +135,7 @@ def train_head(
     device = train.vectors.device
     network = build_head(train.vectors.shape[1], train.targets.shape[1], config, seed).to(device)
     optimizer = Adam(network.parameters(), config.learning_rate)
-    # NumPy's generator draws the same order on every device.
+    # NumPy's generator draws the same order for every device.
     order = np.random.default_rng(seed) if rules.reshuffle else None
     # `worse` counts the validations since the best one.
     best, best_epoch, weights, worse, epoch = Validation(math.nan), -1, {}, 0, 0
@@ -157,10 +151,10 @@ def train_head(
             if (epoch + 1) % config.validate_every_epochs:
                 continue
             found = _validate(network, valid, config.precision, rules.multilabel, judge)
-            # The first validation counts even if its score is NaN, so that there are weights to return.
+            # The first validation counts even if its score is NaN, because there must be weights to return.
             if best_epoch < 0 or better(found.score, best.score, rules.maximize):
                 best, best_epoch = found, epoch
-                # The optimizer changes the weights in place, so they are copied.
+                # The weights are copied, because the optimizer changes them in place.
                 weights = {name: value.clone() for name, value in network.state_dict().items()}
                 worse = 0
             else:
@@ -168,7 +162,7 @@ def train_head(
             if worse >= config.patience or (rules.nan_stops and not math.isfinite(found.score)):
                 break
         if best_epoch < 0:
-            # There were fewer epochs than a validation waits for, so the last weights are validated.
+            # There were too few epochs for a validation, so the last weights are validated.
             best, best_epoch = _validate(network, valid, config.precision, rules.multilabel, judge), epoch
         else:
             network.load_state_dict(weights)
@@ -185,7 +179,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Change the parameters by their gradients, and drop those."""
+        """Change the parameters by their gradients, and clear the gradients."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         adam(
             self._parameters,
@@ -208,11 +202,11 @@ class Adam:
 
 
 def build_head(dims: int, classes: int, config: HeadConfig, seed: int) -> nn.Sequential:
-    """The untrained network on the CPU, its weights drawn as the kit draws them."""
+    """Return the untrained network on the CPU; its weights are drawn as the kit draws them."""
     generator = torch.Generator().manual_seed(seed)
     initialize = INITIALIZATIONS[config.initialization]
     layers: list[nn.Module] = []
-    # The kit gives each layer the gain of the activation before it, and the first layer that of a linear one.
+    # The kit gives each layer the gain of the activation before it. The first layer has none, so its gain is 1.
     gain = float(nn.init.calculate_gain("linear"))
     for _ in range(config.hidden_layers):
         linear = _linear(dims, config.hidden_dim, initialize, gain, generator)
@@ -230,9 +224,9 @@ def _linear(dims: int, outputs: int, initialize: Initialize, gain: float, genera
 
 
 class _Undrawn(nn.Linear):
-    """A linear layer that takes no numbers from PyTorch's own generator.
+    """A linear layer that does not draw from PyTorch's own generator.
 
-    `nn.utils.skip_init` uses a device of PyTorch's that takes a third of a second to import.
+    `nn.utils.skip_init` would do the same, but it takes a third of a second to import.
     """
 
     def reset_parameters(self) -> None:
@@ -240,28 +234,29 @@ class _Undrawn(nn.Linear):
 
 
 class SeededDropout(nn.Module):
-    """Dropout with a generator of its own.
+    """Dropout with its own generator.
 
-    Sixteen random bits decide about one value, so that 0.1 becomes 0.10001. PyTorch's dropout draws a whole number for
-    each value, with a single thread, which takes a fifth of a step's time.
+    Each value takes 16 random bits, so the probability 0.1 becomes 0.10001. PyTorch's dropout draws more bits for each
+    value, on a single thread, which takes a fifth of a step's time.
     """
 
     def __init__(self, p: float, source: torch.Generator) -> None:
-        """p: the share that becomes zero, in steps of 2**-16.  source: gives the seed."""
+        """Set the share `p` of values that become zero, in steps of 2**-16, and draw a seed from `source`."""
         super().__init__()
         self.p = p
         self._seed = int(torch.randint(2**62, (), generator=source))
         self._generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` as it is, or while training with some values zero and the rest larger by as much."""
+        """Return `x`; in training some values are zero, and the others are scaled up to keep the mean."""
         if not self.training or self.p == 0:
             return x
         if self._generator is None:
             self._generator = torch.Generator(x.device).manual_seed(self._seed)
+        # One random 64-bit number gives the bits of four values.
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
         sixteen = bits.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: x.numel()].view(x.shape)
-        # The mask holds 0 and -1, which has all bits set. Comparing into the operand's type, and a bitwise product,
+        # The mask holds 0, and -1, which has all bits set. Comparing into the operand's own memory and a bitwise AND
         # take a twentieth of the time that booleans take on a CPU.
         mask = torch.ge(sixteen, round(self.p * 2**16) - 2**15, out=sixteen).neg_()
         return _Masked.apply(x, mask.to(_BITS_OF[x.dtype]), 1 / (1 - self.p))
@@ -271,7 +266,7 @@ _BITS_OF = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 class _Masked(torch.autograd.Function):
-    """x and its gradient, where `mask` has all bits set, times `scale`; else 0."""
+    """Multiply x, and later its gradient, by `scale` where `mask` has all bits set, and by 0 elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -286,6 +281,7 @@ class _Masked(torch.autograd.Function):
 
 def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
     vectors, targets = rows
+    # Without an order, batches are slices, which copy nothing.
     ids = None if order is None else torch.from_numpy(order.permutation(len(vectors))).to(vectors.device)
     for start in range(0, len(vectors), size):
         part = slice(start, start + size) if ids is None else ids[start : start + size]
@@ -297,7 +293,7 @@ def _batches(rows: Rows, size: int, order: np.random.Generator | None) -> Iterat
 def _loss(logits: Tensor, targets: Tensor, multilabel: bool) -> Tensor:
     if multilabel:
         return F.binary_cross_entropy_with_logits(logits, targets)
-    # Like the kit, which takes the class of a row with one label.
+    # Each row has one label. As in the kit, the loss takes its number.
     return F.cross_entropy(logits, targets.argmax(1))
 
 
@@ -314,7 +310,7 @@ def _logits(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
 
 
 def _forward(network: nn.Sequential, vectors: Tensor, precision: str) -> Tensor:
-    """Logits, always of a float32 product: rounded logits would tie, and ties change rankings."""
+    """Return logits. The last product is always in float32: rounded logits would tie, which changes rankings."""
     with torch.autocast(vectors.device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden = network[:-1](vectors)
     return network[-1](hidden.float())
@@ -325,8 +321,8 @@ def _activate(logits: Tensor, multilabel: bool) -> Tensor:
 
 
 def better(score: float, best: float, maximize: bool) -> bool:
-    """Whether a score is better than the best so far, strictly; NaN is worse than all."""
-    # The kit compares scores as float32 tensors, so that scores which differ by less are equal.
+    """Return whether a score is strictly better than the best so far; NaN is worse than any number."""
+    # The kit compares scores as float32 tensors, so a smaller difference does not count.
     new, old = np.float32(score), np.float32(best)
     if math.isnan(new):
         return False

@@ -1,4 +1,4 @@
-"""Scores of a task's rows: on validation rows, to choose a head, and on held-out rows, to test it."""
+"""Score predictions of a task: on validation rows to choose a head, and on held-out rows to test it."""
 
 import json
 import math
@@ -19,12 +19,13 @@ from melmask.labels.tables import Event
 
 Postprocessing = dict[str, float]
 """How probabilities become events: median_filter_ms and min_duration, in ms (`events_of`)."""
-Predictions = dict[str, np.ndarray]
+PredictionArrays = dict[str, np.ndarray]
+"""The arrays of a split's predictions file (docs/formats.md)."""
 
 
 @dataclass
 class TaskRows:
-    """One task's vectors on one device, from which the rows of any split are put together."""
+    """The vectors of one task on one device, from which the rows of any split are put together."""
 
     task: Task
     embeddings: dict[str, SplitEmbeddings]
@@ -37,30 +38,30 @@ class TaskRows:
 
     @property
     def maximize(self) -> bool:
-        """Whether heads are chosen by a score that should be large; a loss and an error rate should be small."""
+        """Whether the best head has the largest score; a loss and an error rate should be small."""
         return self.task.stop_on_score and higher_is_better(self.task.metrics[0])
 
     def rows(self, splits: Sequence[str]) -> Rows:
-        """Splits one after another, as the kit puts folds together."""
+        """Return the rows of splits one after another, as the kit puts folds together."""
         vectors = np.concatenate([self.embeddings[split].vectors for split in splits])
         targets = torch.from_numpy(self.targets(splits)).float()
         return Rows(torch.from_numpy(vectors).to(self.device), targets.to(self.device))
 
     def targets(self, splits: Sequence[str]) -> np.ndarray:
-        """(rows, classes) bool."""
+        """Return the targets of splits, (rows, classes) bool."""
         return np.concatenate([self.embeddings[split].targets for split in splits])
 
     def judge(self, splits: Sequence[str], exact: bool) -> Judge:
-        """Return what scores a validation on `splits`: the loss, or the primary metric.
+        """Return the function that scores a validation on `splits`, by the loss or by the primary metric.
 
-        With `exact` it chooses among post-processings as the kit does, which counts an undefined score as 0 and takes
-        the largest score, even of error rates. Without, it takes the best.
+        With `exact` it chooses among post-processings as the kit does: an undefined score counts as 0, and the largest
+        score wins, even if it is an error rate. Without `exact` the best score wins.
         """
         if self.task.embedding_type == "event":
             return self._event_judge(splits, exact)
         metric, targets = self.task.metrics[0], self.targets(splits)
         if not self.task.stop_on_score:
-            # The loss decides, and no score is computed while training.
+            # The loss decides, so no score is computed during training.
             return lambda _, loss: Validation(loss)
         return lambda probabilities, _: Validation(scene_score(metric, probabilities, targets))
 
@@ -68,6 +69,7 @@ class TaskRows:
         metric, maximize = self.task.metrics[0], self.maximize
         choices = postprocessings(self.task)
         if not self.task.stop_on_score:
+            # `read_task` has made sure that there is only one post-processing then.
             return lambda _, loss: Validation(loss, choices[0])
 
         def judge(probabilities: np.ndarray, _: float) -> Validation:
@@ -84,8 +86,8 @@ class TaskRows:
 
     def test(
         self, splits: Sequence[str], probabilities: Float[np.ndarray, "rows classes"], chosen: Postprocessing | None
-    ) -> tuple[dict[str, float], Predictions]:
-        """Every metric on held-out splits, and the predictions to be kept (docs/formats.md)."""
+    ) -> tuple[dict[str, float], PredictionArrays]:
+        """Return every metric on held-out splits, and the predictions to save."""
         if self.task.embedding_type == "event":
             chosen = chosen or postprocessings(self.task)[0]
             scores = self._event_scores(splits, probabilities, chosen, self.task.metrics)
@@ -94,6 +96,7 @@ class TaskRows:
                 "reference": _as_text(self._reference(splits)),
             }
         targets = self.targets(splits)
+        # In scene tasks a row is a clip, so the names of the files are the names of the rows.
         clips = [(name, split) for split in splits for name in self.embeddings[split].files]
         return {metric: scene_score(metric, probabilities, targets) for metric in self.task.metrics}, {
             "files": np.array([name for name, _ in clips]),
@@ -105,11 +108,12 @@ class TaskRows:
     def _event_scores(
         self, splits: Sequence[str], probabilities: np.ndarray, chosen: Postprocessing, metrics: Sequence[str]
     ) -> dict[str, float]:
-        """Each metric's main part under the metric's name, and all its parts under metric_part."""
+        """Return each metric's main part under the metric's name, and all its parts under metric_part."""
         predicted, reference = self._events(splits, probabilities, chosen), self._reference(splits)
         scores: dict[str, float] = {}
         for metric in metrics:
             parts = event_score(metric, predicted, reference, self.task.labels)
+            # The first part is the main one: the F-measure or the error rate.
             scores[metric] = next(iter(parts.values()))
             scores |= {f"{metric}_{part}": value for part, value in parts.items()}
         return scores
@@ -121,7 +125,7 @@ class TaskRows:
         first = 0
         for split in splits:
             part = self.embeddings[split]
-            # The rows of a split are its clips' steps, one clip after another.
+            # The rows of a split are the steps of its clips, one clip after another.
             steps = np.bincount(part.clip_of, minlength=len(part.files))
             for name, count, end in zip(part.files, steps, np.cumsum(steps), strict=True):
                 rows = slice(first + end - count, first + end)
@@ -135,18 +139,19 @@ class TaskRows:
 
 
 def postprocessings(task: Task) -> list[Postprocessing]:
-    """List the ways of the task's grid to make events of probabilities, in scikit-learn's order of a grid."""
+    """List the ways in the task's grid to turn probabilities into events, in scikit-learn's order of a grid."""
     choices: list[Postprocessing] = [{}]
-    # Keys come in alphabetical order, and the last one changes fastest.
+    # scikit-learn sorts the keys, and the last one changes fastest.
     for name in sorted(task.event_grid):
         choices = [{**choice, name: float(value)} for choice in choices for value in task.event_grid[name]]
     return choices
 
 
 def _kit_order(validation: Validation) -> tuple[float, Any]:
+    # The kit sorts pairs of (score, settings), so that of equal scores the larger settings win.
     return (0.0 if math.isnan(validation.score) else validation.score, tuple(validation.detail.items()))
 
 
 def _as_text(events: dict[str, list[Event]]) -> np.ndarray:
-    # An npz file without pickles holds arrays of one type only, so events are saved as JSON.
+    # An npz file without pickles can only hold arrays of plain types, so events are saved as JSON.
     return np.array(json.dumps(events))

@@ -1,4 +1,4 @@
-"""What a HEAR task has on both sides of a split: the same sound, or sounds of one group."""
+"""Find what a HEAR task has on both sides of a split: the same sound, or sounds of one group."""
 
 import hashlib
 import json
@@ -9,15 +9,14 @@ from melmask.evaluate.tasks import Task
 
 
 class Leaks(NamedTuple):
-    """How much is tested and also trained or validated on, in the worst of the splits.
-
-    files: distinct sounds.  groups: distinct groups; None where the task names none.  sha256: of the task's labels and
-    sounds, by which the task is recognized; None where sounds are missing.
-    """
+    """How much is tested and also trained or validated on, in the worst of the splits."""
 
     files: int
+    """Number of different sounds."""
     groups: int | None
+    """Number of different groups; None if the task names no groups."""
     sha256: str | None
+    """Digest of the task's labels and sounds, by which the task is recognized; None if sounds are missing."""
 
 
 def find_leaks(task: Task) -> Leaks:
@@ -27,7 +26,7 @@ def find_leaks(task: Task) -> Leaks:
     """
     contents = {split: _contents(task, split) for split in task.splits}
     groups = {split: {task.groups[name] for name in task.files[split] if name in task.groups} for split in task.splits}
-    # A digest of a part of the sounds would change when the others are unpacked.
+    # If sounds are missing, there is no digest, because it would change when they are unpacked.
     whole = all(len(content) == len(task.files[split]) for split, content in contents.items())
     by_name = {split: sorted(content.items()) for split, content in contents.items()}
     facts = json.dumps([task.labels, task.files, by_name])
@@ -39,11 +38,11 @@ def find_leaks(task: Task) -> Leaks:
 
 
 def _contents(task: Task, split: str) -> dict[str, str]:
-    """A digest of each sound that exists, at the highest rate."""
+    """Return the digest of each sound that exists at the highest rate."""
     rates = [path for path in task.folder.iterdir() if path.name.isdigit() and (path / split).is_dir()]
     if not rates:
         return {}
-    # The highest rate has lost least of the sounds.
+    # Sounds that differ may become equal at a low rate, so the highest rate counts.
     folder = max(rates, key=lambda path: int(path.name)) / split
     digests = {name: _digest(folder / name) for name in task.files[split]}
     return {name: digest for name, digest in digests.items() if digest is not None}

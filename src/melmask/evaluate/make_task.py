@@ -1,13 +1,12 @@
-"""`melmask make-task`: a user's labels and sounds as a task folder, which melmask and the HEAR kit evaluate alike.
+"""`melmask make-task`: turn a user's labels and sounds into a task folder for melmask and for the HEAR kit.
 
-The layout is that of `melmask.evaluate.tasks`, with one more file, which the kit ignores: `failed.csv` has the path and
-the reason of each sound file that could not be read and was left out.
+The layout is that of `melmask.evaluate.tasks`. There is one more file, which the kit ignores: `failed.csv` has the path
+of each sound file that could not be read and was skipped, and the reason.
 """
 
 import contextlib
 import csv
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,21 +16,22 @@ from typing import Any, NamedTuple
 from melmask.errors import InputError, OutputError
 from melmask.evaluate.division import Division, divide
 from melmask.evaluate.leaks import find_leaks
-from melmask.evaluate.options import AUTO, TaskOptions, check_word
+from melmask.evaluate.options import AUTO, NATIVE, TaskOptions, check_word
 from melmask.evaluate.sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task
 from melmask.labels.tables import ClipTable, Event, read_clips
-from melmask.system.files import ensure_folder, locked, output_error
+from melmask.system.files import ensure_folder, locked, output_error, write_json
 
 FAILED = "failed.csv"
-# What pandas, by which the HEAR kit reads the vocabulary, takes for a missing value.
+# The HEAR kit reads the vocabulary with pandas, which takes these words for missing values.
 _MISSING = re.compile(r"#N/A( N/A)?|#NA|-?1\.#(IND|QNAN)|-?(NaN|nan)|<NA>|N/A|NA|NULL|None|n/a|null")
 _METRICS = {
     "multiclass": ["top1_acc", "mAP", "d_prime", "aucroc"],
     "multilabel": ["mAP", "d_prime", "aucroc"],
     "event": ["event_onset_200ms_fms", "segment_1s_er"],
 }
-# As in HEAR's maestro task, the loss decides when to stop, so events are made in one way only (times in ms).
+# As in HEAR's maestro task, training stops by the loss. Then no score can choose a post-processing, so there is only
+# one (times in ms).
 _EVENT_METADATA = {
     "evaluation_params": {"event_postprocessing_grid": {"median_filter_ms": [150], "min_duration": [50]}},
     "use_scoring_for_early_stopping": False,
@@ -39,20 +39,20 @@ _EVENT_METADATA = {
 
 
 class TaskReport(NamedTuple):
-    """What was made.
-
-    Attributes: `folder`; `clips` in it; `failed`, files that could not be read; `classes`; `split_mode` and `sizes`
-    (clips of each split); `sample_duration_s`, None for clips of any length; `notes`, each a line.
-    """
+    """What `make_task` has made."""
 
     folder: Path
     clips: int
     failed: int
+    """Number of files that could not be read."""
     classes: int
     split_mode: str
     sizes: dict[str, int]
+    """Number of clips in each split."""
     sample_duration_s: float | None
+    """None if clips differ in length."""
     notes: tuple[str, ...]
+    """What the user should know, each a line."""
 
     def __str__(self) -> str:
         length = "any length" if self.sample_duration_s is None else f"{self.sample_duration_s:g} s"
@@ -62,17 +62,19 @@ class TaskReport(NamedTuple):
 
 
 def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> TaskReport:
-    """Write the task folder `out/<name>-<version>-<mode>`; it appears when it is complete.
+    """Write the task folder `out/<name>-<version>-<mode>`, which appears when it is complete.
+
+    Sound files that cannot be read are skipped.
 
     Args:
-        labels: the table of labels, see `melmask.labels.tables`.
-        out: the folder of task folders.
-        options: how the task is made; the defaults where None.
+        labels: The table of labels, see `melmask.labels.tables`.
+        out: The folder of task folders.
+        options: How the task is made; None means the defaults.
 
     Raises:
-        ConfigError: the table's name cannot be the task's.
-        InputError: the table cannot be used, or no sound file can be read. Single files that cannot are left out.
-        OutputError: the place cannot be written to, or has such a task already.
+        ConfigError: the table's name cannot be the name of a task.
+        InputError: the table cannot be used, or no sound file can be read.
+        OutputError: the folder cannot be written to, or has such a task already.
     """
     options = options or TaskOptions()
     name = options.name
@@ -80,42 +82,44 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
         name = re.sub(r"[^\w.]+", "_", labels.stem).lstrip(".")
         check_word("name", name)
     folder = out / f"{name}-{options.version}-{options.mode}"
-    # A rate that is given twice is written once.
+    # A rate that was given twice is written once.
     rates_hz = tuple(dict.fromkeys(options.rates_hz))
     table, notes = as_kit_reads(read_clips(labels, options.kind, options.audio_root))
-    # Dividing here shows what is wrong with the table before hours of decoding.
+    # This first division shows errors in the table before hours of decoding.
     divide(table, options)
     with _building(folder, options.overwrite) as building:
-        fixed_s = _clip_length_s(options.duration_s, table.paths)
+        given_s = options.duration_s
+        # Without a fixed length each clip keeps its own.
+        fixed_s = common_length_s(table.paths) if given_s == AUTO else None if given_s == NATIVE else float(given_s)
         table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, options.threads)
         table, event_notes = _within_clips(table, sounds)
         _check_classes(table)
-        # Files that could not be read are gone, so the clips are divided again.
+        # Some files could not be read, so the clips that are left are divided again.
         division = divide(table, options)
         move_to_splits(building, rates_hz, names, division.split_of)
-        _write_json(building / METADATA, _metadata(name, options, table.kind, division, fixed_s))
+        write_json(building / METADATA, _metadata(name, options, table.kind, division, fixed_s))
         _write_labels(building, table, names, division)
         notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
     notes += tuple(_absence_notes(table, division))
     if failed:
-        notes += (f"{failed} files could not be read and were left out, see {FAILED} there",)
+        notes += (f"{failed} files could not be read and were skipped; {FAILED} in the task folder has the reasons",)
     sizes = {split: division.split_of.count(split) for split in division.splits}
     clips, classes = len(table.paths), len(table.class_names)
     return TaskReport(folder, clips, failed, classes, division.mode, sizes, fixed_s, notes)
 
 
 def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
-    """Return the table with labels that the kit's table reader leaves as they are, and a note if any had to change.
+    """Return the table with labels that the kit's table reader does not change, and a note if any had to change.
 
-    The kit reads a vocabulary of numbers alone as numbers: 007 becomes 7, and then a clip's "007" is unknown.
+    The kit reads a vocabulary that has only numbers as numbers. Then 007 becomes 7, and a clip's "007" is unknown.
 
     Raises:
-        InputError: a label is read as a missing value, or two become the same.
+        InputError: the kit reads a label as a missing value, or two labels as the same.
     """
     names = table.class_names
     if missing := [name for name in names if _MISSING.fullmatch(name)]:
-        raise InputError(f"{table.source}: label {missing[0]!r} is read as a missing value by the HEAR kit; rename it")
-    # pandas takes a column for numbers, or for true and false, if all of its values are such.
+        raise InputError(f"{table.source}: the HEAR kit reads label {missing[0]!r} as a missing value; rename it")
+    # pandas converts a column if all of its values are whole numbers, numbers, or true and false.
     read = {name: name for name in names}
     if all(re.fullmatch(r"[+-]?\d+", name) for name in names):
         read = {name: str(int(name)) for name in names}
@@ -124,7 +128,7 @@ def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
     elif all(name.lower() in ("true", "false") for name in names):
         read = {name: name.capitalize() for name in names}
     if len(set(read.values())) < len(names):
-        raise InputError(f"{table.source}: of {', '.join(names)} the HEAR kit takes some for the same; rename them")
+        raise InputError(f"{table.source}: the HEAR kit reads some of {', '.join(names)} as equal; rename them")
     changed = [name for name in names if read[name] != name]
     if not changed:
         return table, ()
@@ -136,35 +140,28 @@ def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
     return dataclasses.replace(table, targets=targets), (note,)
 
 
-def _clip_length_s(duration_s: float | str, paths: Sequence[Path]) -> float | None:
-    """The length that every clip gets, or None where each keeps its own."""
-    if duration_s == AUTO:
-        return common_length_s(paths)
-    return None if isinstance(duration_s, str) else float(duration_s)
-
-
 @contextlib.contextmanager
 def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a folder that takes the place of `folder` on success, and is removed otherwise."""
+    """Yield a folder that replaces `folder` on success, and is removed otherwise."""
     if folder.exists():
         if not overwrite:
             raise OutputError(f"{folder} exists; choose another --name, --version or --out, or give --overwrite")
         if not (folder / METADATA).is_file():
             raise OutputError(f"{folder} is no task folder, so it is not overwritten; choose another --name or --out")
-    # The dot keeps it from being taken for a task. The name is fixed, so that the next call finds and clears what a
-    # killed one left.
+    # Because of the dot, `find_tasks` does not take it for a task. The name is fixed, so that the next call finds and
+    # clears what a killed one left.
     building, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
     lock = ensure_folder(building) / ".lock"
     with locked(lock, folder):
         try:
-            # A job that was killed may have left a part of another division.
+            # A killed job may have left files of another division.
             for rest in building.iterdir():
                 if rest != lock:
                     shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
             shutil.rmtree(replaced, ignore_errors=True)
             yield building
             lock.unlink(missing_ok=True)
-            # A folder cannot replace one that is not empty, so the former task steps aside first.
+            # A folder cannot replace one that is not empty, so the old task is moved away first.
             if folder.exists():
                 folder.replace(replaced)
             building.replace(folder)
@@ -178,7 +175,7 @@ def _building(folder: Path, overwrite: bool) -> Iterator[Path]:
 def _readable(
     table: ClipTable, rates_hz: Sequence[int], fixed_s: float | None, building: Path, threads: int | None
 ) -> tuple[ClipTable, list[str], list[SoundReport], int]:
-    """Write the sounds; return the rows that could be read, their files' names, what was written, how many failed."""
+    """Write the sounds; return the rows that could be read, their names and reports, and how many files failed."""
     names = wav_names(table.paths)
     sounds = write_sounds(table.paths, names, rates_hz, fixed_s, building, threads)
     failures = [(str(path), sound.error) for path, sound in zip(table.paths, sounds, strict=True) if sound.error]
@@ -191,7 +188,7 @@ def _readable(
 
 
 def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTable, tuple[str, ...]]:
-    """Leave out events that begin after their clip's end, and let others end with it."""
+    """Drop events that begin after the end of their clip, and cut those that end after it."""
     if table.kind != "event":
         return table, ()
     targets, gone = [], 0
@@ -200,12 +197,12 @@ def _within_clips(table: ClipTable, written: list[SoundReport]) -> tuple[ClipTab
         heard = [event._replace(end_ms=min(event.end_ms, end_ms)) for event in events if event.start_ms < end_ms]
         gone += len(events) - len(heard)
         targets.append(heard)
-    notes = (f"{gone} events begin after their clip's end and were left out",) if gone else ()
+    notes = (f"{gone} events begin after the end of their clip and were dropped",) if gone else ()
     return dataclasses.replace(table, targets=targets), notes
 
 
 def _check_classes(table: ClipTable) -> None:
-    """Refuse a task that has too few classes left: files that could not be read may have been the last of a class."""
+    """Raise InputError if too few classes are left, because no file of the others could be read."""
     fewest = 2 if table.kind == "multiclass" else 1
     if len(table.class_names) < fewest:
         left = f"{len(table.class_names)} classes are left in the clips that could be read"
@@ -215,7 +212,7 @@ def _check_classes(table: ClipTable) -> None:
 def _metadata(
     name: str, options: TaskOptions, kind: str, division: Division, fixed_s: float | None
 ) -> dict[str, object]:
-    """Every key of the kit's and of hear-preprocess's own tasks that applies here."""
+    """Return every key that the kit and hear-preprocess use for such a task."""
     if division.mode == "trainvaltest":
         sizes: dict[str, object] = {"max_task_duration_by_split": dict.fromkeys(division.splits)}
     else:
@@ -227,6 +224,7 @@ def _metadata(
         "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
         "default_mode": options.mode,
         "mode": options.mode,
+        # The kit does not use this one, but its own tasks have it.
         "tmp_dir": "_workdir",
         "split_mode": division.mode,
         "splits": list(division.splits),
@@ -246,13 +244,9 @@ def _write_labels(building: Path, table: ClipTable, names: list[str], division: 
             for item in items
         ]
     for split, labels in content.items():
-        _write_json(building / f"{split}.json", labels)
+        write_json(building / f"{split}.json", labels)
     if table.groups is not None:
-        _write_json(building / GROUPS, dict(zip(names, table.groups, strict=True)))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(building / GROUPS, dict(zip(names, table.groups, strict=True)))
 
 
 def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -261,27 +255,30 @@ def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def _leak_notes(folder: Path) -> tuple[str, ...]:
-    """Report what is on both sides of a split. The folder is read like any other task, which checks it."""
+    """Report what is on both sides of a split. The folder is read like any task, which also checks it."""
     leaks = find_leaks(read_task(folder))
     notes = []
     if leaks.groups:
-        notes.append(f"{leaks.groups} groups are tested and trained on, as the table has it")
+        notes.append(f"{leaks.groups} groups are both tested and trained on, because the table says so")
     if leaks.files:
-        notes.append(f"{leaks.files} sounds are tested and trained on")
+        notes.append(f"{leaks.files} sounds are both tested and trained on")
     return tuple(notes)
 
 
 def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str]:
-    """Report how many clips were cut or padded to the common length, its rounding to 10 ms aside."""
+    """Report how many clips were cut or padded to the common length."""
     if fixed_s is None:
         return []
     cut = sum(clip.cut for clip in written)
+    # The common length is rounded up to 10 ms, and so little padding is not worth a note.
     padded = sum(fixed_s - clip.sound_s > 0.01 for clip in written)
-    return [f"{cut} clips were longer than {fixed_s:g} s and cut, {padded} shorter and padded"] if cut or padded else []
+    if not cut and not padded:
+        return []
+    return [f"{cut} clips were longer than {fixed_s:g} s and were cut; {padded} were shorter and were padded"]
 
 
 def _absence_notes(table: ClipTable, division: Division) -> list[str]:
-    """Report which splits lack classes, because scores are poor or undefined there."""
+    """Report which splits lack classes: their scores are poor or undefined."""
     present: dict[str, set[str]] = {split: set() for split in division.splits}
     for names, split in zip(table.names, division.split_of, strict=True):
         present[split].update(names)
@@ -289,7 +286,7 @@ def _absence_notes(table: ClipTable, division: Division) -> list[str]:
     lacking = {split: [name for name in classes if name not in known] for split, known in present.items()}
     return [
         f"{split} has no clip of {len(absent)} of {len(classes)} classes ({', '.join(absent[:3])}"
-        f"{', ...' if len(absent) > 3 else ''}): scores averaged over classes mean little there"
+        f"{', ...' if len(absent) > 3 else ''}), so a mean over classes says little about it"
         for split, absent in lacking.items()
         if absent
     ]

@@ -1,4 +1,4 @@
-"""Where a model is most wrong: the clips to listen to, and which class is taken for which."""
+"""Find where a model is most wrong: the clips to listen to, and the classes it confuses."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +10,13 @@ from melmask.downstream import metrics
 from melmask.evaluate.results import EventFile, Predictions
 
 _GRID_MS = 10.0
+"""Events are compared at points of time this far apart."""
 _PREFERRED_RATE_HZ = 16000
+"""The page plays sounds at about this rate, because higher ones would make it larger."""
 
 
 class Mistake(NamedTuple):
-    """A clip that was taken for something else; `truth` holds its labels with their probabilities."""
+    """A clip with a wrong prediction; `truth` has its labels with their probabilities."""
 
     file: str
     part: str
@@ -24,7 +26,7 @@ class Mistake(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A part of a file, and how many seconds of it are wrong, summed over the labels."""
+    """A part of a file, and how many seconds of it are wrong, added up over the labels."""
 
     file: EventFile
     start_s: float
@@ -33,8 +35,8 @@ class Stretch(NamedTuple):
 
 
 def confusion_counts(rows: Predictions) -> Int64[np.ndarray, "classes classes"]:
-    """Count the clips of each true class (row) by the class they were taken for (column)."""
-    # A clip without a label has no row in the matrix.
+    """Count the clips of each true class (row) by their predicted class (column)."""
+    # Clips without a label have no row in the matrix.
     kept = rows.targets.any(axis=1)
     truth, predicted = rows.targets[kept].argmax(axis=1), rows.probabilities[kept].argmax(axis=1)
     return metrics.confusion_counts(truth, predicted, rows.targets.shape[1])
@@ -44,12 +46,12 @@ def worst_clips(rows: Predictions, labels: list[str], multiclass: bool, most: in
     """Find the clips with the highest probability of a label that is not theirs, the worst first.
 
     Args:
-        rows: the predictions.
-        labels: the classes' names.
-        multiclass: only clips whose likeliest label is wrong count; otherwise any label above one half.
-        most: at most this many.
+        rows: The predictions.
+        labels: Names of the classes.
+        multiclass: Count only clips whose likeliest label is wrong; otherwise count any wrong label above one half.
+        most: Return at most this many.
     """
-    # Of each clip, the label that is not its own with the highest probability.
+    # For each clip, take the most probable label that is not its own.
     wrong = np.where(rows.targets, -np.inf, rows.probabilities)
     worst = wrong.argmax(axis=1)
     probability = wrong[np.arange(len(worst)), worst]
@@ -77,7 +79,7 @@ def worst_stretch(files: list[EventFile], longest_s: float) -> Stretch | None:
         end_ms = max((end for *_, end in file.reference + file.predicted), default=0.0)
         steps = int(np.ceil(end_ms / _GRID_MS)) + 1
         wrong = sum(_active(file.reference, label, steps) ^ _active(file.predicted, label, steps) for label in labels)
-        # With sums from the start, that of each window is a difference.
+        # The sum over a window is the difference of two running sums.
         total = np.concatenate([[0], np.cumsum(np.broadcast_to(wrong, steps))])
         ends = np.minimum(np.arange(max(1, steps - width + 1)) + width, steps)
         sums = total[ends] - total[ends - min(width, steps)]
@@ -90,7 +92,7 @@ def worst_stretch(files: list[EventFile], longest_s: float) -> Stretch | None:
 
 
 def _active(events: list[tuple[str, float, float]], label: str, steps: int) -> Bool[np.ndarray, " steps"]:
-    """Whether `label` sounds, each 10 ms."""
+    """Return whether `label` sounds, every 10 ms."""
     active = np.zeros(steps, bool)
     for name, start_ms, end_ms in events:
         if name == label:

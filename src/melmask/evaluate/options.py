@@ -1,7 +1,7 @@
 """The options of `melmask evaluate` and `melmask make-task`; this module does not import PyTorch.
 
-The text under a field is its help on the command line. Its metadata name the flag where that is not the field's name,
-the placeholder of the value, and the least and largest number.
+The text under a field is its help on the command line. Its metadata have the flag if that is not the field's name, the
+placeholder of the value, and the smallest and largest number.
 """
 
 import re
@@ -15,7 +15,7 @@ from melmask.errors import ConfigError, unknown_name
 PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
 PRECISIONS = ("auto", "fp32", "bf16")
 GRID_POINTS = 8
-"""How many points of its grid the HEAR kit tries."""
+"""The HEAR kit tries this many points of its grid."""
 Kind = Literal["multiclass", "multilabel", "event"]
 Scheme = Literal["fold", "split", "new"]
 AUTO, NATIVE = "auto", "native"
@@ -23,14 +23,16 @@ FEWEST_FOLDS = 3
 """One fold tests, one chooses the epoch, and one trains."""
 MOST_SAMPLES = (2**32 - 64) // 2
 """The most samples that the length field of a 16-bit wav file can express."""
+# Higher rates and more threads than these are typing errors.
 _HIGHEST_RATE_HZ = 768_000
 _MOST_THREADS = 4096
+# scikit-learn takes no larger seeds, and a seed should mean the same in every tool.
 _SEEDS = (0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What `melmask evaluate` does with models and tasks."""
+    """How `melmask evaluate` judges models on tasks."""
 
     tasks: tuple[str, ...] = field(default=(), metadata={"flag": "--task", "metavar": "NAME"})
     """Evaluate only these tasks, given by task name or folder name. All tasks are evaluated by default."""
@@ -63,7 +65,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """How `melmask make-task` makes a task of labelled files."""
+    """How `melmask make-task` makes a task of labeled files."""
 
     name: str | None = None
     """Name of the task. The default is the name of the table."""

@@ -1,13 +1,13 @@
-"""The downstream protocols: what is trained on a task's frozen vectors, chosen on its validation split, and tested.
+"""The downstream protocols: train heads on a task's frozen vectors, choose one by validation, and test it.
 
-hear         hear-eval-kit 2021.1.3 with its quirks. A grid of networks is searched on the first split only, and its
-             best point is used for the others. The order of the rows never changes. A score that is not a number ends
-             training. Of two post-processings the one with the larger score is taken, even of an error rate.
+hear         hear-eval-kit 2021.1.3 with its quirks. It searches a grid of networks on the first split only, and uses
+             the best point for the other splits. It never reshuffles the rows. A score that is NaN ends training. Of
+             two post-processings it takes the one with the larger score, even if the score is an error rate.
 hear-fixed   The same grid without the quirks. It is searched on each split, and the rows are reshuffled each epoch. A
-             score that is not a number counts as the worst. Post-processings are compared in the right direction.
-linear       One linear layer on standardized vectors, as the MSM-MAE paper's group reports it (EVAR): Adam, rate 3e-4,
-             batch 200, at most 200 epochs, patience 20; three seeds.
-knn          The ten nearest training vectors vote. Nothing is trained (scene tasks).
+             score that is NaN counts as the worst. Post-processings are compared in the right direction.
+linear       One linear layer on standardized vectors, like EVAR, the evaluation of the MSM-MAE paper's group: Adam,
+             rate 3e-4, batch size 200, at most 200 epochs, patience 20, and three seeds.
+knn          The ten nearest training vectors vote. Nothing is trained. This is for scene tasks only.
 """
 
 import functools
@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ import torch
 from melmask.downstream.probe import neighbor_votes, standardize
 from melmask.errors import InputError
 from melmask.evaluate.heads import HeadConfig, Rows, TrainedHead, TrainingRules, better, train_head
-from melmask.evaluate.judging import Predictions, TaskRows
+from melmask.evaluate.judging import PredictionArrays, TaskRows
 from melmask.evaluate.options import GRID_POINTS
-from melmask.evaluate.records import Setting
+from melmask.evaluate.records import Split, finite
 from melmask.evaluate.tasks import DataSplit, Task
 from melmask.system.hardware import exact_float32_products, keep_freed_memory
 from melmask.system.progress import track
@@ -47,41 +47,29 @@ _KIT_NAMES = (
     *("hidden_layers", "hidden_dim", "dropout", "lr", "initialization", "batch_size", "max_epochs"),
     *("check_val_every_n_epoch", "patience"),
 )
-# A head's settings have the kit's names but for these.
+# `HeadConfig` uses the kit's names except for these.
 _OUR_NAMES = {"lr": "learning_rate", "check_val_every_n_epoch": "validate_every_epochs"}
 _LINEAR = HeadConfig(
     hidden_layers=0, learning_rate=3e-4, batch_size=200, max_epochs=200, validate_every_epochs=1, patience=20
 )
 
 
-class SplitResult(NamedTuple):
-    """What one split gave.
-
-    scores: metric -> test score, NaN where undefined, the mean of `repeats` if there are several.  validation_score,
-    epoch, setting: of the chosen head.  seconds: the training times of all its heads, added up.  predictions: arrays to
-    keep, of the first repeat.
-    """
-
-    scores: dict[str, float]
-    validation_score: float
-    epoch: int
-    setting: Setting
-    repeats: list[dict[str, float]]
-    seconds: float
-    predictions: Predictions
+SplitResult = tuple[Split, PredictionArrays]
+"""The result of a split, and its predictions, which are those of the first seed if there are several."""
 
 
 def grid_of(task: Task, points: int = GRID_POINTS, precision: str = "fp32") -> list[HeadConfig]:
-    """Return the first points of the kit's shuffled grid, with the task's own values, to be computed in `precision`.
+    """Return the first points of the kit's shuffled grid, with the task's own values; `precision` is fp32 or bf16.
 
     Raises:
-        InputError: the task's metadata ask for something this protocol does not have.
+        InputError: the task's metadata have a parameter that this protocol does not know.
     """
     grid = {**_GRID, **task.parameter_grid}
     for name in grid:
         if name not in _KIT_NAMES:
-            raise InputError(f"{task.title}: task_specific_param_grid has {name!r}; known are {', '.join(_KIT_NAMES)}")
-    # scikit-learn's ParameterGrid: keys in alphabetical order, the last one changing fastest.
+            known = ", ".join(_KIT_NAMES)
+            raise InputError(f"{task.title}: task_specific_param_grid has {name!r}; known are {known}; remove it")
+    # This is the order of scikit-learn's ParameterGrid: keys are sorted, and the last one changes fastest.
     names = sorted(grid)
     every_point = [dict(zip(names, values, strict=True)) for values in itertools.product(*(grid[n] for n in names))]
     random.Random(_GRID_SEED).shuffle(every_point)
@@ -95,49 +83,46 @@ def run_task(
     protocol: str,
     grid: list[HeadConfig],
     seed: int,
-    done: Mapping[str, Setting] | None = None,
-) -> Generator[tuple[DataSplit, SplitResult], None, None]:
-    """Train and test on all splits of a task; arguments as of `run_splits`.
+    done: Mapping[str, Split] | None = None,
+) -> Generator[SplitResult, None, None]:
+    """Train and test on all splits of a task that are not done, and yield their results in the task's order.
 
     Args:
         data: The task's vectors.
-        protocol: `hear` tries `grid` on the first split only, and its best point on the others.
+        protocol: One of `options.PROTOCOLS`. `hear` searches the grid on the first split only.
         grid: Points to choose from.
-        seed: Of all chance.
-        done: The chosen settings of the splits, by name, that are skipped.
-
-    Yields:
-        A split and its result, in the order of the task's splits.
+        seed: Decides everything random.
+        done: Earlier results by the split's name. These splits are skipped.
     """
     splits, done = list(data.task.data_splits), done or {}
     if protocol == "hear":
         first = splits.pop(0)
-        # A search that an earlier call finished is not repeated: the later splits need its choice alone.
-        setting = done.get(first.name)
-        if setting is None:
+        # A finished search is not repeated: the other splits only need its choice.
+        chosen = done.get(first.name)
+        if chosen is None:
             (result,) = run_splits(data, [first], protocol, grid, seed)
-            yield first, result
-            setting = result.setting
-        grid = [HeadConfig(**{name: value for name, value in setting.items() if name != "postprocessing"})]
+            yield result
+            chosen, _ = result
+        grid = [HeadConfig(**{name: value for name, value in chosen.setting.items() if name != "postprocessing"})]
     splits = [split for split in splits if split.name not in done]
     with closing(run_splits(data, splits, protocol, grid, seed)) as results:
-        yield from zip(splits, results, strict=True)
+        yield from results
 
 
 def run_splits(
     data: TaskRows, splits: Sequence[DataSplit], protocol: str, candidates: list[HeadConfig], seed: int
 ) -> Generator[SplitResult, None, None]:
-    """Train on each split, choose on its validation part, test; all cores train heads of one split or of several.
+    """Train heads on each split, choose one on its validation part, and test it.
+
+    All cores train heads at the same time, of one split or of several. The results are yielded in the order of the
+    splits, each as soon as it is known.
 
     Args:
         data: The task's vectors.
         splits: Which of the task's splits train, validate and test.
         protocol: One of `options.PROTOCOLS`.
-        candidates: Points of the grid to choose from on each split; for `hear` and `hear-fixed`.
-        seed: Of all chance; `linear` has three of its own instead, and `knn` has none.
-
-    Yields:
-        The splits' results, in their order, each as soon as it is there.
+        candidates: Points of the grid to choose from on each split, for `hear` and `hear-fixed`.
+        seed: Decides everything random. `linear` has three seeds of its own instead, and `knn` has none.
     """
     if not splits:
         return
@@ -151,12 +136,13 @@ def run_splits(
         searches = [_Search(data, split, protocol, candidates, seeds) for split in splits]
         for search in searches:
             search.begin(submit, stop)
-        # These take a second each to import, which the training hides. A score that needs a missing one reports it.
+        # These take a second each to import, so they are imported while the heads train. If one is missing, the score
+        # that needs it raises the error.
         for scorer in ("sklearn.metrics", "scipy.sparse.csgraph"):
             with suppress(ImportError):
                 importlib.import_module(scorer)
         while searches:
-            # A search that is over is dropped at once, and its vectors with it.
+            # The search is removed from the list first, so that its vectors are freed as soon as it is over.
             yield searches.pop(0).result()
 
 
@@ -167,17 +153,22 @@ def _vote(data: TaskRows, split: DataSplit) -> SplitResult:
     known, asked = standardize(train.vectors.cpu().numpy(), test.vectors.cpu().numpy())
     shares = neighbor_votes(known, asked, train.targets.cpu().numpy(), _NEIGHBORS).astype(np.float32)
     scores, predictions = data.test(split.test, shares, None)
-    seconds = time.perf_counter() - start_s
-    return SplitResult(scores, float("nan"), 0, {"neighbors": _NEIGHBORS}, [], seconds, predictions)
+    seconds = round(time.perf_counter() - start_s, 3)
+    setting = {"neighbors": _NEIGHBORS}
+    return Split(name=split.name, scores=_finite(scores), epoch=0, setting=setting, seconds=seconds), predictions
+
+
+def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {metric: finite(score) for metric, score in scores.items()}
 
 
 Trained = tuple[TrainedHead, float]
-"""A head, and the seconds its training took."""
+"""A head, and how long its training took in s."""
 Submit = Callable[..., "Future[Trained]"]
 
 
 class _Search:
-    """The heads of one split: each candidate with each seed, in training or waiting for a free thread."""
+    """The heads of one split: each candidate with each seed. They train, or wait for a free thread."""
 
     def __init__(
         self, data: TaskRows, split: DataSplit, protocol: str, candidates: list[HeadConfig], seeds: list[int]
@@ -191,10 +182,10 @@ class _Search:
 
     @functools.cached_property
     def rows(self) -> list[Rows]:
-        """The rows for training, validation and testing, put together when the first thread needs them."""
+        """The rows for training, validation and testing. They are put together when the first thread needs them."""
         rows = [self.data.rows(names) for names in (self.split.train, self.split.valid, self.split.test)]
         if all(candidate.precision == "bf16" and candidate.hidden_layers for candidate in self.candidates):
-            # Rounded once, instead of in each step.
+            # The vectors are rounded once here, instead of in each step.
             rows[0] = rows[0]._replace(vectors=rows[0].vectors.bfloat16())
         if self.standardized:
             arrays = standardize(*(part.vectors.cpu().numpy() for part in rows))
@@ -203,18 +194,18 @@ class _Search:
         return rows
 
     def begin(self, submit: Submit, stop: threading.Event) -> None:
-        """Submit the heads, a list for each seed, each list in the order of the candidates."""
+        """Submit the heads; `futures` gets a list for each seed, in the order of the candidates."""
 
         def train(number: int, seed: int) -> Trained:
             start_s = time.perf_counter()
             fit, valid, _ = self.rows
-            # Each point has a seed of its own, which does not depend on the other points that are tried.
+            # Each point has its own seed, which does not depend on what other points are tried.
             own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
             head = train_head(fit, valid, self.candidates[number], self.judge, self.rules, own_seed, stop)
             return head, time.perf_counter() - start_s
 
-        # The large networks and those that learn slowly take longest. They begin first, so that no thread waits long
-        # for the last one.
+        # Large networks and low learning rates take longest. They begin first, so that at the end no thread waits long
+        # for another one.
         costs = [(-candidate.hidden_layers, candidate.learning_rate) for candidate in self.candidates]
         order = sorted(range(len(costs)), key=costs.__getitem__)
         for seed in self.seeds:
@@ -222,9 +213,9 @@ class _Search:
             self.futures.append([begun[number] for number in range(len(begun))])
 
     def result(self) -> SplitResult:
-        """Wait for the heads, take the best of each seed's, and test it."""
+        """Wait for the heads, take the best one of each seed, and test it."""
         if len(self.candidates) > 1:
-            # A search takes long, so it shows its progress.
+            # A search takes long, so its progress is shown.
             futures = [future for of_seed in self.futures for future in of_seed]
             for _ in track(as_completed(futures), len(futures), f"search on {self.split.name}", "head", leave=False):
                 pass
@@ -236,13 +227,20 @@ class _Search:
         head, setting = heads[0], asdict(heads[0].config)
         if head.best.detail is not None:
             setting["postprocessing"] = head.best.detail
-        repeats = [scores for scores, _ in tests] if len(tests) > 1 else []
-        seconds = sum(seconds for of_seed in trained for _, seconds in of_seed)
-        return SplitResult(scores, head.best.score, head.epoch, setting, repeats, seconds, tests[0][1])
+        split = Split(
+            name=self.split.name,
+            scores=_finite(scores),
+            validation_score=finite(head.best.score),
+            epoch=head.epoch,
+            setting=setting,
+            repeats=[_finite(scores) for scores, _ in tests] if len(tests) > 1 else [],
+            seconds=round(sum(seconds for of_seed in trained for _, seconds in of_seed), 3),
+        )
+        return split, tests[0][1]
 
 
 def _best(heads: list[TrainedHead], maximize: bool) -> TrainedHead:
-    """The head with the best validation; of equals the one tried first."""
+    """Return the head with the best validation, the first one of equals."""
     chosen = heads[0]
     for head in heads[1:]:
         if better(head.best.score, chosen.best.score, maximize):
@@ -252,23 +250,25 @@ def _best(heads: list[TrainedHead], maximize: bool) -> TrainedHead:
 
 @contextmanager
 def side_by_side(jobs: int, device: torch.device) -> Iterator[tuple[Submit, threading.Event]]:
-    """Give a function that starts one of `jobs` jobs, and an event that is set when they should end.
+    """Yield a function that starts one of `jobs` jobs, and an event that is set when they should end.
 
-    On a CPU there are as many threads as PyTorch has, each with its share of them. Two heads on a thread each are done
-    a sixth sooner than one after the other on two threads: large products gain as much from a second thread, the rest
-    does not, and on busy cores two threads wait for each other. PyTorch releases Python's lock while it computes, so
-    threads suffice, and the vectors need not be sent anywhere. One job at a time computes on a GPU.
+    On a CPU as many jobs run at a time as PyTorch has threads, and they share these threads. Two heads side by side, on
+    one thread each, take a sixth less time than one after the other on two threads, because only large products gain
+    from a second thread. PyTorch releases Python's lock while it computes, so threads suffice, and vectors need not be
+    sent to other processes. On a GPU one job runs at a time.
 
-    On leaving, for whatever reason, jobs that have not begun are dropped, and the event asks the others to end.
+    When the context ends, for whatever reason, jobs that have not begun are dropped, and the event asks the others to
+    end.
     """
     keep_freed_memory()
     threads = torch.get_num_threads()
     workers = min(jobs, threads) if device.type == "cpu" else 1
     share = threads // workers
     stop = threading.Event()
-    # The precision of products belongs to the process. It is set once, here, or jobs would change it under each other.
+    # The precision of products is a setting of the process. It is set once here, because jobs that set it would change
+    # it for each other.
     with exact_float32_products(device):
-        # This thread tests what the others have trained, and takes no more than a share either.
+        # This thread tests what the others have trained, so it also takes only a share.
         torch.set_num_threads(share)
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
         try:

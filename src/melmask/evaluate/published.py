@@ -1,7 +1,7 @@
-"""Published scores to stand beside, in %, with where they are from; each is of a task's primary metric.
+"""Published scores for comparison, in %, with their sources; each is the primary metric of a task.
 
-Keys are the HEAR kit's task names; a task that comes in several modes is named with it, as in "nsynth_pitch-5h".
-A published number is for the whole official task: for a task folder of another make it says nothing, and a folder
+Keys are the HEAR kit's names of tasks. If a task comes in several modes, the key has the mode, as "nsynth_pitch-5h".
+A published score is for the whole official task. It does not apply to another task of the same name, and a task folder
 cannot prove that it is the official one.
 """
 
@@ -10,30 +10,32 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One published column: a model's scores in % by task, and what to know about them."""
+    """A model's published scores, and what to know about them."""
 
     name: str
     source: str
+    """Sentences for the page: what the model is, and where its scores are published."""
     protocol: str
-    """How the scores were got: "hear", the HEAR kit's, or "linear"."""
+    """The protocol of the scores: "hear", as in the HEAR kit, or "linear"."""
     scores: Mapping[str, float]
+    """Scores in % by task."""
     caveats: Mapping[str, str] = {}
-    """By task: why the number is no target."""
+    """By task: why the score is no target."""
 
     def score(self, task: str, title: str, metric: str) -> float | None:
-        """The score in % on a task, None where nothing was published or the metric is not the published one.
+        """Return the score on a task in %, or None if none was published or it is for another metric.
 
         Args:
-            task: the metadata's task_name, as "esc50".
-            title: the task folder's name, as "nsynth_pitch-v2.2.3-5h"; its mode tells tasks of one name apart.
-            metric: what the score is to be compared with.
+            task: The task_name of the metadata, as "esc50".
+            title: The name of the task folder, as "nsynth_pitch-v2.2.3-5h". Its last part is the mode.
+            metric: The metric of the score that is compared.
         """
         if metric != _PRIMARY.get(task, "top1_acc"):
             return None
         return self.scores.get(f"{task}-{title.rpartition('-')[2]}", self.scores.get(task))
 
     def caveat(self, task: str) -> str | None:
-        """Why the score on a task is no target, None if nothing is the matter."""
+        """Return why the score on a task is no target, or None if it is one."""
         return self.caveats.get(task)
 
 
@@ -47,12 +49,12 @@ _PRIMARY = {
     "vocal_imitation": "mAP",
 }
 
-_BEEHIVE = "one published number for the task's two folds"
+_BEEHIVE = "one score was published for both folds of the task"
 
 HEAR_BEST = Published(
     name="best HEAR entry",
-    source="the best of the 29 entries task by task, so no single model; HEAR: Holistic Evaluation of Audio "
-    "Representations, Turian et al., PMLR 176, 2022, arXiv 2203.03022",
+    source="For each task, this is the best of the 29 entries, so it is no single model. HEAR: Holistic Evaluation of "
+    "Audio Representations, Turian et al., PMLR 176, 2022, arXiv 2203.03022",
     protocol="hear",
     scores={
         "beehive_states_fold0": 87.8,
@@ -81,18 +83,18 @@ HEAR_BEST = Published(
 
 MSM_MAE = Published(
     name="MSM-MAE",
-    source="ViT-B, AudioSet; Masked Spectrogram Modeling using Masked Autoencoders, Niizumi et al., PMLR 166, 2022, "
-    "arXiv 2204.12260. Its input was normalized by the statistics of each evaluated batch, so that an embedding "
-    "depended on the clips beside it",
+    source="A ViT-B was trained on AudioSet. Masked Spectrogram Modeling using Masked Autoencoders, Niizumi et al., "
+    "PMLR 166, 2022, arXiv 2204.12260. Its input was normalized by the statistics of each evaluated batch, so an "
+    "embedding depended on the other clips in the batch",
     protocol="hear",
     scores={"tfds_crema_d": 73.4, "libricount": 85.8, "esc50": 85.6},
-    caveats={"libricount": "owed to the statistics of the batch, so not a target"},
+    caveats={"libricount": "the statistics of the batch caused this score, so it is no target"},
 )
 
 MW_MAE_B = Published(
     name="MW-MAE-B",
-    source="a sibling of the same size with fixed statistics; Masked Autoencoders with Multi-Window Local-Global "
-    "Attention Are Better Audio Learners, Yadav et al., ICLR 2024, arXiv 2306.00561",
+    source="This is a similar model of the same size, with fixed statistics. Masked Autoencoders with Multi-Window "
+    "Local-Global Attention Are Better Audio Learners, Yadav et al., ICLR 2024, arXiv 2306.00561",
     protocol="hear",
     scores={
         "beijing_opera": 96.0,
@@ -110,11 +112,11 @@ MW_MAE_B = Published(
 
 _OWN_SPLIT = "the split is EVAR's, not HEAR's"
 
-# Some of EVAR's tasks have a HEAR cousin with other classes (speech commands, NSynth): they keep names of their own.
+# EVAR's speech commands and NSynth have other classes than HEAR's tasks, so their keys begin with "evar".
 EVAR_MSM_MAE = Published(
     name="MSM-MAE, linear",
-    source="re-trained, in EVAR's linear evaluation, three seeds; Masked Modeling Duo: Towards a Universal Audio "
-    "Pre-training Framework, Niizumi et al., TASLP 32, 2024, arXiv 2404.06095",
+    source="The model was re-trained, and EVAR's linear evaluation scored it with three seeds. Masked Modeling Duo: "
+    "Towards a Universal Audio Pre-training Framework, Niizumi et al., TASLP 32, 2024, arXiv 2404.06095",
     protocol="linear",
     scores={
         "esc50": 89.2,

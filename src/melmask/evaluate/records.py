@@ -4,19 +4,22 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 Entry = TypeVar("Entry")
 Setting = Mapping[str, Any]
-"""The settings of a chosen head by name, with the post-processing of events among them; any JSON of a file."""
+"""The settings of a chosen head by name, including the post-processing of events; a file may hold any JSON here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What results.json says of a model; the sizes are None where they are not known."""
+    """What results.json says of a model; a size that is not known is None."""
 
     name: str
     source: str = ""
@@ -26,13 +29,13 @@ class ModelFacts:
     timestamp_size: int | None = None
     sample_rate_hz: int | None = None
 
-    # A page may read the fields like those of results.json.
+    # Templates of pages may read the fields like those of results.json.
     def __getitem__(self, name: str) -> Any:
-        """A field by its name."""
+        """Return a field by its name."""
         return vars(self)[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field by its name, or `default` if there is no such field."""
+        """Return a field by its name, or `default` if there is no such field."""
         return vars(self).get(name, default)
 
 
@@ -48,12 +51,12 @@ class TaskFacts:
     clips: int | None
     metrics: list[str]
     folder: Path
-    """Where the task is now: the tasks may have been moved together with the results."""
+    """Where the task is now: it may have been moved together with the results."""
     leaking_files: int = 0
     leaking_groups: int | None = None
-    """None where the task names no groups."""
+    """None if the task names no groups."""
     sha256: str | None = None
-    """Digest of the labels and sounds; None where sounds are missing."""
+    """Digest of the labels and sounds; None if sounds are missing."""
     number: int = field(default=0, compare=False)
     """The task's place in the file."""
 
@@ -65,7 +68,7 @@ class TaskFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One metric over the splits; what is unknown or no number is None."""
+    """One metric over the splits; a value that is unknown or not finite is None."""
 
     mean: float | None
     std: float | None = None
@@ -74,16 +77,17 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What one test split gave."""
+    """The result of one test split; a number that is unknown or not finite is None."""
 
     name: str
     scores: Mapping[str, float | None]
     validation_score: float | None = None
     epoch: int | None = None
     setting: Setting = field(default_factory=dict)
-    repeats: Sequence[Mapping[str, float | None]] = ()
-    """The scores of each seed where there are several."""
+    repeats: list[Mapping[str, float | None]] = field(default_factory=list)
+    """The scores of each seed if there are several, of which `scores` has the means."""
     seconds: float | None = None
+    """The training times of all heads, added up."""
     predictions: Path | None = None
 
     @property
@@ -98,7 +102,7 @@ class Split:
 
 
 class Column(NamedTuple):
-    """A model as one protocol judged it; the protocol is empty for a model that failed everywhere."""
+    """A model and the protocol that judged it; the protocol is empty for a model that failed everywhere."""
 
     model: str
     protocol: str
@@ -110,13 +114,13 @@ class Outcome:
 
     column: Column
     title: str
-    """The task's."""
+    """Title of the task."""
     primary: str
     scores: Mapping[str, Score]
     splits: list[Split]
     seconds: float | None = None
     conditions: Mapping[str, int | str] = field(default_factory=dict)
-    """grid_points, seed and head_precision of `hear` and `hear-fixed`: scores compare only where these are equal."""
+    """grid_points, seed and head_precision of `hear` and `hear-fixed`; scores compare only if these are equal."""
 
     @property
     def score(self) -> Score:
@@ -126,7 +130,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A model that did not get through a task; the protocol may be empty."""
+    """A model that could not be judged on a task; the protocol may be empty."""
 
     column: Column
     title: str
@@ -135,7 +139,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole results.json."""
+    """The content of results.json."""
 
     created: str
     version: str
@@ -149,6 +153,7 @@ class Report:
     @functools.cached_property
     def columns(self) -> list[Column]:
         """The columns of a table of scores, in the order of the models."""
+        # A dictionary keeps the order of its keys, and drops repetitions.
         seen = dict.fromkeys([*(outcome.column for outcome in self.results), *(f.column for f in self.failed)])
         columns = []
         for model in self.models:
@@ -159,11 +164,11 @@ class Report:
 
     @functools.cached_property
     def outcomes(self) -> Mapping[tuple[str, Column], Outcome]:
-        """The outcomes by the task's title and the column."""
+        """The outcomes by task title and column."""
         return {(outcome.title, outcome.column): outcome for outcome in self.results}
 
     def of_task(self, title: str) -> list[Outcome]:
-        """The outcomes of a task, in the order of the columns."""
+        """Return the outcomes of a task, in the order of the columns."""
         return [self.outcomes[title, column] for column in self.columns if (title, column) in self.outcomes]
 
     @property
@@ -172,47 +177,57 @@ class Report:
         return list(dict.fromkeys(column.protocol for column in self.columns if column.protocol))
 
     def of_protocol(self, protocol: str) -> "Report":
-        """What one protocol judged, and the models that failed everywhere: only such scores can be compared."""
-        # Of a model that another protocol judged, a failure without a protocol says nothing about this one.
+        """Return what one protocol judged, and the models that failed everywhere: only such scores compare."""
+        # A failure without a protocol says nothing about this protocol if another protocol judged the model.
         shown = {column.model for column in self.columns if column.protocol in (protocol, "")}
         results = [outcome for outcome in self.results if outcome.column.protocol == protocol]
         failed = [f for f in self.failed if f.column.protocol in (protocol, "") and f.column.model in shown]
         titles = {outcome.title for outcome in results} | {failure.title for failure in failed}
         return replace(self, tasks=[t for t in self.tasks if t.title in titles], results=results, failed=failed)
 
-    def colour(self, column: Column) -> int:
-        """The number of a model's color, which is the same for all protocols."""
+    def color(self, column: Column) -> int:
+        """Return the number of a model's color, which is the same for all protocols."""
         return next(i for i, model in enumerate(self.models) if model.name == column.model)
 
+    # Pages that were written before `color` call it by this name.
+    colour = color
+
     def has_failed(self, title: str, column: Column) -> bool:
-        """Whether a model did not get through a task; a failure without a protocol is one of all of them."""
-        # A failure before any protocol began stands under an empty protocol.
+        """Return whether a model could not be judged on a task."""
+        # A failure before any protocol began has an empty protocol, and is a failure of all of them.
         names = (column, Column(column.model, ""))
         return any(failure.title == title and failure.column in names for failure in self.failed)
 
     def with_model(self, model: ModelFacts) -> "Report":
-        """A copy with this model, in the place of one with its name."""
+        """Return a copy with this model, which replaces one of the same name."""
         return replace(self, models=_put(self.models, lambda known: known.name, model))
 
     def with_task(self, task: TaskFacts) -> "Report":
-        """A copy with this task, in the place of one with its title."""
+        """Return a copy with this task, which replaces one of the same title."""
         return replace(self, tasks=_put(self.tasks, lambda known: known.title, task))
 
     def with_outcome(self, outcome: Outcome) -> "Report":
-        """A copy with this outcome, in the place of an earlier one of the same model, task and protocol."""
+        """Return a copy with this outcome, which replaces one of the same model, task and protocol."""
         return replace(self, results=_put(self.results, lambda known: (known.title, known.column), outcome))
 
     def without_failure(self, title: str, column: Column) -> "Report":
-        """A copy that does not say that a model failed on a task."""
+        """Return a copy without the failure of a model on a task."""
         return replace(self, failed=[f for f in self.failed if (f.title, f.column) != (title, column)])
 
     def without_task(self, title: str) -> "Report":
-        """A copy without the outcomes and failures of a task."""
+        """Return a copy without the outcomes and failures of a task."""
         results = [outcome for outcome in self.results if outcome.title != title]
         return replace(self, results=results, failed=[f for f in self.failed if f.title != title])
 
 
 def _put(entries: list[Entry], key: Callable[[Entry], object], entry: Entry) -> list[Entry]:
-    """The entries with this one in the place of one with the same key, or at the end."""
+    """Return the entries with `entry` in the place of the one that has the same key, or at the end."""
     changed = [entry if key(known) == key(entry) else known for known in entries]
     return changed if any(known is entry for known in changed) else [*entries, entry]
+
+
+def finite(value: Any) -> float | None:
+    """Return the number, or None for anything that is not a finite number, which JSON cannot hold."""
+    # In Python, true and false are whole numbers.
+    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None

@@ -1,36 +1,36 @@
-"""The files of an evaluation. They are written and read here, and nowhere else.
+"""Read and write the files of an evaluation; no other module does.
 
 RESULTS/
-    results.json                all of it (docs/formats.md); a later evaluation extends it
+    results.json                everything (docs/formats.md); a later evaluation extends it
     results.csv                 a row for each model, task, protocol and metric
-    models/MODEL/TASK/PROTOCOL/ what was found on each split: SPLIT.json, and the predictions in SPLIT.npz
+    models/MODEL/TASK/PROTOCOL/ the result of each split: SPLIT.json, and its predictions in SPLIT.npz
 
-A file may come from another version of melmask: fields that are missing take their defaults, and fields that are not
-known are left out.
+A file may come from another version of melmask. A field that is missing gets its default, and a field that is unknown
+is left out.
 """
 
 import csv
 import json
-import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import InputError
-from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts
+from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts, finite
 from melmask.system.files import atomic_write, write_json
 
 RESULTS = "results.json"
 FORMAT = 1
+Record = TypeVar("Record", ModelFacts, TaskFacts, Split)
 
 
 class Predictions(NamedTuple):
-    """Rows of a scene task over all splits. files, parts: (rows,); targets, probabilities: (rows, classes)."""
+    """Rows of a scene task over all splits: files, parts (rows,), and targets, probabilities (rows, classes)."""
 
     files: list[str]
     parts: list[str]
@@ -39,7 +39,7 @@ class Predictions(NamedTuple):
 
 
 class EventFile(NamedTuple):
-    """A file of an event task: (label, start_ms, end_ms) of its events, and the folders it may be in."""
+    """A file of an event task: the folders that it may be in, and (label, start_ms, end_ms) of its events."""
 
     name: str
     parts: list[str]
@@ -69,7 +69,7 @@ def read_report(results: Path) -> Report:
             created=str(content.get("created", "")),
             version=str(content.get("melmask", "")),
             tasks_folder=tasks_folder,
-            models=[_read_model(row) for row in content["models"]],
+            models=[_read(ModelFacts, row) for row in content["models"]],
             tasks=tasks,
             results=[_read_outcome(results, row) for row in content["results"]],
             failed=[
@@ -78,7 +78,7 @@ def read_report(results: Path) -> Report:
             ],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is not what melmask evaluate writes ({error!r}); evaluate again") from error
+        raise InputError(f"{path} does not hold results of melmask evaluate ({error!r}); evaluate again") from error
 
 
 def write_report(results: Path, report: Report) -> None:
@@ -116,35 +116,28 @@ def _column(row: Mapping[str, Any]) -> Column:
     return Column(str(row["model"]), str(row.get("protocol") or ""))
 
 
-def _read_model(row: Mapping[str, Any]) -> ModelFacts:
-    return ModelFacts(
-        name=str(row["name"]),
-        source=str(row.get("source") or ""),
-        settings=str(row.get("settings") or ""),
-        identity=row.get("identity"),
-        scene_size=_whole(row.get("scene_size")),
-        timestamp_size=_whole(row.get("timestamp_size")),
-        sample_rate_hz=_whole(row.get("sample_rate_hz")),
-    )
+def _read(record: type[Record], row: Mapping[str, Any], **read: Any) -> Record:
+    """Build a record from a row of a file; `read` has the fields that are not plain texts or numbers.
+
+    A value of a wrong type counts as missing.
+
+    Raises:
+        TypeError: a field without a default is missing.
+    """
+    types = get_type_hints(record)
+    for name in (types.keys() & row.keys()) - read.keys():
+        # In Python, true and false are whole numbers, but no field has them.
+        if isinstance(row[name], types[name]) and not isinstance(row[name], bool):
+            read[name] = row[name]
+    return record(**read)
 
 
 def _read_task(number: int, row: Mapping[str, Any], tasks_folder: Path) -> TaskFacts:
-    # The folder that is written down may be of another machine.
+    # The folder that was written down may be on another machine.
     folder = Path(row.get("folder") or "")
-    return TaskFacts(
-        title=row["title"],
-        name=row["name"],
-        embedding_type=row["embedding_type"],
-        prediction_type=row["prediction_type"],
-        labels=[str(label) for label in row["labels"]],
-        clips=row.get("clips"),
-        metrics=list(row["metrics"]),
-        folder=folder if folder.is_dir() else tasks_folder / row["title"],
-        leaking_files=int(row.get("leaking_files") or 0),
-        leaking_groups=None if row.get("leaking_groups") is None else int(row["leaking_groups"]),
-        sha256=row.get("sha256"),
-        number=number,
-    )
+    folder = folder if folder.is_dir() else tasks_folder / row["title"]
+    labels = [str(label) for label in row["labels"]]
+    return _read(TaskFacts, row, labels=labels, metrics=list(row["metrics"]), folder=folder, number=number)
 
 
 def _task_row(task: TaskFacts) -> dict[str, object]:
@@ -166,7 +159,7 @@ def _task_row(task: TaskFacts) -> dict[str, object]:
 
 def _read_outcome(results: Path, row: Mapping[str, Any]) -> Outcome:
     means, stds, intervals = (row.get(key) or {} for key in ("mean", "std", "interval_95"))
-    # The primary metric comes first, and is there even if it was not written.
+    # The primary metric comes first. It gets an entry even if the file has none.
     scores = {
         metric: Score(mean=finite(mean), std=finite(stds.get(metric)), interval_95=_interval(intervals.get(metric)))
         for metric, mean in {row["primary"]: None, **means}.items()
@@ -199,11 +192,11 @@ def _outcome_row(results: Path, outcome: Outcome) -> dict[str, object]:
 
 def _read_split(results: Path, row: Mapping[str, Any]) -> Split:
     setting = row.get("setting")
-    return Split(
-        name=str(row["name"]),
+    return _read(
+        Split,
+        row,
         scores=_finite_scores(row.get("scores")),
         validation_score=finite(row.get("validation_score")),
-        epoch=_whole(row.get("epoch")),
         setting=setting if isinstance(setting, dict) else {},
         repeats=[_finite_scores(scores) for scores in row.get("repeats") or []],
         seconds=finite(row.get("seconds")),
@@ -216,11 +209,11 @@ def _split_row(results: Path, split: Split) -> dict[str, object]:
     # A relative path stays right when the folder of the results is moved.
     if path is not None and path.is_relative_to(results):
         path = path.relative_to(results)
-    return {**vars(split), "repeats": list(split.repeats), "predictions": path and path.as_posix()}
+    return {**vars(split), "predictions": path and path.as_posix()}
 
 
 def save_split(results: Path, path: Path, split: Split, arrays: Mapping[str, np.ndarray], fingerprint: str) -> Split:
-    """Save a split at `path`, a JSON file, and its predictions beside it; returns the split with their place."""
+    """Save a split at `path`, a JSON file, and its predictions beside it; return the split with their path."""
     split = replace(split, predictions=path.with_suffix(".npz"))
     with atomic_write(path.with_suffix(".npz")) as file:
         # NumPy's stub takes any name for that of its own option.
@@ -231,27 +224,18 @@ def save_split(results: Path, path: Path, split: Split, arrays: Mapping[str, np.
 
 
 def saved_split(results: Path, path: Path, fingerprint: str) -> Split | None:
-    """The split saved at `path`; None if there is none, it is damaged, or it was computed from something else."""
+    """Return the split saved at `path`, or None if it is missing, damaged, or was computed from other data."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
+        # The fingerprint covers vectors, labels and settings. Without its predictions a split is computed again.
         complete = row["fingerprint"] == fingerprint and path.with_suffix(".npz").exists()
         return _read_split(results, row) if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def finite(value: Any) -> float | None:
-    """The number, or None for what is not a finite number, which JSON cannot hold."""
-    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
-
-
 def _finite_scores(scores: Mapping[str, Any] | None) -> dict[str, float | None]:
     return {metric: finite(value) for metric, value in (scores or {}).items()}
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _interval(value: Any) -> tuple[float, float] | None:
@@ -260,18 +244,19 @@ def _interval(value: Any) -> tuple[float, float] | None:
 
 
 def ranks(outcomes: Iterable[Outcome]) -> dict[Column, int]:
-    """The place of each model on a task, 1 the best; equal scores share a place, and those without one have none."""
-    scored = [(outcome.column, outcome.score.mean, outcome.primary) for outcome in outcomes]
+    """Return the place of each column that has a score on a task, 1 for the best; equal scores share a place."""
     values = {
-        column: (mean if higher_is_better(metric) else -mean) for column, mean, metric in scored if mean is not None
+        outcome.column: outcome.score.mean if higher_is_better(outcome.primary) else -outcome.score.mean
+        for outcome in outcomes
+        if outcome.score.mean is not None
     }
     return {column: 1 + sum(other > value for other in values.values()) for column, value in values.items()}
 
 
 def mean_ranks(report: Report) -> tuple[dict[Column, float], int]:
-    """The mean place of each column over the tasks that every column has a score on, and how many those are."""
+    """Return the mean place of each column over the tasks on which all have a score, and the number of those tasks."""
     places = [ranks(report.of_task(task.title)) for task in report.tasks]
-    # A mean over different tasks would compare models by what was easy for them.
+    # If the means were over different tasks, a model with easy tasks would look better.
     common = [place for place in places if len(place) == len(report.columns)]
     if not common:
         return {}, 0
@@ -279,7 +264,7 @@ def mean_ranks(report: Report) -> tuple[dict[Column, float], int]:
 
 
 def read_predictions(task: TaskFacts, outcome: Outcome) -> Predictions | None:
-    """The predictions of a scene task's splits, one after the other; None if there are none that fit the task."""
+    """Return the predictions of a scene task, split by split, or None if there are none that fit the task."""
     files: list[str] = []
     parts: list[str] = []
     targets, probabilities = [], []
@@ -288,7 +273,7 @@ def read_predictions(task: TaskFacts, outcome: Outcome) -> Predictions | None:
         if arrays is None:
             continue
         names, folders, truth, shares = arrays
-        # The task may have been replaced since by one of other labels.
+        # The task may have been replaced by one with other labels since.
         shape = (len(names), len(task.labels))
         if truth.shape == shares.shape == shape and len(folders) == len(names):
             files += [str(name) for name in names]
@@ -299,7 +284,7 @@ def read_predictions(task: TaskFacts, outcome: Outcome) -> Predictions | None:
 
 
 def read_event_files(outcome: Outcome) -> list[EventFile]:
-    """The files of an event task with their events, of all splits whose predictions are at hand."""
+    """Return the files of an event task with their events, of all splits whose predictions can be read."""
     found = []
     for split in outcome.splits:
         arrays = _arrays(split.predictions, ("predicted", "reference"))
@@ -310,6 +295,7 @@ def read_event_files(outcome: Outcome) -> list[EventFile]:
             for name in dict.fromkeys([*reference, *predicted]):
                 found.append(EventFile(name, split.parts, _events(reference, name), _events(predicted, name)))
         except (ValueError, TypeError, AttributeError):
+            # The file is damaged, and the page shows the other splits.
             continue
     return found
 
@@ -319,11 +305,11 @@ def _events(by_file: Mapping[str, Any], name: str) -> list[tuple[str, float, flo
 
 
 def _arrays(path: Path | None, names: tuple[str, ...]) -> list[np.ndarray] | None:
-    """Arrays of an npz file; None if it is missing or damaged: the page does without."""
+    """Return arrays of an npz file, or None if it is missing or damaged: the page does without them."""
     if path is None:
         return None
     try:
-        # Opened here: numpy leaves a damaged file open.
+        # The file is opened here, because np.load leaves a damaged one open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -1,4 +1,4 @@
-"""The wav files of a task that is being made: their names, their common length, their writing."""
+"""Name and write the wav files of a new task, and find the common length of clips."""
 
 import contextlib
 import math
@@ -20,20 +20,21 @@ from melmask.evaluate.options import MOST_SAMPLES
 from melmask.system.hardware import available_cores
 from melmask.system.progress import track
 
-_ALIKE = 0.1
+# Clips have a common length if at least this share of them is within a tenth of the median length.
 _USUAL_SHARE = 0.95
-# Padding is written in blocks, so that a length of hours need not fit in memory.
+_ALIKE = 0.1
+# Padding is written in blocks, so that hours of it need not fit in memory.
 _PADDED_SAMPLES = 1 << 20
 # The kit adds up to 19 bytes to a name, and file systems allow 255.
 _LONGEST_NAME_BYTES = 160
 
 
 def wav_names(paths: Sequence[Path]) -> list[str]:
-    """Name a wav file for each path; all names differ, also on file systems that ignore case.
+    """Return a name of a wav file for each path; all names differ, also on file systems that ignore case.
 
-    The name is the path below the folder that all have in common, its parts joined by underscores.
+    A name is the path below the folder that all paths have in common; underscores join its parts.
     """
-    # Path.resolve would follow links.
+    # Path.resolve would follow links, and then names would not be those that the user knows.
     absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
     common = os.path.commonpath([path.parent for path in absolute])
     taken: set[str] = set()
@@ -41,7 +42,7 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
     for path in absolute:
         joined = "_".join(path.relative_to(common).with_suffix("").parts)
         stem = re.sub(r"[^\w.,+=@-]", "_", joined).lstrip(".") or "clip"
-        # The end of a long path says more than its beginning, so that is kept.
+        # The end of a long path says more than its beginning, so the end is kept.
         stem = stem.encode()[-_LONGEST_NAME_BYTES:].decode(errors="ignore")
         name, number = stem, 1
         while name.casefold() in taken:
@@ -53,9 +54,9 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
 
 
 def common_length_s(paths: Sequence[Path]) -> float | None:
-    """Return the length that nearly all clips have, in s, as their headers say; None where there is none.
+    """Return the length in s that nearly all clips have according to their headers; None if there is none.
 
-    It is that of the longest of the clips within 10 % of the median, rounded up to 10 ms.
+    It is the longest length within 10 % of the median, rounded up to 10 ms.
     """
     lengths_s = []
     for path in paths:
@@ -64,7 +65,7 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
     if not lengths_s:
         return None
     lengths = np.array(lengths_s)
-    # A few odd clips do not keep a task from having a common length.
+    # A few odd clips must not prevent a common length.
     usual = lengths[np.abs(lengths - np.median(lengths)) <= _ALIKE * np.median(lengths)]
     if len(usual) < _USUAL_SHARE * len(lengths) or not usual.max() > 0:
         return None
@@ -72,11 +73,14 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
 
 
 class SoundReport(NamedTuple):
-    """What became of a clip's sound: its seconds without the padding, whether it was cut, and why there is none."""
+    """How a clip's sound was written."""
 
     sound_s: float
+    """Seconds of sound, without the padding."""
     cut: bool = False
+    """Whether its end was cut off."""
     error: str | None = None
+    """Why nothing was written, if the file cannot be read."""
 
 
 def write_sounds(
@@ -90,15 +94,15 @@ def write_sounds(
     """Write each clip to `building/<rate>/<name>` as 16-bit mono at each rate.
 
     Args:
-        paths: the sound files.
-        names: of the wav files, all different.
-        rates_hz: sample rates.
-        fixed_s: seconds that clips are cut or zero-padded to at their ends; None leaves them as they are.
-        building: the folder of the task.
-        threads: that decode; all cores where None.
+        paths: The sound files.
+        names: Names of the wav files, all different.
+        rates_hz: Sample rates.
+        fixed_s: Length in s to which clips are cut or zero-padded at their ends; None leaves them as they are.
+        building: The folder of the task.
+        threads: Number of decoding threads; None means one for each core.
 
     Returns:
-        A report a clip. Those that cannot be read have an `error` and no file.
+        A report per clip. Clips that cannot be read have an `error` and no file.
     """
     for rate_hz in rates_hz:
         (building / str(rate_hz)).mkdir(exist_ok=True)
@@ -115,7 +119,7 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
     try:
         written = [_write_wav(path, target, rate, fixed_s) for target, rate in zip(targets, rates_hz, strict=True)]
     except AudioFileError as error:
-        # A file may fail after some of its blocks were written.
+        # Some blocks may have been written before the error.
         for target in targets:
             target.unlink(missing_ok=True)
         return SoundReport(0.0, error=str(error))
@@ -123,7 +127,7 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
 
 
 def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) -> SoundReport:
-    """Write block by block, so that clips of any length fit in memory; what is cut off is not decoded."""
+    """Write block by block, so that clips of any length fit in memory; the part that is cut off is not decoded."""
     length = None if fixed_s is None else round(fixed_s * rate_hz)
     samples, cut = 0, False
     with wave.open(str(target), "wb") as file:
@@ -132,6 +136,7 @@ def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) ->
             used = block if length is None else block[: length - samples]
             if samples + len(used) > MOST_SAMPLES:
                 raise AudioFileError(f"{path} is too long for a wav file at {rate_hz} Hz; cut it, or give a duration")
+            # Samples in [-1, 1] become 16-bit whole numbers, little-endian as wav files are.
             file.writeframes(np.clip(np.rint(used * 32768.0), -32768, 32767).astype("<i2").tobytes())
             samples += len(used)
             cut = len(used) < len(block)
@@ -146,7 +151,7 @@ def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) ->
 
 
 def move_to_splits(building: Path, rates_hz: Sequence[int], names: Sequence[str], split_of: Sequence[str]) -> None:
-    """Put the wav files where they belong, `building/<rate>/<split>/<name>`, once their splits are known."""
+    """Move the wav files to `building/<rate>/<split>/<name>`, once their splits are known."""
     for rate_hz in rates_hz:
         for split in set(split_of):
             (building / str(rate_hz) / split).mkdir()

@@ -1,4 +1,4 @@
-"""HEAR 2021 task folders: what is to be predicted from which clips, how they are split, how it is scored.
+"""Read HEAR 2021 task folders: what to predict from which clips, how clips are split, and how to score.
 
     esc50-v2.0.0-full/
         task_metadata.json      kinds, splits, metrics, length of the clips
@@ -6,10 +6,10 @@
         fold00.json ...         or train.json, valid.json, test.json: {"a.wav": ["dog"]}, of an event task
                                 {"a.wav": [{"label": "dog", "start": 0.0, "end": 1200.0}]}, times in ms
         48000/fold00/a.wav      int16 mono, one folder per sample rate
-        groups.json             {"a.wav": "speaker 1"}: melmask's own, and optional
+        groups.json             {"a.wav": "speaker 1"}: an optional file of melmask's own
 
-They are read as the HEAR evaluation kit reads them (heareval 2021.1.3, task_predictions.py and score.py); what the
-kit stops at with an assertion or a KeyError is refused here in one line.
+They are read as the HEAR evaluation kit reads them (heareval 2021.1.3, task_predictions.py and score.py). If the kit
+would stop with an assertion or a KeyError, the reader raises an error of one line.
 """
 
 import csv
@@ -17,7 +17,7 @@ import difflib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -41,14 +41,14 @@ METRICS = {
 PREDICTION_TYPES = {"scene": ("multiclass", "multilabel"), "event": ("multilabel",)}
 FOLD_MODES = ("new_split_kfold", "presplit_kfold")
 SPLIT_MODES = ("trainvaltest", *FOLD_MODES)
-# The kit has these in its source instead of in the tasks' metadata.
+# The kit has these grids in its source and not in the metadata of the tasks.
 _EVENT_GRID = {"median_filter_ms": [250], "min_duration": [125, 250]}
 _EVENT_DEFAULTS = {"median_filter_ms": [150], "min_duration": [60]}
 _GRIDS_BY_NAME = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}
 
 
 class DataSplit(NamedTuple):
-    """One way to train and test: the names of the splits that each part is made of."""
+    """One way to train and test: the names of the splits that make up each part."""
 
     train: tuple[str, ...]
     valid: tuple[str, ...]
@@ -56,7 +56,7 @@ class DataSplit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The tested splits, as the kit names its results: "fold00", "test"."""
+        """The tested splits, joined as in the kit's results: "fold00", "test"."""
         return "|".join(self.test)
 
 
@@ -65,20 +65,20 @@ class Task:
     """A task folder, read and checked.
 
     Attributes:
-        folder: where it lies; `title` is its name, "esc50-v2.0.0-full".
-        name: the task's name, "esc50".
-        embedding_type: "scene" (one vector a clip) or "event" (one a time step).
-        prediction_type: "multiclass" (exactly one label a clip) or "multilabel" (any number).
-        labels: the classes; the position is the index.
-        splits: names of the splits, in the metadata's order.
-        data_splits: with folds, one for each: fold i tests, fold i + 1 validates, the rest train.
-        metrics: names among `METRICS`; models are selected on the first.
-        sample_duration_s: length of every clip; None where each has its own.
-        stop_on_score: whether training stops on the first metric; else on the validation loss.
-        parameter_grid: hyper-parameters the task sets itself, each with the values to try.
-        event_grid: values to try of median_filter_ms and min_duration (ms).
-        files: split -> name of the wav -> its labels (scene) or events (event), in the files' order.
-        groups: name of the wav -> what should not be on both sides of a split; empty where the task does not say.
+        folder: Where it lies; `title` is its name, "esc50-v2.0.0-full".
+        name: The task's name, "esc50".
+        embedding_type: "scene" (one vector per clip) or "event" (one per time step).
+        prediction_type: "multiclass" (exactly one label per clip) or "multilabel" (any number).
+        labels: The classes in the order of their indices.
+        splits: Names of the splits, in the metadata's order.
+        data_splits: With folds, one for each: fold i tests, fold i + 1 validates, the rest train.
+        metrics: Names among `METRICS`; heads are chosen by the first.
+        sample_duration_s: Length of every clip; None if clips differ in length.
+        stop_on_score: Whether training stops by the first metric; otherwise by the validation loss.
+        parameter_grid: Hyper-parameters that the task sets itself, each with the values to try.
+        event_grid: Values to try of median_filter_ms and min_duration (ms).
+        files: Split -> name of the wav -> its labels (scene) or events (event), in the order of the file.
+        groups: Name of the wav -> its group, which should not be on both sides of a split; empty if there are none.
     """
 
     folder: Path
@@ -98,20 +98,21 @@ class Task:
 
     @property
     def title(self) -> str:
-        """The folder's name, which tells apart versions of a task."""
+        """The folder's name, which tells versions of a task apart."""
         return self.folder.name
 
     def audio_folder(self, split: str, rate_hz: int) -> Path:
-        """Where a split's wav files of a sample rate lie, if the task has them at that rate."""
+        """Return where a split's wav files of a sample rate lie, if the task has that rate."""
         return self.folder / str(rate_hz) / split
 
 
 def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
-    """The tasks below `folder`, sorted by folder name; `folder` may be a single task's own.
+    """Read the tasks below `folder`, sorted by folder name.
 
     Args:
-        folder: holds task folders; anything else in it is skipped, damaged tasks with a line on standard error.
-        names: the wanted tasks, by task name ("esc50", every version of it) or folder name; all where empty.
+        folder: A folder of task folders, or a single task folder. A damaged task is reported on standard error and
+            skipped; anything else in the folder is ignored.
+        names: The wanted tasks, by task name ("esc50", every version of it) or folder name; empty means all tasks.
 
     Raises:
         InputError: there are no tasks, or a wanted one cannot be used.
@@ -128,7 +129,7 @@ def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:
 
 
 def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
-    """The tasks that can be used. The others are reported, and if there are only others, the first is an error."""
+    """Read the tasks that can be used. Report the others, or raise the first error if there are only others."""
     tasks, errors = [], []
     for folder in folders:
         try:
@@ -138,24 +139,24 @@ def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
     if not tasks:
         raise errors[0]
     for reason in errors:
-        sys.stderr.write(f"a task is left out: {reason}\n")
+        sys.stderr.write(f"a task is skipped: {reason}\n")
     return tasks
 
 
 def _task_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the one that holds the task folders")
-    # A name that begins with a dot is a task that is being made.
+    # `make-task` builds a task in a folder whose name begins with a dot.
     found = sorted(path.parent for path in folder.glob(f"*/{METADATA}") if not path.parent.name.startswith("."))
     if not found:
         deeper = next(folder.glob(f"*/*/{METADATA}"), None)
         hint = f"there are some in {deeper.parents[1]}, give that" if deeper else "melmask make-task makes one"
-        raise InputError(f"{folder} holds no task folder, that is one with {METADATA}; {hint}")
+        raise InputError(f"{folder} holds no task folder (a folder with {METADATA}); {hint}")
     return found
 
 
 def _name_of(folder: Path) -> str:
-    """The task's name, or the folder's where the metadata cannot be read: that is reported if the task is wanted."""
+    """Return the task's name, or the folder's if the metadata cannot be read, which only matters for wanted tasks."""
     try:
         return str(_read_object(folder / METADATA).get("task_name", folder.name))
     except InputError:
@@ -163,7 +164,7 @@ def _name_of(folder: Path) -> str:
 
 
 def read_task(folder: Path) -> Task:
-    """Read and check a task folder; the sound files are not looked at.
+    """Read and check a task folder; the sound files are not read.
 
     Raises:
         InputError: a file is missing or damaged, or holds what the kit could not use.
@@ -177,8 +178,11 @@ def read_task(folder: Path) -> Task:
     files = {split: reader.read(folder / f"{split}.json") for split in splits}
     if embedding_type == "event":
         _check_distinct(folder, files)
+    groups = _read_object(folder / GROUPS) if (folder / GROUPS).exists() else {}
     name = metadata.text("task_name")
-    stop_on_score = metadata.flag("use_scoring_for_early_stopping", True)
+    stop_on_score = metadata.take(
+        "use_scoring_for_early_stopping", lambda value: isinstance(value, bool), "true or false", True
+    )
     event_grid = metadata.grid("event_postprocessing_grid")
     task = Task(
         folder=folder,
@@ -194,16 +198,16 @@ def read_task(folder: Path) -> Task:
         parameter_grid={**_GRIDS_BY_NAME.get(name, {}), **metadata.grid("task_specific_param_grid")},
         event_grid={**_EVENT_DEFAULTS, **event_grid} if event_grid else dict(_EVENT_GRID),
         files=files,
-        groups=_read_groups(folder / GROUPS),
+        groups={name: str(group) for name, group in groups.items()},
     )
-    # A choice among post-processings needs a score on validation rows.
+    # A choice among post-processings needs a score on validation rows, and the loss is none.
     if embedding_type == "event" and not stop_on_score and math.prod(map(len, task.event_grid.values())) > 1:
         raise metadata.wrong("event_postprocessing_grid", event_grid, "one value each, as nothing is chosen by score")
     return task
 
 
 class _Metadata:
-    """task_metadata.json, each value checked as it is taken out."""
+    """task_metadata.json, each value checked when it is taken."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -212,43 +216,36 @@ class _Metadata:
     def wrong(self, key: str, value: Any, expected: str) -> InputError:
         return InputError(f"{self._path}: {key} is {json.dumps(value)}; expected {expected}; correct it")
 
-    def _take(self, key: str) -> Any:
-        if key not in self._values:
+    def take(self, key: str, fits: Callable[[Any], bool], expected: str, *default: Any) -> Any:
+        """Return a value that `fits`; a `default` stands in for a missing one.
+
+        Raises:
+            InputError: the value is missing or does not fit.
+        """
+        if key not in self._values and not default:
             raise InputError(f"{self._path} has no {key!r}; the kit needs one, add it")
-        return self._values[key]
+        value = self._values.get(key, *default)
+        if not fits(value):
+            raise self.wrong(key, value, expected)
+        return value
 
     def text(self, key: str) -> str:
-        value = self._take(key)
-        if not isinstance(value, str) or not value:
-            raise self.wrong(key, value, "a text")
-        return value
+        return str(self.take(key, _is_text, "a text"))
 
     def texts(self, key: str) -> tuple[str, ...]:
-        value = self._take(key)
-        is_list = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
-        if not is_list or len(set(value)) < len(value):
-            raise self.wrong(key, value, "a list of different names")
-        return tuple(value)
+        def fits(value: Any) -> bool:
+            is_list = isinstance(value, list) and bool(value) and all(map(_is_text, value))
+            return is_list and len(set(value)) == len(value)
+
+        return tuple(self.take(key, fits, "a list of different names"))
 
     def choice(self, key: str, known: Sequence[str]) -> str:
-        value = self._take(key)
-        if value not in known:
-            raise self.wrong(key, value, " or ".join(known))
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, value, "true or false")
-        return value
+        return str(self.take(key, lambda value: value in known, " or ".join(known)))
 
     def duration(self) -> float | None:
-        value = self._take("sample_duration")
-        if value is None:
-            return None
-        if not _is_number(value) or value <= 0:
-            raise self.wrong("sample_duration", value, "seconds, or null for clips of any length")
-        return float(value)
+        expected = "seconds, or null for clips of any length"
+        value = self.take("sample_duration", lambda s: s is None or (_is_number(s) and s > 0), expected)
+        return None if value is None else float(value)
 
     def metrics(self, known: Sequence[str]) -> tuple[str, ...]:
         names = self.texts("evaluation")
@@ -270,16 +267,17 @@ class _Metadata:
             folds = sorted(splits)
             if len(folds) < FEWEST_FOLDS:
                 raise self.wrong("splits", folds, f"at least {FEWEST_FOLDS} folds: to test, to validate and to train")
-            # In each turn one fold tests, the next one validates, and the rest train; after the last comes the first.
+            # In each turn one fold tests, the next one validates, and the rest train; the first follows the last.
             turns = [folds[i:] + folds[:i] for i in range(len(folds))]
             return tuple(DataSplit(tuple(sorted(turn[2:])), (turn[1],), (turn[0],)) for turn in turns)
+        # Other splits may be there, but the kit uses these three.
         if missing := {"train", "valid", "test"} - set(splits):
             raise self.wrong("splits", list(splits), f"{', '.join(sorted(missing))} too with split_mode trainvaltest")
         return (DataSplit(("train",), ("valid",), ("test",)),)
 
 
 def _read_vocabulary(path: Path) -> tuple[str, ...]:
-    """The classes in the order of `idx`, which has to run from 0 to n - 1."""
+    """Return the classes in the order of `idx`, which must run from 0 to n - 1."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -292,7 +290,7 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
     if sorted(label_of) != sorted(wanted):
         raise InputError(f"{path}: idx is {', '.join(label_of)}; expected 0 to {len(rows) - 1}, each once")
     labels = tuple(label_of[index] for index in wanted)
-    # The kit's table reader takes a column of digits for numbers.
+    # pandas, with which the kit reads the table, takes a column of digits for numbers.
     if all(label.isdecimal() for label in labels):
         labels = tuple(map(_plain, labels))
     if len(set(labels)) < len(labels):
@@ -302,13 +300,13 @@ def _read_vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def _plain(label: Any) -> str:
-    """A label as a text, 007 as 7: the kit's table reader makes it so where all labels are numbers."""
+    """Return a label as a text, 007 as 7: the kit's table reader does so if all labels are numbers."""
     text = str(label)
     return str(Decimal(text)) if text.isdecimal() else text
 
 
 class _SplitReader(NamedTuple):
-    """Reads a split's labels, which depend on the kind of task."""
+    """The reader of a split's labels, which depend on the kind of task."""
 
     labels: tuple[str, ...]
     numbers: bool
@@ -316,27 +314,27 @@ class _SplitReader(NamedTuple):
     prediction_type: str
 
     def read(self, path: Path) -> dict[str, list[Any]]:
-        """Name of the wav -> labels or events."""
+        """Return the labels or events by the name of the wav."""
         content = _read_object(path)
         if not content:
             raise InputError(f"{path} lists no files; expected at least one clip in each split")
-        read_one = self._events if self.embedding_type == "event" else self._scene
-        known = set(self.labels)
-        for name in content:
+        is_event, known = self.embedding_type == "event", set(self.labels)
+        read_one = self._events if is_event else self._scene
+        for name, items in content.items():
+            # A path could point to a file outside the task.
             if Path(name).name != name:
                 raise InputError(f"{path}: {name!r} is not the plain name of a file; move it into the split's folder")
+            if not isinstance(items, list):
+                what = "events" if is_event else "labels"
+                raise InputError(f"{path}: {name} has {json.dumps(items)}; expected a list of {what}")
         return {name: read_one(f"{path}: {name}", items, known) for name, items in content.items()}
 
-    def _scene(self, where: str, items: Any, known: set[str]) -> list[str]:
-        if not isinstance(items, list):
-            raise InputError(f"{where} has {json.dumps(items)}; expected a list of labels")
+    def _scene(self, where: str, items: list[Any], known: set[str]) -> list[str]:
         if self.prediction_type == "multiclass" and len(items) != 1:
             raise InputError(f"{where} has {len(items)} labels; expected exactly one, as the task is multiclass")
         return [self._known(where, item, known) for item in items]
 
-    def _events(self, where: str, items: Any, known: set[str]) -> list[Event]:
-        if not isinstance(items, list):
-            raise InputError(f"{where} has {json.dumps(items)}; expected a list of events")
+    def _events(self, where: str, items: list[Any], known: set[str]) -> list[Event]:
         events = []
         for item in items:
             if not isinstance(item, dict) or not {"label", "start", "end"} <= item.keys():
@@ -349,6 +347,7 @@ class _SplitReader(NamedTuple):
         return events
 
     def _known(self, where: str, item: Any, known: set[str]) -> str:
+        # If all labels are numbers, a file may hold 7, "7" or "007" for the same one.
         label = _plain(item) if self.numbers else str(item)
         if label not in known:
             near = difflib.get_close_matches(label, self.labels, 1)
@@ -357,13 +356,8 @@ class _SplitReader(NamedTuple):
         return label
 
 
-def _read_groups(path: Path) -> dict[str, str]:
-    groups = _read_object(path) if path.exists() else {}
-    return {name: str(group) for name, group in groups.items()}
-
-
 def _check_distinct(folder: Path, files: dict[str, dict[str, list[Any]]]) -> None:
-    """Refuse names that stand for two clips, because events are scored by file name."""
+    """Raise InputError if two clips have the same name, because events are scored by file name."""
     split_of: dict[str, str] = {}
     for split, names in files.items():
         for name in names:
@@ -373,12 +367,17 @@ def _check_distinct(folder: Path, files: dict[str, dict[str, list[Any]]]) -> Non
             split_of[name] = split
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def _is_number(value: Any) -> bool:
+    # In Python, true and false are whole numbers.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A file's JSON object."""
+    """Read the JSON object in a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
