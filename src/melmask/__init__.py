@@ -1,4 +1,4 @@
-"""General-purpose audio representations by masked spectrogram modelling (MSM-MAE, PMLR 166, 2022)."""
+"""General-purpose audio representations by masked spectrogram modeling (MSM-MAE, PMLR 166, 2022)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Type checkers read the imports above; Python finds the modules here.
 _HOMES = {
     "FRONT_END_32_KHZ": "melmask.config",
     "POOLINGS": "melmask.embedding.choice",
@@ -49,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, so that `melmask --help` does not wait for torch.
+    # Names are imported on first use, so that `melmask --help` does not wait for PyTorch.
     if name not in _HOMES:
         raise AttributeError(f"module 'melmask' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -19,9 +19,9 @@ from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
 from melmask.downstream.probe import earlier_equals, knn_probe
-from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors
+from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
-from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
