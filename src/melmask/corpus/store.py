@@ -220,7 +220,7 @@ class StoreWriter:
 class Store:
     """A finished store, from which crops of clips are read.
 
-    Attributes: `front_end`, `statistics`, `hours`, `frames` (clips,), the number of frames of each clip.
+    Attributes: `front_end`, `statistics`, `frames` (clips,), the number of frames of each clip.
 
     Raises:
         StoreError: the folder is not a finished store, or a shard is missing or cut off.
@@ -229,29 +229,28 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         facts = StoreFacts.read(folder)
-        self.front_end, self.statistics, self.hours = facts.front_end, facts.statistics, facts.hours
+        self.front_end, self.statistics = facts.front_end, facts.statistics
         indexes = read_indexes(folder)
-        shards, firsts, frames = [], [], []
-        for number, (path, table) in enumerate(indexes):
-            first, length = table["first_frame"].to_numpy(), table["frames"].to_numpy()
+        for path, table in indexes:
             size, expected = _data_bytes(path, table, self.front_end)
             if size != expected:
                 raise StoreError(
                     f"{path.with_suffix('.f16')} has {size} bytes, expected {expected}; prepare the store again"
                 )
-            # Files that could not be read have a row of zero frames, and are no clips.
-            shards.append(np.full(int((length > 0).sum()), number, dtype=np.int32))
-            firsts.append(first[length > 0])
-            frames.append(length[length > 0])
         self._paths = [path.with_suffix(".f16") for path, _ in indexes]
-        present = sum(int(length.sum()) for length in frames)
+        shards = np.repeat(np.arange(len(indexes)), np.array([len(table) for _, table in indexes], dtype=np.int64))
+        rows = pa.concat_tables([_SCHEMA.empty_table(), *(table for _, table in indexes)])
+        # Files that could not be read have rows of zero frames, and are no clips.
+        frames = rows["frames"].to_numpy()
+        clips = frames > 0
+        self._shard_of, self._first_frame = shards[clips], rows["first_frame"].to_numpy()[clips]
+        self.frames: np.ndarray = frames[clips]
+        present = int(self.frames.sum())
         if not present or present != facts.frames:
             raise StoreError(
                 f"{folder} has shards of {present} frames, expected {facts.frames} (shards lost, or more files "
                 "being added); prepare it again"
             )
-        self._shard_of, self._first_frame = np.concatenate(shards), np.concatenate(firsts)
-        self.frames: np.ndarray = np.concatenate(frames)
         # Shards stay open for the next crop. A store may have more shards than a process may have open files, so the
         # least recently used shard is closed first.
         self._open = lru_cache(_OPEN_SHARDS)(_OpenShard)

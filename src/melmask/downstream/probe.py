@@ -46,19 +46,11 @@ class ProbeScore(NamedTuple):
     tested: int
 
     @property
-    def standard_error(self) -> float:
-        """The binomial standard error of `mean`, sqrt(p (1 - p) / tested).
-
-        The formula assumes that the tested rows are independent. Where rows come in groups (takes of one speaker), the
-        true error is larger.
-        """
-        return math.sqrt(self.mean * (1.0 - self.mean) / self.tested)
-
-    @property
     def interval_95(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy: Wilson's, from the binomial, so it is never empty or outside [0, 1].
 
-        A single split has one too, although its `std` is None. Independence is assumed as in `standard_error`.
+        A single split has one too, although its `std` is None. The formula assumes that the tested rows are
+        independent. Where rows come in groups (takes of one speaker), the true interval is wider.
         """
         return wilson_interval(self.mean, self.tested)
 
@@ -90,10 +82,7 @@ def t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float] | No
 
 
 def linear_probe(
-    features: Float[np.ndarray, "rows dims"],
-    labels: Int[np.ndarray, " rows"],
-    splits: list[Split],
-    inverse_penalty: float = 1.0,
+    features: Float[np.ndarray, "rows dims"], labels: Int[np.ndarray, " rows"], splits: list[Split]
 ) -> ProbeScore:
     """Judge features by multinomial logistic regression, fitted to each split.
 
@@ -105,7 +94,6 @@ def linear_probe(
         features: one row per clip, finite.
         labels: class index of each row, from 0.
         splits: as from `make_splits`.
-        inverse_penalty: scikit-learn's C: larger means less shrinkage. The intercept is not shrunk.
 
     Returns:
         The score over all splits.
@@ -114,20 +102,15 @@ def linear_probe(
         InputError: features are not finite or do not fit the labels.
         MissingExtraError: scikit-learn is not installed.
     """
-
-    def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-        return logistic_predictions(train, train_labels, test, inverse_penalty)
-
-    return _score(features, labels, splits, classify)
+    return _score(features, labels, splits, logistic_predictions)
 
 
 def logistic_predictions(
     train: Float[np.ndarray, "train dims"],
     train_labels: Int[np.ndarray, " train"],
     test: Float[np.ndarray, "test dims"],
-    inverse_penalty: float = 1.0,
 ) -> Int[np.ndarray, " test"]:
-    """Fit multinomial logistic regression to standardized rows, and return the class of each test row.
+    """Fit multinomial logistic regression (C = 1) to standardized rows, and return the class of each test row.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -137,7 +120,7 @@ def logistic_predictions(
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
-    model = LogisticRegression(C=inverse_penalty, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=1.0, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         # A fit that reaches the limit of iterations is good enough: its predictions stopped changing long before.
         warnings.simplefilter("ignore", category=ConvergenceWarning)

@@ -52,6 +52,9 @@ class ClipVectors:
     """Put the vectors of a clip together: its scene vector and, with `keep_frames`, the frame vectors of all phases.
 
     Frame vectors may be taken out before the clip ends, so that long clips fit in memory.
+
+    Attributes: `frames_seen` (log-mel frames of the clip so far), `taken` (how many frame vectors were taken, which is
+    the number of the step that the next `take` begins with).
     """
 
     def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean"):
@@ -59,10 +62,9 @@ class ClipVectors:
         self._scene = scene
         self._kept: dict[int, list[np.ndarray]] = {phase: [] for phase in grid.phases} if keep_frames else {}
         self._reached = dict.fromkeys(self._kept, 0)
-        self._taken = self._dimensions = 0
+        self.frames_seen = self.taken = self._dimensions = 0
         self._sum: np.ndarray | float = 0.0
         self._squares: np.ndarray | float = 0.0
-        self._frames = 0
 
     def add(self, phase: int, vectors: np.ndarray, logmel_frames: int) -> None:
         """Take in the vectors (steps, D) of one piece, `logmel_frames` frames long, of one phase."""
@@ -74,30 +76,20 @@ class ClipVectors:
             self._sum = self._sum + weights @ values
             if self._scene == "mean+std":
                 self._squares = self._squares + weights @ values**2
-            self._frames += logmel_frames
+            self.frames_seen += logmel_frames
         if self._kept:
             self._kept[phase].append(vectors)
             self._reached[phase] += len(vectors)
             self._dimensions = vectors.shape[1]
 
-    @property
-    def frames_seen(self) -> int:
-        """Log-mel frames of the clip."""
-        return self._frames
-
     def scene(self) -> np.ndarray:
         """Return the clip's scene vector, (D,) or (2 D,) float32, each step weighted by its true audio."""
-        mean = np.asarray(self._sum / self._frames)
+        mean = np.asarray(self._sum / self.frames_seen)
         if self._scene == "mean":
             return mean.astype(np.float32)
         # Rounding may leave a variance of constant sound just below 0.
-        variance = np.maximum(self._squares / self._frames - mean**2, 0)
+        variance = np.maximum(self._squares / self.frames_seen - mean**2, 0)
         return np.concatenate([mean, np.sqrt(variance)]).astype(np.float32)
-
-    @property
-    def taken(self) -> int:
-        """How many frame vectors were taken, which is the number of the step that the next `take` begins with."""
-        return self._taken
 
     @property
     def ready(self) -> int:
@@ -107,7 +99,7 @@ class ClipVectors:
         # Phase k has step k, k + phases and so on. Its first missing step is the first gap of the phase.
         gaps = [k + len(self._kept) * count for k, count in enumerate(self._reached.values())]
         # A phase may reach one step further than the grid, with a center after the clip's end.
-        return min(*gaps, self._grid.steps(self._frames)) - self._taken
+        return min(*gaps, self._grid.steps(self.frames_seen)) - self.taken
 
     def take(self, most: int | None = None) -> np.ndarray:
         """Return the next frame vectors, (steps, D) float32, in order of time: all that are `ready`, or `most` of them.
@@ -118,7 +110,7 @@ class ClipVectors:
         out = np.empty((steps, self._dimensions), dtype=np.float32)
         # Each phase fills every n-th row of `out`. The rows of phase k begin at its next step after those taken.
         for k, parts in enumerate(self._kept.values()):
-            rows = out[(k - self._taken) % len(self._kept) :: len(self._kept)]
+            rows = out[(k - self.taken) % len(self._kept) :: len(self._kept)]
             while len(rows):
                 # What is left of a part that is longer than the rows waits for the next call.
                 part = parts.pop(0)
@@ -126,5 +118,5 @@ class ClipVectors:
                 if len(part) > len(rows):
                     parts.insert(0, part[len(rows) :])
                 rows = rows[len(part) :]
-        self._taken += steps
+        self.taken += steps
         return out

@@ -4,7 +4,7 @@
 module all pass it on whole. To add a pooling, add one entry to `_POOLINGS` below. This module does not import PyTorch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -141,17 +141,6 @@ class FeatureChoice:
         """Return the choice as files hold it: layer (null or a list), pooling, scene and hop_ms."""
         layer = list(self.layers) or None
         return {"layer": layer, "pooling": self.pooling, "scene": self.scene, "hop_ms": self.hop_ms}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureChoice":
-        """Read what `to_dict` returned; missing keys take their defaults.
-
-        Raises:
-            ConfigError: the pooling or scene is unknown.
-        """
-        layers = tuple(values.get("layer") or ())
-        known = {name: values[name] for name in ("pooling", "scene", "hop_ms") if name in values}
-        return cls(layers=layers, **known)
 
 
 def hops_ms(model: ModelConfig, front_end: FrontEndConfig) -> list[float]:

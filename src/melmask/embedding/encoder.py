@@ -73,8 +73,6 @@ class AudioEncoder:
     `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller).
     """
 
-    normalization = "checkpoint"
-
     def __init__(
         self,
         model: Network,
@@ -82,12 +80,11 @@ class AudioEncoder:
         name: str = "",
         device: str = "auto",
         precision: str = "fp32",
+        normalization: str = "checkpoint",
     ):
         if precision not in INFERENCE_PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
-        self.card = card
-        self.name = name
-        self.precision = precision
+        self.card, self.name, self.precision, self.normalization = card, name, precision, normalization
         self.device = pick_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
@@ -218,7 +215,7 @@ class AudioEncoder:
         for segment in segments:
             x = (segment.to(self.device) - statistics.mean) / statistics.std
             lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
-            # After normalization, 0 is the mean of the corpus.
+            # The last patch is filled with 0, which is the mean of the corpus after normalization.
             units += F.pad(x, (0, sum(lengths) - x.shape[1])).split(lengths, dim=1)
             counts.append(len(lengths))
         pooled: dict[int, np.ndarray] = {}
@@ -230,6 +227,7 @@ class AudioEncoder:
                 pooled_layers = [choice.pool(tokens, rows, config.cls_token) for tokens in layers]
                 vectors = torch.cat(pooled_layers, dim=-1).float().cpu().numpy()
                 pooled |= zip(batch, vectors, strict=True)
+        # The units of a segment have consecutive numbers.
         numbers = iter(range(len(units)))
         return [np.concatenate([pooled[k] for k in itertools.islice(numbers, count)]) for count in counts]
 
@@ -321,10 +319,7 @@ def load(
     """
     model, card, path = load_any(Path(source))
     card = replace(card, front_end=front_end or card.front_end, statistics=statistics or card.statistics)
-    encoder = AudioEncoder(model, card, str(path), device, precision)
-    if statistics is not None:
-        encoder.normalization = "given"
-    return encoder
+    return AudioEncoder(model, card, str(path), device, precision, "given" if statistics else "checkpoint")
 
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:

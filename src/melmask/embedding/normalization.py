@@ -48,9 +48,7 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
             write_json(kept_in, {**facts, "statistics": to_dict(statistics)})
     # Both encoders share the weights.
     card = replace(model.card, statistics=statistics)
-    encoder = AudioEncoder(model.model, card, model.name, str(model.device), model.precision)
-    encoder.normalization = "dataset"
-    return encoder
+    return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset")
 
 
 def _moments_of_files(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[Moments]:
