@@ -15,7 +15,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -116,7 +116,7 @@ class StoreWriter:
         self._begin_shard()
 
     def _begin_shard(self) -> None:
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
         self._frames = 0
         self._moments = Moments()
         self._rows: list[dict[str, Any]] = []
@@ -129,7 +129,7 @@ class StoreWriter:
             if self._file is None:
                 self._file = data_path.with_suffix(".partial").open("wb")
             for block in blocks:
-                self._file.write(np.ascontiguousarray(block, dtype=_DTYPE))
+                self._file.write(np.ascontiguousarray(block, dtype=_DTYPE).data)
         except OSError as error:
             raise output_error(data_path, error) from error
         self._frames += frames

@@ -16,6 +16,7 @@ clips are in the table: the same test clips judge every draw, and draws of a sma
 `test_interval_95`, the binomial interval of `melmask probe`, covers how many clips were tested.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,10 +126,6 @@ def curves_of_features(
     numbers += [ALL] if len(numbers) < len(asked) else []
     accuracies = _judge(features, table, splits, numbers, options, title)
     tested = len(np.unique(np.concatenate([split.test for split in splits])))
-    scores = {
-        name: {judge: [_score(per_number[n], tested) for n in numbers] for judge, per_number in of_features.items()}
-        for name, of_features in accuracies.items()
-    }
     return TaskCurves(
         clips=len(labels),
         classes=classes,
@@ -137,7 +134,10 @@ def curves_of_features(
         leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
         same_as_all=same_as_all,
         points=[_point(n, counts, table.class_names, draws) for n in numbers],
-        scores=scores,
+        scores={
+            name: {judge: [_score(accuracies[name, judge, n], tested) for n in numbers] for judge in CLASSIFIERS}
+            for name in features
+        },
     )
 
 
@@ -171,23 +171,21 @@ def _judge(
     numbers: list[int | str],
     options: FewLabelsOptions,
     title: str,
-) -> dict[str, dict[str, dict[int | str, np.ndarray]]]:
+) -> dict[tuple[str, str, int | str], np.ndarray]:
     """Return the accuracies (draws, splits) of each representation, classifier and number of labels."""
     labels = table.label_indices
     # The numbers of groups, from 0, instead of their names.
     groups = None if table.groups is None else np.unique(table.groups, return_inverse=True)[1]
     rounds = {n: 1 if n == ALL else options.draws for n in numbers}
-    scores = {
-        name: {judge: {n: np.zeros((rounds[n], len(splits))) for n in numbers} for judge in CLASSIFIERS}
-        for name in features
-    }
+    keys = itertools.product(features, CLASSIFIERS, numbers)
+    scores = {(name, judge, n): np.zeros((rounds[n], len(splits))) for name, judge, n in keys}
 
     def fits() -> Iterator[None]:
         for name, rows in features.items():
             for column, split in enumerate(splits):
                 for n, row, accuracies in _accuracies(rows, labels, groups, split, (options.seed, column), rounds):
                     for judge, accuracy in accuracies.items():
-                        scores[name][judge][n][row, column] = accuracy
+                        scores[name, judge, n][row, column] = accuracy
                     yield
 
     for _ in track(fits(), len(features) * len(splits) * sum(rounds.values()), title, "fit"):

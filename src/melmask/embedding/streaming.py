@@ -107,11 +107,9 @@ class EmbeddingStream:
         # Step k of the grid comes from phase k modulo the number of phases.
         phases = list(self._ready.values())
         vectors: list[np.ndarray] = []
-        while (end is None or self._steps + len(vectors) < end) and (
-            queue := phases[(self._steps + len(vectors)) % len(phases)]
-        ):
-            vectors.append(queue.popleft())
+        while (end is None or self._steps < end) and (ready := phases[self._steps % len(phases)]):
+            vectors.append(ready.popleft())
+            self._steps += 1
         size = self._choice.frame_size(self._model.card.model)
-        times_ms = self._grid.times_ms(self._steps + len(vectors), self._model.card.front_end)[self._steps :]
-        self._steps += len(vectors)
+        times_ms = self._grid.times_ms(self._steps, self._model.card.front_end)[self._steps - len(vectors) :]
         return np.array(vectors, dtype=np.float32).reshape(-1, size), times_ms

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -260,7 +260,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
     """Return rows of a part. A row without a scene gets zeros, which `_good_rows` replaces."""
     size, scene_size = settings.dimensions, settings.scene_dimensions
 
-    def vectors(arrays: list[Any], dimensions: int) -> pa.Array:
+    def vectors(arrays: list[np.ndarray], dimensions: int) -> pa.Array:
         flat = np.concatenate([np.zeros(0, np.float32), *(np.reshape(a, -1) for a in arrays)])
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimensions)
 
@@ -275,8 +275,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
         offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
         columns.append(pa.array([row.first_step for row in rows], pa.int64()))
         columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames, size)))
-    columns.append(pa.array([row.error for row in rows], pa.string()))
-    columns.append(pa.array([row.last for row in rows], pa.bool_()))
+    columns += [pa.array([row.error for row in rows], pa.string()), pa.array([row.last for row in rows], pa.bool_())]
     return pa.Table.from_arrays(columns, schema=_part_schema(settings))
 
 
