@@ -163,11 +163,13 @@ def test_files_changed_since_their_table_was_made_are_told(model, paths, tmp_pat
         shutil.copyfile(path, copy)
     out = tmp_path / "x.parquet"
     assert "already" not in str(embed_table(model, own, out))
-    assert "same files and settings; delete it" in str(embed_table(model, own, out))
+    assert "same files and settings; delete the table" in str(embed_table(model, own, out))
     later_s = out.stat().st_mtime + 10
     os.utime(own[1], (later_s, later_s))
     own[2].unlink()
-    assert "settings, 1 of which have changed since; delete it to rebuild it" in str(embed_table(model, own, out))
+    assert "settings; 1 of the files have changed since; delete the table to rebuild it" in str(
+        embed_table(model, own, out)
+    )
 
 
 @pytest.mark.parametrize("hop_ms", [None, 40.0])
@@ -247,7 +249,7 @@ def test_progress_counts_files(model, long_paths, tmp_path, monkeypatch):
 
 def test_parts_of_another_job_are_refused(model, paths, tmp_path):
     out = tmp_path / "x.parquet"
-    tables.TableJob(out, paths, tables.TableSettings.of(model, paths, FeatureChoice(pooling="mean")))
+    tables.TableJob(out, paths, embed_job.table_settings(model, paths, FeatureChoice(pooling="mean")))
     (tmp_path / "x.parquet.parts" / "part-000000.parquet").touch()
     with pytest.raises(OutputError, match="belongs to a job with another pooling, dimensions"):
         embed_table(model, paths, out)

@@ -297,7 +297,6 @@ def test_a_choice_and_keywords_that_change_it_say_the_same(encoder, sound):
         choice.frame_size(encoder.card.model),
         choice.scene_size(encoder.card.model),
     )
-    assert FeatureChoice.from_dict(choice.to_dict()) == choice
 
 
 def test_a_keyword_that_is_not_known_is_refused(encoder, sound):

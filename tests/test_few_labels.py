@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
 
-from melmask.downstream.curves import curves_text
 from melmask.downstream.few_labels import curves_of_features, draw_interval, draw_order, few_label_curves
 from melmask.downstream.options import FewLabelsOptions
 from melmask.downstream.probe import knn_probe, linear_probe, neighbor_votes, standardize
 from melmask.downstream.probing import probe_tasks
+from melmask.downstream.records import CurvePoint, CurveScore, TaskCurves, curves_text
 from melmask.errors import ConfigError, InputError, MissingExtraError, OutputError
 from melmask.figures.few_labels import save_few_labels_picture, spread
 from melmask.labels.splits import make_splits
@@ -260,22 +260,30 @@ def test_a_missing_library_is_named_before_any_file_is_read(encoder, tones, tmp_
 
 
 def drawable(numbers, positions, names, draws=5):
-    """A task as in few-labels.json, with made-up scores."""
+    """A task with made-up scores."""
     points = [
-        {
-            "per_class": n,
-            "mean_per_class": position,
-            "draws": 1 if n == "all" else draws,
-            "neighbors": 10,
-            "classes_with_fewer": ["small"] if n != "all" and position < n else [],
-        }
+        CurvePoint(
+            per_class=n,
+            mean_per_class=position,
+            draws=1 if n == "all" else draws,
+            neighbors=10,
+            classes_with_fewer=["small"] if n != "all" and position < n else [],
+        )
         for n, position in zip(numbers, positions, strict=True)
     ]
     scores = [
-        {"accuracy": 0.4 + 0.1 * i, "interval_95": None if point["draws"] == 1 else (0.3 + 0.1 * i, 0.6 + 0.1 * i)}
+        CurveScore(
+            accuracy=0.4 + 0.1 * i,
+            std=None,
+            interval_95=None if point.draws == 1 else (0.3 + 0.1 * i, 0.6 + 0.1 * i),
+            test_interval_95=(0.0, 1.0),
+            accuracies=[],
+        )
         for i, point in enumerate(points)
     ]
-    return {"points": points, "chance": 0.1, "scores": {name: {"linear": scores, "k-NN": scores} for name in names}}
+    of_names = {name: {"linear": scores, "k-NN": scores} for name in names}
+    facts = {"clips": 100, "classes": 10, "splits": ["test"], "leaking_groups": 0, "chance": 0.1, "same_as_all": []}
+    return TaskCurves(**facts, points=points, scores=of_names)
 
 
 def picture_texts(folder, task):

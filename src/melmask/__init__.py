@@ -1,4 +1,4 @@
-"""General-purpose audio representations by masked spectrogram modelling (MSM-MAE, PMLR 166, 2022)."""
+"""General-purpose audio representations by masked spectrogram modeling (MSM-MAE, PMLR 166, 2022)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Type checkers read the imports above, and Python finds the same names here.
 _HOMES = {
-    "FRONT_END_32_KHZ": "melmask.config",
-    "POOLINGS": "melmask.embedding.choice",
-    "SCENES": "melmask.embedding.choice",
-    "AudioEncoder": "melmask.embedding.encoder",
-    "Embedding": "melmask.embedding.encoder",
-    "EmbeddingStream": "melmask.embedding.streaming",
-    "FeatureChoice": "melmask.embedding.choice",
-    "FrontEndConfig": "melmask.config",
-    "MelmaskError": "melmask.errors",
-    "Reconstruction": "melmask.embedding.reconstruction",
-    "Statistics": "melmask.config",
-    "embed_files": "melmask.embedding.extract",
-    "load": "melmask.embedding.encoder",
+    "melmask.config": ("FRONT_END_32_KHZ", "FrontEndConfig", "Statistics"),
+    "melmask.embedding.choice": ("POOLINGS", "SCENES", "FeatureChoice"),
+    "melmask.embedding.encoder": ("AudioEncoder", "Embedding", "load"),
+    "melmask.embedding.extract": ("embed_files",),
+    "melmask.embedding.reconstruction": ("Reconstruction",),
+    "melmask.embedding.streaming": ("EmbeddingStream",),
+    "melmask.errors": ("MelmaskError",),
 }
 
 __all__ = [
@@ -49,7 +44,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, so that `melmask --help` does not wait for torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'melmask' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    # Names are imported on first use, so that `melmask --help` does not wait for PyTorch.
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'melmask' has no attribute {name!r}")

@@ -1,1 +1,1 @@
-"""melmask's models behind other projects' interfaces."""
+"""Other projects' interfaces to melmask's models."""

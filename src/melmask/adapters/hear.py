@@ -2,8 +2,9 @@
 
     MELMASK_MODEL=runs/tiny hear-validator melmask.hear
 
-`MELMASK_HOP_MS`, `MELMASK_LAYER`, `MELMASK_POOLING` and `MELMASK_SCENE` choose the hop of the frame vectors (by default
-the longest the model's patches allow within HEAR's 50 ms), the layer, the pooling over frequency, and over time.
+HEAR tools pass no options, so environment variables choose the features. `MELMASK_HOP_MS` is the hop of the frame
+vectors; by default it is the longest hop up to HEAR's 50 ms that the model's patches allow. `MELMASK_LAYER` is the
+layer, `MELMASK_POOLING` the pooling over frequency, and `MELMASK_SCENE` the pooling over time.
 """
 
 import os
@@ -13,21 +14,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from melmask.checkpoint.folder import ModelCard
-from melmask.embedding.choice import FeatureChoice
+from melmask.embedding.choice import FeatureChoice, hops_ms
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, ConfigError
 
 _LONGEST_HOP_MS = 50.0
 _CLIPS_TOGETHER = 64
+"""The kit may pass thousands of clips at once, whose frame vectors would not fit in memory."""
 
 
 class HearModel(nn.Module):
-    """A loaded model with the attributes the kit reads."""
+    """A loaded model with the attributes that the HEAR kit reads."""
 
     def __init__(self, encoder: AudioEncoder, choice: FeatureChoice):
         super().__init__()
         self.encoder = encoder
-        # Registered, so that the kit's `.to(device)` finds it.
+        # As a submodule it follows the kit's `.to(device)`.
         self.network = encoder.model
         self.choice = choice
         self.sample_rate = encoder.sample_rate_hz
@@ -36,11 +38,11 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """Load a run, a checkpoint folder or a .pth file; the path may come from MELMASK_MODEL instead.
+    """Load a run, a checkpoint folder or a .pth file; without a path, load what MELMASK_MODEL names.
 
     Raises:
-        CheckpointError: no path, or nothing that can be loaded there.
-        ConfigError: an environment variable with a value that cannot be used.
+        CheckpointError: there is no path, or no model that can be loaded.
+        ConfigError: an environment variable has a value that cannot be used.
     """
     path = model_file_path or os.environ.get("MELMASK_MODEL", "")
     if not path:
@@ -58,10 +60,10 @@ def load_model(model_file_path: str = "") -> HearModel:
 
 
 def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -> HearModel:
-    """Return the HEAR model of a loaded one; without `hop_ms` the choice takes the default of this module.
+    """Return the HEAR model of a loaded model; a choice without `hop_ms` gets `default_hop_ms`.
 
     Raises:
-        ConfigError: a choice that the model does not offer.
+        ConfigError: the model does not offer the choice.
     """
     card = encoder.card
     if choice.hop_ms is None:
@@ -71,15 +73,14 @@ def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -
 
 
 def default_hop_ms(card: ModelCard) -> float:
-    """The longest time between frame vectors within HEAR's 50 ms that the model's patches allow, or their shortest."""
-    divisors = [d for d in range(1, card.model.patch_frames + 1) if card.model.patch_frames % d == 0]
-    hops_ms = [d * card.front_end.hop_ms for d in divisors]
-    return ([hop for hop in hops_ms if hop <= _LONGEST_HOP_MS] or hops_ms[:1])[-1]
+    """Return the longest hop up to HEAR's 50 ms that the model allows; if all are longer, the shortest one."""
+    hops = hops_ms(card.model, card.front_end)
+    return max((hop for hop in hops if hop <= _LONGEST_HOP_MS), default=hops[0])
 
 
 def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel) -> Float[Tensor, "clips dims"]:
-    """One vector a clip, float32, of audio in [-1, 1] at `model.sample_rate`."""
-    # The scene vector is the same for each hop; the patch's own takes a single pass.
+    """Return one vector for each clip, float32, of audio in [-1, 1] at `model.sample_rate`."""
+    # The scene vector is the same for each hop. The hop of a whole patch takes a single pass.
     choice = model.choice.changed(hop_ms=None)
     parts = (model.encoder.embed(part, model.sample_rate, choice) for part in audio.split(_CLIPS_TOGETHER))
     return torch.cat([torch.from_numpy(part.scene) for part in parts]).to(audio.device)
@@ -88,7 +89,7 @@ def get_scene_embeddings(audio: Float[Tensor, "clips samples"], model: HearModel
 def get_timestamp_embeddings(
     audio: Float[Tensor, "clips samples"], model: HearModel
 ) -> tuple[Float[Tensor, "clips steps dims"], Float[Tensor, "clips steps"]]:
-    """Frame vectors and the times of their centers in ms, float32; steps are `model.choice.hop_ms` apart."""
+    """Return frame vectors and the times of their centers in ms, float32; steps are `model.choice.hop_ms` apart."""
     parts = [model.encoder.embed(part, model.sample_rate, model.choice) for part in audio.split(_CLIPS_TOGETHER)]
     frames = torch.cat([torch.from_numpy(part.frames) for part in parts])
     times_ms = torch.from_numpy(parts[0].times_ms).float().expand(len(frames), -1)

@@ -21,8 +21,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Judge a model by how few labels it needs."""
-    from melmask.downstream.curves import curves_text
     from melmask.downstream.few_labels import few_label_curves
+    from melmask.downstream.records import curves_text
 
     report = few_label_curves(options.model.load(), options.labels, options.out, options.job)
     print(curves_text(report.tasks))

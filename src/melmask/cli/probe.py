@@ -21,14 +21,13 @@ class Options:
 
 def run(options: Options) -> int:
     """Judge a model on labeled files."""
-    from melmask.downstream.probing import probe_tasks, table_text
+    from melmask.downstream.probing import probe_tasks
+    from melmask.downstream.records import table_text
 
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
     print(table_text(report))
     for name, task in report.tasks.items():
-        if task.unreadable:
-            print(f"{name}: {len(task.unreadable)} files could not be read and were left out")
-        if task.leaking_groups:
-            print(f"{name}: {task.leaking_groups} groups have clips on both sides of a split")
+        for note in task.notes():
+            print(f"{name}: {note}")
     print(f"scores and confusion pictures: {options.out}")
     return 0

@@ -1,22 +1,21 @@
 """The on-disk store of a corpus' log-mels (docs/formats.md): flat shards of frames plus an index a shard.
 
-    store.json              front end, statistics, totals; written last
+    store.json              front end, statistics, totals; it is written last
     shard-00000.f16         float16, little-endian, time-major (frames, mels), clips one after another
-    shard-00000.parquet     a row a file: path, first_frame, frames, duration_s, error (null if it was read)
+    shard-00000.parquet     a row for each file: path, first_frame, frames, duration_s, error (null if it was read)
     failed.csv              path and reason of the files that could not be read
 
-A shard counts once its index is there, and an index is written only after its data is safely on disk.
+A shard counts when its index is there. An index is written only after its data is safely on disk.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +25,13 @@ from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
 from melmask.errors import ConfigError, InputError, StoreError
 from melmask.settings import from_dict, to_dict
-from melmask.system.files import atomic_write, output_error, write_json
+from melmask.system.files import atomic_write, output_error, write_csv, write_json
 
 FORMAT = "melmask-store"
 VERSION = 1
 _DTYPE = np.dtype("<f2")
 _OPEN_SHARDS = 256
+"""Many systems let a process open 1,024 files."""
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -81,6 +81,7 @@ class StoreFacts:
             kind, version = values.pop("format"), values.pop("version")
             if kind != FORMAT or version > VERSION:
                 raise StoreError(f"{path} is {kind} version {version}; this reads {FORMAT} to {VERSION}")
+            # Later versions may add facts, which this one ignores.
             known = {field.name for field in fields(cls)}
             return from_dict(cls, {name: value for name, value in values.items() if name in known})
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -88,13 +89,15 @@ class StoreFacts:
 
 
 class StoreWriter:
-    """Appends clips to a store, shard by shard; what is in closed shards survives a kill.
+    """Appends clips to a store, shard by shard. If the job is killed, closed shards are kept.
 
-    Shards whose data is missing or cut off are dropped, so that their files are done again.
+    Shards whose data is missing or cut off are deleted, so that their files are read again.
+
+    Attributes: `done` (the paths of the files that the store has already).
 
     Raises:
-        StoreError: if the folder holds shards made with another front end, or by a newer melmask.
-        OutputError: when a shard cannot be written.
+        StoreError: the folder has shards of another front end, or of a newer melmask.
+        OutputError: a shard cannot be written.
     """
 
     def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int):
@@ -105,15 +108,15 @@ class StoreWriter:
         for path, table in indexes:
             _check_same(path, table, front_end)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
-        self.done = {p for _, t in indexes for p, f in zip(*_columns(t, "path", "frames"), strict=True) if f}
+        self.done = {row["path"] for _, table in indexes for row in table.to_pylist() if row["frames"]}
         self._known_failures = {
-            (p, e) for _, t in indexes for p, e in zip(*_columns(t, "path", "error"), strict=True) if e
+            (row["path"], row["error"]) for _, table in indexes for row in table.to_pylist() if row["error"]
         }
         self._shard = 1 + max((int(path.stem.split("-")[1]) for path, _ in indexes), default=-1)
         self._begin_shard()
 
     def _begin_shard(self) -> None:
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
         self._frames = 0
         self._moments = Moments()
         self._rows: list[dict[str, Any]] = []
@@ -126,7 +129,7 @@ class StoreWriter:
             if self._file is None:
                 self._file = data_path.with_suffix(".partial").open("wb")
             for block in blocks:
-                self._file.write(np.ascontiguousarray(block, dtype=_DTYPE))
+                self._file.write(np.ascontiguousarray(block, dtype=_DTYPE).data)
         except OSError as error:
             raise output_error(data_path, error) from error
         self._frames += frames
@@ -145,26 +148,23 @@ class StoreWriter:
         self._rows.append(row)
 
     def close_shard(self) -> None:
-        """Put the shard's data on disk, then its index."""
+        """Write the shard's data to disk, then its index."""
         if not self._rows:
             return
         data_path = self._data_path()
         partial = data_path.with_suffix(".partial")
         try:
             if self._file is None:
-                # Also over what a killed job has left there.
+                # A shard of failures alone has no data, but a killed job may have left some under its name.
                 self._file = partial.open("wb")
+            # The data has to be on disk before the index, which vouches for it.
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             partial.replace(data_path)
         except OSError as error:
             raise output_error(data_path, error) from error
-        facts = {
-            "front_end": to_dict(self._front_end),
-            "moments": asdict(self._moments),
-            "version": VERSION,
-        }
+        facts = {"front_end": to_dict(self._front_end), "moments": asdict(self._moments), "version": VERSION}
         schema = _SCHEMA.with_metadata({FORMAT: json.dumps(facts)})
         with atomic_write(data_path.with_suffix(".parquet")) as file:
             pq.write_table(pa.Table.from_pylist(self._rows, schema), file)
@@ -172,13 +172,13 @@ class StoreWriter:
         self._begin_shard()
 
     def close(self) -> None:
-        """Let go of a shard that an error has left unfinished."""
+        """Close the file of a shard that an error has left unfinished."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
 
     def finish(self) -> StoreFacts:
-        """Close the last shard, sum up, write store.json and failed.csv; return what store.json says.
+        """Close the last shard, add up, write store.json and failed.csv; return what store.json says.
 
         Raises:
             InputError: no file could be read, or all of them are silent.
@@ -196,9 +196,10 @@ class StoreWriter:
                     frames += row["frames"]
                 else:
                     bad[row["path"]] = row["error"]
+        # A file that failed in an earlier job may have been repaired since.
         bad = {path: reason for path, reason in bad.items() if path not in good}
         failures = self._folder / "failed.csv"
-        _write_failures(failures, bad)
+        write_csv(failures, [("path", "reason"), *bad.items()])
         if not good:
             raise InputError(f"none of the {len(bad)} files could be read; the reasons are in {failures}")
         facts = StoreFacts(
@@ -217,40 +218,41 @@ class StoreWriter:
 
 
 class Store:
-    """A finished store, read by crop.
+    """A finished store, from which crops of clips are read.
 
-    Attributes: `front_end`, `statistics`, `frames` (clips,) frames of each clip.
+    Attributes: `front_end`, `statistics`, `frames` (clips,), the number of frames of each clip.
 
     Raises:
-        StoreError: if the folder is no finished store, or a shard is missing or cut off.
+        StoreError: the folder is not a finished store, or a shard is missing or cut off.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         facts = StoreFacts.read(folder)
-        self.front_end, self.statistics, self.hours = facts.front_end, facts.statistics, facts.hours
+        self.front_end, self.statistics = facts.front_end, facts.statistics
         indexes = read_indexes(folder)
-        shards, firsts, frames = [], [], []
-        for number, (path, table) in enumerate(indexes):
-            first, length = (np.asarray(c, dtype=np.int64) for c in _columns(table, "first_frame", "frames"))
+        for path, table in indexes:
             size, expected = _data_bytes(path, table, self.front_end)
             if size != expected:
                 raise StoreError(
                     f"{path.with_suffix('.f16')} has {size} bytes, expected {expected}; prepare the store again"
                 )
-            shards.append(np.full(int((length > 0).sum()), number, dtype=np.int32))
-            firsts.append(first[length > 0])
-            frames.append(length[length > 0])
         self._paths = [path.with_suffix(".f16") for path, _ in indexes]
-        present = sum(int(length.sum()) for length in frames)
+        shards = np.repeat(np.arange(len(indexes)), np.array([len(table) for _, table in indexes], dtype=np.int64))
+        rows = pa.concat_tables([_SCHEMA.empty_table(), *(table for _, table in indexes)])
+        # Files that could not be read have rows of zero frames, and are no clips.
+        frames = rows["frames"].to_numpy()
+        clips = frames > 0
+        self._shard_of, self._first_frame = shards[clips], rows["first_frame"].to_numpy()[clips]
+        self.frames: np.ndarray = frames[clips]
+        present = int(self.frames.sum())
         if not present or present != facts.frames:
             raise StoreError(
                 f"{folder} has shards of {present} frames, expected {facts.frames} (shards lost, or more files "
                 "being added); prepare it again"
             )
-        self._shard_of, self._first_frame = np.concatenate(shards), np.concatenate(firsts)
-        self.frames: np.ndarray = np.concatenate(frames)
-        # Kept open, least recently used closed first: a store may have more shards than a process may have files.
+        # Shards stay open for the next crop. A store may have more shards than a process may have open files, so the
+        # least recently used shard is closed first.
         self._open = lru_cache(_OPEN_SHARDS)(_OpenShard)
 
     def __len__(self) -> int:
@@ -258,12 +260,17 @@ class Store:
 
     @property
     def sha256(self) -> str:
-        """Of what decides crops: front end, statistics, and the clips' lengths in their order."""
+        """A digest of what the crops depend on: front end, statistics, and the clips' lengths in their order."""
         facts = json.dumps([to_dict(self.front_end), to_dict(self.statistics)])
         return hashlib.sha256(facts.encode() + self.frames.astype("<i8").tobytes()).hexdigest()
 
     def read_into(self, out: np.ndarray, clip: int, first_frame: int) -> None:
-        """Fill `out` (frames, mels) float16, C-contiguous, with the clip's frames from `first_frame` on."""
+        """Fill `out` (frames, mels), float16 and C-contiguous, with the clip's frames from `first_frame` on.
+
+        Raises:
+            StoreError: the shard is shorter than its index says.
+        """
+        # `preadv` takes the place as an argument, so that threads can share an open file.
         start = (self._first_frame[clip] + first_frame) * out.shape[1] * _DTYPE.itemsize
         shard = self._open(self._paths[self._shard_of[clip]])
         if os.preadv(shard.descriptor, [out.data], int(start)) != out.nbytes:
@@ -271,18 +278,23 @@ class Store:
 
 
 class _OpenShard:
-    """Closed by whoever uses it last: a reader may still be at it when the cache lets go of it."""
+    """An open file that closes itself after its last use. A reader may still use it when the cache drops it."""
 
     def __init__(self, path: Path):
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
+        # There is no descriptor if the file could not be opened.
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
 
 def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
-    """The index of each closed shard, in order."""
+    """Return the path and the index of each closed shard, in order.
+
+    Raises:
+        StoreError: an index is damaged.
+    """
     indexes = []
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
@@ -301,19 +313,15 @@ def _facts(table: pa.Table) -> dict[str, Any]:
     return json.loads(table.schema.metadata[FORMAT.encode()])
 
 
-def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    return [table.column(name).to_pylist() for name in names]
-
-
 def _data_bytes(index: Path, table: pa.Table, front_end: FrontEndConfig) -> tuple[int, int]:
-    """Bytes of a shard's data: as they are, and as its index has them."""
+    """Return the size of a shard's data in bytes: the true one, and the one that its index implies."""
     data = index.with_suffix(".f16")
-    frames = sum(_columns(table, "frames")[0])
+    frames = int(table["frames"].to_numpy().sum())
     return data.stat().st_size if data.exists() else 0, frames * front_end.mels * _DTYPE.itemsize
 
 
 def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
-    """Whether a shard's data is all there; if not, the shard is deleted."""
+    """Return whether a shard's data is complete. If it is not, the shard is deleted."""
     size, expected = _data_bytes(index, table, front_end)
     if size != expected:
         index.unlink()
@@ -334,13 +342,6 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
 
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:
-    """'hop_samples 160 there, 320 asked for': what differs between two front ends."""
+    """Say what differs between two front ends: 'hop_samples 160 there, 320 asked for'."""
     here = to_dict(expected)
     return ", ".join(f"{k} {v} there, {here[k]} asked for" for k, v in to_dict(found).items() if v != here[k])
-
-
-def _write_failures(path: Path, failures: dict[str, str]) -> None:
-    with atomic_write(path, "w") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "reason"])
-        rows.writerows(failures.items())

@@ -1,14 +1,14 @@
 """Batches of crops from a store, each a pure function of (store, configuration, step).
 
 1. position = step * batch size + row; epoch, k = divmod(position, crops an epoch).
-2. The epoch's order is a permutation from (seed, epoch); entry k of it names a clip.
-3. The crop's offset depends on its position alone: the same for any number of processes and any batch size. It is drawn
-   by a generator for a block of positions, as one for each would take longer than reading the crop.
-4. A clip shorter than the crop is followed by crops of other clips, drawn by a generator of that position, until it is
-   full: no constant is ever shown to the model, and no computation is spent on padding.
-5. Batches (rows, frames, mels) float16 are read ahead by threads and come out in order.
+2. The order of an epoch is a permutation from (seed, epoch). Its entry k names a clip.
+3. The crop's offset depends on its position alone, so it is the same for any number of processes and any batch size.
+   One generator draws the offsets of a block of positions. A generator for each crop would take longer than reading it.
+4. If a clip is shorter than the crop, crops of other clips follow until the crop is full. A generator of that position
+   draws them. So the model never sees a constant, and no computation is spent on padding.
+5. Threads read batches (rows, frames, mels), float16, ahead of time. They come out in order.
 
-So the whole position of the data is one integer, the step.
+So the position in the data is one integer, the step.
 """
 
 from collections import deque
@@ -21,9 +21,10 @@ from melmask.config import DataConfig
 from melmask.corpus.store import Store
 
 _BATCHES_AHEAD_PER_READER = 2
+# These numbers are part of the seeds, so that each purpose has random numbers of its own.
 _ORDER_STREAM, _CROP_STREAM, _FILL_STREAM = 2, 3, 5
 _BLOCK = 1024
-"""Positions whose offsets one generator draws."""
+"""One generator draws the offsets of this many positions."""
 
 
 class CropStream:
@@ -38,17 +39,18 @@ class CropStream:
         self._seed = seed
         self._batch_size = config.batch_size
         self._rows = np.arange(rank, config.batch_size, processes)
+        # A clip is drawn once in an epoch, or as often as crops fit into it if sampling goes by time.
         crops = np.maximum(1, np.rint(store.frames / crop_frames).astype(np.int64))
         self._clip_of = np.arange(len(store)) if config.sampling == "clip" else np.repeat(np.arange(len(store)), crops)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
 
     @property
     def crops_per_epoch(self) -> int:
-        """Crops after which every clip has been drawn (in proportion to its length, if sampled by time)."""
+        """The number of crops in an epoch, in which every clip is drawn (by time: in proportion to its length)."""
         return len(self._clip_of)
 
     def batch(self, step: int) -> np.ndarray:
-        """This process' crops of one step, (rows, crop_frames, mels) float16."""
+        """Return this process' crops of one step, (rows, crop_frames, mels) float16."""
         positions = step * self._batch_size + self._rows
         clips = self._clips_at(positions)
         lengths = self._store.frames[clips]
@@ -63,7 +65,7 @@ class CropStream:
         return out
 
     def batches(self, first_step: int, steps: int, readers: int) -> Generator[np.ndarray, None, None]:
-        """Batches of `steps` steps from `first_step` on, read ahead."""
+        """Yield the batches of `steps` steps from `first_step` on. `readers` threads read them ahead of time."""
         pool = ThreadPoolExecutor(readers)
         ahead: deque[Future[np.ndarray]] = deque()
         try:
@@ -85,13 +87,13 @@ class CropStream:
         return clips
 
     def _draws(self, positions: np.ndarray) -> np.ndarray:
-        """A number from 0 to below 1 for each of some ascending positions."""
+        """Return a random number in [0, 1) for each of some ascending positions."""
         first, last = int(positions[0]) // _BLOCK, int(positions[-1]) // _BLOCK
         keys = ((_CROP_STREAM, self._seed, block) for block in range(first, last + 1))
         return np.concatenate([np.random.default_rng(key).random(_BLOCK) for key in keys])[positions - first * _BLOCK]
 
     def _fill(self, crop: np.ndarray, position: int) -> None:
-        """Fill the rest of a crop whose first clip was too short."""
+        """Fill the rest of a crop, whose first clip was too short, with crops of other clips."""
         rng = np.random.default_rng((_FILL_STREAM, self._seed, position))
         filled = 0
         while filled < len(crop):
@@ -103,7 +105,8 @@ class CropStream:
             filled += taken
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        # Replaced as a whole, so that threads reading neighboring epochs never see half of one.
+        # The pair is replaced as a whole, so that threads in neighboring epochs never mix the number of one with the
+        # order of the other.
         known, order = self._order
         if known != epoch:
             order = np.random.default_rng((_ORDER_STREAM, self._seed, epoch)).permutation(self.crops_per_epoch)

@@ -1,11 +1,10 @@
-"""Features of labeled files for the probes: the model's, and those of two honest baselines."""
+"""Features of labeled files for the probes: the model's, and those of two baselines that any model should beat."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from melmask.downstream.options import ProbeOptions
 from melmask.embedding.assemble import ClipVectors
@@ -14,6 +13,7 @@ from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.embedding.extract import decoded_groups
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.errors import InputError
+from melmask.geometry import StepGrid
 from melmask.labels.tables import LabelTable, keep_rows
 from melmask.settings import to_dict
 from melmask.system.progress import track
@@ -52,11 +52,10 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
     for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
-        if error is None:
-            for representation, vector in vectors.items():
-                rows[representation].append(vector)
-        else:
+        if error is not None:
             errors[path] = error
+        for representation, vector in vectors.items():
+            rows[representation].append(vector)
     readable = np.array([path not in errors for path in paths])
     if not readable.any():
         reason = next(iter(errors.values()))
@@ -72,48 +71,26 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
 def _vectors_of_files(
     networks: dict[str, AudioEncoder], paths: Sequence[Path], choice: FeatureChoice
 ) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
-    """Yield (path, representation -> vector, error) of each file, in order."""
-    # All networks have the same front end and step grid.
+    """Yield (path, representation -> vector, error) of each file, in order. A file with an error has no vectors."""
+    # All networks have the same front end and step grid, so each file is decoded and cut once.
     model = networks[PRETRAINED]
     grid = model.step_grid()
 
-    def new_clip() -> tuple["BandStatistics", dict[str, ClipVectors]]:
-        return BandStatistics(), {name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}
+    def new_clip() -> dict[str, ClipVectors]:
+        # For the log-mel baseline each frame is a step, and the bands of a frame are its vector.
+        bands = ClipVectors(StepGrid(patch_frames=1, hop_frames=1), keep_frames=False, scene="mean+std")
+        return {LOGMEL: bands, **{name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}}
 
-    bands, clips = new_clip()
+    clip = new_clip()
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
         encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
+        encoded[LOGMEL] = iter([logmel.T.cpu().numpy() for logmel in logmels])
         for piece in pieces:
             if piece.logmel is not None:
-                bands.add(piece.logmel)
-                for name, clip in clips.items():
-                    clip.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
-            if not piece.last:
-                continue
-            if piece.error is None:
-                scenes = {name: clip.scene() for name, clip in clips.items()}
-                yield piece.path, {LOGMEL: bands.result(), **scenes}, None
-            else:
-                yield piece.path, {}, piece.error
-            bands, clips = new_clip()
-
-
-class BandStatistics:
-    """Mean and standard deviation over time of each mel band, fed piece by piece: the cheap baseline."""
-
-    def __init__(self) -> None:
-        self._frames, self._sum, self._squares = 0, np.zeros(()), np.zeros(())
-
-    def add(self, logmel: Tensor) -> None:
-        """Take in (mels, frames)."""
-        values = logmel.cpu().numpy().astype(np.float64)
-        self._frames += values.shape[1]
-        self._sum = self._sum + values.sum(1)
-        self._squares = self._squares + (values**2).sum(1)
-
-    def result(self) -> np.ndarray:
-        """(2 * mels,) float32: means, then standard deviations."""
-        mean = self._sum / self._frames
-        variance = np.maximum(self._squares / self._frames - mean**2, 0)
-        return np.concatenate([mean, np.sqrt(variance)]).astype(np.float32)
+                for name, vectors in clip.items():
+                    vectors.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
+            if piece.last:
+                scenes = {name: vectors.scene() for name, vectors in clip.items()} if piece.error is None else {}
+                yield piece.path, scenes, piece.error
+                clip = new_clip()

@@ -1,7 +1,7 @@
 """From probabilities per time step to events, and the scores of events.
 
-Events are made as the HEAR kit makes them (heareval 2021.1.3, create_events_from_prediction). The scores are those of
-sed_eval 0.2.1 (Mesaros et al., Applied Sciences 6(6), 2016) with the kit's settings.
+Events are found as in the HEAR kit (heareval 2021.1.3, create_events_from_prediction). The scores are those of sed_eval
+0.2.1 (Mesaros et al., Applied Sciences 6(6), 2016) with the kit's settings.
 """
 
 import math
@@ -19,7 +19,11 @@ _EPSILON = float(np.spacing(1))
 
 
 class _Collar(NamedTuple):
-    """How near an event has to be: onset_s, and for offsets too the larger of onset_s and a share of its length."""
+    """How near an event has to be. Onsets may differ by `onset_s`.
+
+    With `offset_share`, offsets count too, and may differ by that share of the true event's length or by `onset_s`,
+    whichever is larger.
+    """
 
     onset_s: float
     offset_share: float | None = None
@@ -44,27 +48,28 @@ def events_of(
     min_duration: float = 60.0,
     threshold: float = 0.5,
 ) -> list[Event]:
-    """Events of one file: runs of steps whose median-filtered probability is above the threshold.
+    """Return the events of one file: runs of steps whose median-filtered probability is above the threshold.
 
     Args:
-        probabilities: Of each class at each step, in [0, 1].
-        times_ms: Centers of the steps, ascending.
-        labels: Names of the classes.
-        median_filter_ms: Width of the filter; rounded to steps, 0 for none.
-        min_duration: Least time between an event's first and last step, ms.
-        threshold: What a probability has to exceed.
+        probabilities: The probability of each class at each step, in [0, 1].
+        times_ms: The centers of the steps, ascending.
+        labels: The names of the classes.
+        median_filter_ms: The width of the filter, which is rounded to steps; 0 switches it off.
+        min_duration: The least time between an event's first and last step, in ms.
+        threshold: The value that a probability has to exceed.
 
     Returns:
-        Events in the order of their starts, which are the times of their first steps; they end at their last.
+        Events in the order of their starts. An event starts at the time of its first step and ends at that of its last.
     """
     active = probabilities > threshold
-    # The kit takes the mean spacing of the steps for the filter's width.
+    # As in the kit, the mean spacing of the steps decides how many steps the filter has.
     spacing_ms = float(np.mean(np.diff(times_ms))) if len(times_ms) > 1 else math.inf
     width = round(median_filter_ms / spacing_ms)
     if width:
         active = _majority(active, width)
     edges = np.diff(np.pad(active.astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    # Transposed, the runs come class by class, so that their starts and ends come in pairs.
+    # A run begins at an edge of 1, and ends before an edge of -1. In the transposed array the runs come class by class,
+    # so that starts and ends come in pairs.
     classes, starts = np.nonzero(edges.T == 1)
     ends = np.nonzero(edges.T == -1)[1] - 1
     start_ms, end_ms = times_ms[starts], times_ms[ends]
@@ -77,21 +82,23 @@ def events_of(
 
 
 def _majority(active: Bool[np.ndarray, "steps classes"], width: int) -> Bool[np.ndarray, "steps classes"]:
-    """Whether the median of a window is above the threshold: most of its values are, which is quicker than sorting.
+    """Return whether the median of each window of `width` steps is above the threshold.
 
-    The window, its mirrored borders and its upper median where `width` is even are scipy.ndimage.median_filter's.
+    It is if most values of the window are, which is quicker to find than the median itself. As in
+    scipy.ndimage.median_filter, borders are mirrored and the upper median counts if `width` is even.
     """
     before, after = width // 2, width - width // 2 - 1
     padded = np.pad(active, ((before, after), (0, 0)), mode="symmetric")
+    # The difference of two running sums is the sum of a window, whatever its width.
     sums = np.cumsum(np.pad(padded, ((1, 0), (0, 0))), axis=0, dtype=np.int64)
     return sums[width:] - sums[:-width] >= width - width // 2
 
 
 def event_score(metric: str, predicted: Events, reference: Events, labels: Sequence[str]) -> dict[str, float]:
-    """One metric over the files of `predicted`, its main part first.
+    """Return the parts of one metric over the files of `predicted`, the main part first.
 
-    event_*_fms: f_measure, precision and recall of events matched one to one, per file and label, as many as can be:
-    NaN where there are none to count.  segment_1s_er: error_rate over segments of a second.
+    event_*_fms: f_measure, precision and recall. In each file and label as many events as possible are matched one to
+    one. A part is NaN if there is nothing to count.  segment_1s_er: error_rate over segments of one second.
 
     Raises:
         MissingExtraError: scikit-learn, with which SciPy comes, is not installed.
@@ -113,7 +120,7 @@ def event_score(metric: str, predicted: Events, reference: Events, labels: Seque
 
 
 def _matches(predicted: Sequence[Event], reference: Sequence[Event], collar: _Collar) -> int:
-    """The largest number of pairs of a predicted and a true event of one label, near enough."""
+    """Return the largest number of pairs of a predicted and a true event of one label that are near enough."""
     try:
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -121,14 +128,14 @@ def _matches(predicted: Sequence[Event], reference: Sequence[Event], collar: _Co
         raise MissingExtraError("scikit-learn", "eval") from None
     if not reference:
         return 0
-    # Times become seconds before they are compared, so that they round at the edge of the collar as in the kit.
+    # Times are compared in seconds, so that rounding at the edge of the collar is the same as in the kit.
     guess_start, guess_end, true_start, true_end = (
         np.array([getattr(event, key) for event in events]) / 1000.0
         for events in (predicted, reference)
         for key in ("start_ms", "end_ms")
     )
-    # Labels become numbers, which compare in one step: with hundreds of events a file, comparing label by label took
-    # most of the time.
+    # Labels become numbers, which NumPy compares in one step. With hundreds of events in a file, comparing one label at
+    # a time took most of the time.
     numbers = {event.label: number for number, event in enumerate(reference)}
     guess_label, true_label = (
         np.array([numbers.get(event.label, -1) for event in events]) for events in (predicted, reference)
@@ -143,7 +150,7 @@ def _matches(predicted: Sequence[Event], reference: Sequence[Event], collar: _Co
 
 
 def _segment_error_rate(predicted: Events, reference: Events, labels: Sequence[str]) -> float:
-    """(substitutions + deletions + insertions) / true labels, counted in each second of each file."""
+    """Return (substitutions + deletions + insertions) / true labels, counted in each second of each file."""
     numbers = {label: number for number, label in enumerate(labels)}
     errors = true = 0
     for name, events in predicted.items():
@@ -151,11 +158,12 @@ def _segment_error_rate(predicted: Events, reference: Events, labels: Sequence[s
         last_s = max((event.end_ms / 1000.0 for event in (*events, *truth)), default=0.0)
         segments = math.ceil(last_s / _SEGMENT_S)
         guessed_roll, true_roll = (_roll(found, segments, numbers) for found in (events, truth))
-        # A missed label and a wrong one make a substitution; what is left are deletions or insertions.
+        # A missed label and a wrong one together are a substitution. The rest are deletions or insertions. So the
+        # errors of a second are the larger of the two counts.
         missed, wrong = (true_roll & ~guessed_roll).sum(1), (guessed_roll & ~true_roll).sum(1)
         errors += int(np.maximum(missed, wrong).sum())
         true += int(true_roll.sum())
-    # sed_eval adds this epsilon, so that a file without events gives a number.
+    # sed_eval adds this epsilon, so that files without events have a score as well.
     return errors / (true + _EPSILON)
 
 

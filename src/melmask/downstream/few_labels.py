@@ -3,20 +3,20 @@
 1. Every clip's features are computed once, as for `melmask probe`, and its splits are made as there.
 2. A draw puts each class's training clips of a split into a random order, in which clips of different groups (speakers,
    recordings) come first. The first n of it are the n labeled clips, so more labels always include the fewer. A class
-   with fewer than n gives all it has. Valid and test clips are never drawn.
+   with fewer than n clips gives all it has. Valid and test clips are never drawn.
 3. A linear probe (logistic regression, C = 1) and k-NN are fitted to the drawn clips and judged on the split's test
    clips. k is min(10, n): 1-NN for one label, and never more neighbors than a class has labels. Features are scaled by
-   the mean and std of all the split's training clips, labeled or not: few labels seldom mean few clips, and from two
-   clips alone, one a class, no scale can be had.
-4. "all" takes every training clip, once, and so is the score of `melmask probe`.
+   the mean and std of all the split's training clips, labeled or not. Few labels seldom mean few clips, and two clips
+   alone, one of each class, give no scale.
+4. "all" takes every training clip once, which gives the score of `melmask probe`.
 
-A draw's accuracy is its mean over the splits. `accuracy` is the mean of that over draws, `interval_95` its t-interval
-(draws - 1 degrees of freedom). That covers which clips happened to be drawn, not which happened to be in the table: the
-same test clips judge every draw, and draws of a small class share clips. `test_interval_95`, the binomial one of
-`melmask probe`, is about how many clips were tested.
+A draw's accuracy is its mean over the splits. `accuracy` is the mean of that over draws, and `interval_95` is its
+t-interval (draws - 1 degrees of freedom). The interval covers which clips were drawn by chance. It does not cover which
+clips are in the table: the same test clips judge every draw, and draws of a small class share clips.
+`test_interval_95`, the binomial interval of `melmask probe`, covers how many clips were tested.
 """
 
-import csv
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Float, Int, Int64
 
 from melmask.downstream.baselines import features_of_task
-from melmask.downstream.curves import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, csv_rows
 from melmask.downstream.options import ALL, FewLabelsOptions
 from melmask.downstream.probe import (
+    earlier_equals,
     logistic_predictions,
     neighbor_votes,
     standardize,
@@ -35,12 +35,13 @@ from melmask.downstream.probe import (
     wilson_interval,
 )
 from melmask.downstream.probing import CLASSIFIERS, read_tables
+from melmask.downstream.records import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, curve_rows
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, MissingExtraError
 from melmask.figures.few_labels import save_few_labels_picture
 from melmask.labels.splits import Split, leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables
-from melmask.system.files import atomic_write, ensure_folder, write_json
+from melmask.system.files import ensure_folder, write_csv, write_json
 from melmask.system.progress import track
 
 MOST_NEIGHBORS = 10
@@ -52,15 +53,19 @@ def few_label_curves(
 ) -> FewLabelsReport:
     """Judge `model` and the two baselines on each table, which names its task, with few labels.
 
-    Writes few-labels.json, few-labels.csv and a picture few-labels-TASK.png for each task to `out`; the files grow by
-    a task at a time. Draw d is seeded by (seed, d). Returns what few-labels.json holds.
+    Writes few-labels.json, few-labels.csv and a picture few-labels-TASK.png for each task to `out`. The files are
+    written after each task. Draw d is seeded by (seed, d). Returns what few-labels.json holds.
 
     Raises:
         InputError: a table cannot be used, or none of its files can be read.
         OutputError: `out` cannot be written to.
         MissingExtraError: scikit-learn or matplotlib is not installed.
     """
-    _check_libraries()
+    try:
+        import sklearn.linear_model  # noqa: F401
+    except ImportError:
+        # The fits would fail as well, but only after all files have been decoded.
+        raise MissingExtraError("scikit-learn", "eval") from None
     tables = read_tables(label_files, options)
     # Unusable tables are refused before hours are spent on the files of others.
     for table in tables.values():
@@ -84,11 +89,10 @@ def few_label_curves(
 
     for name, curves in judged_tables(tables, judge, report.failed):
         report.tasks[name] = curves
-        save_few_labels_picture(out / f"few-labels-{name}.png", name, asdict(curves))
+        save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
         write_json(out / "few-labels.json", asdict(report))
-        with atomic_write(out / "few-labels.csv", "w") as file:
-            csv.writer(file).writerows(csv_rows(report.tasks))
-    # Once more, as the last table may have failed.
+        write_csv(out / "few-labels.csv", curve_rows(report.tasks))
+    # The report is written once more, as the last table may have failed.
     write_json(out / "few-labels.json", asdict(report))
     return report
 
@@ -122,10 +126,6 @@ def curves_of_features(
     numbers += [ALL] if len(numbers) < len(asked) else []
     accuracies = _judge(features, table, splits, numbers, options, title)
     tested = len(np.unique(np.concatenate([split.test for split in splits])))
-    scores = {
-        name: {judge: [_score(per_number[n], tested) for n in numbers] for judge, per_number in of_features.items()}
-        for name, of_features in accuracies.items()
-    }
     return TaskCurves(
         clips=len(labels),
         classes=classes,
@@ -134,45 +134,34 @@ def curves_of_features(
         leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
         same_as_all=same_as_all,
         points=[_point(n, counts, table.class_names, draws) for n in numbers],
-        scores=scores,
+        scores={
+            name: {judge: [_score(accuracies[name, judge, n], tested) for n in numbers] for judge in CLASSIFIERS}
+            for name in features
+        },
     )
 
 
 def draw_order(
     labels: Int[np.ndarray, " rows"], groups: Int[np.ndarray, " rows"] | None, generator: np.random.Generator
 ) -> Int64[np.ndarray, " rows"]:
-    """Each row's place, from 0, in a random order of its class's rows: those below n are a draw of n per class.
+    """Return each row's place, from 0, in a random order of its class's rows. Places below n are a draw of n per class.
 
-    With `groups` no group gives a class its second row before each group has given one, if it has one.
+    With `groups` no group gives a class its second row before each group with rows of that class has given one.
     """
     order = generator.permutation(len(labels))
     if groups is not None:
-        order = order[np.argsort(_turns((labels * (groups.max() + 1) + groups)[order]), kind="stable")]
+        # One number stands for a class and group together. All first rows of a group come before all second ones.
+        pairs = labels * (groups.max() + 1) + groups
+        order = order[np.argsort(earlier_equals(pairs[order]), kind="stable")]
     places = np.empty(len(labels), dtype=np.int64)
-    places[order] = _turns(labels[order])
+    places[order] = earlier_equals(labels[order])
     return places
 
 
 def draw_interval(accuracies: Float[np.ndarray, " draws"]) -> tuple[float, float] | None:
-    """95 % t-interval of the mean over draws, cut to [0, 1]; None for a single draw, which says nothing of others."""
+    """Return the 95 % t-interval of the mean over draws, cut to [0, 1]; None for a single draw, which has no spread."""
     interval = t_interval(accuracies)
     return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
-
-
-def _check_libraries() -> None:
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
-
-
-def _turns(values: np.ndarray) -> np.ndarray:
-    """How many equal values stand before each value."""
-    by_value = np.argsort(values, kind="stable")
-    ordered = values[by_value]
-    turns = np.empty(len(values), dtype=np.int64)
-    turns[by_value] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
-    return turns
 
 
 def _judge(
@@ -182,22 +171,21 @@ def _judge(
     numbers: list[int | str],
     options: FewLabelsOptions,
     title: str,
-) -> dict[str, dict[str, dict[int | str, np.ndarray]]]:
-    """Accuracies (draws, splits) of each representation, classifier and number of labels."""
+) -> dict[tuple[str, str, int | str], np.ndarray]:
+    """Return the accuracies (draws, splits) of each representation, classifier and number of labels."""
     labels = table.label_indices
+    # The numbers of groups, from 0, instead of their names.
     groups = None if table.groups is None else np.unique(table.groups, return_inverse=True)[1]
     rounds = {n: 1 if n == ALL else options.draws for n in numbers}
-    scores = {
-        name: {judge: {n: np.zeros((rounds[n], len(splits))) for n in numbers} for judge in CLASSIFIERS}
-        for name in features
-    }
+    keys = itertools.product(features, CLASSIFIERS, numbers)
+    scores = {(name, judge, n): np.zeros((rounds[n], len(splits))) for name, judge, n in keys}
 
     def fits() -> Iterator[None]:
         for name, rows in features.items():
             for column, split in enumerate(splits):
                 for n, row, accuracies in _accuracies(rows, labels, groups, split, (options.seed, column), rounds):
                     for judge, accuracy in accuracies.items():
-                        scores[name][judge][n][row, column] = accuracy
+                        scores[name, judge, n][row, column] = accuracy
                     yield
 
     for _ in track(fits(), len(features) * len(splits) * sum(rounds.values()), title, "fit"):
@@ -213,7 +201,10 @@ def _accuracies(
     seed: tuple[int, int],
     rounds: Mapping[int | str, int],
 ) -> Iterator[tuple[int | str, int, dict[str, float]]]:
-    """(number, draw, classifier -> accuracy) on one split's test rows; equal draws for every representation."""
+    """Yield (number, draw, classifier -> accuracy) on one split's test rows.
+
+    The draws depend on the seed and the labels only, so they are the same for every representation.
+    """
     train, test = standardize(rows[split.train], rows[split.test])
     train_labels, truth = labels[split.train], labels[split.test]
     of_train = None if groups is None else groups[split.train]
@@ -232,8 +223,8 @@ def _accuracies(
 
 def _predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     if len(train) < train.shape[1]:
-        # The optimum's weights lie in the span of the training rows: turning that onto the first axes changes nothing
-        # but the time, which is a fifth with 100 rows of 960 features.
+        # The optimum's weights lie in the span of the training rows. Turning that span onto the first axes leaves the
+        # predictions as they are, and 100 rows of 960 features take a fifth of the time.
         axes, _ = np.linalg.qr(train.T)
         train, test = train @ axes, test @ axes
     return logistic_predictions(train, train_labels, test)

@@ -16,19 +16,20 @@ _SEMITONES = 12
 def scene_score(
     metric: str, probabilities: Float[np.ndarray, "rows classes"], targets: Bool[np.ndarray, "rows classes"]
 ) -> float:
-    """One metric of multiclass or multilabel predictions.
+    """Return one metric of multiclass or multilabel predictions.
 
-    top1_acc, pitch_acc: share of rows whose largest probability is at the (first) target.  chroma_acc: the same with
-    class numbers modulo 12.  mAP: average precision, mean over classes; one without positives counts 0.  aucroc: area
-    under the ROC curve, mean over classes.  d_prime: mean over classes of sqrt(2) times the probit of the area.
+    top1_acc, pitch_acc: the share of rows whose largest probability is at the (first) target.  chroma_acc: the same
+    with class numbers modulo 12.  mAP: the average precision, mean over classes; a class without positives counts 0.
+    aucroc: the area under the ROC curve, mean over classes.  d_prime: the mean over classes of sqrt(2) times the probit
+    of the area.
 
     Returns:
-        The score; NaN for aucroc and d_prime if a class has no positives or no negatives or a probability is not
-        finite, infinite d_prime where a class is separated perfectly.
+        The score. aucroc and d_prime are NaN if a class has no positives or no negatives, or a probability is not
+        finite. d_prime is infinite if a class is separated perfectly.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
-        ValueError: mAP of probabilities that are not finite, as in the kit.
+        ValueError: mAP is asked of probabilities that are not finite. The kit raises it, too.
     """
     assert metric in SCENE_METRICS, metric
     if metric in ("top1_acc", "pitch_acc"):
@@ -41,32 +42,33 @@ def scene_score(
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
     with warnings.catch_warnings():
-        # Scikit-learn warns of classes without positives, which are treated as the docstring says.
+        # Scikit-learn warns of classes without positives; the docstring says how they count.
         warnings.simplefilter("ignore")
         if metric == "mAP":
             return float(average_precision_score(targets, probabilities, average="macro"))
-        # The area is undefined for a class without positives or without negatives, and then so is the mean.
+        # A class without positives or without negatives has no area, so the mean is undefined as well.
         if not (targets.any(0) & ~targets.all(0)).all() or not np.isfinite(probabilities).all():
             return math.nan
         if metric == "aucroc":
             return float(roc_auc_score(targets, probabilities, average="macro"))
-        # For a single class scikit-learn gives a number instead of an array.
+        # For a single class scikit-learn returns a number instead of an array.
         areas = np.atleast_1d(roc_auc_score(targets, probabilities, average=None))
         return float(np.mean(ndtri(areas) * math.sqrt(2)))
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of a scene or event metric is better: true of all but error rates."""
+    """Return whether a larger value of a scene or event metric is better, which holds for all but error rates."""
     return metric not in _SMALLER_IS_BETTER
 
 
 def confusion_counts(
     truth: Int[np.ndarray, " rows"], predicted: Int[np.ndarray, " rows"], classes: int
 ) -> Int64[np.ndarray, "classes classes"]:
-    """Count the rows of each true class (row) by the class they were taken for (column).
+    """Count the rows by true class (row of the result) and predicted class (column).
 
-    Rows with the prediction -1, which nothing was said of, are left out.
+    Rows with the prediction -1 were not tested and are left out.
     """
     tested = predicted >= 0
+    # Each pair of classes has a number of its own, so that one `bincount` counts all pairs.
     cells = truth[tested] * classes + predicted[tested]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)

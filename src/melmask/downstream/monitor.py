@@ -1,7 +1,7 @@
 """What a pre-training run reports of its features as it goes: their rank, and a k-NN score on labeled files.
 
 Both are training hooks. They read the model, never change it, and draw nothing from a global generator, so a run with
-them equals one without. A model whose vectors are not finite gets no numbers: the training loop itself ends such a run.
+them equals a run without them. A model whose vectors are not finite gets no numbers; the training loop ends such a run.
 """
 
 import copy
@@ -18,10 +18,10 @@ from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
-from melmask.downstream.probe import knn_probe
-from melmask.embedding.assemble import FRAMES_TOGETHER, ClipVectors
+from melmask.downstream.probe import earlier_equals, knn_probe
+from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
-from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
@@ -39,15 +39,16 @@ _RANK_EPSILON = 1e-7
 
 
 def rankme(vectors: Float[np.ndarray, "rows dims"]) -> float:
-    """RankMe, the effective rank of features: exp(-sum p_k ln p_k), p_k = s_k / sum(s) + 1e-7.
+    """Return RankMe, the effective rank of features: exp(-sum p_k ln p_k), p_k = s_k / sum(s) + 1e-7.
 
-    s are the singular values of `vectors` as they are: nothing is centered, so a mean that all rows share counts as
-    one strong direction and lowers the rank. Between 1 (all rows parallel) and min(rows, dims); 0 for zeros only.
+    s are the singular values of `vectors` as they are. Nothing is centered, so a mean that all rows share counts as
+    one strong direction and lowers the rank. The rank lies between 1 (all rows parallel) and min(rows, dims); it is 0
+    if all values are 0.
 
     Source: Garrido et al., RankMe, ICML 2023 (arXiv 2210.02885), equations 1 and 2.
 
     Args:
-        vectors: finite, at least one row.
+        vectors: finite numbers, at least one row.
     """
     singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
     if not singular.any():
@@ -59,10 +60,10 @@ def rankme(vectors: Float[np.ndarray, "rows dims"]) -> float:
 class FeatureRank:
     """A training hook: {"feature_rank": RankMe} of up to 512 units, the same ones every time, and how many they are.
 
-    They lie evenly over all the sound of the store, so a few long recordings give as many as many short ones. A unit's
-    vector is the mean of its tokens over frequency and time (pooling 'mean'). The rank cannot exceed
-    min(units, width), and it grows with their number (the paper takes 25,600): compare steps and runs on one store, not
-    with published figures.
+    The units lie evenly over all the sound of the store, so a few long recordings give as many units as many short
+    ones. A unit's vector is the mean of its tokens over frequency and time (pooling 'mean'). The rank cannot exceed
+    min(units, width), and it grows with the number of units (the paper takes 25,600). Compare steps and runs on one
+    store, not with published figures.
     """
 
     def __init__(self, store: Store, config: PretrainConfig):
@@ -74,32 +75,37 @@ class FeatureRank:
             self._logmels.append(torch.from_numpy(crop).T)
 
     def __call__(self, state: StepState) -> dict[str, float]:
-        """The rank of the units' vectors under the model of this step."""
+        """Return the rank of the units' vectors under the model of this step."""
         vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice(pooling="mean"))
         return {"feature_rank": rankme(vectors), "rank_units": len(vectors)} if np.isfinite(vectors).all() else {}
 
 
 def _even_units(frames: np.ndarray, unit_frames: int, most: int) -> list[tuple[int, int]]:
-    """(clip, first frame) of at most `most` different units, evenly over clips of `frames` each, one after another."""
+    """Return (clip, first frame) of at most `most` different units, evenly over clips of `frames` (clips,) frames."""
+    # The clips are laid one after another, and cut into `most` equal stretches. A unit starts in the middle of each, or
+    # earlier where its clip would end too soon.
     ends = np.cumsum(frames)
     at = ((np.arange(most) + 0.5) * ends[-1] / most).astype(np.int64)
     clips = np.searchsorted(ends, at, side="right")
     firsts = np.minimum(at - (ends - frames)[clips], np.maximum(frames[clips] - unit_frames, 0))
+    # In a short clip several stretches may give the same unit.
     return list(dict.fromkeys(zip(clips.tolist(), firsts.tolist(), strict=True)))
 
 
 class NearestNeighbors:
     """A training hook: {"knn_accuracy": top-1 accuracy, 0 to 1} of `knn_probe` on scene vectors of labeled files.
 
-    Rows marked `test` play no part: their files are not even opened, so a run may be steered by this score without
+    Rows marked `test` are not used and their files are not opened, so a run may be steered by this score without
     spoiling the test. If the other rows are marked train and valid, train rows vote on valid rows. Otherwise they are
-    held out in turn by the scheme 'auto' of `make_splits`: their folds, or five parts by group, or five random parts;
-    the score is the mean over the parts. A table without a `split` column marks no row as test, so all its rows count.
+    held out in turn by the scheme 'auto' of `make_splits`: their folds, or five parts by group, or five random parts.
+    Then the score is the mean over the parts. A table without a `split` column has no test rows, so all its rows count.
 
-    Files are decoded once, here; of a file longer than 30 s only its first 30 s count. Vectors are those of
-    `AudioEncoder.embed` with its default pooling, but for float16 rounding of the log-mel and the run's precision.
+    Files are decoded once, when the hook is made. Only the first 30 s of a file count. Vectors are those of
+    `AudioEncoder.embed` with its default pooling, except that the log-mel is rounded to float16 and the run's precision
+    is used.
 
-    Attributes: `errors` (path -> reason of the files that could not be read and are left out), `clips` (those used).
+    Attributes: `errors` (path -> reason of the files that could not be read and are left out), `clips` (how many files
+    are used).
     """
 
     def __init__(
@@ -115,19 +121,20 @@ class NearestNeighbors:
         """Read the table and decode its files, with progress on standard error.
 
         Args:
-            labels: CSV as `read_labels` takes it.
-            store: what the run trains on; the files get its front end.
-            config: of the run.
-            audio_root: where relative paths start.
-            limit: at most so many rows, drawn at random; as many valid as train rows while there are enough.
-            seed: of the draw and of random parts.
+            labels: A CSV file as `read_labels` takes it.
+            store: What the run trains on; the files get its front end.
+            config: The configuration of the run.
+            audio_root: The folder where relative paths start.
+            limit: At most so many rows are drawn at random; as many valid as train rows while there are enough.
+            seed: The seed of the draw and of random parts.
 
         Raises:
-            InputError: an unusable table, no way to hold rows out, or no readable file.
+            InputError: the table cannot be used or held out in parts, or no file can be read.
             MissingExtraError: scikit-learn is needed to hold out by group or at random.
         """
         table = _sample(_without_test(read_labels(labels, audio_root)), limit, seed)
-        _held_out(labels, table, seed)  # a table that cannot be used is refused before its files are decoded
+        # A table that cannot be used is refused before its files are decoded.
+        _held_out(labels, table, seed)
         self._hardware = config.hardware
         self._logmels, self.errors = _read_logmels(table.paths, store.front_end, f"read {labels.name}")
         if not self._logmels:
@@ -139,7 +146,7 @@ class NearestNeighbors:
         self.clips = len(self._labels)
 
     def __call__(self, state: StepState) -> dict[str, float]:
-        """The score of the model of this step."""
+        """Return the score of the model of this step."""
         vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice())
         if not np.isfinite(vectors).all():
             return {}
@@ -147,10 +154,10 @@ class NearestNeighbors:
 
 
 def _encoder(state: StepState, hardware: HardwareConfig) -> AudioEncoder:
-    """The model of the moment, where the run computes and in its precision."""
+    """Return the model of this step, on the run's device and in its precision."""
     device = next(state.model.parameters()).device
     precision = "bf16" if pick_precision(hardware, device) == torch.bfloat16 else "fp32"
-    # A copy: the encoder freezes the model it is given.
+    # The encoder freezes the model that it gets, so it gets a copy.
     return AudioEncoder(copy.deepcopy(state.model), state.card, device=str(device), precision=precision)
 
 
@@ -164,43 +171,41 @@ def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], choice: Feat
 
 
 def _without_test(table: LabelTable) -> LabelTable:
-    """The rows not marked test; of a train and a valid part, valid takes the place of test for `make_splits`."""
+    """Return the rows not marked test. If they are train and valid rows, `make_splits` will test on the valid ones."""
     if table.splits is None:
         return table
     table = keep_rows(table, np.array(table.splits) != "test")
     if set(table.splits or ()) == {"train", "valid"}:
         roles = ["test" if split == "valid" else "train" for split in table.splits or ()]
-        # 'auto' would prefer folds.
+        # The folds are dropped, as the scheme 'auto' would prefer them.
         return replace(table, splits=roles, folds=None)
     return table
 
 
 def _sample(table: LabelTable, limit: int, seed: int) -> LabelTable:
-    """At most `limit` rows, drawn from each part of the split in turn: a small valid part is not thinned out."""
+    """Draw at most `limit` rows from each part of the split in turn, so that a small valid part is kept whole."""
     rows = len(table.paths)
     order = np.random.default_rng(seed).permutation(rows)
     parts = np.array(table.splits or [""] * rows)[order]
-    turns = np.empty(rows, dtype=np.int64)
-    for part in set(parts):
-        members = np.flatnonzero(parts == part)
-        turns[members] = np.arange(len(members))
+    # The first rows of all parts come before their second rows, and so on.
+    in_turn = order[np.argsort(earlier_equals(parts), kind="stable")]
     keep = np.zeros(rows, dtype=bool)
-    keep[order[np.argsort(turns, kind="stable")[:limit]]] = True
+    keep[in_turn[:limit]] = True
     return keep_rows(table, keep)
 
 
 def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
-    """How the rows are held out.
+    """Return how the rows are held out.
 
     Raises:
-        InputError: there are no rows, or no way.
+        InputError: there are no rows, or they cannot be held out.
     """
     if not table.paths:
         raise InputError(f"{labels} has only test rows, which a running score must not use; mark some train and valid")
     try:
         return make_splits(table, "auto", seed)
     except InputError as error:
-        # What follows the semicolon is for those who can choose a scheme.
+        # After the semicolon the error advises another scheme, which a run cannot choose.
         reason = str(error).split(";")[0]
         raise InputError(
             f"{labels} has {len(table.paths)} usable rows (not marked test, readable), which cannot be held out in "
@@ -209,7 +214,7 @@ def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
 
 
 def _read_logmels(paths: Sequence[Path], front_end: FrontEndConfig, title: str) -> tuple[list[Tensor], dict[Path, str]]:
-    """The log-mels of the readable files in order, and why the others could not be read."""
+    """Return the log-mels of the readable files in order, and why the others could not be read."""
     transform = LogMelSpectrogram(front_end)
     logmels, errors = [], {}
     for path in track(paths, len(paths), title):
@@ -222,7 +227,7 @@ def _read_logmels(paths: Sequence[Path], front_end: FrontEndConfig, title: str) 
 
 @torch.inference_mode()
 def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
-    """(mels, frames) float16 of the file's first 30 s."""
+    """Return the log-mel (mels, frames), float16, of the file's first 30 s."""
     rate_hz = transform.config.sample_rate_hz
     longest = frames_of_samples(round(LONGEST_S * rate_hz), transform.config)
     blocks, frames = [], 0
@@ -231,16 +236,16 @@ def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
         frames += block.shape[1]
         if frames >= longest:
             break
-    # Its own memory, not a view that keeps what was cut off.
+    # A view would keep the memory of what was cut off.
     return torch.cat(blocks, dim=1)[:, :longest].clone()
 
 
 def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_root: Path | None = None) -> list[Hook]:
-    """What looks at a run as it goes: reconstructions, feature rank and, if there are labeled files, a k-NN score.
+    """Return the hooks that watch a run: reconstructions, feature rank and, with labeled files, a k-NN score.
 
     Raises:
         InputError: the label table cannot be used.
-        ConfigError: there is one, but the configuration says never to look.
+        ConfigError: there is a label table, but the configuration switches monitoring off.
     """
     if not config.run.picture_interval_steps:
         if labels is not None:

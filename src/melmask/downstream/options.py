@@ -1,4 +1,4 @@
-"""What `melmask probe` and `melmask few-labels` can be told, without PyTorch: their command lines come from here."""
+"""The options of `melmask probe` and `few-labels`. Command lines are built from them, so PyTorch is not imported."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

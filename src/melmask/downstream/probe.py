@@ -18,10 +18,11 @@ GRADIENT_TOLERANCE = 1e-5
 MAX_ITERATIONS = 2000
 # A feature that varies by no more than float32 rounding is constant: scaling it up would make noise count.
 CONSTANT_RELATIVE_STD = 1e-6
-# Neighbors that point away vote with this, so that a row without any near one gets a label too.
+# Neighbors of negative similarity vote with this weight, so that a row without a near neighbor gets a label too.
 MIN_VOTE = 1e-6
-# So many test rows are compared at a time: the similarities of 100,000 rows with each other would fill 40 GB.
+# This many test rows are compared at a time. The similarities of 100,000 rows with each other would fill 40 GB.
 KNN_CHUNK_ROWS = 1024
+# Between minus and plus this many standard deviations lies 95 % of a normal distribution.
 NORMAL_QUANTILE_95 = 1.959964
 
 Classify = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -31,11 +32,11 @@ class ProbeScore(NamedTuple):
     """Top-1 accuracy of one probe on held-out rows; accuracies are shares between 0 and 1.
 
     Attributes:
-        accuracies: of each split's test rows, in the order of the splits.
-        mean: of `accuracies`, each split counting alike.
-        std: of `accuracies` (divided by splits - 1); None for a single split, which has no spread.
-        predictions: predicted class index of each row, -1 where no split tests it.
-        tested: how many rows were tested, a row counted once per split that tests it.
+        accuracies: the accuracy on each split's test rows, in the order of the splits.
+        mean: the mean of `accuracies`; each split counts alike.
+        std: the standard deviation of `accuracies` (divided by splits - 1); None for a single split.
+        predictions: the predicted class index of each row, -1 where no split tests it.
+        tested: how many rows were tested. A row counts once for each split that tests it.
     """
 
     accuracies: tuple[float, ...]
@@ -45,25 +46,17 @@ class ProbeScore(NamedTuple):
     tested: int
 
     @property
-    def standard_error(self) -> float:
-        """Binomial standard error of `mean`, sqrt(p (1 - p) / tested).
-
-        It takes the tested rows for independent: where rows come in groups (takes of one speaker), the true
-        error is larger.
-        """
-        return math.sqrt(self.mean * (1.0 - self.mean) / self.tested)
-
-    @property
     def interval_95(self) -> tuple[float, float]:
-        """95 % interval for the accuracy: Wilson's, from the binomial, so never empty or outside [0, 1].
+        """The 95 % interval of the accuracy: Wilson's, from the binomial, so it is never empty or outside [0, 1].
 
-        Given for a single split too, whose `std` is None; independence is assumed as in `standard_error`.
+        A single split has one too, although its `std` is None. The formula assumes that the tested rows are
+        independent. Where rows come in groups (takes of one speaker), the true interval is wider.
         """
         return wilson_interval(self.mean, self.tested)
 
 
 def wilson_interval(share: float, tested: int) -> tuple[float, float]:
-    """95 % interval for a share of right answers among `tested` independent ones (Wilson, 1927)."""
+    """Return the 95 % interval for a share of right answers among `tested` independent ones (Wilson, 1927)."""
     z2 = NORMAL_QUANTILE_95**2 / tested
     center = share + z2 / 2
     half_width = math.sqrt(z2 * (share * (1.0 - share) + z2 / 4))
@@ -72,7 +65,7 @@ def wilson_interval(share: float, tested: int) -> tuple[float, float]:
 
 
 def t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float] | None:
-    """95 % interval for the mean of independent values (Student, 1908); None for a single one.
+    """Return the 95 % interval for the mean of independent values (Student, 1908); None for a single one.
 
     Raises:
         MissingExtraError: scikit-learn, with which SciPy comes, is not installed.
@@ -89,22 +82,18 @@ def t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float] | No
 
 
 def linear_probe(
-    features: Float[np.ndarray, "rows dims"],
-    labels: Int[np.ndarray, " rows"],
-    splits: list[Split],
-    inverse_penalty: float = 1.0,
+    features: Float[np.ndarray, "rows dims"], labels: Int[np.ndarray, " rows"], splits: list[Split]
 ) -> ProbeScore:
     """Judge features by multinomial logistic regression, fitted to each split.
 
-    Features are standardized by the split's training rows. Rows marked valid are left out of training: the
-    penalty is fixed, so nothing is chosen on them. The fit has one optimum and no randomness; on one machine
-    it repeats exactly.
+    Features are standardized by the split's training rows. The penalty is fixed, so nothing is chosen on rows marked
+    valid, and they are not trained on either. The fit has one optimum and no randomness, so it repeats exactly on one
+    machine.
 
     Args:
         features: one row per clip, finite.
         labels: class index of each row, from 0.
         splits: as from `make_splits`.
-        inverse_penalty: scikit-learn's C: larger means less shrinkage. The intercept is not shrunk.
 
     Returns:
         The score over all splits.
@@ -113,20 +102,15 @@ def linear_probe(
         InputError: features are not finite or do not fit the labels.
         MissingExtraError: scikit-learn is not installed.
     """
-
-    def classify(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-        return logistic_predictions(train, train_labels, test, inverse_penalty)
-
-    return _score(features, labels, splits, classify)
+    return _score(features, labels, splits, logistic_predictions)
 
 
 def logistic_predictions(
     train: Float[np.ndarray, "train dims"],
     train_labels: Int[np.ndarray, " train"],
     test: Float[np.ndarray, "test dims"],
-    inverse_penalty: float = 1.0,
 ) -> Int[np.ndarray, " test"]:
-    """Fit multinomial logistic regression to standardized rows, and return the class of each test row.
+    """Fit multinomial logistic regression (C = 1) to standardized rows, and return the class of each test row.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -136,11 +120,11 @@ def logistic_predictions(
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise MissingExtraError("scikit-learn", "eval") from None
-    model = LogisticRegression(C=inverse_penalty, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=1.0, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
-        # The cap is far beyond where predictions still change.
+        # A fit that reaches the limit of iterations is good enough: its predictions stopped changing long before.
         warnings.simplefilter("ignore", category=ConvergenceWarning)
-        # One row of each of many classes is what some callers ask for; they are not numbers taken for classes.
+        # Scikit-learn suspects regression targets where each row has a class of its own. Few labels look like that.
         warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
         model.fit(train, train_labels)
     return np.asarray(model.predict(test))
@@ -154,9 +138,9 @@ def knn_probe(
 ) -> ProbeScore:
     """Judge features by the labels of the nearest training rows.
 
-    Features are standardized by the split's training rows, then scaled to length 1. The neighbors are those
-    of largest cosine similarity, and each votes with it as weight (a negative one counts as next to nothing).
-    Equal votes go to the lower class index.
+    Features are standardized by the split's training rows, then scaled to length 1. The neighbors are the rows of
+    largest cosine similarity, which is also the weight of their votes (a negative one counts as next to nothing). If
+    votes are equal, the lower class index wins.
 
     Args:
         features: one row per clip, finite.
@@ -186,15 +170,15 @@ def neighbor_votes(
     targets: Float[np.ndarray, "train classes"],
     neighbors: int,
 ) -> Float[np.ndarray, "test classes"]:
-    """What the nearest training rows say of each test row: their targets, weighted by cosine similarity, to sum 1.
+    """Return the mean of the nearest training rows' targets for each test row, weighted by cosine similarity.
 
-    A neighbor that points away has nearly no vote.
+    A neighbor with a negative similarity has nearly no vote.
     """
     train, test = _unit_rows(train), _unit_rows(test)
     votes = np.zeros((len(test), targets.shape[1]))
     for start in range(0, len(test), KNN_CHUNK_ROWS):
         similarities = test[start : start + KNN_CHUNK_ROWS] @ train.T
-        # The stable sort takes the earlier of equally near rows.
+        # A stable sort takes the earlier of equally near rows, so the result does not depend on the machine.
         nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :neighbors]
         weights = np.maximum(np.take_along_axis(similarities, nearest, axis=1), MIN_VOTE)
         weights = weights / weights.sum(axis=1, keepdims=True)
@@ -232,13 +216,23 @@ def _check_features(features: np.ndarray, labels: np.ndarray) -> None:
 def standardize(
     train: Float[np.ndarray, "train dims"], *others: Float[np.ndarray, "_ dims"]
 ) -> list[Float[np.ndarray, "_ dims"]]:
-    """`train` and the others scaled to mean 0 and std 1 of the training rows, float32; constant features become 0."""
+    """Scale `train` and the others to mean 0 and std 1 of the training rows, float32; constant features become 0."""
     # In float32 the mean of many rows would lose digits.
     mean = train.mean(axis=0, dtype=np.float64)
     std = train.std(axis=0, dtype=np.float64)
     varies = std > CONSTANT_RELATIVE_STD * np.abs(mean)
     scale = np.where(varies, 1.0 / np.where(varies, std, 1.0), 0.0)
     return [((rows - mean) * scale).astype(np.float32) for rows in (train, *others)]
+
+
+def earlier_equals(values: np.ndarray) -> Int64[np.ndarray, " values"]:
+    """Return how many equal values stand before each of `values` (one axis): 0 for the first of its kind."""
+    # Sorted, equal values are neighbors; `searchsorted` finds where each kind begins.
+    by_value = np.argsort(values, kind="stable")
+    ordered = values[by_value]
+    earlier = np.empty(len(values), dtype=np.int64)
+    earlier[by_value] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
+    return earlier
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -1,65 +1,22 @@
 """`melmask probe`: one or more labeled tasks, three representations, two classifiers; files and a table."""
 
-import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from melmask.downstream.baselines import PRETRAINED, TaskFeatures, features_of_task
 from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.probe import knn_probe, linear_probe
+from melmask.downstream.records import ProbedTask, ProbeReport, Score, probe_rows
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables, read_labels
-from melmask.system.files import atomic_write, ensure_folder, write_json
+from melmask.system.files import ensure_folder, write_csv, write_json
 
 CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The score of one representation and classifier; accuracies are shares between 0 and 1."""
-
-    accuracy: float
-    std: float | None
-    """Standard deviation over the splits; None for a single one."""
-    interval_95: tuple[float, float]
-    splits: tuple[float, ...]
-    """The accuracy of each split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskReport:
-    """What the probes say of one task."""
-
-    clips: int
-    classes: int
-    splits: list[str]
-    normalization: dict[str, str | float]
-    """Where the mean and std of the log-mels are from, and what they are."""
-    unreadable: dict[str, str]
-    """Why files were left out, by path."""
-    leaking_groups: int
-    scores: dict[str, dict[str, Score]]
-    """By representation and classifier."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeReport:
-    """All of probe.json."""
-
-    model: str
-    layer: list[int] | None
-    pooling: str
-    scene: str
-    scheme: str
-    seed: int
-    tasks: dict[str, TaskReport] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    """Why tasks have no scores, by name."""
 
 
 def probe_tasks(
@@ -70,7 +27,7 @@ def probe_tasks(
     Returns what probe.json holds.
 
     Raises:
-        InputError: a table that cannot be used, or no table with readable files.
+        InputError: a table cannot be used, or no table has readable files.
         OutputError: `out` cannot be written to.
     """
     tables = read_tables(label_files, options)
@@ -84,17 +41,17 @@ def probe_tasks(
         seed=options.seed,
     )
 
-    def judge(name: str, table: LabelTable) -> TaskReport:
+    def judge(name: str, table: LabelTable) -> ProbedTask:
         # A table that cannot be used is refused before its files are read.
         make_splits(table, options.scheme, options.seed)
-        return _task_report(name, features_of_task(model, name, table, options), out, options)
+        return _probe_task(name, features_of_task(model, name, table, options), out, options)
 
+    # The files are written after each task, so that a job that breaks off leaves the scores of the tasks before.
     for name, task in judged_tables(tables, judge, report.failed):
         report.tasks[name] = task
         write_json(out / "probe.json", asdict(report))
-        with atomic_write(out / "probe.csv", "w") as file:
-            csv.writer(file).writerows(_csv_rows(report))
-    # Once more, as the last table may have failed.
+        write_csv(out / "probe.csv", probe_rows(report.tasks))
+    # The report is written once more, as the last table may have failed.
     write_json(out / "probe.json", asdict(report))
     return report
 
@@ -111,8 +68,9 @@ def read_tables(label_files: Sequence[Path], options: ProbeOptions) -> dict[str,
     return tables
 
 
-def _task_report(name: str, task: TaskFeatures, out: Path, options: ProbeOptions) -> TaskReport:
+def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions) -> ProbedTask:
     table, labels = task.table, task.table.label_indices
+    # The splits are made of the readable files alone.
     splits = make_splits(table, options.scheme, options.seed)
     scores: dict[str, dict[str, Score]] = {}
     for representation, rows in task.features.items():
@@ -126,7 +84,7 @@ def _task_report(name: str, task: TaskFeatures, out: Path, options: ProbeOptions
                 title = f"{name}: linear probe, accuracy {score.mean:.3f}"
                 counts = confusion_counts(labels, score.predictions, len(table.class_names))
                 save_confusion_picture(out / f"{name}.png", counts, table.class_names, title)
-    return TaskReport(
+    return ProbedTask(
         clips=len(labels),
         classes=len(table.class_names),
         splits=[split.name for split in splits],
@@ -135,37 +93,3 @@ def _task_report(name: str, task: TaskFeatures, out: Path, options: ProbeOptions
         leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
         scores=scores,
     )
-
-
-def _csv_rows(report: ProbeReport) -> Iterator[tuple[object, ...]]:
-    yield "task", "representation", "classifier", "accuracy", "std", "low_95", "high_95"
-    for name, task in report.tasks.items():
-        for representation, scores in task.scores.items():
-            for classifier, score in scores.items():
-                yield name, representation, classifier, score.accuracy, score.std, *score.interval_95
-
-
-def table_text(report: ProbeReport) -> str:
-    """Return the scores as a plain-text table.
-
-    A row is a task, a column a representation and classifier; the means over tasks come last.
-    """
-    representations = list(next(iter(report.tasks.values())).scores)
-    width = max(12, *(len(name) for name in report.tasks))
-    lines = []
-    for classifier in CLASSIFIERS:
-        header = "".join(f"{name:>20}" for name in representations)
-        lines.append(f"{classifier + ' probe':<{width}}  {'splits':<8}{header}")
-        means = dict.fromkeys(representations, 0.0)
-        for name, task in report.tasks.items():
-            cells = ""
-            for representation in representations:
-                score = task.scores[representation][classifier]
-                means[representation] += score.accuracy / len(report.tasks)
-                spread = "" if score.std is None else f" ± {score.std:.3f}"
-                cells += f"{score.accuracy:.3f}{spread}".rjust(20)
-            lines.append(f"{name:<{width}}  {len(task.splits):<8}{cells}")
-        if len(report.tasks) > 1:
-            lines.append(f"{'mean':<{width}}  {'':<8}" + "".join(f"{mean:.3f}".rjust(20) for mean in means.values()))
-        lines.append("")
-    return "\n".join(lines).rstrip()

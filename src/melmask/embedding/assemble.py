@@ -1,12 +1,10 @@
 """From the log-mel of a clip to its vectors, in pieces: cutting before the encoder, putting together after it.
 
-Steps lie on a grid of `hop_frames`. If that is the patch width, one pass over the clip gives them all. If it is a
-divisor of it, the clip is passed through once a *phase*, each shifted by one more hop, and the phases' steps are
-interleaved: dense frame vectors from a model with wide patches. The scene vector always comes from the unshifted phase.
+Steps lie on a grid of `hop_frames`. If the hop is the patch width, one pass over the clip gives all steps. If it is a
+part of the patch width, the clip is encoded several times. Each pass is a *phase*, which is shifted by one more hop,
+and the steps of the phases are interleaved. This gives dense frame vectors from a model with wide patches. The scene
+vector always comes from the unshifted phase.
 """
-
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,40 +12,22 @@ from torch import Tensor
 
 from melmask.geometry import StepGrid, step_durations_frames
 
-FRAMES_TOGETHER = 60_000
-"""Log-mel frames of files encoded at once: enough units of each length to fill batches, 20 MB."""
-
-T = TypeVar("T")
-
-
-def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Iterator[list[T]]:
-    """Yield lists of consecutive items, each complete once its sizes add up to `enough`."""
-    group: list[T] = []
-    size = 0
-    for item in items:
-        group.append(item)
-        size += size_of(item)
-        if size >= enough:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
 
 class Segmenter:
     """Cut one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames or less."""
 
     def __init__(self, phase: int, length: int, fill: float):
         self._length = length
-        self._drop = max(0, phase)
         self._fill = fill
-        self._lead = max(0, -phase)
+        # A phase is the frame where the first step starts. Before the audio, frames are missing; after its start, some
+        # are left out.
+        self._lead, self._drop = max(0, -phase), max(0, phase)
         self._pending: list[Tensor] = []
         self._frames = 0
 
     def push(self, block: Tensor) -> list[Tensor]:
         """Take in (mels, frames); return the pieces that are complete."""
-        # What is missing before the audio is filled with the corpus mean, which is 0 after normalization.
+        # Missing frames get the corpus mean, which is 0 after normalization.
         if self._lead:
             block = torch.cat([block.new_full((block.shape[0], self._lead), self._fill), block], dim=1)
             self._lead = 0
@@ -69,9 +49,12 @@ class Segmenter:
 
 
 class ClipVectors:
-    """Put a clip's vectors together: over time, as `scene` says, and, with `keep_frames`, those of all phases.
+    """Put the vectors of a clip together: its scene vector and, with `keep_frames`, the frame vectors of all phases.
 
-    Frame vectors may be taken out before the clip ends; those are not kept.
+    Frame vectors may be taken out before the clip ends, so that long clips fit in memory.
+
+    Attributes: `frames_seen` (log-mel frames of the clip so far), `taken` (how many frame vectors were taken, which is
+    the number of the step that the next `take` begins with).
     """
 
     def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean"):
@@ -79,81 +62,61 @@ class ClipVectors:
         self._scene = scene
         self._kept: dict[int, list[np.ndarray]] = {phase: [] for phase in grid.phases} if keep_frames else {}
         self._reached = dict.fromkeys(self._kept, 0)
-        self._taken = self._dimensions = 0
+        self.frames_seen = self.taken = self._dimensions = 0
         self._sum: np.ndarray | float = 0.0
         self._squares: np.ndarray | float = 0.0
-        self._frames = 0
 
     def add(self, phase: int, vectors: np.ndarray, logmel_frames: int) -> None:
         """Take in the vectors (steps, D) of one piece, `logmel_frames` frames long, of one phase."""
-        # The unshifted phase covers all audio once, so the scene vector does not depend on the hop.
+        # The unshifted phase covers all audio once, so the scene vector does not depend on the hop. Sums are in float64
+        # because a day of sound has half a million steps.
         if phase == 0:
             weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
             values = vectors.astype(np.float64)
             self._sum = self._sum + weights @ values
             if self._scene == "mean+std":
                 self._squares = self._squares + weights @ values**2
-            self._frames += logmel_frames
+            self.frames_seen += logmel_frames
         if self._kept:
             self._kept[phase].append(vectors)
             self._reached[phase] += len(vectors)
             self._dimensions = vectors.shape[1]
 
-    @property
-    def frames_seen(self) -> int:
-        """Log-mel frames of the clip."""
-        return self._frames
-
     def scene(self) -> np.ndarray:
         """Return the clip's scene vector, (D,) or (2 D,) float32, each step weighted by its true audio."""
-        mean = np.asarray(self._sum / self._frames)
+        mean = np.asarray(self._sum / self.frames_seen)
         if self._scene == "mean":
             return mean.astype(np.float32)
-        variance = np.maximum(self._squares / self._frames - mean**2, 0)
+        # Rounding may leave a variance of constant sound just below 0.
+        variance = np.maximum(self._squares / self.frames_seen - mean**2, 0)
         return np.concatenate([mean, np.sqrt(variance)]).astype(np.float32)
 
     @property
-    def taken(self) -> int:
-        """How many frame vectors were taken: the number of the step that the next `take` begins with."""
-        return self._taken
-
-    @property
     def ready(self) -> int:
-        """How many frame vectors can be taken: all phases before them are there, and the clip reaches them."""
+        """How many frame vectors can be taken: those before the first gap, and before the end of the clip."""
         if not self._kept:
             return 0
+        # Phase k has step k, k + phases and so on. Its first missing step is the first gap of the phase.
         gaps = [k + len(self._kept) * count for k, count in enumerate(self._reached.values())]
-        # A phase may reach one step further than the grid: its last center lies after the clip's end.
-        return min(*gaps, self._grid.steps(self._frames)) - self._taken
+        # A phase may reach one step further than the grid, with a center after the clip's end.
+        return min(*gaps, self._grid.steps(self.frames_seen)) - self.taken
 
     def take(self, most: int | None = None) -> np.ndarray:
         """Return the next frame vectors, (steps, D) float32, in order of time: all that are `ready`, or `most` of them.
 
-        After the last piece, all that was taken makes up the clip's frame vectors.
+        Taken to the end, they are all frame vectors of the clip.
         """
         steps = self.ready if most is None else min(most, self.ready)
         out = np.empty((steps, self._dimensions), dtype=np.float32)
-        # Phase k has every n-th step of the grid, counted from the clip's first step.
+        # Each phase fills every n-th row of `out`. The rows of phase k begin at its next step after those taken.
         for k, parts in enumerate(self._kept.values()):
-            rows = out[(k - self._taken) % len(self._kept) :: len(self._kept)]
+            rows = out[(k - self.taken) % len(self._kept) :: len(self._kept)]
             while len(rows):
+                # What is left of a part that is longer than the rows waits for the next call.
                 part = parts.pop(0)
                 rows[: len(part)] = part[: len(rows)]
                 if len(part) > len(rows):
                     parts.insert(0, part[len(rows) :])
                 rows = rows[len(part) :]
-        self._taken += steps
+        self.taken += steps
         return out
-
-
-def batches_of_equal_length(
-    units: Iterable[tuple[int, int, Tensor]], values_per_batch: int
-) -> Iterator[list[tuple[int, int, Tensor]]]:
-    """Yield batches of (clip, number, unit) items whose units have the same shape, of about so many values each."""
-    by_length: dict[int, list[tuple[int, int, Tensor]]] = {}
-    for item in units:
-        by_length.setdefault(item[2].shape[1], []).append(item)
-    for same in by_length.values():
-        size = max(1, values_per_batch // same[0][2].numel())
-        for start in range(0, len(same), size):
-            yield same[start : start + size]

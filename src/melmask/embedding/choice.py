@@ -1,11 +1,10 @@
-"""What is taken from an encoder: which layers, how a step's tokens become a vector, and how vectors become one.
+"""Which features are taken from an encoder: the layers, the vector of a time step, and the vector of a clip.
 
 `FeatureChoice` is the one description of that. The command line, `AudioEncoder.embed`, tables, reports and the HEAR
-module all carry it whole. To add a pooling, add one entry to `_POOLINGS` below. This module does not import PyTorch.
+module all pass it on whole. To add a pooling, add one entry to `_POOLINGS` below. This module does not import PyTorch.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -25,8 +24,8 @@ def _mean_and_max(grid: "torch.Tensor", _cls: "torch.Tensor") -> "torch.Tensor":
 class _Pooling(NamedTuple):
     """How the tokens of a time step become its vector.
 
-    size: the vector's length from (rows, width).  pool: from the patches' tokens (batch, steps, rows, width) and the
-    CLS tokens (batch, 1, width) to (batch, steps, size).
+    size: computes the vector's length from (rows, width).  pool: turns the patches' tokens (batch, steps, rows, width)
+    and the CLS tokens (batch, 1, width) into vectors (batch, steps, size).
     """
 
     size: Callable[[int, int], int]
@@ -42,16 +41,16 @@ _POOLINGS = {
 }
 
 POOLINGS = tuple(_POOLINGS)
-"""How the frequency patches of a time step become its vector: side by side (rows * width), their mean (width), their
-mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
+"""How the frequency patches of a time step become its vector: they are put side by side (rows * width), or it is their
+mean (width), their mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
 
 SCENES = ("mean", "mean+std")
-"""What the scene vector holds of the frame vectors: their mean over time (D), or also their standard deviation (2 D),
+"""What the scene vector holds: the mean of the frame vectors over time (D), or also their standard deviation (2 D),
 which says how much the sound changes."""
 
 
 class ChoiceChanges(TypedDict, total=False):
-    """Keywords that change a `FeatureChoice`: its fields, but `layer`, one number or several, for `layers`."""
+    """Keywords that change a `FeatureChoice`: its fields, except that `layer`, one or several, stands for `layers`."""
 
     layer: int | Sequence[int] | None
     pooling: str
@@ -84,15 +83,19 @@ class FeatureChoice:
         """Return a copy with other values; `layer` may be one number or several.
 
         Raises:
-            ConfigError: an unknown pooling or scene.
-            TypeError: an unknown keyword.
+            ConfigError: the pooling or scene is unknown.
+            TypeError: a keyword is unknown.
         """
         if layer is not None:
             changes["layers"] = (layer,) if isinstance(layer, int) else tuple(layer)
         return replace(self, **changes)
 
     def check(self, model: ModelConfig, front_end: FrontEndConfig) -> "FeatureChoice":
-        """Return the choice itself; raise ConfigError unless this model has such layers, pooling and hop."""
+        """Return the choice itself if the model offers it.
+
+        Raises:
+            ConfigError: the model has no such layer, pooling or hop.
+        """
         for number in self.layers:
             if not 1 <= number <= model.depth:
                 raise ConfigError(f"layer is {number}; this model has layers 1 to {model.depth}")
@@ -103,47 +106,44 @@ class FeatureChoice:
         return self
 
     def hop_frames(self, model: ModelConfig, front_end: FrontEndConfig) -> int:
-        """Frames between frame vectors.
+        """Return the number of frames from one frame vector to the next.
 
         Raises:
-            ConfigError: the hop is no whole divisor of the patch's duration.
+            ConfigError: the patch's duration is not a whole multiple of the hop.
         """
-        patch = model.patch_frames
         if self.hop_ms is None:
-            return patch
-        frames = round(self.hop_ms / front_end.hop_ms) if math.isfinite(self.hop_ms) else 0
-        if abs(frames * front_end.hop_ms - self.hop_ms) > 1e-6 or frames < 1 or patch % frames:
-            known = [divisor * front_end.hop_ms for divisor in range(1, patch + 1) if patch % divisor == 0]
-            allowed = ", ".join(f"{ms:g}" for ms in known)
-            raise ConfigError(f"hop_ms is {self.hop_ms:g}; this model's steps allow {allowed}")
-        return frames
+            return model.patch_frames
+        allowed = hops_ms(model, front_end)
+        # Users type decimal fractions, which floating point need not meet exactly.
+        found = [hop_ms for hop_ms in allowed if abs(hop_ms - self.hop_ms) <= 1e-6]
+        if not found:
+            known = ", ".join(f"{ms:g}" for ms in allowed)
+            raise ConfigError(f"hop_ms is {self.hop_ms:g}; this model's steps allow {known}")
+        return round(found[0] / front_end.hop_ms)
 
     def frame_size(self, model: ModelConfig) -> int:
-        """D, the size of a frame vector."""
+        """Return D, the size of a frame vector."""
         rows = model.mels // model.patch_mels
         return _POOLINGS[self.pooling].size(rows, model.width) * max(1, len(self.layers))
 
     def scene_size(self, model: ModelConfig) -> int:
-        """The size of a scene vector."""
+        """Return the size of a scene vector."""
+        # A scene has one vector of D numbers for each word in its name.
         return self.frame_size(model) * len(self.scene.split("+"))
 
     def pool(self, tokens: "torch.Tensor", rows: int, cls_token: bool) -> "torch.Tensor":
-        """Pool tokens (batch, [CLS +] patches, width) of one layer to a vector a time step, (batch, steps, D)."""
+        """Pool the tokens (batch, [CLS +] patches, width) of a layer to one vector a step, (batch, steps, size)."""
+        # Tokens are numbered frequency-major, so they unfold to (rows, steps); steps then go first.
         grid = tokens[:, int(cls_token) :].unflatten(1, (rows, -1)).transpose(1, 2)
         return _POOLINGS[self.pooling].pool(grid, tokens[:, :1])
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as files hold it: layer (null or a list), pooling, scene and hop_ms."""
+        """Return the choice as files hold it: layer (null or a list), pooling, scene and hop_ms."""
         layer = list(self.layers) or None
         return {"layer": layer, "pooling": self.pooling, "scene": self.scene, "hop_ms": self.hop_ms}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FeatureChoice":
-        """Read what `to_dict` gave; keys that are missing take their defaults.
 
-        Raises:
-            ConfigError: an unknown pooling or scene.
-        """
-        layers = tuple(values.get("layer") or ())
-        known = {name: values[name] for name in ("pooling", "scene", "hop_ms") if name in values}
-        return cls(layers=layers, **known)
+def hops_ms(model: ModelConfig, front_end: FrontEndConfig) -> list[float]:
+    """Return the times between frame vectors that a model allows, ascending: whole parts of a patch's duration."""
+    patch = model.patch_frames
+    return [frames * front_end.hop_ms for frames in range(1, patch + 1) if patch % frames == 0]

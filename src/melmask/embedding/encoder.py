@@ -1,23 +1,25 @@
-"""The one inference path: sound in, embeddings out. A pure function of (audio, model).
+"""The one inference path: sound in, embeddings out. The result is a pure function of the audio and the model.
 
-1. Waveform to log-mel, normalized with the checkpoint's statistics.
-2. Cut into units of the trained length; the last one is shortened to whole patches. What is missing of its last patch
-   is filled with 0, the corpus mean after normalization, as the published successor does.
-3. Units of equal length are encoded together, whatever clip they come from, nothing hidden.
-4. The tokens of one time step are pooled over frequency: a frame vector, whose time is the step's center.
-5. The scene vector is their mean over time, weighted by the true audio in each step, or mean and standard deviation.
+1. The waveform becomes a log-mel, which is normalized with the checkpoint's statistics.
+2. The log-mel is cut into units of the trained length. The last unit is shortened to whole patches. What is missing of
+   its last patch is filled with 0, the corpus mean after normalization, as the published successor does.
+3. Units of equal length are encoded together, whatever clip they come from. No patch is hidden.
+4. The tokens of one time step are pooled over frequency to a frame vector, whose time is the step's center.
+5. The scene vector is the mean of the frame vectors over time, weighted by the true audio in each step, or their mean
+   and standard deviation.
 
-`choice.py` says what is taken in steps 3 to 5; `assemble.py` has what surrounds the encoder in steps 2 and 5.
+`choice.py` describes what is taken in steps 3 to 5. `assemble.py` has what surrounds the encoder in steps 2 and 5.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -29,13 +31,7 @@ from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Statistics
-from melmask.embedding.assemble import (
-    FRAMES_TOGETHER,
-    ClipVectors,
-    Segmenter,
-    batches_of_equal_length,
-    grouped,
-)
+from melmask.embedding.assemble import ClipVectors, Segmenter
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.reconstruction import Reconstruction, reconstruct
 from melmask.embedding.waveform import waveform_of
@@ -45,12 +41,16 @@ from melmask.models.network import Network, build_network
 from melmask.settings import to_dict
 from melmask.system.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 
+FRAMES_TOGETHER = 60_000
+"""Log-mel frames of files that are encoded at once. They are 20 MB, and enough units of each length to fill batches."""
 _LARGEST_ACTIVATION_BYTES = 30 << 20
-"""On CPU a batch is as large as lets the MLP's hidden layer stay below this: larger ones fall out of the cache, and
-the C library maps blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
+"""The MLP's hidden layer of a batch stays below this on CPU. Larger ones fall out of the cache, and the C library maps
+blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
 _TOKENS_PER_GPU_BATCH = 65536
 _SEGMENT_FRAMES = 8192
-"""Long files pass through in pieces of about this length: 82 s at a 10-ms hop."""
+"""Long files are encoded in pieces of about this length: 82 s at a 10-ms hop."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,11 @@ class Embedding:
 
 
 class AudioEncoder:
-    """A trained model ready for use; made by `melmask.load`.
+    """A trained model ready for use; `melmask.load` returns one.
 
     Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from),
-    `normalization` (whose statistics the card holds: the 'checkpoint's, those of a 'dataset', or 'given' ones).
+    `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller).
     """
-
-    normalization = "checkpoint"
 
     def __init__(
         self,
@@ -82,24 +80,23 @@ class AudioEncoder:
         name: str = "",
         device: str = "auto",
         precision: str = "fp32",
+        normalization: str = "checkpoint",
     ):
         if precision not in INFERENCE_PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
-        self.card = card
-        self.name = name
-        self.precision = precision
+        self.card, self.name, self.precision, self.normalization = card, name, precision, normalization
         self.device = pick_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
 
     @property
     def sample_rate_hz(self) -> int:
-        """The rate the model hears; other audio is resampled to it."""
+        """The sample rate of the model; other audio is resampled to it."""
         return self.card.front_end.sample_rate_hz
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A digest of the weights and of what config.json says of the inference: the model's identity."""
+        """A digest of the weights, the architecture, the front end and the statistics: the model's identity."""
         digest = hashlib.sha256(json.dumps([to_dict(p) for p in (self.card.model, self.card.front_end)]).encode())
         digest.update(json.dumps(to_dict(self.card.statistics)).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -110,16 +107,16 @@ class AudioEncoder:
         """Return D, the size of a frame vector of this choice.
 
         Raises:
-            ConfigError: the model does not have what the choice asks for.
+            ConfigError: the model has no such layer, pooling or hop.
         """
         choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
         return choice.frame_size(self.card.model)
 
     def step_grid(self, choice: FeatureChoice = FeatureChoice()) -> StepGrid:
-        """Return the grid of frame vectors: one each `choice.hop_ms`, by default one a patch.
+        """Return the grid of frame vectors: one every `choice.hop_ms`, by default one for each patch.
 
         Raises:
-            ConfigError: the hop is no divisor of the patch's duration.
+            ConfigError: the patch's duration is not a whole multiple of the hop.
         """
         return StepGrid(self.card.model.patch_frames, choice.hop_frames(self.card.model, self.card.front_end))
 
@@ -132,12 +129,12 @@ class AudioEncoder:
     ) -> Embedding:
         """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
 
-        A file passes in pieces, but the result holds all its frame vectors, 340 MB an hour for a base model:
-        `melmask.embed_files` and `melmask.EmbeddingStream` never hold more than a part.
+        A file is encoded in pieces, but the result holds all its frame vectors: 340 MB an hour for a base model.
+        `melmask.embed_files` and `melmask.EmbeddingStream` never hold more than a part of them.
 
         Args:
             audio: Any length from one sample to hours.
-            sample_rate_hz: The rate of an array, which is resampled to the model's. A file knows its own.
+            sample_rate_hz: The rate of an array, which is resampled to the model's rate. A file knows its own.
             choice: Which features to take. Shorter hops cost a pass over the audio for each shift; the scene vector
                 does not depend on the hop.
             **changes: Fields of `FeatureChoice` that differ from `choice`: `layer=6`, `pooling="mean"` and so on.
@@ -146,7 +143,7 @@ class AudioEncoder:
             AudioFileError: the file cannot be read.
             InputError: the array is empty, not finite, of another shape, or has no rate.
             ConfigError: the model has no such layer, pooling, hop or scene.
-            TypeError: a keyword is no field of `FeatureChoice`.
+            TypeError: a keyword is not a field of `FeatureChoice`.
         """
         choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
         grid = self.step_grid(choice)
@@ -156,7 +153,7 @@ class AudioEncoder:
             waveform, single = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
             clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
         made = [ClipVectors(grid, keep_frames=True, scene=choice.scene) for _ in clips]
-        # An array is in memory anyway: encoded all together, its clips fill larger batches.
+        # An array is in memory anyway. If its clips are encoded all together, they fill larger batches.
         self.fill(made, clips, choice, FRAMES_TOGETHER if from_file else sys.maxsize)
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
@@ -164,7 +161,7 @@ class AudioEncoder:
         return Embedding(scene_out, frames_out, times_ms)
 
     def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
-        """Return the log-mel (clips, mels, frames) float32, natural log, not normalized; arguments as of `embed`."""
+        """Return an array's log-mel (clips, mels, frames): float32, natural log, not normalized; see also `embed`."""
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
@@ -178,10 +175,11 @@ class AudioEncoder:
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """Cut a log-mel into pieces of whole units, each phase's last one shorter; yield (phase, (mels, frames)).
+        """Cut a log-mel into pieces of whole units; yield (phase, (mels, frames)). A phase's last piece may be shorter.
 
-        Units are encoded independently, so embedding the pieces is the same as embedding the whole. Memory is bounded.
+        Units are encoded independently, so the pieces give the same vectors as the whole. Memory is bounded.
         """
+        # A piece is a whole number of units, so that no unit is cut in two.
         unit = self.card.model.frames
         length = max(1, _SEGMENT_FRAMES // unit) * unit
         cutters = {phase: Segmenter(phase, length, self.card.statistics.mean) for phase in grid.phases}
@@ -198,9 +196,9 @@ class AudioEncoder:
         choice: FeatureChoice,
         frames_together: int,
     ) -> None:
-        """Encode the pieces of each clip, as `segments_of` gives them, and add their vectors to those of the clip.
+        """Encode the pieces of each clip, which `segments_of` yields, and add their vectors to those of the clip.
 
-        Pieces are encoded together until they have `frames_together` frames.
+        Pieces are collected until they have `frames_together` frames, and then encoded together.
         """
         pieces = ((vectors, *piece) for vectors, clip in zip(made, clips, strict=True) for piece in clip)
         for group in grouped(pieces, lambda piece: piece[2].shape[1], frames_together):
@@ -212,35 +210,36 @@ class AudioEncoder:
     def embed_segments(self, segments: Sequence[Tensor], choice: FeatureChoice = FeatureChoice()) -> list[np.ndarray]:
         """Return the frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
         config, statistics = self.card.model, self.card.statistics
-        units: list[tuple[int, int, Tensor]] = []
-        for clip, segment in enumerate(segments):
+        units: list[Tensor] = []
+        counts = []
+        for segment in segments:
             x = (segment.to(self.device) - statistics.mean) / statistics.std
             lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
-            # After normalization, 0 is the mean of the corpus.
-            x = F.pad(x, (0, sum(lengths) - x.shape[1]))
-            units += [(clip, k, unit) for k, unit in enumerate(x.split(lengths, dim=1))]
-        pooled: dict[tuple[int, int], np.ndarray] = {}
+            # The last patch is filled with 0, which is the mean of the corpus after normalization.
+            units += F.pad(x, (0, sum(lengths) - x.shape[1])).split(lengths, dim=1)
+            counts.append(len(lengths))
+        pooled: dict[int, np.ndarray] = {}
         rows = self.model.encoder.grid.rows
-        # All batches share one context, which keeps the weights that it has converted.
+        # Under autocast, all batches in one context share the weights that it has converted.
         with inference_precision(self.precision, self.device):
-            for batch in batches_of_equal_length(units, self._values_per_batch()):
-                layers = self._tokens(torch.stack([unit for _, _, unit in batch]), choice.layers)
+            for batch in self._batches(units):
+                layers = self._tokens(torch.stack([units[number] for number in batch]), choice.layers)
                 pooled_layers = [choice.pool(tokens, rows, config.cls_token) for tokens in layers]
                 vectors = torch.cat(pooled_layers, dim=-1).float().cpu().numpy()
-                pooled |= {(clip, k): vector for (clip, k, _), vector in zip(batch, vectors, strict=True)}
-        counts = np.bincount([clip for clip, _, _ in units], minlength=len(segments))
-        return [np.concatenate([pooled[clip, k] for k in range(n)]) for clip, n in enumerate(counts)]
+                pooled |= zip(batch, vectors, strict=True)
+        # The units of a segment have consecutive numbers.
+        numbers = iter(range(len(units)))
+        return [np.concatenate([pooled[k] for k in itertools.islice(numbers, count)]) for count in counts]
 
     def reconstruct(self, logmel: np.ndarray | Tensor, *, masked: np.ndarray | Tensor) -> Reconstruction:
         """Hide patches and let the decoder fill them in.
 
         Args:
-            logmel: (clips, mels, frames) as `logmel` gives it, one unit long (the trained length) or shorter, whole
-                patches.
-            masked: (clips, patches) bool, True = hidden; at least one visible and one hidden patch a clip.
+            logmel: (clips, mels, frames) as `logmel` returns it: whole patches, at most one unit (the trained length).
+            masked: (clips, patches) bool, True = hidden; each clip has a visible and a hidden patch.
 
         Raises:
-            InputError: shapes that do not fit, or nothing hidden or visible.
+            InputError: the shapes do not fit, or a clip has no hidden or no visible patch.
             ConfigError: the model has no decoder.
         """
         x = torch.as_tensor(logmel, dtype=torch.float32, device=self.device)
@@ -249,22 +248,30 @@ class AudioEncoder:
             raise ConfigError(f"{self.name or 'the model'} is encoder-only: it embeds but cannot reconstruct")
         return reconstruct(self.model, self.card, x, hidden)
 
-    def _values_per_batch(self) -> int:
-        config = self.card.model
-        bytes_per_value = 2 if self.precision == "bf16" else 4
-        tokens = _LARGEST_ACTIVATION_BYTES // (4 * config.width * bytes_per_value)
-        if self.device.type != "cpu":
-            tokens = _TOKENS_PER_GPU_BATCH
-        return tokens * config.patch_mels * config.patch_frames
+    def _batches(self, units: Sequence[Tensor]) -> Iterator[list[int]]:
+        """Yield the numbers of units (mels, frames) of the same length, as many as fill a batch."""
+        config, tokens = self.card.model, _TOKENS_PER_GPU_BATCH
+        if self.device.type == "cpu":
+            # The hidden layer has 4 * width values for each token.
+            bytes_per_value = 2 if self.precision == "bf16" else 4
+            tokens = _LARGEST_ACTIVATION_BYTES // (4 * config.width * bytes_per_value)
+        by_length: dict[int, list[int]] = {}
+        for number, unit in enumerate(units):
+            by_length.setdefault(unit.shape[1], []).append(number)
+        for numbers in by_length.values():
+            size = max(1, tokens * config.patch_mels * config.patch_frames // units[numbers[0]].numel())
+            for start in range(0, len(numbers), size):
+                yield numbers[start : start + size]
 
     def _tokens(self, units: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Return the tokens after each of `layers`; without any, those of the end, after the final norm."""
-        # The encoder gives the end one more turn, after its last block.
+        """Return the tokens after each of `layers`; without layers, the last block's tokens after the final norm."""
+        # After its last block, the encoder yields once more: the tokens after the final norm.
         numbers = layers or (self.card.model.depth + 1,)
         found = {}
         for number, tokens in enumerate(self.model.encoder.encode_layers(units), 1):
             if number in numbers:
                 found[number] = tokens
+            # Later blocks are not computed.
             if number == max(numbers):
                 break
         return [found[number] for number in numbers]
@@ -272,6 +279,20 @@ class AudioEncoder:
     @torch.inference_mode()
     def _logmel(self, waveform: np.ndarray) -> Tensor:
         return self.front_end(torch.from_numpy(waveform).to(self.device))
+
+
+def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Iterator[list[T]]:
+    """Yield lists of consecutive items. A list ends when the sizes of its items add up to `enough`."""
+    group: list[T] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += size_of(item)
+        if size >= enough:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def load(
@@ -285,25 +306,22 @@ def load(
     """Load a model: a run, a checkpoint folder, a .pth file of MSM-MAE or its successor, or hub:owner/name.
 
     Args:
-        source: Where it is.
+        source: Where the model is.
         device: 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one.
         precision: 'fp32'; 'fp32-fast' or 'bf16' trade accuracy for speed (`system.hardware.inference_precision`).
-        front_end: Instead of the checkpoint's. Files of others hold none and are taken to be of 16 kHz; the
-            successor's 32-kHz models want `melmask.FRONT_END_32_KHZ`.
-        statistics: Instead of the checkpoint's.
+        front_end: The front end to use instead of the checkpoint's. Third-party files do not hold theirs, so 16 kHz is
+            assumed; the successor's 32-kHz models need `melmask.FRONT_END_32_KHZ`.
+        statistics: The mean and std to use instead of the checkpoint's.
 
     Raises:
-        CheckpointError: missing, damaged, or of an unknown kind.
-        ConfigError: no such device or precision.
+        CheckpointError: the model is missing, damaged, or of an unknown kind.
+        ConfigError: the device or the precision is unknown.
     """
     model, card, path = load_any(Path(source))
     card = replace(card, front_end=front_end or card.front_end, statistics=statistics or card.statistics)
-    encoder = AudioEncoder(model, card, str(path), device, precision)
-    if statistics is not None:
-        encoder.normalization = "given"
-    return encoder
+    return AudioEncoder(model, card, str(path), device, precision, "given" if statistics else "checkpoint")
 
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
-    """Return the same network with fresh random weights: the baseline that shows what training is worth."""
+    """Return the network of `card` with random weights, the baseline that shows what training is worth."""
     return AudioEncoder(build_network(card.model, seed), card, f"untrained (seed {seed})", device, precision)

@@ -1,4 +1,4 @@
-"""`melmask embed`: files and folders to one table, resumable, in shares for array jobs."""
+"""`melmask embed`: write the embeddings of files and folders to one table, in shares for array jobs if asked to."""
 
 import itertools
 import time
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from melmask import __version__
 from melmask.audio.files import find_audio
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
-from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, rows_of
+from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, digest_of_paths, rows_of
 from melmask.errors import ConfigError, InputError
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
@@ -21,7 +22,7 @@ from melmask.system.progress import duration_text, track
 
 @dataclass(frozen=True, kw_only=True)
 class JobReport:
-    """What one call did."""
+    """What one call of `embed_table` did."""
 
     table: Path
     """Where the embeddings are."""
@@ -34,25 +35,23 @@ class JobReport:
     sound_s: float = 0.0
     """Duration of the sound that this call embedded."""
     wall_s: float = 0.0
-    """Time that it took; 0 where the table was there already."""
+    """Time that it took; 0 if the table was there already."""
     newer: int = 0
-    """Files that changed since a table that was there already."""
+    """Files that changed after a table that was there already had been written."""
 
     def __str__(self) -> str:
+        there_already = not self.wall_s
         text = f"{self.table}: {self.files} files, {self.dimensions} dimensions"
-        if not self.wall_s:
+        if there_already:
             text += "; the table was there already, with the same files and settings"
-            text += f", {self.newer} of which have changed since" if self.newer else ""
-            text += "; delete it to rebuild it"
+            text += f"; {self.newer} of the files have changed since" if self.newer else ""
+            text += "; delete the table to rebuild it"
         if self.sound_s:
-            factor = self.sound_s / self.wall_s
-            text += (
-                f"; {duration_text(self.sound_s)} of sound in {duration_text(self.wall_s)}, {factor:.0f} x real time"
-            )
+            sound, wall = duration_text(self.sound_s), duration_text(self.wall_s)
+            text += f"; {sound} of sound in {wall}, {self.sound_s / self.wall_s:.0f} x real time"
         if self.failed:
             text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
-        if self.failed and not self.wall_s:
-            text += ", and they are tried again when the table is rebuilt"
+            text += "; they are tried again when the table is rebuilt" if there_already else ""
         return text
 
 
@@ -62,17 +61,17 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
     Args:
         sources: Sound files, folders and CSV manifests.
         model: A run, a checkpoint folder, a .pth file or hub:owner/name.
-        out: X.parquet or X.npz; a share of an array job has its number added to the name.
+        out: X.parquet or X.npz. A share of an array job adds its number to the name.
         options: What to take and where to compute.
 
     Raises:
         CheckpointError: no model can be loaded.
-        ConfigError: the model has no such layer, pooling or hop, or the shard is no share.
+        ConfigError: the model has no such layer, pooling or hop, or `options.shard` is not of the form I/N.
         InputError: no file is found, or none can be read.
-        OutputError: the place cannot be written to, or holds parts of another job.
+        OutputError: `out` cannot be written to, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
-    # What cannot be written is refused before the model is loaded.
+    # A wrong place or share is refused before the model is loaded, which takes seconds.
     check_suffix(out)
     ensure_folder(out.parent)
     every_path = find_audio(sources)
@@ -83,11 +82,11 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
         from melmask.embedding.on_ray import ray_writer
 
         write_parts = ray_writer(options.workers, "cpu" if device == "auto" else device)
-        # The workers have the GPUs, and another working directory.
+        # The GPUs are left to the workers. Their working directory is another, so they need absolute paths.
         device, paths, table = "cpu", [path.absolute() for path in paths], table.absolute()
     encoder = load(model, device, options.precision)
     if options.normalization == "dataset":
-        # Of all files, not of this share, so that all shares of a job are normalized alike.
+        # The statistics are those of all files, not of this share, so that all shares of a job are normalized alike.
         encoder = with_dataset_statistics(encoder, every_path, out.with_suffix(".statistics.json"))
     return embed_table(encoder, paths, table, options.choice, keep_frames=options.frames, write_parts=write_parts)
 
@@ -109,18 +108,16 @@ def embed_table(
         out: The table.
         choice: Which features to take.
         keep_frames: Whether the table holds the frame vectors too.
-        write_parts: What writes the parts elsewhere; without it this process does.
+        write_parts: A function that writes the parts elsewhere. Without it, this process writes them.
 
     Raises:
         ConfigError: the model has no such layer, pooling or hop.
         InputError: no file could be read.
-        OutputError: the place cannot be written to, or holds parts of another job.
+        OutputError: `out` cannot be written to, or holds parts of another job.
     """
     keep_freed_memory()
-    choice.check(model.card.model, model.card.front_end)
-    settings = TableSettings.of(model, paths, choice, keep_frames=keep_frames)
-    job = TableJob(out, paths, settings)
-    dimensions = settings.scene_dimensions
+    settings = table_settings(model, paths, choice, keep_frames=keep_frames)
+    job, dimensions = TableJob(out, paths, settings), settings.scene_dimensions
     if job.complete:
         files, made_s = rows_of(out), out.stat().st_mtime
         newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
@@ -132,28 +129,61 @@ def embed_table(
         else:
             todo = job.todo()
             left = job.paths_of(todo)
-            # A long file gives several rows, which count once.
-            by_file = itertools.groupby(embed_files(model, left, choice, keep_frames=keep_frames), lambda row: row.path)
-            rows = itertools.chain.from_iterable(rows for _, rows in track(by_file, len(left), "embed"))
-            sound_s = job.write(todo, rows)
+            rows = embed_files(model, left, choice, keep_frames=keep_frames)
+            # Progress counts files, and a long file has several rows.
+            by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.path))
+            sound_s = job.write(todo, itertools.chain.from_iterable(track(by_file, len(left), "embed")))
         failed = len(job.merge())
     wall_s, files = time.monotonic() - start_s, len(paths) - failed
     return JobReport(table=out, files=files, failed=failed, dimensions=dimensions, sound_s=sound_s, wall_s=wall_s)
+
+
+def table_settings(
+    model: AudioEncoder, paths: Sequence[Path], choice: FeatureChoice, *, keep_frames: bool = False
+) -> TableSettings:
+    """Return the settings of a table of `paths` with these features of `model`.
+
+    Raises:
+        ConfigError: the model has no such layer, pooling or hop.
+    """
+    card, sha256 = model.card, model.sha256
+    choice.check(card.model, card.front_end)
+    first_ms, second_ms = model.step_grid(choice).times_ms(2, card.front_end).tolist()
+    return TableSettings(
+        melmask=__version__,
+        model=model.name,
+        model_sha256=sha256,
+        layer=list(choice.layers) or None,
+        pooling=choice.pooling,
+        scene=choice.scene,
+        precision=model.precision,
+        normalization=model.normalization,
+        dimensions=choice.frame_size(card.model),
+        scene_dimensions=choice.scene_size(card.model),
+        frames=keep_frames,
+        first_ms=first_ms,
+        step_ms=second_ms - first_ms,
+        front_end=card.front_end,
+        statistics=card.statistics,
+        files=len(paths),
+        files_sha256=digest_of_paths(paths),
+    )
 
 
 def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:
     """Return the share of files and the table's name for --shard I/N: every N-th file, `X-I-of-N.parquet`.
 
     Raises:
-        ConfigError: not of the form I/N with 0 <= I < N.
+        ConfigError: `shard` is not of the form I/N with 0 <= I < N.
         InputError: the share is empty.
     """
     if shard is None:
         return paths, out
     number, _, count = shard.partition("/")
+    # Python refuses to convert numbers of thousands of digits, so the length is checked, too.
     plain = number.isdecimal() and count.isdecimal() and len(shard) < 20
     if not (plain and int(number) < int(count)):
-        raise ConfigError(f"--shard is {shard!r}; give I/N with 0 <= I < N, as 0/8 to 7/8")
+        raise ConfigError(f"--shard is {shard!r}; expected I/N with 0 <= I < N, as 0/8 to 7/8")
     share = paths[int(number) :: int(count)]
     if not share:
         raise InputError(f"--shard {shard} has no files: there are only {len(paths)}; use fewer shards")

@@ -1,8 +1,7 @@
-"""Statistics of the files at hand, for a model whose own do not fit them: instruments, sonar, other loudness."""
+"""Statistics of the files at hand, for sound unlike the model's corpus: instruments, sonar, another loudness."""
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,20 +12,21 @@ from melmask.embedding.tables import digest_of_paths
 from melmask.errors import AudioFileError, InputError
 from melmask.settings import from_dict, to_dict
 from melmask.system.files import write_json
-from melmask.system.hardware import available_cores
+from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
 
-_FILES_TOGETHER = 256
+_WAITING_PER_THREAD = 4
 
 
 def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in: Path | None = None) -> AudioEncoder:
     """Return the model with the mean and std of the log-mel values of all of `paths` instead of its own.
 
-    Every file is read once; one that cannot be read is skipped. The result depends on the whole list, so all shares of
-    a job must be given the same list. `kept_in`, a JSON file, keeps the result, so that only the first share reads.
+    Every file is read once; files that cannot be read are skipped. The result depends on the whole list, so all shares
+    of a job must pass the same list. The JSON file `kept_in` keeps the result, so that only the first share reads the
+    files.
 
     Raises:
-        InputError: nothing can be read, or all of it is silent.
+        InputError: no file can be read, or all sound is silent.
         OutputError: `kept_in` cannot be written.
     """
     facts = {
@@ -37,41 +37,35 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
     statistics = _kept(kept_in, facts)
     if statistics is None:
         moments = Moments()
-        for of_file in track(_moments_of_files(model, paths), len(paths), "statistics"):
+        cores = available_cores()
+        # Results come in the order of the paths, so that the sums are the same each time.
+        of_files = map_ahead(lambda path: _moments_of_file(model, path), paths, cores, _WAITING_PER_THREAD * cores)
+        for of_file in track(of_files, len(paths), "statistics"):
             moments = moments.plus(of_file)
         if not moments.count:
             raise InputError(f"none of the {len(paths)} files could be read; check the paths")
         statistics = moments.statistics()
         if kept_in is not None:
             write_json(kept_in, {**facts, "statistics": to_dict(statistics)})
-    return _with_statistics(model, statistics)
-
-
-def _with_statistics(model: AudioEncoder, statistics: Statistics) -> AudioEncoder:
-    # The weights are shared.
+    # Both encoders share the weights.
     card = replace(model.card, statistics=statistics)
-    encoder = AudioEncoder(model.model, card, model.name, str(model.device), model.precision)
-    encoder.normalization = "dataset"
-    return encoder
+    return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset")
 
 
-def _moments_of_files(model: AudioEncoder, paths: Sequence[Path]) -> Iterator[Moments]:
-    def moments(path: Path) -> Moments:
-        total = Moments()
-        try:
-            for _, logmel in model.segments_of_file(path, model.step_grid()):
-                total = total.plus(moments_of(logmel.cpu().numpy()))
-        except AudioFileError:
-            return Moments()
-        return total
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        # In the order of the paths: sums then come out the same each time.
-        for start in range(0, len(paths), _FILES_TOGETHER):
-            yield from pool.map(moments, paths[start : start + _FILES_TOGETHER])
+def _moments_of_file(model: AudioEncoder, path: Path) -> Moments:
+    """Return the moments of a file's log-mel values; those of a file that cannot be read are empty."""
+    moments = Moments()
+    try:
+        for _, logmel in model.segments_of_file(path, model.step_grid()):
+            moments = moments.plus(moments_of(logmel.cpu().numpy()))
+    except AudioFileError:
+        # A file that breaks off counts for nothing, as it has no embedding either.
+        return Moments()
+    return moments
 
 
 def _kept(path: Path | None, facts: dict[str, object]) -> Statistics | None:
+    """Return the statistics that an earlier share kept, if they are those of the same files and front end."""
     if path is None or not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What `melmask embed` can be told, without PyTorch: its command line comes from here."""
+"""The options of `melmask embed`. Its command line is built from them, so this module does not import PyTorch."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -16,9 +16,9 @@ from melmask.objectives import mae
 class Reconstruction(NamedTuple):
     """What the decoder makes of the visible patches.
 
-    loss: mean squared error over hidden patches, normalized log-mel.  prediction: (clips, patches, values) float32,
-    every patch, normalized log-mel; patches are numbered frequency-major, values ordered (mel in patch, frame in it).
-    logmel: (clips, mels, frames), the prediction put together and brought back to natural-log units.
+    loss: the mean squared error over hidden patches, in normalized log-mel.  prediction: (clips, patches, values)
+    float32, all patches in normalized log-mel; patches are numbered frequency-major, and values are ordered (mel in
+    patch, frame in patch).  logmel: (clips, mels, frames), the prediction as one log-mel in natural-log units.
     """
 
     loss: float
@@ -33,16 +33,18 @@ def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor)
     _check(card.model, rows, logmel, hidden)
     x = (logmel - card.statistics.mean) / card.statistics.std
     normalized = bool(card.training.get("config", {}).get("masking", {}).get("normalize_target", False))
-    # Clips may have different numbers of visible patches: then they cannot be computed together.
+    # Clips with different numbers of visible patches do not fit into one batch, so they are computed one by one.
     together = bool((hidden.sum(1) == hidden[0].sum()).all())
     groups = [slice(None)] if together else [slice(i, i + 1) for i in range(len(x))]
     outputs = [mae.reconstruct(model, x[g], hidden[g], normalized) for g in groups]
     prediction = torch.cat([o.prediction for o in outputs])
+    # The mean over all hidden patches weights each group by how many it has.
     weights = torch.tensor([float(hidden[g].sum()) for g in groups])
     loss = float((torch.stack([o.loss.cpu() for o in outputs]) * weights).sum() / weights.sum())
     shown = prediction
     if normalized:
-        # Such a model predicts each patch up to its own level and contrast: take those from the truth.
+        # Such a model predicts each patch without its level and contrast, so these are taken from the true patch. The
+        # constant is the one of the training target.
         truth = model.encoder.patches_of(x)
         shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
     picture = unpatchify(shown, rows, card.model.patch_mels)
@@ -67,4 +69,4 @@ def _check(config: ModelConfig, rows: int, logmel: Tensor, hidden: Tensor) -> No
         raise InputError(f"the mask is {tuple(hidden.shape)}; expected (clips, patches) = {expected}")
     counts = hidden.sum(1)
     if int(counts.min()) < 1 or int(counts.max()) >= expected[1]:
-        raise InputError("the mask hides all or none of a clip's patches; leave some of either")
+        raise InputError("the mask hides all or none of a clip's patches; hide some and leave some visible")

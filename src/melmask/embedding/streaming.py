@@ -1,7 +1,7 @@
-"""Embeddings of sound as it arrives: blocks in, frame vectors out as soon as the audio they depend on is complete.
+"""Embeddings of sound as it arrives: blocks in, frame vectors out.
 
-A frame vector depends on its whole unit, so the vectors of a unit come out together when the unit is complete: the
-latency is at most the trained length. They are equal to those of the offline path.
+A frame vector depends on its whole unit, so the vectors of a unit come out together when the unit is complete. The
+latency is at most the trained length. The vectors are equal to those of the offline path.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from melmask.errors import InputError
 
 
 class EmbeddingStream:
-    """Feed it blocks of one sound, as a microphone gives them.
+    """A stream of one sound: push its blocks as they arrive, and get frame vectors back.
 
         stream = melmask.EmbeddingStream(melmask.load("runs/tiny"), sample_rate_hz=48000)
         for block in microphone:
@@ -31,7 +31,7 @@ class EmbeddingStream:
 
     Args:
         model: A loaded model.
-        sample_rate_hz: Of the blocks.
+        sample_rate_hz: The sample rate of the blocks.
         choice: Which features to take; a stream has no scene vector.
         **changes: Fields of `FeatureChoice` that differ from `choice`, as in `AudioEncoder.embed`.
 
@@ -61,7 +61,7 @@ class EmbeddingStream:
         self._samples = self._frames = self._steps = 0
 
     def push(self, block: Float[np.ndarray, " samples"]) -> tuple[np.ndarray, np.ndarray]:
-        """Take in samples in [-1, 1]; returns the next (frames (steps, D), times_ms (steps,)), maybe none.
+        """Take in samples in [-1, 1]; return the next (frames (steps, D), times_ms (steps,)), of zero steps or more.
 
         Raises:
             InputError: the block is not one-dimensional or not finite.
@@ -76,7 +76,7 @@ class EmbeddingStream:
         return self._emit(None)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rest of the vectors; the stream is used up.
+        """Return the rest of the vectors, as `push` does. After this, the stream cannot be used any more.
 
         Raises:
             InputError: no sound was pushed.
@@ -84,7 +84,9 @@ class EmbeddingStream:
         if not self._samples:
             raise InputError("the stream ended without a sample; push at least one block of sound")
         if self._resampler is not None:
-            self._take(self._logmel.push(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))[0])
+            # The resampler holds back a few samples until it knows that these are the last.
+            rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            self._take(self._logmel.push(rest)[0])
         self._take(self._logmel.finish()[0])
         for phase, cutter in self._cutters.items():
             self._encode(phase, cutter.finish())
@@ -101,14 +103,13 @@ class EmbeddingStream:
             self._ready[phase].extend(vectors)
 
     def _emit(self, end: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors in order of time, until a phase has none ready or step `end` is reached."""
+        """Return vectors in order of time, until a phase has none ready or step `end` is reached."""
+        # Step k of the grid comes from phase k modulo the number of phases.
         phases = list(self._ready.values())
         vectors: list[np.ndarray] = []
-        while (end is None or self._steps + len(vectors) < end) and (
-            queue := phases[(self._steps + len(vectors)) % len(phases)]
-        ):
-            vectors.append(queue.popleft())
+        while (end is None or self._steps < end) and (ready := phases[self._steps % len(phases)]):
+            vectors.append(ready.popleft())
+            self._steps += 1
         size = self._choice.frame_size(self._model.card.model)
-        times_ms = self._grid.times_ms(self._steps + len(vectors), self._model.card.front_end)[self._steps :]
-        self._steps += len(vectors)
+        times_ms = self._grid.times_ms(self._steps, self._model.card.front_end)[self._steps - len(vectors) :]
         return np.array(vectors, dtype=np.float32).reshape(-1, size), times_ms

@@ -1,18 +1,19 @@
 """Embeddings on disk: one Parquet or NumPy file, self-describing, written part by part so that a job can be resumed.
 
-Parquet: a row a file - path, duration_s, scene (D float32) and, if kept, first_step and frames (steps x D); the
-settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
-another, each with the file's path, duration and scene; first_step is the number of a row's first step, 0 where a file
-begins. npz: arrays path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
-(files + 1,); the settings are a JSON string. Step k is centered at first_ms + k * step_ms.
+Parquet: a file has one row, with path, duration_s, scene (D float32) and, if kept, first_step and frames (steps x D).
+The settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
+another, and each row has the file's path, duration and scene. first_step is the number of a row's first step; it is 0
+where a file begins.
 
-While the job runs, `<name>.parts/part-*.parquet` hold what is done, `FILES_PER_PART` files each, failed ones too with
-their `error`; duration and scene, or the error, are in a file's `last` row. A part appears whole or not at all; at the
-end the parts are merged and removed. Parquet is written and read a row group at a time, so that frames of any length
-fit in memory; npz has to be put together there.
+npz: the arrays are path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
+(files + 1,). The settings are a JSON string. In both formats, step k is centered at first_ms + k * step_ms.
+
+While the job runs, `<name>.parts/part-*.parquet` hold what is done. A part has `FILES_PER_PART` files, also those that
+failed, with their `error`. A file's `last` row has its duration and scene, or the error. A part appears whole or not at
+all. At the end the parts are merged and removed. Parquet is written and read one row group at a time, so that frames of
+any length fit in memory. An npz file has to be put together in memory.
 """
 
-import csv
 import hashlib
 import json
 import shutil
@@ -21,26 +22,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from melmask import __version__
 from melmask.config import FrontEndConfig, Statistics
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.settings import from_dict
-from melmask.system.files import atomic_write, claimed, ensure_folder, write_json
+from melmask.system.files import atomic_write, claimed, ensure_folder, write_csv, write_json
 
 SUFFIXES = (".parquet", ".npz")
 FILES_PER_PART = 512
 _ROW_GROUP_BYTES = 12 << 20
-"""Rows are written together once their vectors fill this, which a full row of a long file (16 MB) does alone."""
+"""Rows are written together once their vectors fill this. A full row of a long file (16 MB) fills it alone."""
 _KEY = b"melmask"
+"""Where Parquet's metadata hold the settings."""
 
 
 def check_suffix(path: Path) -> None:
@@ -51,9 +52,9 @@ def check_suffix(path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSettings:
-    """What a reader of embeddings needs to know of how they were made, and what tells one job from another.
+    """How embeddings were made. Two jobs with equal settings would write equal tables.
 
-    Tables and the parts of a job hold it as JSON, under these names and in this order.
+    Tables and the parts of a job hold the settings as JSON, under these names and in this order.
     """
 
     melmask: str
@@ -75,50 +76,16 @@ class TableSettings:
     files_sha256: str
 
     @classmethod
-    def of(
-        cls,
-        model: AudioEncoder,
-        paths: Sequence[Path],
-        choice: FeatureChoice,
-        *,
-        keep_frames: bool = False,
-    ) -> "TableSettings":
-        """Return the settings of a table of `paths` with these features of `model`."""
-        card, sha256, grid = model.card, model.sha256, model.step_grid(choice)
-        first_ms, second_ms = grid.times_ms(2, card.front_end).tolist()
-        return cls(
-            melmask=__version__,
-            model=model.name,
-            model_sha256=sha256,
-            layer=list(choice.layers) or None,
-            pooling=choice.pooling,
-            scene=choice.scene,
-            precision=model.precision,
-            normalization=model.normalization,
-            dimensions=choice.frame_size(card.model),
-            scene_dimensions=choice.scene_size(card.model),
-            frames=keep_frames,
-            first_ms=first_ms,
-            step_ms=second_ms - first_ms,
-            front_end=card.front_end,
-            statistics=card.statistics,
-            files=len(paths),
-            files_sha256=digest_of_paths(paths),
-        )
-
-    @classmethod
     def from_json(cls, text: str | bytes) -> "TableSettings":
-        """Read what `to_json` gave.
+        """Read what `to_json` returned.
 
         Raises:
-            ValueError, TypeError, KeyError, ConfigError: the text is not that.
+            ValueError, TypeError, KeyError, ConfigError: the text is something else.
         """
         values = json.loads(text)
-        front_end, statistics = (
-            from_dict(FrontEndConfig, values["front_end"]),
-            from_dict(Statistics, values["statistics"]),
-        )
-        return cls(**{**values, "front_end": front_end, "statistics": statistics})
+        values["front_end"] = from_dict(FrontEndConfig, values["front_end"])
+        values["statistics"] = from_dict(Statistics, values["statistics"])
+        return cls(**values)
 
     def to_json(self) -> str:
         """Return the settings as a JSON object."""
@@ -126,23 +93,26 @@ class TableSettings:
 
 
 class TableJob:
-    """The parts of one table: it knows which are done, writes the others and merges all.
+    """The parts of one table. The job knows which parts are done, writes the others and merges all of them.
+
+    Attributes: `complete` (whether the whole table is there already), `settings`.
 
     Raises:
-        OutputError: the place cannot be written to, or holds the parts of a job with other settings or files.
+        OutputError: `path` cannot be written to, or has the parts of a job with other settings or files.
     """
 
     def __init__(self, path: Path, paths: Sequence[Path], settings: TableSettings):
         check_suffix(path)
         self._path, self._paths, self.settings = path, paths, settings
-        self._files_per_part = FILES_PER_PART  # carried along where a job is sent to other processes
+        # Kept here, because a job may be sent to other processes.
+        self._files_per_part = FILES_PER_PART
         self._folder, self._merged = path.with_name(path.name + ".parts"), False
         self.complete = path.exists() and read_settings(path) == settings
         if not self.complete:
             self._begin(ensure_folder(self._folder) / "job.json")
 
     def _begin(self, job: Path) -> None:
-        """Write what the parts are of to `job`, or check that the job that is there already is this one."""
+        """Write the settings of the parts to `job`, or check that the settings that are there already are the same."""
         if not job.exists():
             write_json(job, asdict(self.settings))
             return
@@ -155,78 +125,75 @@ class TableJob:
             # That job has done nothing yet.
             write_json(job, asdict(self.settings))
         elif wrong:
-            # The digest of the files differs as well where their number does: one word is enough.
+            # Where the number of files differs, their digest differs as well. One word is enough for both.
             what = ", ".join(dict.fromkeys(key.removesuffix("_sha256") for key in wrong))
             raise OutputError(f"{self._folder} belongs to a job with another {what}; delete it or use another --out")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other jobs from the parts; remove the parts once they are merged.
+        """Keep other jobs from writing the parts; remove the parts once they are merged.
 
         Raises:
-            OutputError: another job has them.
+            OutputError: another job is writing them.
         """
         try:
             with claimed(self._folder):
                 yield
         finally:
-            # Only after the lock is released: on network file systems a file that is open keeps its folder.
+            # The lock is released before this. On network file systems an open file keeps its folder.
             if self._merged:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def todo(self) -> list[int]:
         """Return the numbers of the parts that are not there yet."""
-        parts = range(-(-len(self._paths) // self._files_per_part))
-        return [part for part in parts if not self._part(part).exists()]
+        return [number for number, part in enumerate(self._parts()) if not part.exists()]
 
     def paths_of(self, parts: Sequence[int]) -> list[Path]:
-        """Return the files of some parts, in order."""
+        """Return the sound files of some parts, in order."""
         size = self._files_per_part
         return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
 
     def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> float:
         """Write `parts`; return how many seconds of sound they hold.
 
-        `results` are those of `paths_of(parts)`, in order, taken as they are needed.
+        `results` are those of `paths_of(parts)`, in the same order. They are taken one at a time, as they are written.
         """
         rows, sound_s, schema = iter(results), 0.0, _part_schema(self.settings)
         for part in parts:
+            files, group, size = len(self.paths_of([part])), [], 0
             with atomic_write(self._part(part)) as file, _parquet_writer(file, schema) as writer:
-                group: list[FileEmbedding] = []
-                size = 0
-                for row in _rows_of_files(rows, len(self.paths_of([part]))):
-                    group.append(row)
+                while files:
+                    group.append(row := next(rows))
+                    files -= row.last
                     sound_s += row.duration_s
-                    size += _bytes_of(row)
-                    if size >= _ROW_GROUP_BYTES:
+                    size += sum(array.nbytes for array in (row.scene, row.frames) if array is not None)
+                    if size >= _ROW_GROUP_BYTES or not files:
                         writer.write_table(_arrow_table(group, self.settings))
                         group, size = [], 0
-                if group:
-                    writer.write_table(_arrow_table(group, self.settings))
         return sound_s
 
     def merge(self) -> list[tuple[str, str]]:
         """Write the table from its parts; return (path, reason) of the files that failed.
 
-        `<name>.failed.csv` lists these too.
+        The file `<name>.failed.csv` lists them too.
 
         Raises:
             InputError: no file could be read.
         """
         failed: list[tuple[str, str]] = []
-        parts = [self._part(k) for k in range(-(-len(self._paths) // self._files_per_part))]
-        for part in parts:
+        for part in self._parts():
             rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
             failed += [(row["path"], row["error"]) for row in rows if row["error"]]
         if len(failed) == len(self._paths):
+            # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
             raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
-            good = (table for part in parts for table in _good_rows(part, _schema(self.settings)))
+            good = (table for part in self._parts() for table in _good_rows(part, _schema(self.settings)))
             if self._path.suffix == ".parquet":
                 with _parquet_writer(file, _schema(self.settings)) as writer:
                     for table in good:
-                        # A table without rows would become a row group without rows.
+                        # A table without rows, all of whose files failed, would become an empty row group.
                         if len(table):
                             writer.write_table(table)
             else:
@@ -234,24 +201,26 @@ class TableJob:
         failures = self._path.with_name(self._path.name + ".failed.csv")
         failures.unlink(missing_ok=True)
         if failed:
-            with atomic_write(failures, "w") as file:
-                csv.writer(file).writerows([("path", "reason"), *failed])
+            write_csv(failures, [("path", "reason"), *failed])
         self._merged = True
         return failed
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:06d}.parquet"
 
+    def _parts(self) -> list[Path]:
+        return [self._part(number) for number in range(-(-len(self._paths) // self._files_per_part))]
+
 
 WriteParts = Callable[[AudioEncoder, FeatureChoice, TableJob], float]
-"""Writes the parts of a job that are not there yet; returns how many seconds of sound they hold."""
+"""A function that writes the parts of a job that are not there yet, and returns how many seconds of sound they hold."""
 
 
 def read_settings(path: Path) -> TableSettings | None:
-    """Return the settings in a table, None if it is no table of ours."""
+    """Return the settings in a table; None if melmask did not write it, or it is damaged."""
     try:
         if path.suffix == ".npz":
-            # Of a damaged file NumPy leaves open what it has opened itself.
+            # The file is opened here, because NumPy would not close a damaged one.
             with path.open("rb") as file, np.load(file) as arrays:
                 return TableSettings.from_json(str(arrays["settings"]))
         return TableSettings.from_json(pq.read_schema(path).metadata[_KEY])
@@ -260,7 +229,7 @@ def read_settings(path: Path) -> TableSettings | None:
 
 
 def digest_of_paths(paths: Sequence[Path]) -> str:
-    """Return a digest of a list of paths, which tells one list from another."""
+    """Return a digest of a list of paths. It tells whether two jobs have the same files."""
     return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
 
 
@@ -270,20 +239,9 @@ def rows_of(path: Path) -> int:
         with np.load(path) as arrays:
             return len(arrays["path"])
     if "first_step" in pq.read_schema(path).names:
+        # A long file has several rows, and only the first of them begins with step 0.
         return int(np.sum(pq.read_table(path, columns=["first_step"])["first_step"].to_numpy() == 0))
     return pq.read_metadata(path).num_rows
-
-
-def _rows_of_files(rows: Iterator[FileEmbedding], files: int) -> Iterator[FileEmbedding]:
-    """Yield the rows of the next `files` files."""
-    while files:
-        row = next(rows)
-        files -= row.last
-        yield row
-
-
-def _bytes_of(row: FileEmbedding) -> int:
-    return sum(array.nbytes for array in (row.scene, row.frames) if array is not None)
 
 
 def _schema(settings: TableSettings) -> pa.Schema:
@@ -299,10 +257,10 @@ def _part_schema(settings: TableSettings) -> pa.Schema:
 
 
 def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table:
-    """Return rows of a part; until the merge those without a scene have zeros."""
+    """Return rows of a part. A row without a scene gets zeros, which `_good_rows` replaces."""
     size, scene_size = settings.dimensions, settings.scene_dimensions
 
-    def vectors(arrays: list[Any], dimensions: int) -> pa.Array:
+    def vectors(arrays: list[np.ndarray], dimensions: int) -> pa.Array:
         flat = np.concatenate([np.zeros(0, np.float32), *(np.reshape(a, -1) for a in arrays)])
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimensions)
 
@@ -313,16 +271,16 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
     ]
     if settings.frames:
         frames = [np.zeros((0, size), np.float32) if row.frames is None else row.frames for row in rows]
+        # Arrow keeps the frames of all rows in one array, and where each row's begin.
         offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
         columns.append(pa.array([row.first_step for row in rows], pa.int64()))
         columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames, size)))
-    columns.append(pa.array([row.error for row in rows], pa.string()))
-    columns.append(pa.array([row.last for row in rows], pa.bool_()))
+    columns += [pa.array([row.error for row in rows], pa.string()), pa.array([row.last for row in rows], pa.bool_())]
     return pa.Table.from_arrays(columns, schema=_part_schema(settings))
 
 
 def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of a part's readable files, a row group at a time, each row with its file's duration and scene."""
+    """Yield the rows of a part's readable files by row group. Each row gets its file's duration and scene."""
     with pq.ParquetFile(part) as file:
         numbers = range(file.num_row_groups)
         small = (file.read_row_group(number, ["duration_s", "scene", "error", "last"]) for number in numbers)
@@ -330,18 +288,19 @@ def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
         closed = 0
         for number in numbers:
             table = file.read_row_group(number)
+            # The file of a row is the number of files that ended in earlier rows.
             last = table["last"].to_numpy().astype(np.int64)
             of_file = files.take(pa.array(closed + np.cumsum(last) - last))
             closed += int(last.sum())
             for name in ("duration_s", "scene"):
                 table = table.set_column(table.column_names.index(name), name, of_file[name])
-            # Under the same name, so that what was read is not held while the next is read.
+            # The same name is used again, so that these rows are freed before the next are read.
             table = table.filter(of_file["error"].is_null()).select(schema.names)
             yield table
 
 
 def _parquet_writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
-    # A dictionary of floats that do not repeat costs twenty times the time and a gigabyte.
+    # Floats do not repeat. A dictionary of them would take twenty times as long, and a gigabyte.
     return pq.ParquetWriter(file, schema, use_dictionary=["path"])
 
 
@@ -349,6 +308,7 @@ def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSetti
     table = pa.concat_tables(list(tables)).combine_chunks()
     frames = {}
     if settings.frames:
+        # `begins` are the rows where a file begins; `ends` are the steps where a row begins, and the end of all.
         begins = np.flatnonzero(table["first_step"].to_numpy() == 0)
         kept = table["frames"].combine_chunks()
         ends = np.cumsum([0, *kept.value_lengths().to_pylist()])
