@@ -443,16 +443,16 @@ def test_a_tone_is_bright_at_its_frequency_and_silence_is_dark(tmp_path):
 
 
 def drawn(kind, chart):
-    return Page(str(getattr(environment().get_template("charts.html.j2").module, kind)(chart)))
+    return Page(str(getattr(environment().get_template("charts.html.j2").module, kind)(chart, "title")))
 
 
 def test_bars_end_at_their_values():
     bars = [Bar("a", 0.25, (0.2, 0.3), "25 %", 0), Bar("b", None, None, "failed", 1)]
-    chart = drawn("bars", BarChart(title="t", bars=bars, percent=True))
+    chart = drawn("bars", BarChart(bars=bars, percent=True))
     assert [rect["width"] for rect in chart.all("rect")] == ["85"] and "failed" in chart.text
     assert [path["d"] for path in chart.all("path")] == ["M68,21.5v8M102,21.5v8M68,25.5H102"]
     # An error rate may be above one.
-    chart = BarChart(title="t", bars=[Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
+    chart = BarChart(bars=[Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
     assert [rect["width"] for rect in drawn("bars", chart).all("rect")] == ["340", "170"]
 
 
@@ -464,7 +464,7 @@ def test_every_color_is_in_the_style_sheet(four_tasks):
 @pytest.mark.parametrize(("classes", "rectangles"), [(2, 2), (20, 20), (60, 60), (61, 0)])
 def test_a_confusion_matrix_fits_its_classes(classes, rectangles):
     labels = [f"label {i}" for i in range(classes)]
-    chart = drawn("confusion", ConfusionChart(title="t", counts=np.eye(classes, dtype=np.int64), labels=labels))
+    chart = drawn("confusion", ConfusionChart(counts=np.eye(classes, dtype=np.int64), labels=labels))
     assert len(chart.all("rect", "cell")) == rectangles
     assert len(chart.all("text", "label")) == (2 * classes if classes <= 60 else 0)
     assert len(chart.all("text", "on")) == (classes if classes <= 20 else 0)

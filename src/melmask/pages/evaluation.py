@@ -85,7 +85,7 @@ def write_evaluation_page(results: Path) -> Path:
         results / PAGE,
         "evaluation.html.j2",
         report=report,
-        name=report.models[0]["name"] if len(report.models) == 1 else counted(len(report.models), "model"),
+        name=report.models[0].name if len(report.models) == 1 else counted(len(report.models), "model"),
         leaking=[task for task in report.tasks if task.leaking_files or task.leaking_groups],
         verdicts=[_verdict(part, name) for part, name in zip(parts, names, strict=True)],
         tables=[_table(part, name) for part, name in zip(parts, names, strict=True)],
@@ -202,7 +202,7 @@ def _bars(report: Report) -> Iterable[tuple[TaskFacts, BarChart]]:
         bars = list(_task_bars(report, task))
         # A chart of failures alone would be empty.
         if any(bar.value is not None for bar in bars):
-            yield task, BarChart(title=task.title, bars=bars, percent=is_percent(task.primary))
+            yield task, BarChart(bars=bars, percent=is_percent(task.primary))
 
 
 def _task_bars(report: Report, task: TaskFacts) -> Iterable[Bar]:

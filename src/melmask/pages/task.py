@@ -148,9 +148,8 @@ def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
         cells = []
         for split in map(by_name.get, names):
             # Protocols that do not train in epochs, such as knn, have none.
-            epoch = split.facts.get("epoch") if split else None
             text = metric_text(split.scores.get(outcome.primary), outcome.primary) if split else MISSING
-            cells.append(Cell(text, f"epoch {epoch}" if isinstance(epoch, int) and epoch else ""))
+            cells.append(Cell(text, f"epoch {split.epoch}" if split and split.epoch else ""))
         rows.append((column_name(report, outcome.column), cells))
     return ScoreTable(heads=names, rows=rows)
 
@@ -163,8 +162,7 @@ def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Pred
             found.append(Matrix(name))
             continue
         counts = confusion_counts(rows)
-        title = f"Confusion matrix of {name} on {task.title}"
-        chart = ConfusionChart(title=title, counts=counts, labels=task.labels)
+        chart = ConfusionChart(counts=counts, labels=task.labels)
         found.append(Matrix(name, len(rows.files), chart, most_confused(counts, task.labels)))
     return found
 
@@ -196,8 +194,7 @@ def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard
         # An event can lie beyond the end of a file that was cut after the evaluation.
         return Heard(problem=f"{path} has no sound after {start_s:.0f} s.")
     seconds = len(samples) / FRONT_END.sample_rate_hz
-    chart = SoundChart(title=f"Spectrogram of {path.name}", picture=spectrogram_picture(samples), seconds=seconds)
-    return Heard(chart, sounds.wav(samples))
+    return Heard(SoundChart(spectrogram_picture(samples), seconds), sounds.wav(samples))
 
 
 def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
@@ -208,7 +205,6 @@ def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
     heard = _hear(find_sound(task.folder, file.parts, file.name), sounds, stretch.start_s)
     sound = heard.chart if heard else None
     chart = RollChart(
-        title=f"Events of {file.name}",
         lanes=lanes[:_MAX_LANES],
         start_s=stretch.start_s,
         # The file may end within the stretch; without the sound nobody knows.

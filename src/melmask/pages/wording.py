@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from melmask.evaluate.records import Column, Outcome, Report, Score
+from melmask.evaluate.records import Column, Outcome, Report, Score, Setting
 from melmask.pages.render import MISSING
 
 UNDEFINED = "undefined"
@@ -80,7 +80,7 @@ def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
 
 def setting_text(outcome: Outcome) -> str:
     """Write the settings of the chosen classifiers; one that differs between splits is given split by split."""
-    settings = [_flat(split.facts.get("setting")) for split in outcome.splits]
+    settings = [_flat(split.setting) for split in outcome.splits]
     words = []
     for key in dict.fromkeys(key for setting in settings for key in setting):
         values = [str(setting.get(key, MISSING)) for setting in settings]
@@ -88,9 +88,9 @@ def setting_text(outcome: Outcome) -> str:
     return ", ".join(words) or MISSING
 
 
-def _flat(setting: object) -> dict[str, object]:
-    """Put what is inside a setting's own settings beside it."""
+def _flat(setting: Setting) -> dict[str, object]:
+    """Lift settings that are nested in another setting, as the post-processing of events is."""
     flat: dict[str, object] = {}
-    for key, value in setting.items() if isinstance(setting, dict) else ():
+    for key, value in setting.items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat
