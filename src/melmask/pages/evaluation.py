@@ -15,12 +15,12 @@ from melmask.pages.task import task_section
 from melmask.pages.wording import Cell, column_name, is_percent, metric_text, name_of_metric, score_text, spread_text
 
 PAGE = "report.html"
-# A short list of scores replaces the ranks where there is one model; more than four would not be read.
+# A single model has no rank, so the page begins with a list of its scores. Nobody would read more than four.
 _MOST_SCORES = 4
 
 
 class Verdict(NamedTuple):
-    """Who came out best: the names, and the sentence around them. The protocol is empty if the page has only one."""
+    """The best models' names, and the sentence about them. The protocol is empty if the page has only one."""
 
     protocol: str
     best: str
@@ -37,22 +37,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The scores of one protocol; those of two protocols do not compare."""
+    """The scores of one protocol."""
 
     id: str
     protocol: str
     heads: list[tuple[str, int]]
-    """Each column's name and color."""
+    """The name and the color of each column."""
     published: list[Published]
     rows: list[Row]
     caveats: list[str]
     mean_ranks: list[Cell]
-    """Empty where there are none."""
+    """Empty where models cannot be ranked."""
     ranked_tasks: int
 
 
 class Conditions(NamedTuple):
-    """How the classifiers of a protocol were trained, and whether some models' were trained differently."""
+    """How the classifiers of a protocol were trained, and whether that differs between models."""
 
     protocol: str
     text: str
@@ -60,7 +60,7 @@ class Conditions(NamedTuple):
 
 
 def write_evaluation_page(results: Path) -> Path:
-    """Write `results`/report.html from results.json and whatever predictions are beside it.
+    """Write `results`/report.html from results.json and from the predictions that are still beside it.
 
     Args:
         results: the folder that `melmask evaluate` wrote.
@@ -73,7 +73,7 @@ def write_evaluation_page(results: Path) -> Path:
         OutputError: the page cannot be written.
     """
     report = read_report(results)
-    # The tasks are made in order, and each may use its share of the room that the previous ones left.
+    # Each task may use its share of the room for sound that the previous ones left.
     sounds = SoundBudget()
     left = range(len(report.tasks), 0, -1)
     tasks = [task_section(report, task, sounds.share(n)) for task, n in zip(report.tasks, left, strict=True)]
@@ -99,6 +99,7 @@ def write_evaluation_page(results: Path) -> Path:
 
 
 def _verdict(report: Report, protocol: str) -> Verdict:
+    """Say in one sentence who came out best, or how good a single model is, or why there is no answer."""
     places, tasks = mean_ranks(report)
     if len(report.columns) > 1 and places:
         # Equal mean ranks share the first place.
@@ -116,7 +117,7 @@ def _verdict(report: Report, protocol: str) -> Verdict:
             for outcome in report.of_task(task.title)
         ]
         return Verdict(protocol, "", "; ".join(scores[:_MOST_SCORES]))
-    # The models without any score are the reason, so the sentence names them.
+    # A mean rank needs tasks that every model has a score on; models without any score prevent that, so name them.
     ranked = {column for task in report.tasks for column in ranks(report.of_task(task.title))}
     without = [column_name(report, column) for column in report.columns if column not in ranked]
     why = f": {' and '.join(without)} {'have' if len(without) > 1 else 'has'} none" if without else ""
@@ -125,13 +126,14 @@ def _verdict(report: Report, protocol: str) -> Verdict:
 
 def _shown_published(report: Report, task: TaskFacts) -> list[tuple[Published, float]]:
     """Find the published scores of a task that belong beside a protocol of this page."""
-    # hear-fixed searches the same grid as hear without its quirks: published scores of hear stand beside both.
+    # hear-fixed searches the same grid as hear, without its defects, so scores published for hear belong beside both.
     protocols = {protocol.removesuffix("-fixed") for protocol in report.protocols}
     scores = ((p, p.score(task.name, task.title, task.primary)) for p in PUBLISHED if p.protocol in protocols)
     return [(published, score) for published, score in scores if score is not None]
 
 
 def _published_columns(report: Report) -> list[Published]:
+    """Return the published models that have a score on any task of this page, in their fixed order."""
     found = {published.name for task in report.tasks for published, _ in _shown_published(report, task)}
     return [published for published in PUBLISHED if published.name in found]
 
@@ -161,6 +163,7 @@ def _table(report: Report, protocol: str) -> Table:
 
 
 def _cell(report: Report, task: TaskFacts, column: Column, places: dict[Column, int]) -> Cell:
+    """Make the cell of a model on a task: its score, and below it the spread and its place."""
     outcome = report.outcomes.get((task.title, column))
     if outcome is None:
         return Cell("failed" if report.has_failed(task.title, column) else MISSING, pale=True)
@@ -171,10 +174,11 @@ def _cell(report: Report, task: TaskFacts, column: Column, places: dict[Column, 
 
 
 def _published_cells(report: Report, task: TaskFacts, published: list[Published], caveats: list[str]) -> Iterable[Cell]:
-    """Make the cells of a row, and add what they need a footnote for to `caveats`."""
+    """Make the cells of a row, and append to `caveats` the footnotes that they refer to by number."""
     known = {one.name: score for one, score in _shown_published(report, task)}
     for one in published:
         if one.name not in known:
+            # An empty cell, because a dash would say that the model failed or was never tried.
             yield Cell("")
             continue
         reason = one.caveat(task.name)
@@ -184,7 +188,7 @@ def _published_cells(report: Report, task: TaskFacts, published: list[Published]
 
 
 def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
-    # Models may have been evaluated on different days with different settings; the reader has to know.
+    # Results of several calls with different settings may stand in one file, and the reader has to know.
     texts: dict[str, list[str]] = {}
     for (_, column), outcome in report.outcomes.items():
         known = outcome.conditions
@@ -206,6 +210,7 @@ def _bars(report: Report) -> Iterable[tuple[TaskFacts, BarChart]]:
 
 
 def _task_bars(report: Report, task: TaskFacts) -> Iterable[Bar]:
+    # The bars of one protocol stand together, in the order of the tables; a failure without a protocol comes last.
     for column in sorted(report.columns, key=lambda column: [*report.protocols, ""].index(column.protocol)):
         name, color = column_name(report, column), report.colour(column) % COLORS
         outcome = report.outcomes.get((task.title, column))

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from melmask.system.files import atomic_write
+from melmask.train.health import number_text
 
 MISSING = "–"
 """What a page writes where a number does not exist."""
@@ -19,6 +20,7 @@ def environment() -> Environment:
     Names, labels and error messages come from users' files, so everything that a template inserts is escaped, and a
     name that the Python code forgot to pass is an error instead of an empty place on the page.
     """
+    # The trimming keeps lines that hold only a block of the template out of the page.
     made = Environment(
         loader=PackageLoader("melmask.pages"),
         autoescape=True,
@@ -28,6 +30,7 @@ def environment() -> Environment:
         finalize=_position,
     )
     made.filters |= {"thousands": thousands, "counted": counted}
+    made.filters |= {"number": number_text, "rounded": rounded, "span": span}
     return made
 
 
@@ -53,7 +56,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 
 
 def _position(value: Any) -> Any:
-    """Write a number with a fraction, which on these pages is a place in a drawing, to a hundredth of a pixel."""
+    """Write a float with at most two decimals: on these pages it is a place in a drawing, in pixels."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
@@ -65,3 +68,23 @@ def thousands(value: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Write a number with its noun: '1 task', '3 tasks'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rounded(value: float) -> str:
+    """Write a number with two digits, or all digits before the point: '0.17', '1,234'."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """Write a time: 93784 -> '1 d 2 h', 3725 -> '1 h 02 min', 65 -> '1 min 05 s'."""
+    # An estimate of the time left can be infinite or negative for a moment.
+    if not 0 <= seconds < 1e10:
+        return "?"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    if hours:
+        return f"{h} h {m:02d} min"
+    return f"{m} min {s:02d} s" if minutes else f"{s} s"

@@ -22,7 +22,7 @@ LONGEST_S = 10.0
 """No sound in a page is longer."""
 FRONT_END = FrontEndConfig()
 """Sounds are heard and drawn as the 16 kHz models hear them."""
-# Browsers open a page of this size at once, and it can still be sent by mail.
+# Much larger pages open slowly and are too large to mail.
 _MAX_BYTES = 12_000_000
 _MAX_COLUMNS = 400
 _RANGE_DB = 70.0

@@ -1,4 +1,4 @@
-"""Show one task on the page of an evaluation: every score, what is taken for what, and the clips to listen to."""
+"""Collect what the page of an evaluation shows of one task: scores, confusion matrices, and clips to listen to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +28,13 @@ from melmask.pages.sound import (
 from melmask.pages.wording import Cell, column_name, metric_text, metrics_of, score_text, setting_text, spread_text
 
 HARDEST = 6
+# A piano roll of more labels than this would not fit on a screen.
 _MAX_LANES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """A table of one task."""
+    """A table of one task: a row for each model."""
 
     heads: list[str]
     rows: list[tuple[str, list[Cell]]]
@@ -41,7 +42,7 @@ class ScoreTable:
 
 
 class Matrix(NamedTuple):
-    """What a model takes for what; without predictions there is no chart."""
+    """Which classes a model confuses: (true, taken for, clips, of how many). Without predictions there is no chart."""
 
     name: str
     clips: int = 0
@@ -50,7 +51,7 @@ class Matrix(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A sound that was found: its spectrogram and its wav (empty if it does not fit), or why it cannot be read."""
+    """A sound that was found: its spectrogram and its wav, which is empty if the page has no room; or the problem."""
 
     chart: SoundChart | None = None
     wav: str = ""
@@ -63,18 +64,19 @@ class Heard(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip that was taken for something else; `heard` is None where the sound is missing."""
+    """A clip that was taken for something else; `heard` is None if its file is missing."""
 
     mistake: Mistake
     heard: Heard | None
 
 
 class Roll(NamedTuple):
-    """The events of a stretch in which a model is most wrong; `heard` is None where the sound is missing."""
+    """The stretch in which a model is most wrong; `heard` is None if its file is missing."""
 
     stretch: Stretch
     chart: RollChart
     left_out: int
+    """How many labels the chart has no room for."""
     heard: Heard | None
 
 
@@ -91,7 +93,7 @@ class TaskSection:
     clips: list[Clip] | None
     """None where the predictions are missing."""
     judged: int
-    """Of how many clips the hardest are shown."""
+    """How many clips the hardest were chosen from."""
     roll: Roll | None
     splits: ScoreTable
     chosen: list[tuple[str, str]]
@@ -110,7 +112,7 @@ def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSe
     places = ranks(outcomes)
     best = next((outcome for outcome in outcomes if places.get(outcome.column) == 1), None)
     name = column_name(report, best.column) if best else ""
-    # Predictions of an event task are events of files, not labels of clips.
+    # The predictions of an event task are events in files, not probabilities of clips; `_roll` reads those.
     events, multiclass = task.embedding_type == "event", task.prediction_type == "multiclass"
     predictions = {} if events else {outcome.column: read_predictions(task, outcome) for outcome in outcomes}
     rows = predictions.get(best.column) if best else None
@@ -140,7 +142,7 @@ def _scores(report: Report, outcomes: list[Outcome]) -> ScoreTable:
 
 
 def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
-    """Give the primary metric of every split, and the epoch of the classifier that was chosen."""
+    """Tabulate the primary metric of every split, and the epoch of the classifier that was chosen."""
     names = list(dict.fromkeys(split.name for outcome in outcomes for split in outcome.splits))
     rows = []
     for outcome in outcomes:
@@ -170,10 +172,11 @@ def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Pred
 def most_confused(
     counts: Integer[np.ndarray, "classes classes"], labels: Sequence[str], most: int = 3
 ) -> list[tuple[str, str, int, int]]:
-    """Return (true, predicted, clips, of how many) of the commonest mistakes, the commonest first."""
-    # Clips on the diagonal are right.
+    """Return (true, predicted, clips, of how many) of the most frequent mistakes, the most frequent first."""
+    # Clips on the diagonal are no mistakes.
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
+    # The matrix is sorted as one long row, so a cell's number gives its row and column by division.
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = (divmod(int(cell), len(labels)) for cell in order)
     return [
@@ -184,6 +187,7 @@ def most_confused(
 
 
 def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard | None:
+    """Read and draw at most ten seconds of a sound; None if there is no file."""
     if path is None:
         return None
     try:
@@ -198,6 +202,7 @@ def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard
 
 
 def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
+    """Lay out the events of the stretch in which the best model is most wrong; None without predictions."""
     stretch = worst_stretch(read_event_files(best), LONGEST_S)
     if stretch is None:
         return None
@@ -207,7 +212,7 @@ def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
     chart = RollChart(
         lanes=lanes[:_MAX_LANES],
         start_s=stretch.start_s,
-        # The file may end within the stretch; without the sound nobody knows.
+        # The file may end within the stretch, which only the sound can tell.
         end_s=stretch.start_s + sound.seconds if sound else stretch.end_s,
         picture=sound.picture if sound else None,
     )
@@ -215,7 +220,7 @@ def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
 
 
 def _lanes(stretch: Stretch) -> list[Lane]:
-    """Give the labels that sound in the stretch."""
+    """Return a lane for each label that sounds in the stretch, or is predicted there; their times are in ms."""
     file = stretch.file
     found = []
     for label in sorted({event[0] for event in file.reference + file.predicted}):
@@ -227,7 +232,7 @@ def _lanes(stretch: Stretch) -> list[Lane]:
             ]
             for events in (file.reference, file.predicted)
         ]
-        # A label of another part of the file would be an empty lane.
+        # A label that only sounds elsewhere in the file would be an empty lane.
         if any(spans):
             found.append(Lane(label, spans[0], spans[1]))
     return found

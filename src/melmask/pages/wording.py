@@ -1,4 +1,4 @@
-"""How the page of an evaluation writes scores and names."""
+"""Write the scores and the names on the page of an evaluation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,18 +20,21 @@ _NAMES = {
     "event_onset_offset_50ms_20perc_fms": "F-measure of events, onsets within 50 ms and ends within 50 ms or 20 %",
     "segment_1s_er": "error rate in segments of 1 s; lower is better",
 }
+# Event metrics come with parts, as "segment_1s_er_error_rate". Such a part repeats the metric itself.
 _MAIN_PARTS = ("f_measure", "error_rate")
+# d′ is a distance in standard deviations; every other metric is a share, or an error rate that is written like one.
 _NOT_PERCENT = ("d_prime",)
 
 
 class Cell(NamedTuple):
-    """A score in a table, with what is written below it; pale where there is none, and the number of its footnote."""
+    """A score in a table, and the smaller text below it. A cell without a score is pale."""
 
     text: str
     below: str = ""
     best: bool = False
     pale: bool = False
     footnote: int | None = None
+    """The number of the note that it refers to."""
 
 
 def is_percent(metric: str) -> bool:
@@ -40,7 +43,7 @@ def is_percent(metric: str) -> bool:
 
 
 def name_of_metric(metric: str) -> str:
-    """Return what a metric measures, in words; its own name if it is not known."""
+    """Return what a metric measures, in words, or the metric's own name if it is unknown."""
     return _NAMES.get(metric, metric)
 
 
@@ -58,7 +61,7 @@ def score_text(value: float | None, metric: str) -> str:
 
 
 def spread_text(score: Score, metric: str) -> str:
-    """Write how sure a score is: its standard deviation, else its interval, else nothing."""
+    """Write how sure a score is: its standard deviation, or else its interval, or else nothing."""
     if score.std is not None:
         return f"± {metric_text(score.std, metric)}"
     if score.interval_95 is not None:
@@ -73,13 +76,13 @@ def column_name(report: Report, column: Column) -> str:
 
 
 def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return all metrics of some outcomes, the primary first; the main part of an event metric only once."""
+    """Return all metrics of some outcomes, the primary first, without parts that repeat another metric."""
     names = dict.fromkeys(metric for outcome in outcomes for metric in (outcome.primary, *outcome.scores))
     return [name for name in names if not any(name == f"{other}_{part}" for other in names for part in _MAIN_PARTS)]
 
 
 def setting_text(outcome: Outcome) -> str:
-    """Write the settings of the chosen classifiers; one that differs between splits is given split by split."""
+    """Write the settings of the chosen classifiers; where splits differ, the values of all splits in their order."""
     settings = [_flat(split.setting) for split in outcome.splits]
     words = []
     for key in dict.fromkeys(key for setting in settings for key in setting):
