@@ -9,10 +9,10 @@ from melmask.evaluate.published import PUBLISHED, Published
 from melmask.evaluate.records import Column, Report, TaskFacts
 from melmask.evaluate.results import mean_ranks, ranks, read_report
 from melmask.pages.charts import COLORS, Bar, BarChart
-from melmask.pages.render import MISSING, counted, write_page
+from melmask.pages.render import write_page
 from melmask.pages.sound import SoundBudget
 from melmask.pages.task import task_section
-from melmask.pages.wording import Cell, column_name, is_percent, metric_text, name_of_metric, score_text, spread_text
+from melmask.pages.wording import MISSING, Cell, column_name, counted, is_percent, metric_text, score_text, spread_text
 
 PAGE = "report.html"
 # A single model has no rank, so the page begins with a list of its scores. Nobody would read more than four.
@@ -94,7 +94,7 @@ def write_evaluation_page(results: Path) -> Path:
         bars=list(_bars(report)),
         tasks=tasks,
         sounds=sounds,
-        metrics={metric: name_of_metric(metric) for task in report.tasks for metric in task.metrics},
+        metrics=list(dict.fromkeys(metric for task in report.tasks for metric in task.metrics)),
     )
 
 

@@ -14,7 +14,6 @@ from melmask.evaluate.mistakes import Mistake, Stretch, confusion_counts, find_s
 from melmask.evaluate.records import Column, Outcome, Report, TaskFacts
 from melmask.evaluate.results import Predictions, ranks, read_event_files, read_predictions
 from melmask.pages.charts import ConfusionChart
-from melmask.pages.render import MISSING
 from melmask.pages.sound import (
     FRONT_END,
     LONGEST_S,
@@ -25,20 +24,11 @@ from melmask.pages.sound import (
     read_part,
     spectrogram_picture,
 )
-from melmask.pages.wording import Cell, column_name, metric_text, metrics_of, score_text, setting_text, spread_text
+from melmask.pages.wording import column_name, metrics_of, score_text
 
 HARDEST = 6
 # A piano roll of more labels than this would not fit on a screen.
 _MAX_LANES = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreTable:
-    """A table of one task: a row for each model."""
-
-    heads: list[str]
-    rows: list[tuple[str, list[Cell]]]
-    """A model's name, and a cell for each head."""
 
 
 class Matrix(NamedTuple):
@@ -88,16 +78,20 @@ class TaskSection:
     result: str
     best: str
     """The name of the best model."""
-    scores: ScoreTable
+    outcomes: list[Outcome]
+    """The scores of each model."""
+    names: Mapping[Column, str]
+    """The models' names."""
+    heads: Mapping[str, str]
+    """What stands over the column of each metric."""
+    split_names: list[str]
+    """All splits that a model was tested on."""
     matrices: list[Matrix]
     clips: list[Clip] | None
     """None where the predictions are missing."""
     judged: int
     """How many clips the hardest were chosen from."""
     roll: Roll | None
-    splits: ScoreTable
-    chosen: list[tuple[str, str]]
-    """Each model's name and the settings of its classifiers."""
 
 
 def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSection:
@@ -121,39 +115,15 @@ def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSe
         task=task,
         result=f"{name} {score_text(best.score.mean, best.primary)}" if best else "no score",
         best=name,
-        scores=_scores(report, outcomes),
+        outcomes=outcomes,
+        names={outcome.column: column_name(report, outcome.column) for outcome in outcomes},
+        heads={metric: metric if higher_is_better(metric) else f"{metric} ↓" for metric in metrics_of(outcomes)},
+        split_names=list(dict.fromkeys(split.name for outcome in outcomes for split in outcome.splits)),
         matrices=_matrices(report, task, predictions) if multiclass else [],
         clips=[Clip(m, _hear(find_sound(task.folder, [m.part], m.file), sounds)) for m in hardest] if rows else None,
         judged=len(rows.files) if rows else 0,
         roll=_roll(task, best, sounds) if events and best else None,
-        splits=_splits(report, outcomes),
-        chosen=[(column_name(report, outcome.column), setting_text(outcome)) for outcome in outcomes],
     )
-
-
-def _scores(report: Report, outcomes: list[Outcome]) -> ScoreTable:
-    metrics = metrics_of(outcomes)
-    rows = []
-    for outcome in outcomes:
-        scores = [(outcome.scores.get(metric), metric) for metric in metrics]
-        cells = [Cell(metric_text(s.mean, m), spread_text(s, m)) if s else Cell(MISSING) for s, m in scores]
-        rows.append((column_name(report, outcome.column), cells))
-    return ScoreTable(heads=[f"{m}{'' if higher_is_better(m) else ' ↓'}" for m in metrics], rows=rows)
-
-
-def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
-    """Tabulate the primary metric of every split, and the epoch of the classifier that was chosen."""
-    names = list(dict.fromkeys(split.name for outcome in outcomes for split in outcome.splits))
-    rows = []
-    for outcome in outcomes:
-        by_name = {split.name: split for split in outcome.splits}
-        cells = []
-        for split in map(by_name.get, names):
-            # Protocols that do not train in epochs, such as knn, have none.
-            text = metric_text(split.scores.get(outcome.primary), outcome.primary) if split else MISSING
-            cells.append(Cell(text, f"epoch {split.epoch}" if split and split.epoch else ""))
-        rows.append((column_name(report, outcome.column), cells))
-    return ScoreTable(heads=names, rows=rows)
 
 
 def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Predictions | None]) -> list[Matrix]:

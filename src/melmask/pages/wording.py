@@ -1,25 +1,14 @@
-"""Write the scores and the names on the page of an evaluation."""
+"""Write numbers, scores and names as the pages show them; most of these are filters of the templates."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from melmask.evaluate.records import Column, Outcome, Report, Score, Setting
-from melmask.pages.render import MISSING
 
+MISSING = "–"
+"""What a page writes where a number does not exist."""
 UNDEFINED = "undefined"
 """A score that cannot be computed, for example because no event was found."""
-_NAMES = {
-    "top1_acc": "share of clips whose likeliest label is right",
-    "pitch_acc": "share of clips whose pitch is right",
-    "chroma_acc": "share of clips whose pitch is right except for the octave",
-    "mAP": "mean average precision over the labels",
-    "d_prime": "separability d′, mean over the labels",
-    "aucroc": "area under the ROC curve, mean over the labels",
-    "event_onset_200ms_fms": "F-measure of events, onsets within 200 ms",
-    "event_onset_50ms_fms": "F-measure of events, onsets within 50 ms",
-    "event_onset_offset_50ms_20perc_fms": "F-measure of events, onsets within 50 ms and ends within 50 ms or 20 %",
-    "segment_1s_er": "error rate in segments of 1 s; lower is better",
-}
 # Event metrics come with parts, as "segment_1s_er_error_rate". Such a part repeats the metric itself.
 _MAIN_PARTS = ("f_measure", "error_rate")
 # d′ is a distance in standard deviations; every other metric is a share, or an error rate that is written like one.
@@ -40,11 +29,6 @@ class Cell(NamedTuple):
 def is_percent(metric: str) -> bool:
     """Return whether a metric is written in %."""
     return metric not in _NOT_PERCENT
-
-
-def name_of_metric(metric: str) -> str:
-    """Return what a metric measures, in words, or the metric's own name if it is unknown."""
-    return _NAMES.get(metric, metric)
 
 
 def metric_text(value: float | None, metric: str) -> str:
@@ -87,6 +71,7 @@ def setting_text(outcome: Outcome) -> str:
     words = []
     for key in dict.fromkeys(key for setting in settings for key in setting):
         values = [str(setting.get(key, MISSING)) for setting in settings]
+        # One value stands for all splits if they agree.
         words.append(f"{key} {values[0] if len(set(values)) == 1 else ' | '.join(values)}")
     return ", ".join(words) or MISSING
 
@@ -97,3 +82,33 @@ def _flat(setting: Setting) -> dict[str, object]:
     for key, value in setting.items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat
+
+
+def thousands(value: object) -> str:
+    """Write an integer as 12,345, and anything else as a dash."""
+    return f"{value:,}" if isinstance(value, int) else MISSING
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: '1 task', '3 tasks'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rounded(value: float) -> str:
+    """Write a number with two digits, or all digits before the point: '0.17', '1,234'."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """Write a time: 93784 -> '1 d 2 h', 3725 -> '1 h 02 min', 65 -> '1 min 05 s'."""
+    # An estimate of the time left can be infinite or negative for a moment.
+    if not 0 <= seconds < 1e10:
+        return "?"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    if hours:
+        return f"{h} h {m:02d} min"
+    return f"{m} min {s:02d} s" if minutes else f"{s} s"
