@@ -1,6 +1,6 @@
 """Write the page of an evaluation: one HTML file that shows how good the models are and where they fail."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from melmask.pages.charts import COLORS, Bar, BarChart
 from melmask.pages.render import write_page
 from melmask.pages.sound import SoundBudget
 from melmask.pages.task import task_section
-from melmask.pages.wording import MISSING, Cell, column_name, counted, is_percent, metric_text, score_text, spread_text
+from melmask.pages.wording import column_name, counted, is_percent, score_text
 
 PAGE = "report.html"
 # A single model has no rank, so the page begins with a list of its scores. Nobody would read more than four.
@@ -31,22 +31,24 @@ class Row(NamedTuple):
     """A task in a table of scores."""
 
     task: TaskFacts
-    cells: list[Cell]
-    published: list[Cell]
+    places: Mapping[Column, int]
+    published: list[tuple[str, int | None]]
+    """A score, which is empty where nothing was published, and the number of its footnote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """The scores of one protocol."""
 
-    id: str
+    report: Report
+    """What the protocol judged."""
     protocol: str
-    heads: list[tuple[str, int]]
-    """The name and the color of each column."""
+    heads: list[tuple[Column, str, int]]
+    """Each model with its name and color."""
     published: list[Published]
     rows: list[Row]
     caveats: list[str]
-    mean_ranks: list[Cell]
+    mean_ranks: Mapping[Column, float]
     """Empty where models cannot be ranked."""
     ranked_tasks: int
 
@@ -139,52 +141,38 @@ def _published_columns(report: Report) -> list[Published]:
 
 
 def _table(report: Report, protocol: str) -> Table:
-    """Make a row for each task, a column for each model, then one for each published model."""
+    """Make a row for each task, a column for each model, and then one for each published model."""
     published = _published_columns(report)
     caveats: list[str] = []
-    rows = []
-    for task in report.tasks:
-        places = ranks(report.of_task(task.title))
-        cells = [_cell(report, task, column, places) for column in report.columns]
-        rows.append(Row(task, cells, list(_published_cells(report, task, published, caveats))))
+    rows = [
+        Row(task, ranks(report.of_task(task.title)), list(_published_cells(report, task, published, caveats)))
+        for task in report.tasks
+    ]
     # The rank of a single model is always 1, which says nothing.
     means, tasks = mean_ranks(report) if len(report.columns) > 1 else ({}, 0)
-    best = min(means.values(), default=None)
     return Table(
-        id=f"scores-{protocol}" if protocol else "scores",
+        report=report,
         protocol=protocol,
-        heads=[(column_name(report, column), report.colour(column) % COLORS) for column in report.columns],
+        heads=[(column, column_name(report, column), report.colour(column) % COLORS) for column in report.columns],
         published=published,
         rows=rows,
         caveats=caveats,
-        mean_ranks=[Cell(f"{means[c]:.2f}", best=means[c] == best) for c in report.columns] if means else [],
+        mean_ranks=means,
         ranked_tasks=tasks,
     )
 
 
-def _cell(report: Report, task: TaskFacts, column: Column, places: dict[Column, int]) -> Cell:
-    """Make the cell of a model on a task: its score, and below it the spread and its place."""
-    outcome = report.outcomes.get((task.title, column))
-    if outcome is None:
-        return Cell("failed" if report.has_failed(task.title, column) else MISSING, pale=True)
-    place = places.get(column) if len(places) > 1 else None
-    below = (spread_text(outcome.score, outcome.primary), f"#{place}" if place else "")
-    text = metric_text(outcome.score.mean, outcome.primary)
-    return Cell(text, " · ".join(part for part in below if part), best=place == 1)
-
-
-def _published_cells(report: Report, task: TaskFacts, published: list[Published], caveats: list[str]) -> Iterable[Cell]:
+def _published_cells(
+    report: Report, task: TaskFacts, published: list[Published], caveats: list[str]
+) -> Iterable[tuple[str, int | None]]:
     """Make the cells of a row, and append to `caveats` the footnotes that they refer to by number."""
     known = {one.name: score for one, score in _shown_published(report, task)}
     for one in published:
-        if one.name not in known:
-            # An empty cell, because a dash would say that the model failed or was never tried.
-            yield Cell("")
-            continue
-        reason = one.caveat(task.name)
+        reason = one.caveat(task.name) if one.name in known else None
         if reason:
             caveats.append(f"{one.name} on {task.name}: {reason}")
-        yield Cell(f"{known[one.name]:.1f}", footnote=len(caveats) if reason else None)
+        # A dash would say that the model failed or was not tried, so a cell without a published score is empty.
+        yield f"{known[one.name]:.1f}" if one.name in known else "", len(caveats) if reason else None
 
 
 def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:

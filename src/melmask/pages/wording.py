@@ -1,7 +1,6 @@
 """Write numbers, scores and names as the pages show them; most of these are filters of the templates."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from melmask.evaluate.records import Column, Outcome, Report, Score, Setting
 
@@ -13,17 +12,6 @@ UNDEFINED = "undefined"
 _MAIN_PARTS = ("f_measure", "error_rate")
 # d′ is a distance in standard deviations; every other metric is a share, or an error rate that is written like one.
 _NOT_PERCENT = ("d_prime",)
-
-
-class Cell(NamedTuple):
-    """A score in a table, and the smaller text below it. A cell without a score is pale."""
-
-    text: str
-    below: str = ""
-    best: bool = False
-    pale: bool = False
-    footnote: int | None = None
-    """The number of the note that it refers to."""
 
 
 def is_percent(metric: str) -> bool:
