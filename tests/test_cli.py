@@ -408,7 +408,7 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
 
     monkeypatch.setattr("melmask.cli.settings.run", failing)
     assert main(["settings", "demo"]) == 2
-    assert capsys.readouterr().err.startswith("melmask: error: out of memory; take a smaller batch")
+    assert capsys.readouterr().err.startswith("melmask: error: out of memory; use a smaller batch")
 
 
 def test_a_reader_that_has_gone_is_told_by_the_exit_status():

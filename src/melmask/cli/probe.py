@@ -20,15 +20,15 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Judge a model on labeled files."""
+    """Score the model, and print its scores beside those of the baselines."""
     from melmask.downstream.probing import probe_tasks, table_text
 
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
     print(table_text(report))
     for name, task in report.tasks.items():
         if task.unreadable:
-            print(f"{name}: {len(task.unreadable)} files could not be read and were left out")
+            print(f"{name}: {len(task.unreadable)} files could not be read and were skipped")
         if task.leaking_groups:
-            print(f"{name}: {task.leaking_groups} groups have clips on both sides of a split")
+            print(f"{name}: {task.leaking_groups} groups have both training and test clips in a split")
     print(f"scores and confusion pictures: {options.out}")
     return 0
