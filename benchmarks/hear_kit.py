@@ -29,8 +29,8 @@ def run_kit(folder: Path, seeds: list[int], grid_points: int) -> dict:
     import torch
     from pytorch_lightning.loops import FitLoop
 
-    # heareval reads checkpoints that it wrote itself, which newer releases of PyTorch refuse by default. It also sets an
-    # epoch that Lightning 1.9 made read-only (issue 432).
+    # heareval reads checkpoints that it wrote itself, which newer releases of PyTorch refuse by default. It also sets
+    # an epoch that Lightning 1.9 made read-only (issue 432).
     torch.load = functools.partial(torch.load, weights_only=False)
     FitLoop.current_epoch = property(
         lambda self: self.epoch_progress.current.completed,
