@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.cli.settings import chosen_config
-from melmask.recipes import DEFAULT_RECIPE
+from melmask.recipes import DEFAULT_RECIPE, RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Measure how fast a recipe trains on this machine, and where the time of a step goes."""
 
-    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE"})
-    """Name of the recipe: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608."""
+    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE", "names": RECIPES})
+    """Name of the recipe."""
     store: Path | None = None
     """Store to read crops from. By default the crops are random numbers."""
     seconds: float = 20.0

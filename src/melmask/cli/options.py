@@ -9,6 +9,7 @@ say what a type cannot:
     metavar      what help shows for the value: "I/N", or a tuple of texts for a tuple of fixed length
     positional   the metavar of an argument without a flag
     limits       the least and the largest number
+    names        the names that the option knows, for its help
     without      fields of a dataclass that the command does not take: ("hop_ms", "choice.scene")
     settings     the field takes words KEY=VALUE: the configuration whose settings help lists, or None
 
@@ -144,6 +145,8 @@ def _add_field(group: Any, option: "dataclasses.Field[Any]", place: str, meaning
         keywords |= {"nargs": "+" if others == [...] else 1 + len(others), "type": _reader([first], facts)}
     else:
         keywords["type"] = _reader(kinds, facts)
+    if "names" in facts:
+        meaning += f" Known names are {', '.join(facts['names'])}."
     # argparse formats help with the % operator, so a percent sign is doubled.
     keywords["help"] = meaning.replace("%", "%%")
     if not required:

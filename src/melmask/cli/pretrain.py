@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from melmask.cli.options import EXIT_SIGNAL
+from melmask.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +15,8 @@ class Options:
 
     store: Path = field(metadata={"positional": "STORE"})
     """A store made by melmask prepare."""
-    recipe: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """Recipe of a new run: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608. The default is tiny. A run that
-    is resumed keeps its recipe."""
+    recipe: str | None = field(default=None, metadata={"metavar": "NAME", "names": RECIPES})
+    """Recipe of a new run. The default is tiny. A run that is resumed keeps its recipe."""
     out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
     """Folder of the run."""
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from melmask.config import PretrainConfig
-from melmask.recipes import DEFAULT_RECIPE, recipe
+from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from melmask.settings import describe, with_overrides
 
 
@@ -12,8 +12,8 @@ from melmask.settings import describe, with_overrides
 class Options:
     """List every setting of a recipe with its meaning."""
 
-    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE"})
-    """Name of the recipe: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608."""
+    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE", "names": RECIPES})
+    """Name of the recipe."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
     """change settings before they are listed, such as run.seed=1."""
 
