@@ -36,7 +36,7 @@ def run(options: Options) -> int:
     # Writing a checkpoint replaces the whole folder, so it must hold nothing else.
     others = {path.name for path in options.out.iterdir()} - {CONFIG, WEIGHTS} if options.out.is_dir() else set()
     if others:
-        raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or empty folder")
+        raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or an empty folder")
     model, card, source = load_any(options.model)
     # melmask's own checkpoints know their front end, and for others one is assumed. Settings override both.
     card = replace(card, front_end=with_overrides(card.front_end, options.settings))

@@ -1,4 +1,4 @@
-"""Collect what the page of an evaluation shows of one task: scores, confusion matrices, and clips to listen to."""
+"""Collect what the page of an evaluation shows of one task: scores, confusion matrices and clips to listen to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
