@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The process was started with standard error closed. Messages are lost then, but the work is not.
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - as long as the process
     words = sys.argv[1:] if arguments is None else list(arguments)
+    # Options of melmask itself, such as --version, may stand before the command.
     called = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(called)
     # argparse would list all commands but not the nearest one.
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough, so the command ends here.
+        # Otherwise Python would print at its own end that it cannot flush the output.
         sys.stderr.close()
         return EXIT_SIGNAL + signal.SIGPIPE
     except (MemoryError, RuntimeError) as error:
@@ -123,6 +125,7 @@ def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
     """Add the words that no option claims to the settings: key=value, --key=value or --key value."""
     takes_settings = "settings" in {option.name for option in dataclasses.fields(values.command_module.Options)}
     words = list(rest)
+    # argparse hands over `--key value` as two words.
     while words:
         word = words.pop(0)
         if "=" not in word and word.startswith("--") and words:

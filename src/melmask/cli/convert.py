@@ -59,6 +59,7 @@ def run(options: Options) -> int:
             "the file has no room for the statistics, the front end and the number of heads; tell its reader what they "
             f"are (melmask takes --statistics {card.statistics.mean:g} {card.statistics.std:g})"
         )
+        # They derive the number of heads from the width of the network.
         if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
             print(
                 "readers of this format assume heads of width 64; this model's heads differ, so its features would be "

@@ -22,5 +22,6 @@ def run(options: Options) -> int:
     """Write a task folder from a table of labels."""
     from melmask.evaluate.make_task import make_task
 
+    # The first line says what was written, and each further line warns of something in it.
     print(make_task(options.labels, options.out, options.task))
     return 0

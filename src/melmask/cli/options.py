@@ -112,8 +112,10 @@ def _add_fields(parser: Parser, group: Any, cls: Any, prefix: str, without: Sequ
         if option.name in without:
             continue
         if dataclasses.is_dataclass(option.type):
+            # "choice.scene" leaves out the field `scene` of the dataclass in the field `choice`.
             start = f"{option.name}."
             deeper = [name.removeprefix(start) for name in without if name.startswith(start)]
+            # The first sentence becomes the heading, and the others stand under it.
             title, _, more = meaning.partition(". ")
             inner = parser.add_argument_group(title.rstrip("."), more or None) if meaning else group
             _add_fields(parser, inner, option.type, f"{place}.", [*facts.get("without", ()), *deeper])
@@ -190,9 +192,11 @@ def options_of(cls: type[O], values: Mapping[str, Any], prefix: str = "") -> O:
     """
     given: dict[str, Any] = {}
     for name, kind in field_types(cls).items():
+        # A field that the command does not take has no value here, and keeps its default.
         place = prefix + name
         if dataclasses.is_dataclass(kind):
             given[name] = options_of(cast("type", kind), values, f"{place}.")
         elif place in values:
+            # argparse collects several values in a list, but a frozen dataclass must hold what cannot change.
             given[name] = tuple(values[place]) if isinstance(values[place], list) else values[place]
     return cls(**given)
