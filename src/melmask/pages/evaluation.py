@@ -80,18 +80,17 @@ def write_evaluation_page(results: Path) -> Path:
     left = range(len(report.tasks), 0, -1)
     tasks = [task_section(report, task, sounds.share(n)) for task, n in zip(report.tasks, left, strict=True)]
     # Scores of two protocols do not compare, so each gets a verdict and a table of its own.
-    several = len(report.protocols) > 1
-    parts = [report.of_protocol(protocol) for protocol in report.protocols] if several else [report]
-    names = report.protocols if several else [""]
+    names = report.protocols
+    parts = {name: report.of_protocol(name) for name in names} if len(names) > 1 else {"": report}
     return write_page(
         results / PAGE,
         "evaluation.html.j2",
         report=report,
         name=report.models[0].name if len(report.models) == 1 else counted(len(report.models), "model"),
         leaking=[task for task in report.tasks if task.leaking_files or task.leaking_groups],
-        verdicts=[_verdict(part, name) for part, name in zip(parts, names, strict=True)],
-        tables=[_table(part, name) for part, name in zip(parts, names, strict=True)],
-        conditions=[found for protocol in report.protocols for found in _conditions(report, protocol)],
+        verdicts=[_verdict(part, name) for name, part in parts.items()],
+        tables=[_table(part, name) for name, part in parts.items()],
+        conditions=[found for name in names for found in _conditions(report, name)],
         published=_published_columns(report),
         bars=list(_bars(report)),
         tasks=tasks,

@@ -100,16 +100,11 @@ def write_run_page(run: Path, numbers: RunNumbers | None = None) -> Path:
 
 
 def _verdict(checks: list[Check]) -> tuple[Level, str]:
-    levels = [check.level for check in checks]
-    if not checks:
-        return "wait", "no numbers yet"
-    if "bad" in levels:
-        return "bad", counted(levels.count("bad"), "problem")
-    if "warn" in levels:
-        return "warn", counted(levels.count("warn"), "warning")
-    if "wait" in levels:
-        return "wait", "too early to say"
-    return "ok", "healthy"
+    """Return the worst level of all checks, and what the page's heading says of it."""
+    level: Level = min((check.level for check in checks), key=_URGENCY.index, default="wait")
+    count = sum(check.level == level for check in checks)
+    words = {"bad": counted(count, "problem"), "warn": counted(count, "warning"), "ok": "healthy"}
+    return level, words.get(level, "too early to say" if checks else "no numbers yet")
 
 
 def _charts(record: RunRecord) -> Iterable[CurveChart]:
