@@ -1,9 +1,9 @@
-"""How fast files become embeddings: melmask against the literal baseline, files in to Parquet out, one run.
+"""Measure how fast files become embeddings, from sound files to Parquet, with melmask and with the literal baseline.
 
     python benchmarks/embed.py FOLDER_OR_CSV [--files 64] [--size base] [--rounds 3] [--out RESULT.json]
 
-The weights are random: speed does not depend on them. Rounds are interleaved, and ratios are of the best rounds. The
-profile says what share of the time each kind of operation takes.
+The weights are random, because speed does not depend on them. The rounds of both sides alternate, and ratios compare
+the best rounds. The profile lists the share of the time that each kind of operation takes.
 """
 
 import argparse
@@ -34,30 +34,32 @@ _PROFILED_OPERATIONS = 8
 
 
 def literal_job(encoder, paths, out):
-    """One file at a time to one table; returns the scene vectors."""
+    """Embed one file at a time and write one table; return the scene vectors."""
     scenes = [literal_embed_file(encoder, encoder.front_end, path).mean(axis=0) for path in paths]
     pq.write_table(pa.table({"path": [str(p) for p in paths], "scene": [s.tolist() for s in scenes]}), out)
     return np.array(scenes)
 
 
 def melmask_job(encoder, paths, out):
-    """The command's own path; returns the scene vectors and the seconds of sound."""
+    """Embed all files as `melmask embed` does; return the scene vectors and the seconds of sound."""
     report = embed_table(encoder, paths, out)
     return np.array(pq.read_table(out)["scene"].to_pylist()), report.sound_s
 
 
 def timed(work):
-    """(result, seconds)."""
+    """Return (result, seconds) of a call."""
     start_s = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start_s
 
 
 def forward_rate(card, precision) -> float:
-    """GFLOP/s of the encoder alone on a batch of full units, counted from its matrix products."""
+    """Return the GFLOP/s of the encoder alone on a batch of full units, counted from its matrix products."""
     encoder = untrained(card, device="cpu", precision=precision)
     batch, config = 32, card.model
     tokens = encoder.model.encoder.grid.patches + int(config.cls_token)
+    # A block has 12 width^2 weights, and attention does two products of width with each of the other tokens. Each
+    # weight costs one multiplication and one addition.
     per_token = 2 * 12 * config.width**2 + 4 * tokens * config.width
     flops = batch * tokens * config.depth * per_token
     pieces = [torch.randn(config.mels, config.frames) for _ in range(batch)]
@@ -66,7 +68,8 @@ def forward_rate(card, precision) -> float:
 
 
 def difference_to_literal(encoder, paths) -> float:
-    """Largest difference of frame vectors in fp32, over whole units: the literal one pads the last with zeros."""
+    """Return the largest difference of frame vectors in fp32."""
+    # Only whole units are compared, because the literal baseline pads the last unit with zeros.
     config = encoder.card.model
     largest = 0.0
     for path in paths:
@@ -77,7 +80,7 @@ def difference_to_literal(encoder, paths) -> float:
 
 
 def profile_of(encoder, paths) -> dict[str, float]:
-    """The job's operations by share of the processor's time."""
+    """Return the share of the processor's time that each of the slowest operations takes."""
     with tempfile.TemporaryDirectory() as place, profile(activities=[ProfilerActivity.CPU]) as profiler:
         embed_table(encoder, paths, Path(place) / "x.parquet")
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
@@ -87,12 +90,12 @@ def profile_of(encoder, paths) -> dict[str, float]:
 
 
 def cosine(a, b) -> float:
-    """The least cosine between rows."""
+    """Return the lowest cosine similarity between corresponding rows."""
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
 def main() -> None:
-    """Run, print and store."""
+    """Run both sides, print the result and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+")
     parser.add_argument("--files", type=int, default=64)
@@ -120,6 +123,7 @@ def main() -> None:
     cpu = torch.device("cpu")
     peak = {name: matmul_peak(cpu, kind) / 1e9 for name, kind in TYPES.items()}
     rate = {name: forward_rate(card, name) for name in PRECISIONS}
+    # The clock of a processor varies, so the peak is the better one of before and after the encoder's measurement.
     peak = {name: max(before, matmul_peak(cpu, TYPES[name]) / 1e9) for name, before in peak.items()}
     result = {
         "date": str(date.today()),

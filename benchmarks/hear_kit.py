@@ -1,12 +1,13 @@
-"""The same numbers as the real HEAR kit, and how much sooner: both on the same vectors, several seeds.
+"""Compare scores and time with the original HEAR kit: both sides use the same vectors and several seeds.
 
     python benchmarks/hear_kit.py kit  EMBEDDINGS KIT.json  --seeds 0 1 2     # where heareval 2021.1.3 is installed
     python benchmarks/hear_kit.py ours EMBEDDINGS OURS.json --seeds 0 1 2
     python benchmarks/hear_kit.py table KIT.json OURS.json
 
 EMBEDDINGS is what `python -m heareval.embeddings.runner MODULE --tasks-dir TASKS` wrote: a folder for each task. The
-kit always has seed 42; here Python's generator keeps it, so that the grid is the same, and PyTorch's gets SEED. Each
-side is timed from vectors on disk to test scores. The kit is unchanged, but for what its age makes necessary.
+kit always uses seed 42. Here Python's generator keeps that seed, so that the grid is the same, and PyTorch's generator
+gets each of the seeds. Each side is timed from vectors on disk to test scores. The kit is changed only where its age
+makes that necessary.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from pathlib import Path
 
 
 def run_kit(folder: Path, seeds: list[int], grid_points: int) -> dict:
-    """Scores and seconds of heareval on one task."""
+    """Return the scores and the seconds of heareval on one task."""
     import heareval.predictions.task_predictions as kit
     import torch
     from pytorch_lightning.loops import FitLoop
 
-    # heareval reads back checkpoints it wrote itself, and sets an epoch that Lightning 1.9 made read-only (issue 432).
+    # heareval reads checkpoints that it wrote itself, which newer releases of PyTorch refuse by default. It also sets
+    # an epoch that Lightning 1.9 made read-only (issue 432).
     torch.load = functools.partial(torch.load, weights_only=False)
     FitLoop.current_epoch = property(
         lambda self: self.epoch_progress.current.completed,
@@ -57,7 +59,7 @@ _NOT_SCORES = ("test_loss", "test_score")
 
 
 def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, precision: str) -> dict:
-    """The same of melmask, on the kit's files."""
+    """Return the scores and the seconds of melmask on the kit's files."""
     import torch
 
     from melmask.evaluate.evaluation import head_precision
@@ -84,6 +86,7 @@ def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, pr
 
 
 def _kit_embeddings(folder: Path, task, split: str):
+    """Read a split's vectors and labels as the kit stores them."""
     import numpy as np
 
     from melmask.evaluate.embeddings import SplitEmbeddings
@@ -107,16 +110,16 @@ def _kit_embeddings(folder: Path, task, split: str):
 
 
 def table(kit: dict, ours: dict) -> str:
-    """A row for each task and metric: means and standard deviations over the seeds, and the ratio of the times."""
+    """Return a Markdown table of means and standard deviations over the seeds, and of the ratio of the times."""
     lines = ["| task | metric | kit | ours | difference / pooled std | kit s | ours s | ratio |", "|" + "---|" * 8]
     for task in kit:
         a, b = kit[task]["runs"], ours[task]["runs"]
         times = [statistics.fmean(run["seconds"] for run in runs) for runs in (a, b)]
-        # The main part of an event metric is listed under the metric's own name.
+        # Such a part of an event metric repeats the metric itself.
         shown = [name for name in a[0] if name != "seconds" and not name.endswith(("_f_measure", "_error_rate"))]
         for metric in shown:
             x, y = [run[metric] for run in a], [run[metric] for run in b]
-            # d' is infinite where a class is told apart without an error: such a metric has no spread to compare.
+            # d' is infinite where a class is recognized without an error, so it has no spread to compare.
             sx, sy = (statistics.stdev(v) if len(v) > 1 and all(map(math.isfinite, v)) else math.nan for v in (x, y))
             pooled = ((sx**2 + sy**2) / 2) ** 0.5
             gap = statistics.fmean(y) - statistics.fmean(x)
@@ -128,7 +131,7 @@ def table(kit: dict, ours: dict) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run one side, or print the table of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=("kit", "ours", "table"))
     parser.add_argument("paths", type=Path, nargs=2)
@@ -148,7 +151,7 @@ def main() -> None:
         if options.task and folder.name not in options.task:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            # The kit writes its results beside the vectors.
+            # The kit writes its results beside the vectors, so it works on a copy.
             copy = Path(shutil.copytree(folder, Path(scratch) / folder.name))
             if options.side == "kit":
                 found[folder.name] = run_kit(copy, options.seeds, options.grid_points)

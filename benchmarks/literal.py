@@ -1,9 +1,10 @@
 """The literal baseline of the speed comparisons: inference and a training step exactly as the published code runs them.
 
-Written from the method's description, for comparison only. Unfused attention; a zero-padded last unit, one file at a
-time: decode, then transform, then forward. In training all patches are embedded before the visible ones are selected
-and every patch is predicted; plain AdamW, float32 on CPU and fp16 with a scaled loss on a GPU. Same weights and
-arithmetic as melmask's modules, so the outputs can be compared.
+It is written from the method's description, for comparison only. Attention is not fused. In inference, the last unit is
+padded with zeros, and each file is decoded, transformed and encoded before the next one. In training, all patches are
+embedded before the visible ones are selected, and every patch is predicted. The optimizer is plain AdamW, with float32
+on a CPU and with fp16 and a scaled loss on a GPU. Weights and arithmetic are those of melmask's modules, so that the
+outputs can be compared.
 """
 
 import numpy as np
@@ -17,8 +18,9 @@ from melmask.embedding.encoder import AudioEncoder
 
 
 def literal_attention(block, x):
-    """softmax(q k^T / sqrt(d)) v with the weights of one of melmask's blocks."""
+    """Compute softmax(q k^T / sqrt(d)) v with the weights of one of melmask's blocks."""
     attention = block.attn
+    # Keys have no bias, because it would not change the softmax.
     bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
     qkv = F.linear(x, attention.qkv.weight, bias)
     batch, tokens, _ = qkv.shape
@@ -28,14 +30,14 @@ def literal_attention(block, x):
 
 
 def literal_block(block, x):
-    """A pre-norm block."""
+    """Apply a pre-norm block."""
     x = x + literal_attention(block, block.norm1(x))
     return x + block.mlp(block.norm2(x))
 
 
 @torch.inference_mode()
 def literal_embed_file(encoder: AudioEncoder, front_end: LogMelSpectrogram, path) -> np.ndarray:
-    """Frame vectors (steps, rows * width) of one file; the last unit zero-padded to the full length."""
+    """Return the frame vectors (steps, rows * width) of one file, whose last unit is padded with zeros."""
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     waveform = soxr.resample(samples.mean(axis=1), rate, encoder.sample_rate_hz)
     logmel = front_end(torch.from_numpy(np.ascontiguousarray(waveform, np.float32))[None])
@@ -55,7 +57,11 @@ def literal_embed_file(encoder: AudioEncoder, front_end: LogMelSpectrogram, path
 
 
 def literal_encode(encoder, logmel, noise, visible):
-    """Embed all patches of (batch, mels, frames), keep the `visible` of least noise; tokens, and where each belongs."""
+    """Embed all patches of (batch, mels, frames) and encode the `visible` ones with the least noise.
+
+    Returns:
+        Their tokens, and for each patch its place in the shuffled order.
+    """
     config = encoder.config
     patch = (config.patch_mels, config.patch_frames)
     kernels = encoder.patch_embed.weight.reshape(config.width, 1, *patch)
@@ -72,7 +78,7 @@ def literal_encode(encoder, logmel, noise, visible):
 
 
 def literal_decode(decoder, encoded, restore):
-    """Values of every patch: mask tokens are appended to the visible ones, then all are put where they belong."""
+    """Predict the values of every patch: append mask tokens to the visible ones, and restore the order of all."""
     first, width = int(decoder.config.cls_token), decoder.config.decoder_width
     x = decoder.embed(encoded)
     batch, patches = restore.shape
@@ -86,19 +92,20 @@ def literal_decode(decoder, encoded, restore):
 
 
 def literal_loss(model, logmel, noise, visible):
-    """Masked reconstruction loss of normalised log-mels: every patch's error, of which the hidden ones are averaged."""
+    """Return the reconstruction loss of normalized log-mels, averaged over the hidden patches."""
     config = model.config
     encoded, restore = literal_encode(model.encoder, logmel, noise, visible)
     prediction = literal_decode(model.decoder, encoded, restore)
     patches = logmel.unflatten(2, (-1, config.patch_frames)).unflatten(1, (-1, config.patch_mels))
     target = patches.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+    # The published code computes the error of every patch, and then drops those of the visible ones.
     hidden = (restore >= visible).float()
     error = ((prediction - target) ** 2).mean(dim=-1)
     return (error * hidden).sum() / hidden.sum()
 
 
 class LiteralStep:
-    """A training step on the host's normalised float32 crops (batch, mels, frames); call it to do one."""
+    """A training step on the host's normalized float32 crops (batch, mels, frames); each call does one step."""
 
     def __init__(self, model, crops, visible, device, learning_rate=3e-4):
         self.model, self.crops, self.visible, self.device = model.to(device), crops, visible, device
@@ -109,7 +116,7 @@ class LiteralStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
 
     def __call__(self):
-        """Forward, backward, gradient norm, AdamW; the loss."""
+        """Run forward, backward, the gradient norm and AdamW, and return the loss."""
         logmel = self.crops.to(self.device)
         noise = torch.rand(len(logmel), self.model.encoder.grid.patches, device=self.device)
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
@@ -117,7 +124,7 @@ class LiteralStep:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        # One after another, of every parameter, though nothing is clipped.
+        # The published code measures the norm of each parameter in turn, although nothing is clipped.
         self.gradient_norm = torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()
         self.scaler.step(self.optimizer)
         self.scaler.update()

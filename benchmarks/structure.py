@@ -3,10 +3,10 @@
     python benchmarks/structure.py count src/melmask
     python benchmarks/structure.py walk embed          # or evaluate: of the melmask that Python imports
 
-A walk runs the command on toy data and writes down the package's functions in the order in which they are first
-called: the path of a reader who opens each function when it is called for the first time. Functions that call nothing
-in another file are left out, as their names say enough. `files` is how many files the path enters, and `returns` how
-often it goes back to a file that it had left. Other threads and generated methods do not count.
+A walk runs the command on toy data and lists the package's functions in the order in which they are first called. That
+is the path of a reader who opens each function when it is called for the first time. Functions that call nothing in
+another file are left out, because their names say enough. `files` is how many files the path enters, and `returns` is
+how often it goes back to a file that it had left. Templates, other threads and generated methods do not count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FEWEST_PARAMETERS = 8
 
 
 def docstrings_of(tree: ast.AST) -> set[int]:
-    """The ids of the nodes that are docstrings, or document a field."""
+    """Return the ids of the nodes that are docstrings or document a field."""
     found = set()
     for node in ast.walk(tree):
         for statement in getattr(node, "body", []) if not isinstance(node, ast.Lambda | ast.IfExp) else []:
@@ -35,7 +35,7 @@ def docstrings_of(tree: ast.AST) -> set[int]:
 
 
 def count(source: Path) -> dict[str, float]:
-    """What a reader of the tree below `source` meets."""
+    """Count what a reader of the tree below `source` meets."""
     paths = sorted(source.rglob("*.py"))
     totals = dict.fromkeys(
         ("files", "lines", "lines without docstrings", "comment lines", "functions", "functions over 7 parameters"), 0
@@ -76,7 +76,7 @@ def count(source: Path) -> dict[str, float]:
 
 
 def walk(command: str) -> list[str]:
-    """The files that the command's path enters, each time it enters one."""
+    """Return the files in the order in which the command's path enters them, again where it comes back."""
     import numpy as np
     import soundfile
 
@@ -86,9 +86,12 @@ def walk(command: str) -> list[str]:
     package = str(Path(melmask.__file__).parent)
 
     def of_package(code):
-        own = code.co_filename.startswith(package) and not code.co_name.startswith("<")
-        return (code.co_filename, code.co_name, code.co_firstlineno) if own else None
+        # Compiled templates carry the name of their .j2 file, and comprehensions have names such as <listcomp>.
+        python = code.co_filename.startswith(package) and code.co_filename.endswith(".py")
+        named = not code.co_name.startswith("<")
+        return (code.co_filename, code.co_name, code.co_firstlineno) if python and named else None
 
+    # The smallest network and run that the commands accept, so that a walk takes seconds.
     model = ("model.width=16", "model.depth=1", "model.heads=2", "model.decoder_width=8", "model.decoder_depth=1")
     model += ("model.decoder_heads=2", "model.frames=64", "optimizer.steps=2", "optimizer.warmup_steps=1")
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
@@ -114,10 +117,12 @@ def walk(command: str) -> list[str]:
                 function = of_package(frame.f_code)
                 if event != "call" or function is None:
                     return
-                # What parses the command line comes before the command itself, and is the same for all of them.
+                # The path begins with the command's own function; all commands share what parses the command line.
                 if not order and not ("/cli/" in function[0] and function[1] in ("run", command)):
                     return
+                # A dictionary keeps the order of the first calls.
                 order.setdefault(function)
+                # Calls through a library, such as a template or a decorator, count for the nearest function of ours.
                 caller = frame.f_back
                 while caller is not None and of_package(caller.f_code) is None:
                     caller = caller.f_back

@@ -1,11 +1,11 @@
-"""How fast pre-training goes: melmask's step beside the literal one, in interleaved rounds of one run.
+"""Measure how fast pre-training is: melmask's step and the literal one, in alternating rounds of one run.
 
     python benchmarks/train.py [--size base] [--frames 208] [--batch 64] [--rounds 5] [--device cpu] [--out RESULT.json]
 
-On a GPU both 80x208 and 80x608 are measured, compiled and not. All steps start from the same weights and train on the
-same made-up crops: speed does not depend on them. Ratios and shares of the peak are of the best rounds; the peak is the
-best matrix product in the step's own precision. The operations are those that melmask's step needs, for the literal
-step too, though it does more.
+On a GPU both 80x208 and 80x608 are measured, compiled and not compiled. All steps start from the same weights and train
+on the same random crops, because speed does not depend on them. Ratios and shares of the peak are those of the best
+rounds. The peak is the fastest matrix product in the step's own precision. For both steps, the operations are counted
+that melmask's step needs, although the literal step does more.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _call_remote(device):
 
 
 class LiteralElsewhere:
-    """The literal step in a process of its own: `keep_freed_memory` is a setting of a process, and only ours is."""
+    """The literal step in a process of its own, because `keep_freed_memory` would change every step of this process."""
 
     def __init__(self, threads, model, *arguments):
         self.model, self._device = model, arguments[-1]
@@ -51,7 +51,7 @@ class LiteralElsewhere:
         self._process = ProcessPoolExecutor(1, context, _build_remote, (threads, model, *arguments))
 
     def __call__(self):
-        """One step, done when this returns."""
+        """Run one step and wait for it."""
         self._process.submit(_call_remote, self._device).result()
 
 
@@ -59,7 +59,7 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def steps_of(model, options, device, batch):
-    """The steps to compare, by name: (call, its precision)."""
+    """Return the steps to compare by their names, each with its precision."""
 
     def ours(precision, compiled=False):
         hardware = HardwareConfig(device=options.device, precision=precision, compile=compiled)
@@ -77,33 +77,35 @@ def steps_of(model, options, device, batch):
 
 
 def normalized(crops) -> torch.Tensor:
-    """(crops, mels, frames) float32 of a batch as it is read."""
+    """Return a batch, as it is read, as normalized float32 (crops, mels, frames)."""
     statistics = Statistics()
     return (torch.from_numpy(crops).float().transpose(1, 2) - statistics.mean) / statistics.std
 
 
 @torch.no_grad()
 def loss_difference(ours, literal) -> float:
-    """Between the two losses of the same weights, crops and masks, in float32."""
+    """Return the difference of both losses with the same weights, crops and masks, in float32."""
     crops, masked = ours.batch()
     logmel, masked = normalized(crops).to(ours.device), masked.to(ours.device)
     visible = int((~masked[0]).sum())
-    # A copy: the literal step's own process is still to get the model, from the host.
+    # The literal step's process will get the model from the host, so a copy goes to the device.
     model = copy.deepcopy(literal.model).to(ours.device)
     theirs = literal_loss(model, logmel, masked.float(), visible)
     return abs(float(theirs) - float(predict_hidden(ours.engine.model, logmel, masked, MaskingConfig()).loss))
 
 
 def measure(model, batch, options, device) -> dict:
-    """All rounds of one input size and batch."""
-    torch.compiler.reset()  # or this size would be compiled for sizes that vary, as it differs from the last one
+    """Run all rounds of one input size and batch."""
+    # Without this, PyTorch would see a second size and compile slower code for sizes that vary.
+    torch.compiler.reset()
     steps = steps_of(model, options, device, batch)
     difference = loss_difference(steps["fp32"][0], steps["literal"][0])
     times = steps_per_reading(device)
     kinds = {kind for _, kind in steps.values()}
     peaks = {kind: matmul_peak(device, kind) for kind in kinds}
     for step, _ in steps.values():
-        seconds_of(step, 2, device)  # what is slow the first time: kernels chosen, buffers made, compilation
+        # The first steps choose kernels, allocate buffers and compile, so they are not measured.
+        seconds_of(step, 2, device)
     all_s = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, (step, _) in steps.items():
@@ -131,7 +133,7 @@ def measure(model, batch, options, device) -> dict:
 
 
 def main() -> None:
-    """Run, print and store."""
+    """Measure all cases, print the result and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="base")
     parser.add_argument("--frames", type=int, nargs="+", help="default: 208; on a GPU 208 and 608")

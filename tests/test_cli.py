@@ -241,7 +241,7 @@ def test_a_model_that_does_not_fit_the_store_is_refused(sounds, run, refused, tm
     assert "64 mel bands" in line
 
 
-def test_what_is_no_store_is_refused(sounds, refused, tmp_path):
+def test_a_folder_without_a_store_is_refused(sounds, refused, tmp_path):
     assert "is not a store" in refused("pretrain", sounds, "--out", tmp_path / "run")
     assert "is not a store" in refused("pretrain", tmp_path / "nowhere", "--out", tmp_path / "run")
 
@@ -332,7 +332,7 @@ def test_a_run_that_has_begun_keeps_what_decides_its_result(job, refused, run):
     assert status == 0 and "6 steps done" in out
 
 
-def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
+def test_a_signal_saves_the_run_and_says_how_to_resume(job, tmp_path):
     arguments = [sys.executable, "-m", "melmask", "pretrain", str(job / "store"), "--out", str(tmp_path / "run")]
     settings = [s for s in TOY if not s.startswith("optimizer.steps")] + ["optimizer.steps=100000"]
     process = subprocess.Popen([*arguments, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -348,7 +348,7 @@ def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
+def test_an_interrupted_job_says_how_to_resume(number, monkeypatch, capsys):
     def job(_):
         os.kill(os.getpid(), number)
         time.sleep(10)
@@ -408,10 +408,10 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
 
     monkeypatch.setattr("melmask.cli.settings.run", failing)
     assert main(["settings", "demo"]) == 2
-    assert capsys.readouterr().err.startswith("melmask: error: out of memory; take a smaller batch")
+    assert capsys.readouterr().err.startswith("melmask: error: out of memory; use a smaller batch")
 
 
-def test_a_reader_that_has_gone_is_told_by_the_exit_status():
+def test_a_closed_pipe_sets_the_exit_status():
     words = [sys.executable, "-m", "melmask", "settings"]
     reading, writing = os.pipe()
     os.close(reading)

@@ -38,8 +38,8 @@ def described(monkeypatch):
     return lambda name: json.loads(json.dumps(reference.options_of(reference.commands_of(build_parser(name))[name])))
 
 
-def test_the_commands_are_those_of_the_release():
-    assert set(COMMANDS) == set(RELEASED)
+def test_every_command_of_the_release_is_still_there():
+    assert set(RELEASED) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -193,7 +193,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(four_tasks):
     assert page.links and all(link.startswith(("data:", "#")) for link in page.links)
 
 
-def test_names_of_labels_files_models_and_reasons_are_text(make):
+def test_names_and_reasons_from_files_are_escaped(make):
     writer = make({f"m{EVIL}": 0.9, "b": 0.5})
     writer.content["models"][0]["source"] = EVIL
     # A model's name is no folder's name here: results.json says where the predictions are.
@@ -206,7 +206,7 @@ def test_names_of_labels_files_models_and_reasons_are_text(make):
     assert "/fold" not in page.text
 
 
-def test_numbers_that_are_none_are_undefined_and_have_no_place(four_tasks):
+def test_an_undefined_score_has_no_place(four_tasks):
     for result in four_tasks.content["results"]:
         if result["model"] == "big_one":
             result["mean"] = dict.fromkeys(result["mean"])
@@ -225,7 +225,7 @@ def test_without_predictions_the_page_says_so(four_tasks):
     assert page.text.count("are shown, because the predictions are missing") == 4
 
 
-def test_damaged_predictions_are_passed_over(four_tasks):
+def test_damaged_predictions_are_skipped(four_tasks):
     folder = four_tasks.write()
     for path in folder.rglob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
@@ -266,7 +266,7 @@ def test_failures_and_leaks_are_listed(four_tasks):
         assert words in page.text
 
 
-def test_scores_found_in_different_ways_are_told(four_tasks):
+def test_different_settings_of_a_protocol_are_reported(four_tasks):
     for result in four_tasks.content["results"]:
         points = 1 if result["model"] == "tiny" else 8
         result["conditions"] = {"grid_points": points, "seed": 42, "head_precision": "bf16"}
@@ -276,7 +276,7 @@ def test_scores_found_in_different_ways_are_told(four_tasks):
     assert "1 point of the grid, seed 42, products in bf16 (tiny)" in text
 
 
-def test_unknown_groups_are_no_zero(four_tasks):
+def test_an_unknown_number_of_groups_is_a_dash(four_tasks):
     four_tasks.content["tasks"][0] |= {"leaking_files": 3, "leaking_groups": None}
     page_rows = table(four_tasks.write(), "leaks")
     assert page_rows[1][1:] == ["3", "–"]
@@ -373,7 +373,7 @@ def test_equal_scores_share_a_place_and_lower_error_rates_are_better(four_tasks)
     assert mean_ranks(report) == ({Column(m, "hear"): p for m, p in places.items()}, 4)
 
 
-def test_the_hardest_clips_are_the_surest_mistakes():
+def test_the_hardest_clips_are_the_most_confident_mistakes():
     targets = np.eye(3, dtype=bool)[[0, 0, 1, 2]]
     shares = np.array([[0.9, 0.1, 0], [0.3, 0.6, 0.1], [0, 0.2, 0.8], [0.4, 0.1, 0.5]], np.float32)
     rows = Predictions(["a", "b", "c", "d"], ["s"] * 4, targets, shares)
@@ -443,16 +443,16 @@ def test_a_tone_is_bright_at_its_frequency_and_silence_is_dark(tmp_path):
 
 
 def drawn(kind, chart):
-    return Page(str(getattr(environment().get_template("charts.html.j2").module, kind)(chart)))
+    return Page(str(getattr(environment().get_template("charts.html.j2").module, kind)(chart, "title")))
 
 
 def test_bars_end_at_their_values():
     bars = [Bar("a", 0.25, (0.2, 0.3), "25 %", 0), Bar("b", None, None, "failed", 1)]
-    chart = drawn("bars", BarChart(title="t", bars=bars, percent=True))
+    chart = drawn("bars", BarChart(bars=bars, percent=True))
     assert [rect["width"] for rect in chart.all("rect")] == ["85"] and "failed" in chart.text
     assert [path["d"] for path in chart.all("path")] == ["M68,21.5v8M102,21.5v8M68,25.5H102"]
     # An error rate may be above one.
-    chart = BarChart(title="t", bars=[Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
+    chart = BarChart(bars=[Bar("a", 2.0, None, "", 0), Bar("b", 1.0, None, "", 1)], percent=True)
     assert [rect["width"] for rect in drawn("bars", chart).all("rect")] == ["340", "170"]
 
 
@@ -464,7 +464,7 @@ def test_every_color_is_in_the_style_sheet(four_tasks):
 @pytest.mark.parametrize(("classes", "rectangles"), [(2, 2), (20, 20), (60, 60), (61, 0)])
 def test_a_confusion_matrix_fits_its_classes(classes, rectangles):
     labels = [f"label {i}" for i in range(classes)]
-    chart = drawn("confusion", ConfusionChart(title="t", counts=np.eye(classes, dtype=np.int64), labels=labels))
+    chart = drawn("confusion", ConfusionChart(counts=np.eye(classes, dtype=np.int64), labels=labels))
     assert len(chart.all("rect", "cell")) == rectangles
     assert len(chart.all("text", "label")) == (2 * classes if classes <= 60 else 0)
     assert len(chart.all("text", "on")) == (classes if classes <= 20 else 0)

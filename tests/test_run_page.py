@@ -114,7 +114,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(real_run):
         ("stop", 2 * ROWS, "done"),
     ],
 )
-def test_the_state_is_told_by_the_last_event_and_the_steps(make_run, last, rows, state):
+def test_the_last_event_and_the_steps_decide_the_state(make_run, last, rows, state):
     lines = [{"step": INTERVAL * (i + 1), "loss": 1.0, "left_s": 9.0} for i in range(rows)]
     events = [{"step": INTERVAL * rows, "event": last, "text": ""}] if last else []
     run = make_run(lines, events)
@@ -201,7 +201,7 @@ def test_an_empty_folder_has_a_page(tmp_path):
     assert "no numbers yet" in written(tmp_path).text
 
 
-def test_half_written_and_damaged_files_are_survived(make_run):
+def test_half_written_and_damaged_files_do_not_break_the_page(make_run):
     run = make_run(healthy_rows(), [{"step": 1, "event": "start", "text": "x"}])
     whole = {name: (run / name).read_bytes() for name in ("run.json", "metrics.jsonl", "events.jsonl")}
     for name, content in whole.items():
@@ -222,14 +222,14 @@ EXTREMES = [(1e308, -1e308), (1e-320, 0.0), (1.0, 1 + 2e-16), (0.0, 0.0), (-5.0,
 
 
 @pytest.mark.parametrize("values", EXTREMES)
-def test_extreme_numbers_are_survived(make_run, values):
+def test_extreme_numbers_do_not_break_the_page(make_run, values):
     names = ("loss", "gradient_norm", "crops_per_s", "seconds", "left_s", "feature_rank", "learning_rate", "other")
     rows = [{"step": i} | dict.fromkeys(names, values[i % 2]) for i in range(50)]
     page = written(make_run(rows, optimizer__steps=float("nan"), model__width=float("inf")))
     assert not re.search("nan|inf", "".join(attributes["d"] for attributes in page.all("path")))
 
 
-def test_text_of_others_stays_text(make_run):
+def test_text_from_files_is_escaped(make_run):
     evil = "</script><script>alert(1)</script><b a='\"&"
     rows = [row | {evil: 1.0} for row in healthy_rows()[:3]]
     events = [{"step": 20, "event": evil, "text": evil}]
@@ -252,11 +252,11 @@ def test_pictures_are_embedded_and_large_ones_linked(make_run):
     assert re.findall(r"(\w+): step (\d+)", page.text) == [("now", "400"), ("first", "100"), ("midway", "200")]
 
 
-@pytest.mark.parametrize(("processes", "told"), [("1 processes", False), ("8 processes", True), ("", False)])
-def test_a_run_of_several_processes_goes_on_by_torchrun(make_run, processes, told):
+@pytest.mark.parametrize(("processes", "shown_so"), [("1 processes", False), ("8 processes", True), ("", False)])
+def test_a_run_of_several_processes_is_resumed_with_torchrun(make_run, processes, shown_so):
     page = written(make_run(healthy_rows(), [{"step": 0, "event": "start", "text": processes}]))
     assert "this command resumes it exactly where it was" in page.text
-    assert ("It ran as 8 processes, so start it with torchrun as before" in page.text) == told
+    assert ("It ran as 8 processes, so start it with torchrun as before" in page.text) == shown_so
 
 
 def test_events_are_marked_in_every_chart(make_run):
@@ -276,7 +276,7 @@ def test_a_logarithmic_axis_leaves_out_what_has_no_logarithm(make_run):
     assert page.all("path")[3]["d"].count(",") == 50
 
 
-def test_a_run_that_went_back_is_where_its_last_line_is_and_its_curve_starts_again(make_run):
+def test_a_curve_starts_again_where_the_run_went_back(make_run):
     rows = healthy_rows()
     run = make_run(rows + [row | {"knn_accuracy": None} for row in rows[60:90]])
     page = written(run)
@@ -292,7 +292,7 @@ def test_unknown_numbers_get_a_chart_and_missing_ones_none(make_run):
     assert drawn[:2] == ["Loss", "Loss, second half"] and drawn[-1] == "tokens_per_joule" and len(drawn) == 9
 
 
-def test_epochs_are_told_where_they_can_be(make_run):
+def test_epochs_are_shown_if_they_are_known(make_run):
     # 2000 steps of 256 crops of 2.08 s from an hour of sound.
     assert f"≈ {2000 * 256 * 2.08 / 3600:.0f} over 1 h of sound" in written(make_run(healthy_rows())).text
     assert "Epochs" not in written(make_run(healthy_rows(), data__sampling="clip")).text
@@ -317,7 +317,7 @@ def test_a_page_of_many_numbers_stays_small(make_run):
     assert len(page.all("polygon")) == 3
 
 
-def test_numbers_that_are_kept_are_read_on_and_read_anew_when_the_file_is_another(make_run, monkeypatch):
+def test_only_new_lines_are_read_until_the_file_is_replaced(make_run, monkeypatch):
     run = make_run(healthy_rows())
     numbers = RunNumbers(run)
     numbers.read()

@@ -36,7 +36,7 @@ def logmels():
 
 
 def panels(figure):
-    """The values drawn, a row of three a clip; the colour bars hold no such picture."""
+    """The values drawn, a row of three a clip; color bars hold no such picture."""
     drawn = [np.ma.filled(axes.images[0].get_array(), np.nan) for axes in figure.axes if axes.images]
     return [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
 
@@ -140,8 +140,8 @@ def test_a_click_is_brightest_at_its_own_time(model):
     axes = Figure().add_subplot()
     image = draw_spectrogram(axes, logmel, model.card.front_end, (-15.0, 5.0))
     left, right, low, high = image.get_extent()
-    centre_s = left + (logmel.mean(0).argmax() + 0.5) * (right - left) / logmel.shape[1]
-    assert centre_s == pytest.approx(0.5, abs=0.006)
+    center_s = left + (logmel.mean(0).argmax() + 0.5) * (right - left) / logmel.shape[1]
+    assert center_s == pytest.approx(0.5, abs=0.006)
     assert (low, high) == (-0.5, 79.5) and axes.get_ylim() == (-0.5, 79.5)
 
 

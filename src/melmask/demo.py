@@ -1,4 +1,4 @@
-"""`melmask demo`: the main job, end to end, in minutes, on labelled sounds that melmask synthesises itself."""
+"""Run the main job end to end in minutes, on labeled sounds that melmask synthesizes itself."""
 
 import csv
 import sys
@@ -26,45 +26,46 @@ from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 
 _CLIPS_PER_CLASS = 100
+# Four classes whose log-mels look different at a glance.
 _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop")
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
-    """Synthesise, prepare, pre-train, embed, probe and draw, all below `out`; returns the closing text.
+    """Synthesize, prepare, pre-train, embed, probe and draw, all below `out`, and return the closing text.
 
-    Steps that are complete are skipped when the demo runs again.
+    When the demo runs again, it skips the steps that are complete.
+
+    Args:
+        out: folder for everything that the demo writes.
+        overrides: settings of the recipe demo, as "optimizer.steps=100".
 
     Raises:
+        ConfigError: a setting is not known, or its value is refused.
         OutputError: `out` cannot be written to.
     """
     start_s = time.monotonic()
     _say(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")
     labels = write_sound_set(out / "sounds", _CLIPS_PER_CLASS)
-    # The test clips stay out of pre-training too: the probe's result is for sounds never heard.
-    unlabelled, test = _write_manifests(labels)
+    rows = _rows(labels)
+    test = [labels.parent / row["path"] for row in rows if row["split"] == "test"]
+    # The test clips stay out of pre-training too, so the probe tests sounds that the model has never heard.
+    unlabeled = labels.with_name("unlabeled.csv")
+    with unlabeled.open("w", newline="") as file:
+        csv.writer(file).writerows([("path",), *((row["path"],) for row in rows if row["split"] != "test")])
     _say("2/5 prepare: log-mels of the clips that are not held out for the test")
-    prepare([unlabelled], out / "store", FrontEndConfig())
+    prepare([unlabeled], out / "store", FrontEndConfig())
     _say("3/5 pre-train a small masked autoencoder on them, without labels")
     store = Store(out / "store")
     config = resolve_config(out / "run", "demo", overrides, store)
     pretrain(store, out / "run", config, [ReconstructionPictures(store, config)], write_run_page)
     _say("4/5 embed every clip")
     model = load(out / "run")
-    paths = [labels.parent / row["path"] for row in _rows(labels)]
-    embed_table(model, paths, out / "embeddings.parquet")
+    embed_table(model, [labels.parent / row["path"] for row in rows], out / "embeddings.parquet")
     _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", ProbeOptions(scheme="split"))
     picture = out / "reconstructions.png"
     _draw(model, picture, test)
     return _closing(out, table_text(report), picture, time.monotonic() - start_s)
-
-
-def _write_manifests(labels: Path) -> tuple[Path, list[Path]]:
-    rows = _rows(labels)
-    unlabelled = labels.with_name("unlabelled.csv")
-    with unlabelled.open("w", newline="") as file:
-        csv.writer(file).writerows([("path",), *((row["path"],) for row in rows if row["split"] != "test")])
-    return unlabelled, [labels.parent / row["path"] for row in rows if row["split"] == "test"]
 
 
 def _rows(labels: Path) -> list[dict[str, str]]:
@@ -73,7 +74,7 @@ def _rows(labels: Path) -> list[dict[str, str]]:
 
 
 def _draw(model: AudioEncoder, picture: Path, test: list[Path]) -> None:
-    """Reconstructions of held-out clips."""
+    """Draw what the model reconstructs of four clips that it has never heard."""
     chosen = [next(path for path in test if path.parent.name == label) for label in _PICTURED]
     waveforms = np.stack([read_audio(path, model.sample_rate_hz) for path in chosen])
     logmels = model.logmel(waveforms, sample_rate_hz=model.sample_rate_hz)
@@ -85,12 +86,12 @@ def _closing(out: Path, table: str, picture: Path, seconds: float) -> str:
 {table}
 
 done in {duration_text(seconds)}
-pictures     {picture}
-             {out / "probe" / "labels.png"} (which classes are taken for which)
-             {out / "run" / "index.html"} (the training: is it healthy, and the same clips as it went on)
+pictures     {picture} (what the model reconstructs of sounds that it has never heard)
+             {out / "probe" / "labels.png"} (which classes it takes for which)
+             {out / "run" / "index.html"} (whether the training was healthy)
 embeddings   {out / "embeddings.parquet"}
 
-the same on your own sounds:
+do the same with your own sounds:
   melmask prepare FOLDER --out store
   melmask pretrain store --recipe tiny --out runs/mine
   melmask embed FOLDER --model runs/mine --out embeddings.parquet
@@ -98,5 +99,6 @@ the same on your own sounds:
 
 
 def _say(text: str) -> None:
+    # Standard output is for the result; what is under way goes to standard error.
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""The command `melmask`: its commands, the settings after their options, errors and exit status.
+"""Run the command line `melmask`: find the command, read its options and settings, turn errors into exit statuses.
 
-Each command is a module here of its name, which holds `Options`, a dataclass (see `melmask.cli.options`), and
-`run(options)`, which returns the exit status. To add one, write its module and put its name into `COMMANDS`. `run`
+Each command is a module here with the command's name. It holds the dataclass `Options` (see `melmask.cli.options`) and
+`run(options)`, which returns the exit status. To add a command, write its module and add its name to `COMMANDS`. `run`
 imports what the command works with, so that help does not wait for PyTorch.
 """
 
@@ -19,27 +19,34 @@ from importlib import import_module
 from typing import Any
 
 from melmask import __version__
-from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, Parser, add_options, options_of
+from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, CommandList, Parser, add_options, options_of
 from melmask.errors import MelmaskError, unknown_name
 
-# Help lists the commands in this order, which is that of the work.
+# Help lists the commands in this order, which is the order of the work.
 COMMANDS = (
     *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task"),
     *("finetune", "predict", "convert", "push", "export", "settings"),
 )
+# When one of these is stopped, the same command resumes it.
 _RESUMED = ("demo", "prepare", "pretrain", "embed", "evaluate", "finetune", "predict")
-
+# CPU allocations fail with the first message and GPU allocations with the second.
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 2 with one line on standard error."""
+    """Run one command and return its exit status.
+
+    That is 0 if it succeeded, 2 with one line on standard error if the input is bad, and 128 plus the signal's number
+    if a signal stopped it.
+    """
     if sys.stderr is None:
-        # The process was started with standard error closed: messages are lost, but the work is not.
+        # The process was started with standard error closed. Messages are lost then, but the work is not.
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - as long as the process
     words = sys.argv[1:] if arguments is None else list(arguments)
+    # Options of melmask itself, such as --version, may stand before the command.
     called = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(called)
+    # argparse would list all commands but not the nearest one.
     if words and words[0] == called and called not in COMMANDS:
         parser.error(str(unknown_name("command", called, COMMANDS)))
     values, rest = parser.parse_known_args(words)
@@ -55,25 +62,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough, so the command ends here.
+        # Otherwise Python would print at its own end that it cannot flush the output.
         sys.stderr.close()
         return EXIT_SIGNAL + signal.SIGPIPE
     except (MemoryError, RuntimeError) as error:
         # PyTorch raises a RuntimeError when memory runs out.
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):
             raise
-        return _fail("out of memory; take a smaller batch (hardware.micro_batch or data.batch_size) or model")
+        return _fail("out of memory; use a smaller batch (hardware.micro_batch or data.batch_size) or a smaller model")
     except OSError as error:
         return _fail(
-            f"{error.filename or 'the output'}: {error.strerror or error}; check the path, its permissions and space"
+            f"{error.filename or 'the output'}: {error.strerror or error}; check the path, its permissions and the "
+            "free space"
         )
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came, perhaps from a scheduler. It ends a job as Ctrl-C does, so that temporary files are removed."""
+    """SIGTERM came, perhaps from a scheduler. The job ends as with Ctrl-C, so that temporary files are removed."""
 
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM interrupt the work inside, and restore the handler afterwards."""
+
     def interrupt(_number: int, _frame: Any) -> None:
         raise _Terminated
 
@@ -89,11 +100,15 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def build_parser(called: str | None = None) -> Parser:
-    """Build the parser of the command line, with one command and its options, or with the names of all commands.
+    """Build the parser of the command line, with the called command and its options, or with the names of all commands.
 
-    The options of all commands would take 50 ms to build, about as long as the rest of `melmask --help`.
+    Building the options of all commands would take 50 ms, about as long as the rest of `melmask --help`.
     """
-    parser = Parser(prog="melmask", description="Learn and use audio representations by masked spectrogram modeling.")
+    parser = Parser(
+        prog="melmask",
+        description="Learn and use audio representations by masked spectrogram modeling.",
+        formatter_class=CommandList,
+    )
     parser.add_argument("--version", action="version", version=f"melmask {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for name in (called,) if called in COMMANDS else COMMANDS:
@@ -107,9 +122,10 @@ def build_parser(called: str | None = None) -> Parser:
 
 
 def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Read what no option claims as settings: key=value, --key=value or --key value."""
+    """Add the words that no option claims to the settings: key=value, --key=value or --key value."""
     takes_settings = "settings" in {option.name for option in dataclasses.fields(values.command_module.Options)}
     words = list(rest)
+    # argparse hands over `--key value` as two words.
     while words:
         word = words.pop(0)
         if "=" not in word and word.startswith("--") and words:
@@ -123,7 +139,7 @@ def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _fail(message: str) -> int:
-    # Names of files and messages of other libraries may hold line breaks, and an error is one line.
+    # Scripts read errors line by line, but file names and other libraries' messages may hold line breaks.
     line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message)
     sys.stderr.write(f"melmask: error: {line}\n")
     return EXIT_BAD_INPUT

@@ -16,29 +16,29 @@ class Options:
     model: Path = field(metadata={"positional": "MODEL"})
     """An MSM-MAE .pth file, a run or a checkpoint folder."""
     out: Path = field(metadata={"positional": "OUT"})
-    """The folder to write, or with --to msm-mae the file."""
+    """The folder to write. With --to msm-mae, it is a file."""
     to: Literal["melmask", "msm-mae"] = "melmask"
     """Format to write."""
     statistics: tuple[float, float] | None = field(default=None, metadata={"metavar": ("MEAN", "STD")})
-    """Mean and standard deviation of the log-mels. Without it, they are the file's or else AudioSet's."""
+    """Mean and standard deviation of the log-mels. The default is what the file holds, or else AudioSet's."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
-    """set the front end. Other projects' checkpoints omit theirs, and melmask takes that of the 16-kHz models. For
-    32-kHz models, give sample_rate_hz=32000 n_fft=800 win_samples=800 hop_samples=320 max_hz=16000. These are the
+    """set the front end. Other projects' checkpoints omit theirs, so melmask assumes that of the 16 kHz models. For
+    32 kHz models, give sample_rate_hz=32000 n_fft=800 win_samples=800 hop_samples=320 max_hz=16000. These are the
     settings and their defaults:"""
 
 
 def run(options: Options) -> int:
-    """Write a model in the other format."""
+    """Write the model in the other format, and print what it is."""
     from melmask.checkpoint.convert import save_msm_mae
     from melmask.checkpoint.folder import CONFIG, WEIGHTS, save_checkpoint
     from melmask.checkpoint.locate import load_any
 
-    # The folder is replaced as a whole, so it must hold nothing else.
+    # Writing a checkpoint replaces the whole folder, so it must hold nothing else.
     others = {path.name for path in options.out.iterdir()} - {CONFIG, WEIGHTS} if options.out.is_dir() else set()
     if others:
         raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or an empty folder")
     model, card, source = load_any(options.model)
-    # A run or a checkpoint of ours knows its front end; settings change what is known or assumed.
+    # melmask's own checkpoints know their front end, and for others one is assumed. Settings override both.
     card = replace(card, front_end=with_overrides(card.front_end, options.settings))
     if options.statistics:
         mean, std = options.statistics
@@ -56,11 +56,13 @@ def run(options: Options) -> int:
     )
     if options.to == "msm-mae":
         print(
-            "the file holds neither the statistics nor the front end nor the number of heads; give them to its reader"
-            f" (to melmask by --statistics {card.statistics.mean:g} {card.statistics.std:g})"
+            "the file has no room for the statistics, the front end and the number of heads; tell its reader what they "
+            f"are (melmask takes --statistics {card.statistics.mean:g} {card.statistics.std:g})"
         )
+        # They derive the number of heads from the width of the network.
         if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
             print(
-                "readers of this format assume heads of width 64; this model has others, so they would compute nonsense"
+                "readers of this format assume heads of width 64; this model's heads differ, so its features would be "
+                "wrong there"
             )
     return 0

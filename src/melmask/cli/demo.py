@@ -11,11 +11,11 @@ class Options:
     out: Path = Path("melmask-demo")
     """Folder for everything that the demo writes."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
-    """change settings of the recipe demo, as optimizer.steps=1200. `melmask settings demo` lists them all."""
+    """change settings of the recipe demo, such as optimizer.steps=1200. `melmask settings demo` lists them all."""
 
 
 def run(options: Options) -> int:
-    """Run the main job, end to end."""
+    """Run the demo and print what it found."""
     from melmask.demo import run_demo
 
     print(run_demo(options.out, options.settings))

@@ -20,7 +20,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Write the embeddings of files and folders."""
+    """Write the embeddings and print where they are."""
     from melmask.embedding.folder import embed_sources
 
     print(embed_sources(options.sources, options.model, options.out, options.job))

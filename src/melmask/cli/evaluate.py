@@ -21,7 +21,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Judge models on HEAR tasks."""
+    """Evaluate the models, print their scores, and say where the report is."""
     from melmask.evaluate.evaluation import evaluate, table_text
     from melmask.pages.evaluation import write_evaluation_page
 
@@ -30,6 +30,6 @@ def run(options: Options) -> int:
     for task in report.tasks:
         if task.leaking_files or task.leaking_groups:
             groups = "" if task.leaking_groups is None else f" and {task.leaking_groups} groups"
-            print(f"{task.title}: {task.leaking_files} sounds{groups} are on both sides of a split")
-    print(f"scores, predictions and the page: {options.out / 'report.html'}")
+            print(f"{task.title}: {task.leaking_files} sounds{groups} are used both to train and to test")
+    print(f"scores and predictions are in {options.out}; open {options.out / 'report.html'} in a browser")
     return 0

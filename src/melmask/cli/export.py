@@ -18,10 +18,11 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Write one ONNX file with the front end inside."""
+    """Write the file, and print how closely it agrees with PyTorch."""
     from melmask.embedding.encoder import load
     from melmask.embedding.export import export_onnx
 
     cosine = export_onnx(load(options.model, "cpu"), options.onnx, options.choice)
-    print(f"{options.onnx}: {options.onnx.stat().st_size >> 20} MB, least cosine to PyTorch {cosine:.6f}")
+    megabytes = options.onnx.stat().st_size >> 20
+    print(f"{options.onnx}: {megabytes} MB; the lowest cosine similarity to PyTorch's embeddings is {cosine:.6f}")
     return 0

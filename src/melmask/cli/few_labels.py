@@ -20,7 +20,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Judge a model by how few labels it needs."""
+    """Measure the curves and print them."""
     from melmask.downstream.few_labels import few_label_curves
     from melmask.downstream.records import curves_text
 

@@ -14,23 +14,24 @@ class Options:
     model: str = field(metadata={"positional": "MODEL"})
     """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME."""
     labels: Path = field(metadata={"positional": "LABELS"})
-    """A task folder, or a CSV with the columns path and label, several labels as a;b, and perhaps split, fold or
-    group."""
+    """A task folder, or a CSV with the columns path and label. Several labels are written a;b. The CSV may also have
+    the column split, fold or group."""
     out: Path
     """Folder of the classifier."""
     job: FinetuneOptions = field(default=FinetuneOptions())
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FinetuneConfig()})
-    """change how the classifier is trained, as epochs=10. These are the settings and their defaults:"""
+    """change how the classifier is trained, such as epochs=10. These are the settings and their defaults:"""
 
 
 def run(options: Options) -> int:
-    """Train a classifier."""
+    """Train the classifier and print its scores."""
     from melmask.classifier.finetune import finetune
 
     config = with_overrides(FinetuneConfig(), options.settings)
     report = finetune(options.model, options.labels, options.out, config, options.job)
     for part, scores in (("valid", report.valid), ("test", report.test)):
         if scores is not None:
+            # A metric over labels has no value if no clip has one.
             value = "unknown, as no label occurs" if scores.value is None else f"{scores.value:.4f}"
             print(f"{part:<6}{scores.metric} {value} on {scores.clips} clips")
     if report.unreadable:

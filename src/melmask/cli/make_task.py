@@ -11,10 +11,10 @@ class Options:
     """Turn labeled files into a task folder in HEAR's layout."""
 
     labels: Path = field(metadata={"positional": "CSV"})
-    """Table of labeled files. The columns are path, label, and group, fold or split; events also have start_s and
-    end_s."""
+    """Table of labeled files. It has the columns path and label, and may have group, fold or split. Events also have
+    start_s and end_s."""
     out: Path = field(metadata={"metavar": "TASKS"})
-    """Folder of tasks, in which the task's folder is made."""
+    """Folder of tasks. The command creates the task's folder in it."""
     task: TaskOptions = field(default=TaskOptions())
 
 
@@ -22,5 +22,6 @@ def run(options: Options) -> int:
     """Write a task folder from a table of labels."""
     from melmask.evaluate.make_task import make_task
 
+    # The first line says what was written, and each further line warns of something in it.
     print(make_task(options.labels, options.out, options.task))
     return 0

@@ -1,18 +1,19 @@
-"""Command lines from dataclasses: each field is one option, its docstring is the help, its default is the default.
+"""Make command lines from dataclasses: a field becomes an option, with the field's docstring as its help.
 
-A field `hop_ms: float | None = None` is the option `--hop-ms HOP_MS`, which takes one number. A field without default
-is required. `bool` makes a switch, `Literal` makes choices, `tuple[T, ...]` takes several values. A field that is a
-dataclass stands for that class's fields, and its docstring is the heading over them. What a type cannot say is in the
-field's metadata:
+A field `hop_ms: float | None = None` becomes the option `--hop-ms HOP_MS`, which takes one number. A field without a
+default is required. `bool` makes a switch, `Literal` makes choices, and `tuple[T, ...]` takes several values. A field
+whose type is a dataclass adds the fields of that class, under the field's docstring as a heading. The field's metadata
+say what a type cannot:
 
-    flag         the option's name, where it is not the field's: "--layer"
-    metavar      what help shows for the value: "I/N"; several of a tuple of fixed length
-    positional   the argument has no flag, and this metavar
-    limits       least and most, for numbers
-    without      which of a dataclass's fields the command does not take: ("hop_ms", "choice.scene")
-    settings     the field takes what follows as KEY=VALUE: a configuration whose settings help lists, or None
+    flag         the option's name, if it differs from the field's: "--layer"
+    metavar      what help shows for the value: "I/N", or a tuple of texts for a tuple of fixed length
+    positional   the metavar of an argument without a flag
+    limits       the least and the largest number
+    names        the names that the option knows, for its help
+    without      fields of a dataclass that the command does not take: ("hop_ms", "choice.scene")
+    settings     the field takes words KEY=VALUE: the configuration whose settings help lists, or None
 
-This module does not import PyTorch, and neither do the modules that hold options, so that help is quick.
+Neither this module nor the modules that hold options import PyTorch, so that help is quick.
 """
 
 import argparse
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
 
+# A mistyped number of decoding threads must not exhaust the machine.
 THREADS = (1, 4096)
 
 O = TypeVar("O")  # noqa: E741 - the options of a command
@@ -39,12 +41,12 @@ O = TypeVar("O")  # noqa: E741 - the options of a command
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """Where and how exactly a model computes."""
+    """The device and the precision of a model."""
 
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:1 or mps. With auto, melmask takes a GPU if there is one."""
+    """Device to compute on: cpu, cuda, cuda:1 or mps. Auto uses a GPU if there is one."""
     precision: str = "fp32"
-    """Arithmetic of the network: fp32, fp32-fast or bf16."""
+    """Precision of the network: fp32, fp32-fast or bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,13 @@ class ModelOptions:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong call in one line, and lists settings below its help."""
+    """A parser that reports a wrong call in one line, and lists settings below its help."""
 
     listed_settings: Any = None
+    """The configuration whose settings help lists."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with status 2 and that line on standard error."""
+        """Exit with status 2 and one line on standard error."""
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
     def format_help(self) -> str:
@@ -83,6 +86,17 @@ class Parser(argparse.ArgumentParser):
             for name, value, meaning in entries(self.listed_settings):
                 page += f"  {name}={value}\n{textwrap.indent(textwrap.fill(meaning, 71), ' ' * 8)}\n"
         return page
+
+
+class CommandList(argparse.HelpFormatter):
+    """Help with every command and its text on one line."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for the longest name."""
+        super().add_argument(action)
+        # argparse forgets the indentation of commands when it measures their names, and breaks the line of a long one.
+        if isinstance(action.choices, dict):
+            self._action_max_length = max(map(len, action.choices)) + 2 * self._indent_increment
 
 
 def add_options(parser: Parser, cls: Any) -> None:
@@ -98,8 +112,10 @@ def _add_fields(parser: Parser, group: Any, cls: Any, prefix: str, without: Sequ
         if option.name in without:
             continue
         if dataclasses.is_dataclass(option.type):
+            # "choice.scene" leaves out the field `scene` of the dataclass in the field `choice`.
             start = f"{option.name}."
             deeper = [name.removeprefix(start) for name in without if name.startswith(start)]
+            # The first sentence becomes the heading, and the others stand under it.
             title, _, more = meaning.partition(". ")
             inner = parser.add_argument_group(title.rstrip("."), more or None) if meaning else group
             _add_fields(parser, inner, option.type, f"{place}.", [*facts.get("without", ()), *deeper])
@@ -119,7 +135,7 @@ def _add_field(group: Any, option: "dataclasses.Field[Any]", place: str, meaning
     flag = facts.get("flag", f"--{option.name.replace('_', '-')}")
     metavar = facts.get("metavar", flag.removeprefix("--").upper().replace("-", "_"))
     keywords: dict[str, Any] = {"metavar": facts.get("positional", metavar)}
-    # `float | None` is a number that may be left out; `float | str` is a number or else a text.
+    # `float | None` is a number that can be left out. `float | str` is a number, or a text if it is none.
     union = get_origin(option.type) in (Union, UnionType)
     kinds = [kind for kind in get_args(option.type) if kind is not NoneType] if union else [option.type]
     if kinds == [bool]:
@@ -131,10 +147,13 @@ def _add_field(group: Any, option: "dataclasses.Field[Any]", place: str, meaning
         keywords |= {"nargs": "+" if others == [...] else 1 + len(others), "type": _reader([first], facts)}
     else:
         keywords["type"] = _reader(kinds, facts)
+    if "names" in facts:
+        meaning += f" Known names are {', '.join(facts['names'])}."
+    # argparse formats help with the % operator, so a percent sign is doubled.
     keywords["help"] = meaning.replace("%", "%%")
     if not required:
         keywords["default"] = option.default
-        # Help on an option that is off, empty or unknown until the command runs says in words what that means.
+        # Where the default is None or empty, the option's help says in words what that means.
         if option.default not in (None, (), "") and kinds != [bool]:
             shown = option.default if isinstance(option.default, tuple) else (option.default,)
             keywords["help"] += f" (default: {' '.join(map(str, shown))})"
@@ -145,7 +164,7 @@ def _add_field(group: Any, option: "dataclasses.Field[Any]", place: str, meaning
 
 
 def _reader(kinds: Sequence[Any], facts: Mapping[str, Any]) -> Callable[[str], Any]:
-    """Return what turns a word of the command line into the first of `kinds` that it can be."""
+    """Return a function that reads a word of the command line as the first of `kinds` that accepts it."""
     wanted = " or ".join("a file or folder" if kind is Path else kind_name(kind) for kind in kinds)
     least, most = facts.get("limits", (None, None))
     if "limits" in facts:
@@ -157,7 +176,7 @@ def _reader(kinds: Sequence[Any], facts: Mapping[str, Any]) -> Callable[[str], A
                 value = kind(text)
             except ValueError:
                 continue
-            # An empty path, of a shell variable that is not set, would be the current folder.
+            # Path("") is the current folder, but an empty word comes from a shell variable that is not set.
             if (text or kind is not Path) and ("limits" not in facts or least <= value <= most):
                 return value
         raise argparse.ArgumentTypeError(f"the value is {text!r}; give {wanted}")
@@ -166,16 +185,18 @@ def _reader(kinds: Sequence[Any], facts: Mapping[str, Any]) -> Callable[[str], A
 
 
 def options_of(cls: type[O], values: Mapping[str, Any], prefix: str = "") -> O:
-    """Build the dataclass `cls` from what a parser with its options has read.
+    """Build the dataclass `cls` from the values that a parser with its options has read.
 
     Raises:
-        ConfigError: a value that the class itself refuses.
+        ConfigError: the class itself refuses a value.
     """
     given: dict[str, Any] = {}
     for name, kind in field_types(cls).items():
+        # A field that the command does not take has no value here, and keeps its default.
         place = prefix + name
         if dataclasses.is_dataclass(kind):
             given[name] = options_of(cast("type", kind), values, f"{place}.")
         elif place in values:
+            # argparse collects several values in a list, but a frozen dataclass must hold what cannot change.
             given[name] = tuple(values[place]) if isinstance(values[place], list) else values[place]
     return cls(**given)

@@ -22,7 +22,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Label files."""
+    """Label the files, and say how many rows were written."""
     from melmask.audio.files import find_audio
     from melmask.classifier.model import load_classifier
     from melmask.classifier.predict import predict_files
@@ -32,9 +32,9 @@ def run(options: Options) -> int:
     report = predict_files(classifier, paths, options.out, options.job)
     print(f"{options.out}: {report.rows} rows of {report.files} files")
     if options.job.events and classifier.card.kind != "event":
-        print("the classifier was trained on whole clips, so an event is a stretch that sounds like such a clip")
+        print("the classifier was trained on whole clips, so an event here is a stretch that sounds like such a clip")
     if classifier.card.kind == "event" and not options.job.events:
-        print("the classifier was trained on events; give --events to learn when each one sounds")
+        print("the classifier was trained on events; add --events to get the start and the end of each one")
     if report.failed:
         print(f"{report.failed} files could not be read; their rows hold the reason")
     return 0

@@ -17,9 +17,9 @@ class Options:
     out: Path = field(metadata={"metavar": "STORE"})
     """Folder of the store."""
     threads: int | None = field(default=None, metadata={"limits": THREADS})
-    """Number of decoding threads. Without it, there is one for each core."""
+    """Number of decoding threads. The default is one for each core."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
-    """change the front end, as sample_rate_hz=32000. These are its settings and their defaults:"""
+    """change the front end, such as sample_rate_hz=32000. These are its settings and their defaults:"""
 
 
 def run(options: Options) -> int:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from melmask.cli.options import EXIT_SIGNAL
+from melmask.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +15,8 @@ class Options:
 
     store: Path = field(metadata={"positional": "STORE"})
     """A store made by melmask prepare."""
-    recipe: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """Recipe of a new run: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608. Without it, that is tiny. A run
-    that is resumed keeps its own."""
+    recipe: str | None = field(default=None, metadata={"metavar": "NAME", "names": RECIPES})
+    """Recipe of a new run. The default is tiny. A run that is resumed keeps its recipe."""
     out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
     """Folder of the run."""
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})
@@ -24,9 +24,9 @@ class Options:
     monitor: Path | None = field(default=None, metadata={"metavar": "CSV"})
     """Labeled files, for k-NN scores during training. The columns are path, label, and split, fold or group."""
     audio_root: Path | None = None
-    """Folder in which the relative paths of --monitor start. Without it, that is the table's folder or its parent."""
+    """Folder that the relative paths in --monitor start from. The default is the table's folder or its parent."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
-    """change settings of the recipe, as optimizer.learning_rate=5e-4. `melmask settings RECIPE` lists them all."""
+    """change settings of the recipe, such as optimizer.learning_rate=5e-4. `melmask settings RECIPE` lists them all."""
 
 
 def run(options: Options) -> int:
@@ -43,13 +43,13 @@ def run(options: Options) -> int:
 
     store = Store(options.store)
     config = resolve_config(options.out, options.recipe, options.settings, store)
-    # Of several processes started by torchrun, only the first one prints.
+    # torchrun starts several processes of this command. Only the first one prints and draws.
     first = is_first_process()
     say = print if first else lambda _: None
-    # The snapshot of a run that has begun holds its weights, and they are newer than those of --init.
+    # A run that has begun keeps its weights in its snapshot, and they are newer than those of --init.
     weights = None
     if options.init is not None and (options.out / SNAPSHOT).exists():
-        say(f"{options.out} exists and resumes with its own weights, not with those of {options.init}")
+        say(f"{options.out} exists, so it resumes with its own weights and ignores {options.init}")
     elif options.init is not None:
         weights, text = initial_weights(options.init, config, store.front_end)
         say(text)
@@ -59,9 +59,10 @@ def run(options: Options) -> int:
     outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
         say(f"the run stopped at step {outcome.step} of {outcome.steps} and was saved; {_resumption(options)}")
+        # A scheduler tells a preempted job from a finished one by the signal in the exit status.
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
     say(
-        f"{options.out}: {outcome.steps} steps done; their page is {options.out / 'index.html'}; "
+        f"{options.out}: {outcome.steps} steps done; the run's page is {options.out / 'index.html'}; "
         f"next: melmask embed FOLDER --model {options.out} --out X.parquet"
     )
     return 0
@@ -73,7 +74,7 @@ def _resumption(options: Options) -> str:
 
     if process_count() > 1:
         return "resume with the same torchrun command"
-    # The run's folder holds its configuration, but not what it is watched with.
+    # The run's folder holds its configuration, but not the options that only watch it.
     watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
     words = ["melmask", "pretrain", options.store, "--out", options.out]
     words += [word for option in watching if option[1] is not None for word in option]

@@ -20,7 +20,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Judge a model on labeled files."""
+    """Score the model, and print its scores beside those of the baselines."""
     from melmask.downstream.probing import probe_tasks
     from melmask.downstream.records import table_text
 

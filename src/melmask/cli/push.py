@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Put a model on the Hugging Face Hub."""
+    """Upload a model to the Hugging Face Hub."""
 
     model: Path = field(metadata={"positional": "MODEL"})
     """A run, a checkpoint folder, or an MSM-MAE .pth file."""
@@ -17,7 +17,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Put a model on the Hugging Face Hub."""
+    """Upload the model and print its address."""
     from melmask.checkpoint.hub import push
     from melmask.checkpoint.locate import load_any
 

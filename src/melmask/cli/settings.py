@@ -1,21 +1,21 @@
-"""`melmask settings`, and how a command's recipe and settings become a configuration."""
+"""`melmask settings`, and the configuration that a recipe and settings on a command line stand for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from melmask.config import PretrainConfig
-from melmask.recipes import DEFAULT_RECIPE, recipe
+from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from melmask.settings import describe, with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """List every setting of a recipe, with its meaning."""
+    """List every setting of a recipe with its meaning."""
 
-    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE"})
-    """Name of the recipe: demo, tiny, small, msm_mae_208, msm_mae_512 or msm_mae_608."""
+    recipe: str = field(default=DEFAULT_RECIPE, metadata={"positional": "RECIPE", "names": RECIPES})
+    """Name of the recipe."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
-    """change settings before they are listed, as run.seed=1."""
+    """change settings before they are listed, such as run.seed=1."""
 
 
 def run(options: Options) -> int:
@@ -25,8 +25,12 @@ def run(options: Options) -> int:
 
 
 def chosen_config(name: str, settings: Sequence[str]) -> PretrainConfig:
-    """The recipe that the first word names, with the settings after it applied."""
-    # The recipe may be left out, so the first word may be a setting.
+    """Return the recipe that the first word names, with the settings applied.
+
+    Raises:
+        ConfigError: no recipe or setting has such a name, or a value is refused.
+    """
+    # RECIPE can be left out. Then argparse takes the first setting for it.
     if "=" in name:
         return with_overrides(recipe(DEFAULT_RECIPE), [name.lstrip("-"), *settings])
     return with_overrides(recipe(name), settings)

@@ -1,1 +1,1 @@
-"""Sounds that melmask makes itself."""
+"""Data sets that melmask knows by name: so far, sounds that it synthesizes itself."""

@@ -1,7 +1,7 @@
-"""The sounds of `melmask demo`: a labeled set made from nothing, which averages over time cannot solve.
+"""Synthesize the labeled sounds of `melmask demo`, whose classes averages over time cannot tell apart.
 
 The sixteen classes come in eight pairs. The two classes of a pair have the same distribution of pitch and timbre. They
-differ only in the order of time (one is the other played backwards) or in the rate at which something happens:
+differ only in the direction of time (one is the other played backwards) or in the rate at which something happens:
 
     sweep_rising, sweep_falling         chirps that go up, chirps that go down
     arpeggio_rising, arpeggio_falling   three to five steps up, or down
@@ -12,12 +12,12 @@ differ only in the order of time (one is the other played backwards) or in the r
     tremolo_slow, tremolo_fast          a loudness that swings
     rhythm_even, rhythm_gallop          three bursts a bar, evenly spaced, or hurried and followed by a rest
 
-Pitch, timbre, tempo, level, background noise, onset and duration are drawn anew for each clip, and their ranges overlap
+Pitch, timbre, tempo, level, background noise, onset and duration are random for each clip, and their ranges overlap
 between pairs. So the mean and the spread of a log-mel over time hint at the pair, but say next to nothing about which
 of its two classes it is. Only the structure over 0.1 to 2 s tells them apart.
 
-The same arguments give the same samples with one release of NumPy. Another machine or release may differ in the last
-bit or, should NumPy change how it draws numbers, in all of them.
+With the same release of NumPy, the same arguments give the same samples. On another machine the last bit of a sample
+may differ. If a release of NumPy changes how it draws random numbers, all samples differ.
 """
 
 import csv
@@ -47,9 +47,9 @@ _NOISE_EXPONENTS = (0.0, 1.0, 2.0)
 """The power of the noise falls as 1 / f ** exponent: white, pink, brown."""
 _LOWEST_NOISE_HZ = 20.0
 _FFT_MULTIPLE = 1024
-"""A Fourier transform of a length with large prime factors is several times slower."""
+"""Transforms have a multiple of this length, because lengths with large prime factors are several times slower."""
 _SPLIT_CYCLE = "tetvttettetvttettevt"
-"""Parts of the clips of a class: of 20, 12 train, 3 validate and 5 test; the first four fill all three parts."""
+"""The splits of a class's clips in turn: of 20, 12 train, 3 validate and 5 test. The first four fill all splits."""
 _SPLIT_NAMES = {"t": "train", "v": "valid", "e": "test"}
 _MIN_CLIPS_PER_CLASS = 4
 _MAX_CLIPS_PER_CLASS = 100_000
@@ -58,13 +58,14 @@ _PCM_STEP = 2.0**-15
 
 @dataclass(frozen=True)
 class _Draw:
-    """What a clip is drawn with: its generator, and the length and rate of the sound to make."""
+    """The random generator of a clip, and the length and the sample rate of the sound to make."""
 
     rng: np.random.Generator
     samples: int
     rate_hz: int
 
     def log_uniform(self, low: float, high: float) -> float:
+        """Draw a number whose logarithm is uniform, because pitch and tempo are heard as ratios."""
         return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
 
 
@@ -73,7 +74,7 @@ Renderer = Callable[[_Draw], Signal]
 
 @dataclass(frozen=True)
 class _Voice:
-    """What a pair of classes tends to sound like, whatever it does over time: ranges, which overlap between pairs."""
+    """The ranges of pitch and timbre of a pair of classes; those of two pairs overlap."""
 
     pitch_hz: tuple[float, float]
     rolloff: tuple[float, float]
@@ -82,22 +83,23 @@ class _Voice:
 
 
 def _draw_waveform(voice: _Voice, draw: _Draw, harmonics: int) -> Signal:
-    """One period of a random timbre, with its first point repeated at the end."""
+    """Draw one period of a random timbre, with its first point repeated at the end."""
     numbers = np.arange(1, harmonics + 1)
     weights = numbers ** -draw.rng.uniform(*voice.rolloff)
+    # Weak even harmonics sound hollow, like a clarinet.
     weights[1::2] *= draw.rng.uniform(0.1, 1.0)
     angles = 2 * np.pi * np.outer(np.arange(_TABLE_POINTS + 1) / _TABLE_POINTS, numbers)
     return np.sin(angles + draw.rng.uniform(0, 2 * np.pi, harmonics)) @ weights
 
 
 def _tone(voice: _Voice, draw: _Draw, pitch_hz: Signal) -> Signal:
-    """A harmonic tone of root mean square 1 that follows `pitch_hz` and stays below half the sample rate."""
-    # A harmonic above half the rate would come back as a wrong pitch, so a high tone has fewer of them.
+    """Make a harmonic tone of root mean square 1 that follows `pitch_hz` and stays below half the sample rate."""
+    # A harmonic above half the sample rate would be aliased to a wrong pitch, so a high tone has fewer harmonics.
     harmonics = int(np.clip(0.45 * draw.rate_hz / pitch_hz.max(), 1, _MAX_HARMONICS))
     waveform = _draw_waveform(voice, draw, harmonics)
     waveform /= np.sqrt(np.mean(waveform[:-1] ** 2))
     position = np.cumsum(pitch_hz) * (_TABLE_POINTS / draw.rate_hz)
-    # Between two points of the waveform the line through them is taken.
+    # Read the waveform at fractional positions, by linear interpolation between its points.
     whole = position.astype(np.int64)
     before = whole % _TABLE_POINTS
     return waveform[before] + (position - whole) * np.diff(waveform)[before]
@@ -105,13 +107,14 @@ def _tone(voice: _Voice, draw: _Draw, pitch_hz: Signal) -> Signal:
 
 @lru_cache(maxsize=64)
 def _noise_shape(samples: int, sample_rate_hz: int, exponent: float) -> Float[np.ndarray, " frequencies"]:
-    """Amplitude over frequency of noise whose power falls as 1 / f ** exponent."""
+    """Return the amplitude over frequency of noise whose power falls as 1 / f ** exponent."""
     frequency_hz = np.fft.rfftfreq(samples, 1 / sample_rate_hz)
     return np.maximum(frequency_hz, _LOWEST_NOISE_HZ) ** (-exponent / 2)
 
 
 def _colored_noise(draw: _Draw) -> Signal:
-    """White, pink or brown noise of root mean square 1."""
+    """Draw white, pink or brown noise of root mean square 1."""
+    # This rounds up to a multiple; the surplus is cut off below.
     block_samples = -(-draw.samples // _FFT_MULTIPLE) * _FFT_MULTIPLE
     shape = _noise_shape(block_samples, draw.rate_hz, float(draw.rng.choice(_NOISE_EXPONENTS)))
     spectrum = draw.rng.standard_normal((2, len(shape)))
@@ -120,14 +123,14 @@ def _colored_noise(draw: _Draw) -> Signal:
 
 
 def _carrier(voice: _Voice, draw: _Draw) -> Signal:
-    """A steady sound anywhere between a pure tone and pure noise."""
+    """Draw a steady sound between a pure tone and pure noise."""
     tone = _tone(voice, draw, np.full(draw.samples, draw.log_uniform(*voice.pitch_hz)))
     noise_share = draw.rng.uniform(*voice.noise_share)
     return (1 - noise_share) * tone + noise_share * _colored_noise(draw)
 
 
 def _cycles(draw: _Draw, rate_hz: float) -> Signal:
-    """Cycles since a random start, at a rate that drifts by up to 10 % about `rate_hz`."""
+    """Count the cycles at each sample from a random start, at a rate that drifts by up to 10 % about `rate_hz`."""
     time_s = np.arange(draw.samples) / draw.rate_hz
     drift_hz = draw.rng.uniform(0.2, 0.6)
     drift = draw.rng.uniform(0, 0.1) * np.sin(2 * np.pi * (drift_hz * time_s + draw.rng.uniform()))
@@ -135,13 +138,13 @@ def _cycles(draw: _Draw, rate_hz: float) -> Signal:
 
 
 def _melody(voice: _Voice, draw: _Draw, octaves: Signal) -> Signal:
-    """A tone whose pitch moves by this many octaves from a pitch of the voice."""
+    """Make a tone whose pitch moves by this many octaves from a pitch of the voice."""
     return _tone(voice, draw, draw.log_uniform(*voice.pitch_hz) * 2**octaves)
 
 
 def _rounded_gate(position: Signal) -> Signal:
-    """1 inside 0..1, 0 outside, with ramps of a tenth."""
-    # It is symmetric, so that only the pitch tells a sound from its reverse.
+    """Return 1 for positions from 0 to 1 and 0 outside, with ramps that are a tenth long."""
+    # The gate is symmetric, so only the pitch tells a sound from its reverse.
     return np.clip(10 * np.minimum(position, 1 - position), 0, 1)
 
 
@@ -188,7 +191,7 @@ def _tremolo(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> 
 
 
 def _bursts(voice: _Voice, draw: _Draw, onsets_s: Times) -> Signal:
-    """Bursts of 15 to 40 ms at the given times, all cut from one carrier."""
+    """Make bursts of 15 to 40 ms at the given times, all cut from one carrier."""
     window = np.hanning(round(draw.rng.uniform(0.015, 0.04) * draw.rate_hz))
     envelope = np.zeros(draw.samples)
     for start in np.round(onsets_s * draw.rate_hz).astype(int):
@@ -198,15 +201,16 @@ def _bursts(voice: _Voice, draw: _Draw, onsets_s: Times) -> Signal:
 
 
 def _repeat_onsets(draw: _Draw, bar_s: float, onsets: Float[np.ndarray, " n"]) -> Times:
-    """Times in s of `onsets` (fractions of a bar), bar after bar from a random start, a little uneven."""
+    """Return the times in s of `onsets` (fractions of a bar), bar after bar from a random start."""
     bars = np.arange(np.ceil(draw.samples / (draw.rate_hz * bar_s)) + 1) - draw.rng.uniform()
     times_s = (bars[:, None] + onsets).ravel() * bar_s
+    # Up to 4 ms of unevenness, as if a person played.
     return times_s + draw.rng.uniform(-0.004, 0.004, len(times_s))
 
 
 def _speeding_clicks(voice: _Voice, draw: _Draw) -> Signal:
     count = int(draw.rng.integers(8, 14))
-    # The exponent is below 1, so the gaps between onsets shrink towards the end of a bar.
+    # The exponent is below 1, so the gaps between onsets shrink toward the end of a bar.
     onsets = (np.arange(count) / count) ** (1 / draw.rng.uniform(1.6, 2.2))
     onsets_s = _repeat_onsets(draw, draw.rng.uniform(1.0, 1.6), onsets)
     return _bursts(voice, draw, onsets_s)
@@ -250,16 +254,16 @@ _RENDERERS: dict[str, Renderer] = {
 }
 
 CLASSES: tuple[str, ...] = tuple(_RENDERERS)
-"""The labels, the two classes of a pair next to each other."""
+"""The labels; the two classes of a pair stand next to each other."""
 
 
 def _foreground(label: str, rng: np.random.Generator, sample_rate_hz: int) -> Signal:
-    """The sound of a class alone, at a random onset in a silent clip; root mean square 1 where it lasts."""
+    """Make a sound at a random onset in a silent clip; its root mean square is 1 while it lasts."""
     samples = round(CLIP_S * sample_rate_hz)
     active = round(rng.uniform(0.65, 0.95) * samples)
     onset = int(rng.integers(samples - active + 1))
     sound = _RENDERERS[label](_Draw(rng, active, sample_rate_hz))
-    # Fade both ends, so that no sound starts or stops with a click.
+    # Both ends are faded, so that no sound starts or stops with a click.
     from_edge_s = np.minimum(np.arange(active), np.arange(active)[::-1]) / sample_rate_hz
     sound = sound * np.minimum(from_edge_s / _FADE_S, 1)
     clip = np.zeros(samples)
@@ -268,16 +272,16 @@ def _foreground(label: str, rng: np.random.Generator, sample_rate_hz: int) -> Si
 
 
 def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float32[np.ndarray, " samples"]:
-    """Make one clip of a class; the same arguments give the same clip.
+    """Synthesize one clip of a class; the same arguments give the same clip.
 
     Args:
-        label: One of `CLASSES`.
-        seed: Chooses the clip among those of the class, 0 or more.
-        sample_rate_hz: Samples per second, 8000 or more.
+        label: one of `CLASSES`.
+        seed: chooses the clip among those of the class, 0 or more.
+        sample_rate_hz: samples per second, 8000 or more.
 
     Returns:
-        `CLIP_S` seconds of sound, shape (samples,), within [-1, 1]. The peak lies 0 to 30 dB below full scale, and the
-        background noise 5 to 30 dB below the sound.
+        `CLIP_S` seconds of sound, shape (samples,), within [-1, 1]. The peak is 0 to 30 dB below full scale, and the
+        background noise is 5 to 30 dB below the sound.
 
     Raises:
         ConfigError: there is no such class, or the seed is negative.
@@ -286,6 +290,7 @@ def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> F
         raise ConfigError(f"no class of sounds is called {label!r}; use one of {', '.join(CLASSES)}")
     if seed < 0:
         raise ConfigError(f"the seed of the sounds is {seed}; give 0 or more")
+    # The label is part of the seed, so that classes do not share random numbers; Python's hash() varies between runs.
     rng = np.random.default_rng((seed, zlib.crc32(label.encode())))
     sound = _foreground(label, rng, sample_rate_hz)
     noise = _colored_noise(_Draw(rng, len(sound), sample_rate_hz))
@@ -295,7 +300,7 @@ def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> F
 
 
 def _table_rows(clips_per_class: int) -> list[tuple[str, str, str]]:
-    """(path, label, split) of each clip; the split of a clip does not depend on how many there are."""
+    """Return (path, label, split) of each clip; the split of a clip does not depend on how many clips there are."""
     return [
         (f"{label}/{label}_{n:03d}.wav", label, _SPLIT_NAMES[_SPLIT_CYCLE[n % len(_SPLIT_CYCLE)]])
         for label in CLASSES
@@ -304,17 +309,18 @@ def _table_rows(clips_per_class: int) -> list[tuple[str, str, str]]:
 
 
 def _clip_seed(seed: int, n: int) -> int:
+    """Return the seed of the n-th clip of a class, which no other set has."""
     return seed * _MAX_CLIPS_PER_CLASS + n
 
 
 def _holds_set(folder: Path, rows: list[tuple[str, str, str]], seed: int) -> bool:
-    """Whether the folder already holds all these clips."""
+    """Return whether the folder already holds all these clips."""
     try:
         with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
             listed = [tuple(row) for row in csv.reader(file)][1:]
         if listed != rows or not all((folder / path).is_file() for path, _, _ in rows):
             return False
-        # One clip of each class tells this seed's clips from another seed's.
+        # Comparing one clip of each class is enough to tell this seed's clips from another seed's.
         for label in CLASSES:
             found, _ = soundfile.read(folder / label / f"{label}_000.wav", dtype="float32")
             wanted = synthesize(label, _clip_seed(seed, 0))
@@ -328,15 +334,15 @@ def _holds_set(folder: Path, rows: list[tuple[str, str, str]], seed: int) -> boo
 def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
     """Write a labeled set of clips, about 60 % for training, 15 % for validation and 25 % for testing.
 
-    The clips lie at `<folder>/<label>/<label>_<nnn>.wav` (16-bit PCM, 16 kHz, `CLIP_S` seconds). The table
+    The clips are at `<folder>/<label>/<label>_<nnn>.wav` (16-bit PCM, 16 kHz, `CLIP_S` seconds). The table
     `<folder>/labels.csv` has the columns path (relative to the folder), label and split (train, valid or test). It is
-    written last, so a run that was killed leaves no table. If the folder already holds the whole set, nothing changes;
-    otherwise the set is written again.
+    written last, so a killed run leaves no table. If the folder already holds the whole set, nothing changes.
+    Otherwise the set is written again.
 
     Args:
-        folder: Where to write; it is made if it does not exist.
-        clips_per_class: 4 to 100000, so that each split has a clip of each class.
-        seed: Chooses the set, 0 or more; two seeds share no clip.
+        folder: where to write; it is created if it does not exist.
+        clips_per_class: 4 to 100000; with 4, each split already has a clip of each class.
+        seed: chooses the set, 0 or more; sets of two seeds share no clip.
 
     Returns:
         The path of `labels.csv`.
@@ -354,6 +360,7 @@ def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
     if _holds_set(folder, rows, seed):
         return table
     try:
+        # A table of another set must not outlive that set's sounds.
         table.unlink(missing_ok=True)
         for label in CLASSES:
             (folder / label).mkdir(parents=True, exist_ok=True)

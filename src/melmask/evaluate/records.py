@@ -29,15 +29,6 @@ class ModelFacts:
     timestamp_size: int | None = None
     sample_rate_hz: int | None = None
 
-    # Templates of pages may read the fields like those of results.json.
-    def __getitem__(self, name: str) -> Any:
-        """Return a field by its name."""
-        return vars(self)[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a field by its name, or `default` if there is no such field."""
-        return vars(self).get(name, default)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
@@ -94,11 +85,6 @@ class Split:
     def parts(self) -> list[str]:
         """The folders its clips may be in."""
         return self.name.split("|")
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """All fields by their names."""
-        return vars(self)
 
 
 class Column(NamedTuple):
@@ -188,9 +174,6 @@ class Report:
     def color(self, column: Column) -> int:
         """Return the number of a model's color, which is the same for all protocols."""
         return next(i for i, model in enumerate(self.models) if model.name == column.model)
-
-    # Pages that were written before `color` call it by this name.
-    colour = color
 
     def has_failed(self, title: str, column: Column) -> bool:
         """Return whether a model could not be judged on a task."""

@@ -23,13 +23,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from melmask.downstream.metrics import SCENE_METRICS
 from melmask.errors import InputError, unknown_name
 from melmask.evaluate.options import FEWEST_FOLDS
 from melmask.labels.tables import Event
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {
-    "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
+    "scene": SCENE_METRICS,
     "event": (
         "event_onset_200ms_fms",
         "event_onset_50ms_fms",

@@ -1,1 +1,1 @@
-"""Pictures, drawn with matplotlib."""
+"""Draw pictures with matplotlib."""

@@ -1,4 +1,4 @@
-"""A figure of which classes a probe mistakes for which."""
+"""Draw which classes a probe mistakes for which."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
+# With more classes, names would be too small to read and numbers would not fit into the cells.
 MAX_NAMED_CLASSES = 60
 MAX_NUMBERED_CLASSES = 20
 MAX_NAME_CHARACTERS = 24
@@ -28,28 +29,30 @@ def save_confusion_picture(
 ) -> None:
     """Draw the confusion matrix; the row of each true class adds up to 100 %.
 
-    With up to 20 classes every cell that rounds to 1 % or more is numbered. With up to 60 the classes are named. Beyond
-    that only the heat map is drawn.
+    With up to 20 classes, every cell that rounds to 1 % or more is numbered. With up to 60, the classes are named.
+    Beyond that, only the heat map is drawn.
 
     Args:
         path: where to write; the suffix gives the format (.png, .svg, .pdf).
-        counts: rows of each true class (row) by the class they were taken for (column), as `confusion_counts` gives.
+        counts: clips of each true class (row) by the class that they were taken for (column).
         class_names: name of each class index.
-        title: one line above the picture; under it come the accuracy and the number of tested rows.
+        title: one line above the picture. The numbers of tested and of right clips stand under it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written, or matplotlib does not know its suffix.
     """
     count = len(class_names)
-    # A class that was never tested has zeros.
+    # A class that was never tested has a row of zeros, which must not be divided by zero.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell_inches = _cell_inches(count)
-    # The room around the cells is for the color bar on the right, and for title and names; the layout divides it.
+    # The added inches are for the color bar on the right, the title and the names; the layout divides them.
     side_inches = max(MIN_SIDE_INCHES, cell_inches * count)
     figure = new_figure(side_inches + 2.6, side_inches + 2.2)
     axes = figure.add_subplot()
+    # In a matrix of many classes, the lines between cells would hide the cells.
     edge_points = 0.4 if count <= MAX_NAMED_CLASSES else 0.0
+    # pcolormesh draws from the bottom; the limits of y turn the first class to the top.
     image = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors=_GRID, linewidth=edge_points)
     axes.set(aspect="equal", ylim=(count, 0))
     _write_title(axes, title, counts)
@@ -61,7 +64,7 @@ def save_confusion_picture(
 
 
 def _cell_inches(classes: int) -> float:
-    """Return the side of a cell, with room for a number in it, for a name beside it, or for neither."""
+    """Return the side of a cell, with room for a number in it, only for a name beside it, or for neither."""
     if classes <= MAX_NUMBERED_CLASSES:
         return 0.42
     return 0.17 if classes <= MAX_NAMED_CLASSES else max(0.02, 10.0 / classes)
@@ -91,9 +94,10 @@ def _name_classes(axes: "Axes", class_names: list[str], cell_inches: float) -> N
     short = [
         name if len(name) <= MAX_NAME_CHARACTERS else name[: MAX_NAME_CHARACTERS - 1] + "…" for name in class_names
     ]
+    # A name is at most 60 % as high as its cell; 72 points are an inch.
     font_points = min(10.0, 72 * cell_inches * 0.6)
     rotation = 90 if max(len(name) for name in short) > 3 else 0
-    # A name may hold a $, which does not start a formula here.
+    # Without parse_math=False, a $ in a name would start a formula.
     axes.set_xticks(np.arange(count) + 0.5, short, rotation=rotation, fontsize=font_points, parse_math=False)
     axes.set_yticks(np.arange(count) + 0.5, short, fontsize=font_points, parse_math=False)
 
@@ -102,6 +106,7 @@ def _number_cells(axes: "Axes", shares: np.ndarray) -> None:
     """Write each share that rounds to 1 % or more into its cell, in percent."""
     for row, column in np.argwhere(shares >= 0.005):
         share = shares[row, column]
+        # White text on dark cells, dark text on light ones.
         axes.text(
             column + 0.5,
             row + 0.5,

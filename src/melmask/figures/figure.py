@@ -1,4 +1,4 @@
-"""What all figures share: their ink, and how they are saved."""
+"""Make and save figures, and hold the colors that all figures share."""
 
 import warnings
 from pathlib import Path

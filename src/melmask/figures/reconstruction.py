@@ -1,4 +1,4 @@
-"""Pictures of what a model hears, what it is shown of that, and what it reconstructs."""
+"""Draw what a model hears, what it is shown of that, and what it reconstructs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# More rows would make the picture higher than a screen.
 MAX_CLIPS = 6
 _COLUMNS = (
     ("input", "log-mel spectrogram"),
-    ("what the model sees", "grey: hidden"),
+    ("what the model sees", "gray: hidden"),
     ("what it reconstructs", "framed: kept from the input"),
 )
 _TITLE_CHARACTERS = 64
@@ -32,13 +33,16 @@ _WIDTH_INCHES, _ROW_INCHES, _MARGIN_INCHES = 9.0, 1.55, 0.75
 
 
 class _Row(NamedTuple):
-    """One clip. truth, shown: (mels, frames) dB; masked: (rows, columns) of patches, row 0 the lowest bands."""
+    """What is drawn of one clip."""
 
     title: str
     loss: float
     truth: np.ndarray
+    """The input in dB, (mels, frames)."""
     shown: np.ndarray
+    """The input with hidden patches replaced by the prediction, in dB, (mels, frames)."""
     masked: np.ndarray
+    """(rows, columns) of patches, True where hidden; row 0 holds the lowest bands."""
 
 
 def save_reconstruction_picture(
@@ -50,19 +54,19 @@ def save_reconstruction_picture(
     mask_ratio: float = 0.75,
     seed: int = 0,
 ) -> None:
-    """Draw what the model reconstructs of a few clips; see `reconstruction_figure`.
+    """Write a picture of what the model reconstructs of a few clips; see `reconstruction_figure`.
 
     Args:
         path: where to write; the suffix gives the format (.png, .svg, .pdf).
-        model: with a decoder.
-        logmels: natural log, not normalized, as `AudioEncoder.logmel` gives it.
-        titles: one a clip.
-        mask_ratio: share of patches hidden.
-        seed: decides which.
+        model: a model with a decoder.
+        logmels: natural log, not normalized, as `AudioEncoder.logmel` returns them.
+        titles: one for each clip.
+        mask_ratio: share of the patches that are hidden.
+        seed: decides which patches are hidden.
 
     Raises:
         ConfigError: the model has no decoder, or `mask_ratio` is not between 0 and 1.
-        InputError: not 1 to 6 clips, too few titles, or clips too short to hide a patch and show another.
+        InputError: there are not 1 to 6 clips with a title each, or the clips are too short for two patches.
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
@@ -77,12 +81,12 @@ def reconstruction_figure(
     mask_ratio: float = 0.75,
     seed: int = 0,
 ) -> "Figure":
-    """A row a clip: the log-mel; its visible patches; and the model's prediction of the others.
+    """Draw a row for each clip: its log-mel, its visible patches, and the model's prediction of the hidden ones.
 
-    Of a clip longer than the model's unit the first unit is drawn; of a shorter one, its whole patches. The third
-    picture shows visible patches, framed, as they came: a model is not trained to predict those. Values are dB
-    relative to a mel power of 1; a row has one color scale, from the loudest value of its input to at most 70 dB
-    below.
+    Only the first unit of a clip longer than the model's unit is drawn, and only the whole patches of a shorter one.
+    The third picture keeps the visible patches of the input, framed, because a model is not trained to predict those.
+    Values are in dB relative to a mel power of 1. Each row has one color scale, which reaches from the loudest value
+    of its input down by at most 70 dB.
 
     The arguments and errors are those of `save_reconstruction_picture`, which writes the figure to a file.
     """
@@ -99,7 +103,7 @@ def reconstruction_figure(
 
 
 def _head_column(axes: "Axes", name: str, note: str) -> None:
-    """What a column shows, above its first picture's own title."""
+    """Write what a column shows, above the title of its first picture."""
     for text, points_above, points_high, color in ((name, 34, 10, INK), (note, 23, 8, MUTED)):
         axes.annotate(
             text,
@@ -127,11 +131,11 @@ def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_
             f"each ({config.patch_mels}, {config.patch_frames})"
         )
     logmels = logmels[:, :, : columns * config.patch_frames].astype(np.float32)
-    # Step 0 of the seed: the same masks whenever the picture is drawn, so that pictures can be compared.
+    # The step is always 0, so a picture drawn later hides the same patches and can be compared.
     masks = random_masks(seed, 0, len(logmels), grid.patches, grid.visible_patches(ratio)).numpy()
     rows = []
     for title, logmel, masked in zip(titles, logmels, masks, strict=True):
-        # One at a time, for the loss of each.
+        # Clips are reconstructed one at a time, because each title needs the loss of its own clip.
         result = model.reconstruct(logmel[None], masked=masked[None])
         by_patch = masked.reshape(grid.rows, grid.columns)
         shown = np.where(_of_bands(by_patch, logmel.shape), result.logmel[0], logmel)
@@ -140,17 +144,18 @@ def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_
 
 
 def _of_bands(by_patch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values (rows, columns) of patches, repeated for each band and frame of `shape` (mels, frames)."""
+    """Repeat the (rows, columns) values of patches for each band and frame of `shape` (mels, frames)."""
     rows, columns = by_patch.shape
     return by_patch.repeat(shape[0] // rows, axis=0).repeat(shape[1] // columns, axis=1)
 
 
 def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: FrontEndConfig) -> None:
-    """The three pictures of a clip under its title, and the key to their colors."""
+    """Draw the three pictures of a clip under its title, and the key to their colors."""
     heard, seen, made = axes_of_row
     limits = _limits_db(row.truth)
     hidden = _of_bands(row.masked, row.truth.shape)
     image = draw_spectrogram(heard, row.truth, config, limits)
+    # NaN stays transparent, so hidden patches show the color of the background.
     draw_spectrogram(seen, np.where(hidden, np.nan, row.truth), config, limits)
     seen.set_facecolor(_HIDDEN)
     draw_spectrogram(made, row.shown, config, limits)
@@ -168,14 +173,15 @@ def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: Fron
 
 
 def _limits_db(values: np.ndarray) -> tuple[float, float]:
-    """Return the values of the first and last color: at most 70 dB up to the loudest; 30 dB of silence stay dark."""
+    """Return the values of the first and the last color, 30 to 70 dB apart."""
+    # A clip of digital silence has a range of 0 dB; with at least 30 dB it is drawn dark, not as amplified noise.
     loudest = float(values.max())
     lowest = max(float(values.min()), loudest - _MAX_RANGE_DB)
     return lowest, max(loudest, lowest + _MIN_RANGE_DB)
 
 
 def _draw_grid(axes: "Axes", grid: PatchGrid, config: FrontEndConfig, frames: int) -> None:
-    """Thin lines between patches."""
+    """Draw thin lines between patches."""
     x, y = _patch_edges(grid, config, frames)
     for time_s in x[1:-1]:
         axes.axvline(time_s, color="white", linewidth=0.5)
@@ -186,20 +192,22 @@ def _draw_grid(axes: "Axes", grid: PatchGrid, config: FrontEndConfig, frames: in
 def _outline_visible(
     axes: "Axes", masked: Bool[np.ndarray, "rows columns"], config: FrontEndConfig, frames: int
 ) -> None:
-    """A frame just inside each visible patch; one around several would leave open which side is which."""
+    """Draw a frame just inside each visible patch."""
     from matplotlib.collections import LineCollection
 
     x, y = _patch_edges(PatchGrid(*masked.shape), config, frames)
+    # A common outline of several patches would not say which of its sides is the visible one.
     inset_s, inset_bands = 0.004 * (x[-1] - x[0]), 0.008 * (y[-1] - y[0])
     frames_of_patches = []
     for row, column in np.argwhere(~masked):
         left, right = x[column] + inset_s, x[column + 1] - inset_s
         low, high = y[row] + inset_bands, y[row + 1] - inset_bands
         frames_of_patches.append([(left, low), (right, low), (right, high), (left, high), (left, low)])
+    # One collection is much faster than a patch object for each frame, and autolim keeps the axes' limits.
     axes.add_collection(LineCollection(frames_of_patches, colors="white", linewidths=0.8), autolim=False)
 
 
 def _patch_edges(grid: PatchGrid, config: FrontEndConfig, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where patches begin and end: (columns + 1,) in s and (rows + 1,) in positions between bands."""
+    """Return where patches begin and end: (columns + 1,) in s and (rows + 1,) in positions between bands."""
     x = np.linspace(*time_edges_s(frames, config), grid.columns + 1)
     return x, np.linspace(-0.5, config.mels - 0.5, grid.rows + 1)

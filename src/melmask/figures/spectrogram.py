@@ -1,7 +1,7 @@
-"""Axes for log-mels: time in s, frequency in Hz on the mel scale, values in dB.
+"""Draw log-mels with axes: time in s, frequency in Hz on the mel scale, values in dB.
 
-A mel band is a row of the figure, and the lowest band is at the bottom. Its center frequency is the peak of its filter,
-so a tone is brightest at the tick of its frequency.
+Each mel band is a row of the figure, and the lowest band is at the bottom. A band's center frequency is the peak of its
+filter, so a tone is brightest at the tick of its frequency.
 """
 
 from typing import TYPE_CHECKING
@@ -27,14 +27,14 @@ _MIN_TICK_GAP = 0.085
 def band_positions(
     frequencies_hz: Float[np.ndarray, " frequencies"], config: FrontEndConfig
 ) -> Float[np.ndarray, " frequencies"]:
-    """Return where frequencies lie between the bands: 0.0 is the peak of the lowest filter, 1.0 of the next one."""
+    """Return where frequencies lie on the axis of bands: 0.0 is the peak of the lowest filter, 1.0 of the next one."""
     first, last = hz_to_mel(np.array([config.min_hz, config.max_hz]))
     # The filters' peaks divide the mel range into mels + 1 equal parts.
     return (hz_to_mel(frequencies_hz) - first) / (last - first) * (config.mels + 1) - 1
 
 
 def frequency_ticks_hz(config: FrontEndConfig) -> Float[np.ndarray, " ticks"]:
-    """Return round frequencies (1, 2, 5 times a power of ten) in the figure, far enough apart to be labeled."""
+    """Return the round frequencies (1, 2, 5 times a power of ten) in the figure whose labels do not overlap."""
     candidates = np.array([step * 10.0**power for power in range(1, 6) for step in (1, 2, 5)])
     positions = band_positions(candidates, config)
     inside = (positions >= -0.5) & (positions <= config.mels - 0.5)
@@ -48,7 +48,8 @@ def frequency_ticks_hz(config: FrontEndConfig) -> Float[np.ndarray, " ticks"]:
 
 
 def time_edges_s(frames: int, config: FrontEndConfig) -> tuple[float, float]:
-    """Return the left and right edge, in s, of a figure of `frames` frames: frame i is centered at i * hop."""
+    """Return the left and right edge, in s, of a figure of `frames` frames."""
+    # Frame i is centered at i * hop, and its pixels extend half a hop to both sides.
     hop_s = config.hop_ms / 1000
     return -0.5 * hop_s, (frames - 0.5) * hop_s
 
@@ -63,11 +64,11 @@ def draw_spectrogram(
     """Draw (mels, frames) values, low frequencies at the bottom, with ticks in s and Hz.
 
     Args:
-        axes: Where to draw; the x axis becomes time in s, the y axis the position between bands.
-        values: One per band and frame, in the unit of `limits`; NaN is left transparent.
-        config: The front end that the values came from.
-        limits: The values of the first and the last color.
-        colormap: A matplotlib color map.
+        axes: where to draw. The x axis becomes time in s, and the y axis the position between bands.
+        values: one for each band and frame, in the unit of `limits`; NaN stays transparent.
+        config: the front end that the values came from.
+        limits: the values of the first and the last color.
+        colormap: a matplotlib color map.
     """
     left, right = time_edges_s(values.shape[1], config)
     image = axes.imshow(

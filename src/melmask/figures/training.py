@@ -1,4 +1,4 @@
-"""Pictures of a run as it goes: the same few crops, reconstructed by the model of the moment."""
+"""Draw pictures of a run as it goes: the current model reconstructs the same few crops every time."""
 
 import copy
 
@@ -14,15 +14,16 @@ _CLIPS = 4
 
 
 class ReconstructionPictures:
-    """A training hook: writes pictures/step-*.png of the same crops under the same masks every time."""
+    """A training hook that writes pictures/step-*.png of the same crops, under the same masks, every time."""
 
     def __init__(self, store: Store, config: PretrainConfig):
-        # The first unit of the longest clips: a short one would show little.
+        # Take the beginnings of four clips from the longest quarter, because a short clip would show little.
         clips = np.argsort(-store.frames, kind="stable")
         chosen = np.unique(clips[np.linspace(0, len(clips) // 4, _CLIPS, dtype=int)])
         frames = int(min(config.model.frames, store.frames[chosen].min()))
-        # A clip of a single patch in time shows nothing: such a store gets no pictures.
+        # A crop with a single patch in time shows nothing, so a store of such clips gets no pictures.
         self._worth_it = frames >= 2 * config.model.patch_frames
+        # Stores hold half precision, time first; the network takes (mels, frames) in single precision.
         crops = np.empty((len(chosen), frames, store.front_end.mels), dtype="<f2")
         for crop, clip in zip(crops, chosen, strict=True):
             store.read_into(crop, int(clip), 0)
@@ -34,7 +35,7 @@ class ReconstructionPictures:
         """Write the picture of this step, if the network can reconstruct; there are no numbers to log."""
         if not self._worth_it or state.model.decoder is None:
             return {}
-        # A copy: the encoder freezes the model it is given.
+        # AudioEncoder freezes its model, so it gets a copy.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")
         path = state.run / "pictures" / f"step-{state.step:07d}.png"
         save_reconstruction_picture(path, encoder, self._logmels, self._titles, mask_ratio=self._mask_ratio)

@@ -42,7 +42,7 @@ def make_splits(table: LabelTable, scheme: str = "auto", seed: int = 0, folds: i
       split alone needs the scheme `split`.
 
     Args:
-        table: the labelled task.
+        table: the labeled task.
         scheme: one of `SCHEMES`.
         seed: of the shuffle in `group` and `random`; the others are fixed by the table.
         folds: how many folds `group` and `random` make, at least 2.
@@ -73,7 +73,7 @@ def leaking_groups(table: LabelTable, split: Split) -> list[str]:
     """Name the groups that are both trained and tested on: reported, not refused, as official folds leak.
 
     Args:
-        table: the labelled task the split was made from.
+        table: the labeled task the split was made from.
         split: one of its splits.
 
     Returns:

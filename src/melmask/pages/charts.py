@@ -1,6 +1,7 @@
-"""Lay out the charts of all pages on shared axes: curves, bars and confusion matrices; sound.py adds its own.
+"""Lay out curves, bars and confusion matrices on shared axes; sound.py lays out the charts of sounds.
 
-The functions here compute positions, in the pixels of an SVG viewBox, and texts. templates/charts.html.j2 draws them.
+The functions here compute the texts, and the positions in the pixels of an SVG viewBox. templates/charts.html.j2 draws
+them.
 """
 
 import math
@@ -19,15 +20,12 @@ from melmask.train.record import Event, Series
 MAX_POINTS = 600
 COLORS = 7
 """How many models get a color of their own before the first color repeats; evaluation.css defines the colors."""
+# Each chart of a page repeats the marks, so thousands of them would make the page slow.
 _MAX_MARKS = 100
-# A curve of so few points also gets dots, because a line of a single point is invisible.
+# A curve of at most so many points also gets dots, because a line of a single point is invisible.
 _MAX_DOTS = 40
 # The differences and ratios of larger numbers, and of smaller ones than its inverse, would overflow.
 _HUGE = 1e100
-_CHARACTER_PX = 6.7
-"""Width of a letter of 12 px text, on the generous side."""
-MAX_NAME = 16
-"""How many characters of a class name fit beside a chart."""
 # Blue from clear to opaque: the page shows through, so one picture fits the light and the dark page.
 _SHADES = np.array([[47, 111, 159, alpha] for alpha in range(256)], np.uint8)
 
@@ -47,7 +45,7 @@ CURVE = Frame(520, 230, left=58, right=500, top=10, bottom=194)
 
 
 class Tick(NamedTuple):
-    """A round value on an axis: its pixel, its text, and which part of the text stands at the pixel."""
+    """A round value on an axis: its pixel, its text, and which part of the text stands at that pixel."""
 
     at: float
     text: str
@@ -55,7 +53,7 @@ class Tick(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Values from `low` to `high`, laid out from pixel `start` to pixel `end`, in proportion or by their logarithm."""
+    """Places values from `low` to `high` between the pixels `start` and `end`, linearly or by their logarithm."""
 
     low: float
     high: float
@@ -79,30 +77,30 @@ class Axis(NamedTuple):
         return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, most)
 
     def ticks(self, text: Callable[[float], str], most: int = 7, *, inside: bool = False) -> list[Tick]:
-        """Return about `most` round values with their texts, which stay `inside` the ends of the axis if asked to."""
-        found = []
-        for value in self.round_values(most):
-            at = self.at(value)
-            near_start, near_end = at < self.start + 14, at > self.end - 14
-            # Centered text at the ends of the axis would stick out of the drawing.
-            found.append(
-                Tick(at, text(value), "start" if inside and near_start else "end" if inside and near_end else "middle")
-            )
-        return found
+        """Return about `most` round values with their texts; with `inside`, no text sticks out beyond the axis."""
+        # A text of a few letters, centered within 14 pixels of an end, would stick out.
+        room = 14.0 if inside else -math.inf
+        values = self.round_values(most)
+        return [
+            Tick(at, text(value), "start" if at < self.start + room else "end" if at > self.end - room else "middle")
+            for value, at in zip(values, self.place(np.array(values)).tolist(), strict=True)
+        ]
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Return round numbers within low .. high, 1, 2 or 5 times a power of ten apart, at most about `most` of them."""
+    """Return at most about `most` round numbers within low .. high, 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
+    # The smallest round distance wins that leaves at most `most` ticks; the factors forgive errors of rounding.
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    # Twelve digits remove what the multiplication left behind the last digit, as in 0.30000000000000004.
+    # Twelve digits drop the rounding error of the product, as in 0.30000000000000004.
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Return powers of ten within low .. high, and twice and five times those where they are few."""
+    # About seven labels fit: of many powers some are left out, and between few powers there is room for more.
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = 1 if len(powers) <= 7 else math.ceil(len(powers) / 6)
     factors = (1, 2, 5) if len(powers) <= 4 else (1,)
@@ -126,7 +124,7 @@ class Look(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points to draw. steps, middles, lows, highs: (points,); the lows and highs enclose all rows."""
+    """Points to draw, each array (points,); a point's low and high are the extremes of the rows that it stands for."""
 
     steps: np.ndarray
     middles: np.ndarray
@@ -151,7 +149,7 @@ class CurveChart:
     step: str
     """The step of the newest value."""
     data: str
-    """What run.js needs to read values back from pixels: both axes' ends, whether logarithmic, whether in %."""
+    """What run.js needs to read values back from pixels: the ends of both axes, then 1 or 0 for log and for percent."""
     across: list[Tick]
     up: list[Tick]
     marks: list[Mark]
@@ -166,11 +164,11 @@ def curve_chart(series: Series, look: Look, steps: tuple[float, float], events: 
     """Lay out a number over the steps, with an envelope around its extremes and marks where something happened.
 
     Args:
-        series: what to draw. Values that are not finite, beyond 1e100, or without a place on a logarithmic axis are
-            left out.
+        series: what to draw. Values that are not finite or beyond 1e100 are left out, and so are those that a
+            logarithmic axis has no place for.
         look: its name, unit and axis.
-        steps: first and last step of the horizontal axis, the first the smaller.
-        events: become vertical lines with a tooltip, the newest 100 of them.
+        steps: first and last step of the horizontal axis; the first must be smaller.
+        events: each of the newest 100 becomes a vertical line with a tooltip.
 
     Returns:
         None if there is nothing to draw.
@@ -187,8 +185,9 @@ def curve_chart(series: Series, look: Look, steps: tuple[float, float], events: 
     up = Axis(low, high, CURVE.bottom, CURVE.top, look.log)
     x = across.place(curve.steps)
     points = _points(x, up.place(curve.middles))
-    # A run that went back to a snapshot computes its steps again; a second line shows them.
+    # A run that went back to a snapshot repeats steps; where the step falls, a second line begins.
     jumps = np.diff(curve.steps, prepend=curve.steps[0]) < 0
+    # The outline runs to the right along the highs and back along the lows.
     outline = []
     if curve.lows is not curve.highs:
         outline = [*_points(x, up.place(curve.highs)), *_points(x, up.place(curve.lows))[::-1]]
@@ -221,13 +220,14 @@ def thin_out(series: Series) -> Curve:
 
 
 def _value_range(low: float, high: float, look: Look) -> tuple[float, float]:
-    """Both ends of the vertical axis, with some room around the values."""
+    """Return both ends of the vertical axis, with some room around the values."""
     if look.log:
+        # 5 % of the height on both sides; values within a factor of four get an axis of at least that factor.
         room = (high / low) ** 0.05 if high > 4 * low else 2.0
         return low / room, high * room
     if look.from_zero and low >= 0:
         low = 0.0
-    # Values that differ by rounding alone get room in proportion to their size, or the axis would show the rounding.
+    # Values that differ by rounding alone get room in proportion to their size. Else the axis would show the rounding.
     smallest = max(1e-9 * abs(high), 1 / _HUGE)
     room = next(room for room in (0.05 * (high - low), 0.1 * abs(high), 1.0) if room > smallest)
     return (low if low == 0 else low - room), high + room
@@ -236,16 +236,18 @@ def _value_range(low: float, high: float, look: Look) -> tuple[float, float]:
 def _tick_text(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.6g}%"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size <= abs(value) < 1e13:
-            return f"{value / min(size, 1e3 if letter == 'k' else size):.6g}{letter}"
+    # Thousands are shortened from 10,000 on only, because 2000 is easier to read than 2k.
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if least <= abs(value) < 1e13:
+            return f"{value / unit:.6g}{letter}"
     return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _marks(across: Axis, events: Sequence[Event]) -> Iterable[Mark]:
-    # A page of thousands of marks would be slow, and the newest matter most.
+    # If there are too many, the newest matter most.
     within = [event for event in events if across.low <= event.step <= across.high]
     for event in within[-_MAX_MARKS:]:
+        # These kinds mean that the loss broke down; others, such as a restart, are harmless.
         kind = "trouble" if event.kind in ("spike", "rollback", "skip") else "mark"
         reason = f" - {event.text}" if event.text else ""
         yield Mark(across.at(float(event.step)), kind, f"step {event.step:,}: {event.kind}{reason}")
@@ -256,7 +258,7 @@ def _points(x: np.ndarray, y: np.ndarray) -> list[str]:
 
 
 class Bar(NamedTuple):
-    """A score to draw: its value and the ends of its interval as a share of the axis' unit, and its text."""
+    """A score to draw: its value and the ends of its interval as shares (1 is 100 %), and its text."""
 
     name: str
     value: float | None
@@ -270,11 +272,9 @@ class Bar(NamedTuple):
 class BarChart:
     """Horizontal bars from zero, from top to bottom; a bar without a value becomes a line of text."""
 
-    title: str
-    """What is drawn, for screen readers."""
     bars: Sequence[Bar]
     percent: bool
-    """The axis is written in %, and reaches at least to 100."""
+    """Whether the axis is written in %; it then reaches at least to 100."""
     width: int = 340
     row: int = 36
 
@@ -282,6 +282,7 @@ class BarChart:
     def axis(self) -> Axis:
         """The scale of the values."""
         values = [end for bar in self.bars for end in (bar.value, *(bar.interval or ())) if end is not None]
+        # Where every value is zero, the axis still needs a length to divide by.
         return Axis(0.0, max([1.0 if self.percent else 1e-9, *values]), 0, self.width)
 
     @property
@@ -291,64 +292,38 @@ class BarChart:
             lambda v: f"{100 * v:.6g}{'%' if v else ''}" if self.percent else f"{v:.6g}", most=4, inside=True
         )
 
-    def name(self, bar: Bar) -> str:
-        """Return as much of a bar's name as fits beside its text."""
-        return shortened(bar.name, int((self.width - 12) / _CHARACTER_PX) - len(bar.text))
-
-
-def shortened(name: str, most: int) -> str:
-    """Return at most `most` characters of a name."""
-    return name if len(name) <= most else name[: most - 1] + "…"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusionChart:
-    """A row a true class, a column a predicted one; the darker a cell, the larger its share of the row.
+    """A row for each true class, a column for each predicted one; a darker cell has a larger share of its row.
 
-    Up to 20 classes the cells hold numbers and up to 60 the classes are named; beyond, the matrix is one picture.
+    With up to 20 classes the cells hold numbers, and with up to 60 the classes are named. Beyond that, the matrix is
+    one picture.
     """
 
-    title: str
-    """What is drawn, for screen readers."""
     counts: Integer[np.ndarray, "classes classes"]
     """Clips of each true class (row) that were taken for each class (column)."""
     labels: Sequence[str]
 
     @property
-    def cell(self) -> float:
-        """The side of a cell."""
-        classes = len(self.labels)
-        return 26.0 if classes <= MAX_NUMBERED_CLASSES else 13.0 if self.named else 420 / classes
+    def numbered(self) -> bool:
+        """Whether a cell has room for a number."""
+        return len(self.labels) <= MAX_NUMBERED_CLASSES
 
     @property
     def named(self) -> bool:
-        """Whether there is room for the names of the classes."""
+        """Whether a row has room for the name of its class."""
         return len(self.labels) <= MAX_NAMED_CLASSES
 
     @property
-    def small(self) -> bool:
-        """Whether a cell is too small for a number."""
-        return self.cell < 20
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the classes, as far as there is room."""
-        return [shortened(label, MAX_NAME) for label in self.labels] if self.named else []
-
-    @property
-    def upright(self) -> bool:
-        """Whether the names of the columns are turned by 90 degrees."""
-        return self.small or max(map(len, self.names)) > 3
-
-    @property
-    def room(self) -> float:
-        """The width that the names of the rows need."""
-        longest = max(map(len, self.names), default=0)
-        return longest * _CHARACTER_PX * (0.8 if self.small else 1) + 8 if self.named else 4.0
+    def cell(self) -> float:
+        """The side of a cell."""
+        return 26.0 if self.numbered else 13.0 if self.named else 420 / len(self.labels)
 
     @property
     def shares(self) -> np.ndarray:
         """The counts as shares of their rows."""
+        # A class without a tested clip has an empty row, which must not be divided by zero.
         return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
 
     @property

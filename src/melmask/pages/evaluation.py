@@ -1,6 +1,6 @@
 """Write the page of an evaluation: one HTML file that shows how good the models are and where they fail."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from melmask.evaluate.published import PUBLISHED, Published
 from melmask.evaluate.records import Column, Report, TaskFacts
 from melmask.evaluate.results import mean_ranks, ranks, read_report
 from melmask.pages.charts import COLORS, Bar, BarChart
-from melmask.pages.render import MISSING, counted, write_page
+from melmask.pages.render import write_page
 from melmask.pages.sound import SoundBudget
 from melmask.pages.task import task_section
-from melmask.pages.wording import Cell, column_name, is_percent, metric_text, name_of_metric, score_text, spread_text
+from melmask.pages.wording import column_name, counted, is_percent, score_text
 
 PAGE = "report.html"
-# A short list of scores replaces the ranks where there is one model; more than four would not be read.
+# A single model has no rank, so the page begins with a list of its scores. Nobody would read more than four.
 _MOST_SCORES = 4
 
 
 class Verdict(NamedTuple):
-    """Who came out best: the names, and the sentence around them. The protocol is empty if the page has only one."""
+    """The best models' names, and the sentence about them. The protocol is empty if the page has only one."""
 
     protocol: str
     best: str
@@ -31,28 +31,30 @@ class Row(NamedTuple):
     """A task in a table of scores."""
 
     task: TaskFacts
-    cells: list[Cell]
-    published: list[Cell]
+    places: Mapping[Column, int]
+    published: list[tuple[str, int | None]]
+    """A score, which is empty where nothing was published, and the number of its footnote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The scores of one protocol; those of two protocols do not compare."""
+    """The scores of one protocol."""
 
-    id: str
+    report: Report
+    """What the protocol judged."""
     protocol: str
-    heads: list[tuple[str, int]]
-    """Each column's name and color."""
+    heads: list[tuple[Column, str, int]]
+    """Each model with its name and color."""
     published: list[Published]
     rows: list[Row]
     caveats: list[str]
-    mean_ranks: list[Cell]
-    """Empty where there are none."""
+    mean_ranks: Mapping[Column, float]
+    """Empty where models cannot be ranked."""
     ranked_tasks: int
 
 
 class Conditions(NamedTuple):
-    """How the classifiers of a protocol were trained, and whether some models' were trained differently."""
+    """How the classifiers of a protocol were trained, and whether that differs between models."""
 
     protocol: str
     text: str
@@ -60,7 +62,7 @@ class Conditions(NamedTuple):
 
 
 def write_evaluation_page(results: Path) -> Path:
-    """Write `results`/report.html from results.json and whatever predictions are beside it.
+    """Write `results`/report.html from results.json and from the predictions that are still beside it.
 
     Args:
         results: the folder that `melmask evaluate` wrote.
@@ -73,32 +75,32 @@ def write_evaluation_page(results: Path) -> Path:
         OutputError: the page cannot be written.
     """
     report = read_report(results)
-    # The tasks are made in order, and each may use its share of the room that the previous ones left.
+    # Each task may use its share of the room for sound that the previous ones left.
     sounds = SoundBudget()
     left = range(len(report.tasks), 0, -1)
     tasks = [task_section(report, task, sounds.share(n)) for task, n in zip(report.tasks, left, strict=True)]
     # Scores of two protocols do not compare, so each gets a verdict and a table of its own.
-    several = len(report.protocols) > 1
-    parts = [report.of_protocol(protocol) for protocol in report.protocols] if several else [report]
-    names = report.protocols if several else [""]
+    names = report.protocols
+    parts = {name: report.of_protocol(name) for name in names} if len(names) > 1 else {"": report}
     return write_page(
         results / PAGE,
         "evaluation.html.j2",
         report=report,
-        name=report.models[0]["name"] if len(report.models) == 1 else counted(len(report.models), "model"),
+        name=report.models[0].name if len(report.models) == 1 else counted(len(report.models), "model"),
         leaking=[task for task in report.tasks if task.leaking_files or task.leaking_groups],
-        verdicts=[_verdict(part, name) for part, name in zip(parts, names, strict=True)],
-        tables=[_table(part, name) for part, name in zip(parts, names, strict=True)],
-        conditions=[found for protocol in report.protocols for found in _conditions(report, protocol)],
+        verdicts=[_verdict(part, name) for name, part in parts.items()],
+        tables=[_table(part, name) for name, part in parts.items()],
+        conditions=[found for name in names for found in _conditions(report, name)],
         published=_published_columns(report),
         bars=list(_bars(report)),
         tasks=tasks,
         sounds=sounds,
-        metrics={metric: name_of_metric(metric) for task in report.tasks for metric in task.metrics},
+        metrics=list(dict.fromkeys(metric for task in report.tasks for metric in task.metrics)),
     )
 
 
 def _verdict(report: Report, protocol: str) -> Verdict:
+    """Say in one sentence who came out best, or how good a single model is, or why there is no answer."""
     places, tasks = mean_ranks(report)
     if len(report.columns) > 1 and places:
         # Equal mean ranks share the first place.
@@ -116,7 +118,7 @@ def _verdict(report: Report, protocol: str) -> Verdict:
             for outcome in report.of_task(task.title)
         ]
         return Verdict(protocol, "", "; ".join(scores[:_MOST_SCORES]))
-    # The models without any score are the reason, so the sentence names them.
+    # A mean rank needs tasks that every model has a score on; models without any score prevent that, so name them.
     ranked = {column for task in report.tasks for column in ranks(report.of_task(task.title))}
     without = [column_name(report, column) for column in report.columns if column not in ranked]
     why = f": {' and '.join(without)} {'have' if len(without) > 1 else 'has'} none" if without else ""
@@ -125,66 +127,55 @@ def _verdict(report: Report, protocol: str) -> Verdict:
 
 def _shown_published(report: Report, task: TaskFacts) -> list[tuple[Published, float]]:
     """Find the published scores of a task that belong beside a protocol of this page."""
-    # hear-fixed searches the same grid as hear without its quirks: published scores of hear stand beside both.
+    # hear-fixed searches the same grid as hear, without its defects, so scores published for hear belong beside both.
     protocols = {protocol.removesuffix("-fixed") for protocol in report.protocols}
     scores = ((p, p.score(task.name, task.title, task.primary)) for p in PUBLISHED if p.protocol in protocols)
     return [(published, score) for published, score in scores if score is not None]
 
 
 def _published_columns(report: Report) -> list[Published]:
+    """Return the published models that have a score on any task of this page, in their fixed order."""
     found = {published.name for task in report.tasks for published, _ in _shown_published(report, task)}
     return [published for published in PUBLISHED if published.name in found]
 
 
 def _table(report: Report, protocol: str) -> Table:
-    """Make a row for each task, a column for each model, then one for each published model."""
+    """Make a row for each task, a column for each model, and then one for each published model."""
     published = _published_columns(report)
     caveats: list[str] = []
-    rows = []
-    for task in report.tasks:
-        places = ranks(report.of_task(task.title))
-        cells = [_cell(report, task, column, places) for column in report.columns]
-        rows.append(Row(task, cells, list(_published_cells(report, task, published, caveats))))
+    rows = [
+        Row(task, ranks(report.of_task(task.title)), list(_published_cells(report, task, published, caveats)))
+        for task in report.tasks
+    ]
     # The rank of a single model is always 1, which says nothing.
     means, tasks = mean_ranks(report) if len(report.columns) > 1 else ({}, 0)
-    best = min(means.values(), default=None)
     return Table(
-        id=f"scores-{protocol}" if protocol else "scores",
+        report=report,
         protocol=protocol,
-        heads=[(column_name(report, column), report.colour(column) % COLORS) for column in report.columns],
+        heads=[(column, column_name(report, column), report.color(column) % COLORS) for column in report.columns],
         published=published,
         rows=rows,
         caveats=caveats,
-        mean_ranks=[Cell(f"{means[c]:.2f}", best=means[c] == best) for c in report.columns] if means else [],
+        mean_ranks=means,
         ranked_tasks=tasks,
     )
 
 
-def _cell(report: Report, task: TaskFacts, column: Column, places: dict[Column, int]) -> Cell:
-    outcome = report.outcomes.get((task.title, column))
-    if outcome is None:
-        return Cell("failed" if report.has_failed(task.title, column) else MISSING, pale=True)
-    place = places.get(column) if len(places) > 1 else None
-    below = (spread_text(outcome.score, outcome.primary), f"#{place}" if place else "")
-    text = metric_text(outcome.score.mean, outcome.primary)
-    return Cell(text, " · ".join(part for part in below if part), best=place == 1)
-
-
-def _published_cells(report: Report, task: TaskFacts, published: list[Published], caveats: list[str]) -> Iterable[Cell]:
-    """Make the cells of a row, and add what they need a footnote for to `caveats`."""
+def _published_cells(
+    report: Report, task: TaskFacts, published: list[Published], caveats: list[str]
+) -> Iterable[tuple[str, int | None]]:
+    """Make the cells of a row, and append to `caveats` the footnotes that they refer to by number."""
     known = {one.name: score for one, score in _shown_published(report, task)}
     for one in published:
-        if one.name not in known:
-            yield Cell("")
-            continue
-        reason = one.caveat(task.name)
+        reason = one.caveat(task.name) if one.name in known else None
         if reason:
             caveats.append(f"{one.name} on {task.name}: {reason}")
-        yield Cell(f"{known[one.name]:.1f}", footnote=len(caveats) if reason else None)
+        # A dash would say that the model failed or was not tried, so a cell without a published score is empty.
+        yield f"{known[one.name]:.1f}" if one.name in known else "", len(caveats) if reason else None
 
 
 def _conditions(report: Report, protocol: str) -> Iterable[Conditions]:
-    # Models may have been evaluated on different days with different settings; the reader has to know.
+    # Results of several calls with different settings may stand in one file, and the reader has to know.
     texts: dict[str, list[str]] = {}
     for (_, column), outcome in report.outcomes.items():
         known = outcome.conditions
@@ -202,12 +193,13 @@ def _bars(report: Report) -> Iterable[tuple[TaskFacts, BarChart]]:
         bars = list(_task_bars(report, task))
         # A chart of failures alone would be empty.
         if any(bar.value is not None for bar in bars):
-            yield task, BarChart(title=task.title, bars=bars, percent=is_percent(task.primary))
+            yield task, BarChart(bars=bars, percent=is_percent(task.primary))
 
 
 def _task_bars(report: Report, task: TaskFacts) -> Iterable[Bar]:
+    # The bars of one protocol stand together, in the order of the tables; a failure without a protocol comes last.
     for column in sorted(report.columns, key=lambda column: [*report.protocols, ""].index(column.protocol)):
-        name, color = column_name(report, column), report.colour(column) % COLORS
+        name, color = column_name(report, column), report.color(column) % COLORS
         outcome = report.outcomes.get((task.title, column))
         if outcome is None:
             if report.has_failed(task.title, column):

@@ -6,10 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from melmask.pages.wording import counted, metric_text, rounded, setting_text, span, spread_text, thousands
 from melmask.system.files import atomic_write
-
-MISSING = "–"
-"""What a page writes where a number does not exist."""
+from melmask.train.health import number_text
 
 
 @functools.cache
@@ -19,6 +18,7 @@ def environment() -> Environment:
     Names, labels and error messages come from users' files, so everything that a template inserts is escaped, and a
     name that the Python code forgot to pass is an error instead of an empty place on the page.
     """
+    # The trimming keeps lines that hold only a block of the template out of the page.
     made = Environment(
         loader=PackageLoader("melmask.pages"),
         autoescape=True,
@@ -27,7 +27,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_position,
     )
-    made.filters |= {"thousands": thousands, "counted": counted}
+    made.filters |= {"thousands": thousands, "counted": counted, "number": number_text, "rounded": rounded}
+    made.filters |= {"span": span, "metric": metric_text, "spread": spread_text, "settings": setting_text}
     return made
 
 
@@ -53,15 +54,5 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 
 
 def _position(value: Any) -> Any:
-    """Write a number with a fraction, which on these pages is a place in a drawing, to a hundredth of a pixel."""
+    """Write a float with at most two decimals: on these pages it is a place in a drawing, in pixels."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
-
-
-def thousands(value: object) -> str:
-    """Write an integer as 12,345, and anything else as a dash."""
-    return f"{value:,}" if isinstance(value, int) else MISSING
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number with its noun: '1 task', '3 tasks'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

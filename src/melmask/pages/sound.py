@@ -1,4 +1,4 @@
-"""Sounds in a page: what is heard, its spectrogram, and piano rolls of its events."""
+"""Put sounds into a page: what is heard, its spectrogram, and piano rolls of its events."""
 
 import io
 import wave
@@ -15,19 +15,20 @@ from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import LOG_EPSILON, FrontEndConfig
 from melmask.figures.spectrogram import DB_PER_NATURAL_LOG, band_positions
-from melmask.pages.charts import MAX_NAME, Axis, Frame, Tick, shortened
+from melmask.pages.charts import Axis, Frame, Tick
 from melmask.pages.images import data_uri, png_data_uri
 
 LONGEST_S = 10.0
 """No sound in a page is longer."""
 FRONT_END = FrontEndConfig()
 """Sounds are heard and drawn as the 16 kHz models hear them."""
+# Much larger pages open slowly and are too large to mail.
 _MAX_BYTES = 12_000_000
 _MAX_COLUMNS = 400
 _RANGE_DB = 70.0
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000)
 _FRAME = Frame(320, 130, left=34, right=320, top=0, bottom=110)
-# These are colors of matplotlib's magma at equal distances; matplotlib itself is an optional library.
+# Nine colors of matplotlib's magma at equal distances; matplotlib itself is an optional library.
 _MAGMA = np.frombuffer(
     bytes.fromhex("000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"), np.uint8
 ).reshape(-1, 3)
@@ -36,7 +37,7 @@ _LEVELS = 32
 
 
 class SoundBudget:
-    """The sound that a page may still hold, shared out evenly among the tasks that are left."""
+    """Counts the sound that a page may still hold, and shares it evenly among the tasks that are left."""
 
     def __init__(self) -> None:
         self.most = self._left = _MAX_BYTES
@@ -45,7 +46,7 @@ class SoundBudget:
         """How many sounds did not fit."""
 
     def share(self, tasks: int) -> "SoundBudget":
-        """Limit what follows to the share of one of `tasks` that are left; the others get what it does not use."""
+        """Let the next task use its share, where `tasks` are left; the later ones get what it does not use."""
         self._limit = self._left // max(1, tasks)
         return self
 
@@ -87,7 +88,7 @@ def read_part(path: Path, start_s: float = 0.0) -> Float[np.ndarray, " samples"]
 
 
 def wav_data_uri(samples: Float[np.ndarray, " samples"]) -> str:
-    """Return samples in [-1, 1] as 16-bit wav at 16 kHz; what is beyond is clipped."""
+    """Return samples as 16-bit wav at 16 kHz; values outside [-1, 1] are clipped."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -102,10 +103,11 @@ def spectrogram_picture(samples: Float[np.ndarray, " samples"]) -> Picture:
     with torch.inference_mode():
         logmel = LogMelSpectrogram(FRONT_END)(torch.from_numpy(samples)[None])[0].numpy()
     decibels = DB_PER_NATURAL_LOG * _narrowed(logmel)
-    # Without a floor, digital silence would be as bright as its own loudest point.
+    # Brightness is relative to the loudest point; without a floor, digital silence would be as bright as that.
     loudest = max(float(decibels.max()), DB_PER_NATURAL_LOG * float(np.log(LOG_EPSILON)) + _RANGE_DB / 2)
     share = 1 + (decibels - loudest) / _RANGE_DB
     levels = np.round((_LEVELS - 1) * np.clip(share, 0, 1)).astype(np.uint8)
+    # The colors between the nine of magma are interpolated, channel by channel.
     anchors = np.linspace(0, _LEVELS - 1, len(_MAGMA))
     palette = np.stack([np.interp(np.arange(_LEVELS), anchors, _MAGMA[:, c]) for c in range(3)], axis=1)
     shares = (band_positions(np.array(_TICKS_HZ, np.float64), FRONT_END) + 0.5) / FRONT_END.mels
@@ -120,11 +122,11 @@ def spectrogram_picture(samples: Float[np.ndarray, " samples"]) -> Picture:
 
 
 def _narrowed(logmel: np.ndarray) -> np.ndarray:
-    """Return (mels, at most 400): the mean of neighboring frames where there are more."""
+    """Return (mels, at most 400 columns); where there are more frames, a column is the mean of neighbors."""
     frames = logmel.shape[1]
     if frames <= _MAX_COLUMNS:
         return logmel
-    # Pictures are a few hundred pixels wide, so more columns would only make the page larger.
+    # The picture is a few hundred pixels wide, so more columns would only make the page larger.
     edges = np.linspace(0, frames, _MAX_COLUMNS + 1).astype(int)
     return np.add.reduceat(logmel, edges[:-1], axis=1) / np.diff(edges)
 
@@ -133,11 +135,9 @@ def _seconds(value: float) -> str:
     return f"{value:.6g} s"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoundChart:
-    """A spectrogram of so many seconds with its axes; the title is for screen readers."""
+class SoundChart(NamedTuple):
+    """A spectrogram of so many seconds, with its axes."""
 
-    title: str
     picture: Picture
     seconds: float
     frame: Frame = _FRAME
@@ -149,7 +149,7 @@ class SoundChart:
 
 
 class Lane(NamedTuple):
-    """The (start, end) in s of one label's events, as they are and as they were predicted."""
+    """One label's events as (start, end) in s: the true ones and the predicted ones."""
 
     label: str
     reference: Sequence[tuple[float, float]]
@@ -158,10 +158,8 @@ class Lane(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RollChart:
-    """A piano roll, two rows a label: the reference above, filled, and the prediction below, hatched."""
+    """A piano roll with two rows for each label: the reference above, filled, and the prediction below, hatched."""
 
-    title: str
-    """What is drawn, for screen readers."""
     lanes: Sequence[Lane]
     """From top to bottom."""
     start_s: float
@@ -178,7 +176,7 @@ class RollChart:
 
     @property
     def frame(self) -> Frame:
-        """The rows' place; a spectrogram is above it."""
+        """The place of all rows; a spectrogram is above it."""
         top = 118 if self.picture else 2
         bottom = top + self.row * len(self.lanes)
         return Frame(870, bottom + 20, left=130, right=840, top=top, bottom=bottom)
@@ -193,11 +191,7 @@ class RollChart:
         """Round times below the rows."""
         return self.axis.ticks(_seconds, most=10)
 
-    def name(self, lane: Lane) -> str:
-        """Return as much of a label as fits beside its rows."""
-        return shortened(lane.label, MAX_NAME)
-
     def span(self, start_s: float, end_s: float) -> tuple[float, float]:
-        """Return an event's left end and width; an event of a moment still gets a pixel."""
+        """Return an event's left end and its width, which is at least a pixel; both are cut to the drawn part."""
         low, high = self.axis.at(max(start_s, self.start_s)), self.axis.at(min(end_s, self.end_s))
         return low, max(1.0, high - low)

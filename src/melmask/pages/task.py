@@ -1,4 +1,4 @@
-"""Show one task on the page of an evaluation: every score, what is taken for what, and the clips to listen to."""
+"""Collect what the page of an evaluation shows of one task: scores, confusion matrices and clips to listen to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from melmask.evaluate.mistakes import Mistake, Stretch, confusion_counts, find_s
 from melmask.evaluate.records import Column, Outcome, Report, TaskFacts
 from melmask.evaluate.results import Predictions, ranks, read_event_files, read_predictions
 from melmask.pages.charts import ConfusionChart
-from melmask.pages.render import MISSING
 from melmask.pages.sound import (
     FRONT_END,
     LONGEST_S,
@@ -25,23 +24,15 @@ from melmask.pages.sound import (
     read_part,
     spectrogram_picture,
 )
-from melmask.pages.wording import Cell, column_name, metric_text, metrics_of, score_text, setting_text, spread_text
+from melmask.pages.wording import column_name, metrics_of, score_text
 
 HARDEST = 6
+# A piano roll of more labels than this would not fit on a screen.
 _MAX_LANES = 24
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreTable:
-    """A table of one task."""
-
-    heads: list[str]
-    rows: list[tuple[str, list[Cell]]]
-    """A model's name, and a cell for each head."""
-
-
 class Matrix(NamedTuple):
-    """What a model takes for what; without predictions there is no chart."""
+    """Which classes a model confuses: (true, taken for, clips, of how many). Without predictions there is no chart."""
 
     name: str
     clips: int = 0
@@ -50,7 +41,7 @@ class Matrix(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A sound that was found: its spectrogram and its wav (empty if it does not fit), or why it cannot be read."""
+    """A sound that was found: its spectrogram and its wav, which is empty if the page has no room; or the problem."""
 
     chart: SoundChart | None = None
     wav: str = ""
@@ -63,18 +54,19 @@ class Heard(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip that was taken for something else; `heard` is None where the sound is missing."""
+    """A clip that was taken for something else; `heard` is None if its file is missing."""
 
     mistake: Mistake
     heard: Heard | None
 
 
 class Roll(NamedTuple):
-    """The events of a stretch in which a model is most wrong; `heard` is None where the sound is missing."""
+    """The stretch in which a model is most wrong; `heard` is None if its file is missing."""
 
     stretch: Stretch
     chart: RollChart
     left_out: int
+    """How many labels the chart has no room for."""
     heard: Heard | None
 
 
@@ -86,16 +78,20 @@ class TaskSection:
     result: str
     best: str
     """The name of the best model."""
-    scores: ScoreTable
+    outcomes: list[Outcome]
+    """The scores of each model."""
+    names: Mapping[Column, str]
+    """The models' names."""
+    heads: Mapping[str, str]
+    """What stands over the column of each metric."""
+    split_names: list[str]
+    """All splits that a model was tested on."""
     matrices: list[Matrix]
     clips: list[Clip] | None
     """None where the predictions are missing."""
     judged: int
-    """Of how many clips the hardest are shown."""
+    """How many clips the hardest were chosen from."""
     roll: Roll | None
-    splits: ScoreTable
-    chosen: list[tuple[str, str]]
-    """Each model's name and the settings of its classifiers."""
 
 
 def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSection:
@@ -110,7 +106,7 @@ def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSe
     places = ranks(outcomes)
     best = next((outcome for outcome in outcomes if places.get(outcome.column) == 1), None)
     name = column_name(report, best.column) if best else ""
-    # Predictions of an event task are events of files, not labels of clips.
+    # The predictions of an event task are events in files, not probabilities of clips; `_roll` reads those.
     events, multiclass = task.embedding_type == "event", task.prediction_type == "multiclass"
     predictions = {} if events else {outcome.column: read_predictions(task, outcome) for outcome in outcomes}
     rows = predictions.get(best.column) if best else None
@@ -119,40 +115,15 @@ def task_section(report: Report, task: TaskFacts, sounds: SoundBudget) -> TaskSe
         task=task,
         result=f"{name} {score_text(best.score.mean, best.primary)}" if best else "no score",
         best=name,
-        scores=_scores(report, outcomes),
+        outcomes=outcomes,
+        names={outcome.column: column_name(report, outcome.column) for outcome in outcomes},
+        heads={metric: metric if higher_is_better(metric) else f"{metric} ↓" for metric in metrics_of(outcomes)},
+        split_names=list(dict.fromkeys(split.name for outcome in outcomes for split in outcome.splits)),
         matrices=_matrices(report, task, predictions) if multiclass else [],
         clips=[Clip(m, _hear(find_sound(task.folder, [m.part], m.file), sounds)) for m in hardest] if rows else None,
         judged=len(rows.files) if rows else 0,
         roll=_roll(task, best, sounds) if events and best else None,
-        splits=_splits(report, outcomes),
-        chosen=[(column_name(report, outcome.column), setting_text(outcome)) for outcome in outcomes],
     )
-
-
-def _scores(report: Report, outcomes: list[Outcome]) -> ScoreTable:
-    metrics = metrics_of(outcomes)
-    rows = []
-    for outcome in outcomes:
-        scores = [(outcome.scores.get(metric), metric) for metric in metrics]
-        cells = [Cell(metric_text(s.mean, m), spread_text(s, m)) if s else Cell(MISSING) for s, m in scores]
-        rows.append((column_name(report, outcome.column), cells))
-    return ScoreTable(heads=[f"{m}{'' if higher_is_better(m) else ' ↓'}" for m in metrics], rows=rows)
-
-
-def _splits(report: Report, outcomes: list[Outcome]) -> ScoreTable:
-    """Give the primary metric of every split, and the epoch of the classifier that was chosen."""
-    names = list(dict.fromkeys(split.name for outcome in outcomes for split in outcome.splits))
-    rows = []
-    for outcome in outcomes:
-        by_name = {split.name: split for split in outcome.splits}
-        cells = []
-        for split in map(by_name.get, names):
-            # Protocols that do not train in epochs, such as knn, have none.
-            epoch = split.facts.get("epoch") if split else None
-            text = metric_text(split.scores.get(outcome.primary), outcome.primary) if split else MISSING
-            cells.append(Cell(text, f"epoch {epoch}" if isinstance(epoch, int) and epoch else ""))
-        rows.append((column_name(report, outcome.column), cells))
-    return ScoreTable(heads=names, rows=rows)
 
 
 def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Predictions | None]) -> list[Matrix]:
@@ -163,8 +134,7 @@ def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Pred
             found.append(Matrix(name))
             continue
         counts = confusion_counts(rows)
-        title = f"Confusion matrix of {name} on {task.title}"
-        chart = ConfusionChart(title=title, counts=counts, labels=task.labels)
+        chart = ConfusionChart(counts=counts, labels=task.labels)
         found.append(Matrix(name, len(rows.files), chart, most_confused(counts, task.labels)))
     return found
 
@@ -172,10 +142,11 @@ def _matrices(report: Report, task: TaskFacts, predictions: Mapping[Column, Pred
 def most_confused(
     counts: Integer[np.ndarray, "classes classes"], labels: Sequence[str], most: int = 3
 ) -> list[tuple[str, str, int, int]]:
-    """Return (true, predicted, clips, of how many) of the commonest mistakes, the commonest first."""
-    # Clips on the diagonal are right.
+    """Return (true, predicted, clips, of how many) of the most frequent mistakes, the most frequent first."""
+    # Clips on the diagonal are no mistakes.
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
+    # The matrix is sorted as one long row, so a cell's number gives its row and column by division.
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = (divmod(int(cell), len(labels)) for cell in order)
     return [
@@ -186,6 +157,7 @@ def most_confused(
 
 
 def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard | None:
+    """Read and draw at most ten seconds of a sound; None if there is no file."""
     if path is None:
         return None
     try:
@@ -196,11 +168,11 @@ def _hear(path: Path | None, sounds: SoundBudget, start_s: float = 0.0) -> Heard
         # An event can lie beyond the end of a file that was cut after the evaluation.
         return Heard(problem=f"{path} has no sound after {start_s:.0f} s.")
     seconds = len(samples) / FRONT_END.sample_rate_hz
-    chart = SoundChart(title=f"Spectrogram of {path.name}", picture=spectrogram_picture(samples), seconds=seconds)
-    return Heard(chart, sounds.wav(samples))
+    return Heard(SoundChart(spectrogram_picture(samples), seconds), sounds.wav(samples))
 
 
 def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
+    """Lay out the events of the stretch in which the best model is most wrong; None without predictions."""
     stretch = worst_stretch(read_event_files(best), LONGEST_S)
     if stretch is None:
         return None
@@ -208,10 +180,9 @@ def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
     heard = _hear(find_sound(task.folder, file.parts, file.name), sounds, stretch.start_s)
     sound = heard.chart if heard else None
     chart = RollChart(
-        title=f"Events of {file.name}",
         lanes=lanes[:_MAX_LANES],
         start_s=stretch.start_s,
-        # The file may end within the stretch; without the sound nobody knows.
+        # The file may end within the stretch, which only the sound can tell.
         end_s=stretch.start_s + sound.seconds if sound else stretch.end_s,
         picture=sound.picture if sound else None,
     )
@@ -219,7 +190,7 @@ def _roll(task: TaskFacts, best: Outcome, sounds: SoundBudget) -> Roll | None:
 
 
 def _lanes(stretch: Stretch) -> list[Lane]:
-    """Give the labels that sound in the stretch."""
+    """Return a lane for each label that sounds in the stretch, or is predicted there; their times are in ms."""
     file = stretch.file
     found = []
     for label in sorted({event[0] for event in file.reference + file.predicted}):
@@ -231,7 +202,7 @@ def _lanes(stretch: Stretch) -> list[Lane]:
             ]
             for events in (file.reference, file.predicted)
         ]
-        # A label of another part of the file would be an empty lane.
+        # A label that only sounds elsewhere in the file would be an empty lane.
         if any(spans):
             found.append(Lane(label, spans[0], spans[1]))
     return found
