@@ -1,7 +1,6 @@
 """Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
 
 import csv
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from melmask.audio.decode import decoded
 from melmask.errors import AudioFileError, InputError
 
 _SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc"
@@ -20,14 +20,8 @@ _BLOCK_FRAMES = 1 << 18
 _LOUDEST = 1e12
 """Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
 RESAMPLER_QUALITY = "HQ"
-# How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
-_CUT_OFF_NOTE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_VOC_CUT_OFF_NOTE = "Seems to be a truncated file."
-_NIST_COUNT, _NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
-_STREAM_BYTES = 0x7FF00000
-"""Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
-_PAGE_HEADER_BYTES, _LONGEST_PAGE_BYTES = 27, 65_307
-"""Of Ogg; the number of segments, whose lengths follow, is the header's last byte."""
+_LOWEST_HZ, _HIGHEST_HZ = 100, 10_000_000
+"""Sampling rates of sound: seismometers and whales need few, and laboratories of ultrasound many."""
 _ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
@@ -50,25 +44,29 @@ def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
         if path.exists() and not path.is_file() and not path.is_dir():
             # Opening a pipe that nobody writes to would wait for ever.
             raise AudioFileError(f"{path} is a pipe or device, no file; save the sound as a file")
-        with soundfile.SoundFile(path) as file:
-            mono = _mono_blocks(path, file)
-            for block in _resampled(mono, file.samplerate, sample_rate_hz):
+        for rate_hz, blocks in decoded(
+            path, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)
+        ):
+            for block in _resampled(_mono(path, blocks), rate_hz, sample_rate_hz):
                 produced += len(block)
                 yield block
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        # TypeError: soundfile asks for a rate when the suffix says headerless (.raw).
+    except (soundfile.LibsndfileError, OSError) as error:
         raise _unreadable(path, error) from error
     if not produced:
         raise AudioFileError(f"{path} holds no samples at {sample_rate_hz} Hz; leave it out or replace it")
 
 
-def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    read = 0
-    while True:
-        block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        if not len(block):
-            break
-        read += len(block)
+def _block_frames(path: Path, rate_hz: int, channels: int, to_hz: int) -> int:
+    """How many samples to decode at once, so that neither they nor what the resampler makes of them fill the memory."""
+    if not _LOWEST_HZ <= rate_hz <= _HIGHEST_HZ:
+        raise AudioFileError(
+            f"{path} says that its rate is {rate_hz} Hz; expected {_LOWEST_HZ} to {_HIGHEST_HZ}: repair or leave it out"
+        )
+    return max(1, min(_BLOCK_FRAMES, _BLOCK_FRAMES * 8 // channels, _BLOCK_FRAMES * 8 * rate_hz // to_hz))
+
+
+def _mono(path: Path, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
         if not np.isfinite(block).all():
             raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
         if np.abs(block).max() > _LOUDEST:
@@ -76,42 +74,6 @@ def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
                 f"{path} holds samples of {np.abs(block).max():.3g}; expected -1 to 1: repair or leave out the file"
             )
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-    # Streams of unknown length announce a huge number; a broken-off file announces more than it holds.
-    if file.format == "OGG" and _last_page_is_cut(path):
-        raise AudioFileError(f"{path} breaks off within a page, after {read} samples; restore or leave out the file")
-    if _VOC_CUT_OFF_NOTE in file.extra_info:
-        raise AudioFileError(f"{path} breaks off after {read} samples; restore or leave out the file")
-    announced = _announced_samples(path, file)
-    if read < announced < 1 << 62:
-        raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; restore or leave out the file")
-
-
-def _last_page_is_cut(path: Path) -> bool:
-    """Whether an Ogg file ends before its last page does (RFC 3533, section 6), which libsndfile passes over."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _LONGEST_PAGE_BYTES))
-        end = file.read()
-    first = end.rfind(b"OggS")
-    page = end[first:] if first >= 0 else b""
-    if len(page) < _PAGE_HEADER_BYTES:
-        return first >= 0
-    segments = page[_PAGE_HEADER_BYTES:][: page[_PAGE_HEADER_BYTES - 1]]
-    return _PAGE_HEADER_BYTES + page[_PAGE_HEADER_BYTES - 1] + sum(segments) > len(page)
-
-
-def _announced_samples(path: Path, file: soundfile.SoundFile) -> int:
-    if file.format == "NIST":
-        # libsndfile goes by the file's size here, and says nothing.
-        with path.open("rb") as header:
-            count = _NIST_COUNT.search(header.read(_NIST_HEADER_BYTES))
-        return int(count[1]) if count else file.frames
-    # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
-    note = _CUT_OFF_NOTE.search(file.extra_info)
-    if note is None:
-        return file.frames
-    promised, present = int(note[1]), int(note[2])
-    return round(file.frames * promised / present) if 0 < present < promised < _STREAM_BYTES else file.frames
 
 
 def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
@@ -149,7 +111,7 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
         return AudioFileError(f"{path} {what}; check the path")
     if path.is_file() and not path.stat().st_size:
         return AudioFileError(f"{path} is empty (0 bytes); leave it out or replace it")
-    reason = str(error).rstrip(".").rsplit(": ", 1)[-1]
+    reason = (getattr(error, "strerror", None) or str(error)).rstrip(".").rsplit(": ", 1)[-1]
     known = "wav, flac, ogg, opus, mp3, aiff and the like"
     return AudioFileError(f"{path} cannot be read as sound ({reason}); expected {known}")
 
