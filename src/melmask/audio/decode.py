@@ -1,4 +1,4 @@
-"""From a file to blocks of samples, with libsndfile, to the true end of the sound.
+"""From a file to blocks of samples, with libsndfile or else FFmpeg, to the true end of the sound.
 
 What a header says about length is a hint. The file is read until the decoder has no more, and then compared: a file
 that holds more than its header says is read whole, and one that holds less is broken off and refused.
@@ -18,6 +18,7 @@ from melmask.audio.headers import repaired
 from melmask.audio.mp3 import mpeg_stretches
 from melmask.audio.ogg import last_page_is_cut, ogg_links
 from melmask.audio.pieces import Pieces, bytes_at
+from melmask.audio.video import begins_like_a_video, can_read_videos, video_sound
 from melmask.errors import AudioFileError
 
 # How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
@@ -64,10 +65,30 @@ def decoded(path: Path, block_frames: Callable[[int, int], int]) -> Iterator[Str
         soundfile.LibsndfileError, OSError: it cannot be opened, or is not sound.
     """
     with path.open("rb") as file:
-        for source in _sources(path, file):
-            with _StraightOn(source.opened) as sound:
-                frames = block_frames(sound.samplerate, sound.channels)
-                yield Stretch(sound.samplerate, _blocks(path, file, sound, frames, source.samples))
+        begun = False
+        try:
+            for source in _sources(path, file):
+                with _StraightOn(source.opened) as sound:
+                    frames = block_frames(sound.samplerate, sound.channels)
+                    begun = True
+                    yield Stretch(sound.samplerate, _blocks(path, file, sound, frames, source.samples))
+        except soundfile.LibsndfileError as refusal:
+            if begun or not can_read_videos():
+                raise
+            yield from _by_ffmpeg(path, file, block_frames, refusal)
+
+
+def _by_ffmpeg(
+    path: Path, file: BinaryIO, block_frames: Callable[[int, int], int], refusal: soundfile.LibsndfileError
+) -> Iterator[Stretch]:
+    begun = False
+    try:
+        for rate_hz, blocks in video_sound(path, file, block_frames):
+            begun = True
+            yield Stretch(rate_hz, blocks)
+    except AudioFileError as error:
+        # What is neither a sound nor a video is reported as libsndfile reports it.
+        raise error if begun or begins_like_a_video(file) else refusal from error
 
 
 def _sources(path: Path, file: BinaryIO) -> list[_Source]:

@@ -1,6 +1,7 @@
 """Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ import soundfile
 import soxr
 
 from melmask.audio.decode import decoded
+from melmask.audio.folders import sound_paths
+from melmask.audio.pieces import bytes_at
+from melmask.audio.video import can_read_videos, needs_ffmpeg
 from melmask.errors import AudioFileError, InputError
 
-_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc"
-AUDIO_SUFFIXES = frozenset(_SUFFIXES.split(" "))
-"""What the bundled libsndfile reads; other files in a scanned folder are passed over."""
-
+_POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
+"""How the files begin that stand for sounds which Git has not fetched, and the command that fetches them."""
 _BLOCK_FRAMES = 1 << 18
 _LOUDEST = 1e12
 """Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
@@ -62,7 +64,7 @@ def _block_frames(path: Path, rate_hz: int, channels: int, to_hz: int) -> int:
         raise AudioFileError(
             f"{path} says that its rate is {rate_hz} Hz; expected {_LOWEST_HZ} to {_HIGHEST_HZ}: repair or leave it out"
         )
-    return max(1, min(_BLOCK_FRAMES, _BLOCK_FRAMES * 8 // channels, _BLOCK_FRAMES * 8 * rate_hz // to_hz))
+    return max(1, min(_BLOCK_FRAMES, 4 * _BLOCK_FRAMES // channels, 4 * _BLOCK_FRAMES * rate_hz // to_hz))
 
 
 def _mono(path: Path, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -111,6 +113,14 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
         return AudioFileError(f"{path} {what}; check the path")
     if path.is_file() and not path.stat().st_size:
         return AudioFileError(f"{path} is empty (0 bytes); leave it out or replace it")
+    if path.is_file():
+        with path.open("rb") as file:
+            head = bytes_at(file, 0, 64)
+        for pointer, command in _POINTERS.items():
+            if head.startswith(pointer):
+                return AudioFileError(f"{path} is not the sound but a pointer to it; fetch the sound with {command}")
+        if needs_ffmpeg(path) and not can_read_videos():
+            return AudioFileError(f"{path} cannot be read by libsndfile; to read it, pip install 'melmask[av]'")
     reason = (getattr(error, "strerror", None) or str(error)).rstrip(".").rsplit(": ", 1)[-1]
     known = "wav, flac, ogg, opus, mp3, aiff and the like"
     return AudioFileError(f"{path} cannot be read as sound ({reason}); expected {known}")
@@ -119,34 +129,31 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
 def find_audio(sources: Iterable[Path]) -> list[Path]:
     r"""Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
 
-    A folder gives the files with a known sound suffix, sorted; a manifest those in its `path` column (relative
-    paths start at the manifest's folder). Bytes of a name that are not UTF-8 are spelled out as \udcXX, and such a
-    file fails when it is read.
+    A folder gives the files that `sound_paths` finds in it; a manifest those in its `path` column (relative paths start
+    at the manifest's folder). Two paths of one file, as `a/x.wav` and `b/../a/x.wav` or a link and what it leads to,
+    count once, by the first. Bytes of a name that are not UTF-8 are spelled out as \udcXX, and such a file fails when
+    it is read.
 
     Raises:
         InputError: for a source that does not exist or gives no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for source in sources:
         if source.is_dir():
-            paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and _may_be_sound(p))
+            paths = sound_paths(source)
             if not paths:
                 raise InputError(f"{source} holds no sound files; expected {_suffix_text()} somewhere below it")
         elif not source.exists():
             raise InputError(f"{source} does not exist; give files, folders or CSV manifests")
-        elif source.suffix.lower() in (".csv", ".tsv"):
+        elif source.suffix.lower() in (".csv", ".tsv") and source.is_file():
             paths = read_manifest(source)
         else:
             paths = [source]
-        found.update(dict.fromkeys(paths))
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
     # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold: spelled out, the name
     # leads to no file, and reading says why.
-    return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found]
-
-
-def _may_be_sound(path: Path) -> bool:
-    # A link that leads nowhere is somebody's file, and missing.
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found.values()]
 
 
 def read_manifest(path: Path) -> list[Path]:

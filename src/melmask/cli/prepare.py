@@ -1,5 +1,6 @@
 """`melmask prepare`."""
 
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Write the store of log-mels."""
+    from melmask.audio.video import missing_decoder
     from melmask.corpus.prepare import prepare
 
     front_end = with_overrides(FrontEndConfig(), options.settings)
@@ -33,5 +35,9 @@ def run(options: Options) -> int:
         f"std {facts.statistics.std:.3f}"
     )
     if facts.failed:
-        print(f"{facts.failed} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+        failures = options.out / "failed.csv"
+        print(f"{facts.failed} files could not be read; the reasons are in {failures}")
+        with failures.open(newline="", encoding="utf-8") as file:
+            note = missing_decoder(row["path"] for row in csv.DictReader(file))
+        print(note, end="\n" if note else "")
     return 0

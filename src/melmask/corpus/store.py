@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -118,15 +119,16 @@ class StoreWriter:
         self._moments = Moments()
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, path: str, blocks: list[np.ndarray], duration_s: float, moments: Moments) -> None:
+    def add(self, path: str, blocks: Iterable[np.ndarray], duration_s: float, moments: Moments) -> None:
         """Append one clip: float16 blocks (frames, mels)."""
-        first, frames = self._frames, sum(len(block) for block in blocks)
+        first, frames = self._frames, 0
         data_path = self._data_path()
         try:
             if self._file is None:
                 self._file = data_path.with_suffix(".partial").open("wb")
             for block in blocks:
                 self._file.write(np.ascontiguousarray(block, dtype=_DTYPE))
+                frames += len(block)
         except OSError as error:
             raise output_error(data_path, error) from error
         self._frames += frames

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melmask.audio.files import find_audio
+from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
@@ -37,6 +38,8 @@ class JobReport:
     """Time that it took; 0 where the table was there already."""
     newer: int = 0
     """Files that changed since a table that was there already."""
+    note: str = ""
+    """Which of the failed files an extra would read."""
 
     def __str__(self) -> str:
         text = f"{self.table}: {self.files} files, {self.dimensions} dimensions"
@@ -53,6 +56,7 @@ class JobReport:
             text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
         if self.failed and not self.wall_s:
             text += ", and they are tried again when the table is rebuilt"
+        text += f"\n{self.note}" if self.note else ""
         return text
 
 
@@ -136,9 +140,10 @@ def embed_table(
             by_file = itertools.groupby(embed_files(model, left, choice, keep_frames=keep_frames), lambda row: row.path)
             rows = itertools.chain.from_iterable(rows for _, rows in track(by_file, len(left), "embed"))
             sound_s = job.write(todo, rows)
-        failed = len(job.merge())
-    wall_s, files = time.monotonic() - start_s, len(paths) - failed
-    return JobReport(table=out, files=files, failed=failed, dimensions=dimensions, sound_s=sound_s, wall_s=wall_s)
+        failed = [path for path, _ in job.merge()]
+    wall_s, files, note = time.monotonic() - start_s, len(paths) - len(failed), missing_decoder(failed)
+    counts = {"files": files, "failed": len(failed), "dimensions": dimensions}
+    return JobReport(table=out, **counts, sound_s=sound_s, wall_s=wall_s, note=note)
 
 
 def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:
