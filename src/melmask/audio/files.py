@@ -14,10 +14,12 @@ from melmask.audio.decode import decoded
 from melmask.audio.folders import sound_paths
 from melmask.audio.pieces import bytes_at
 from melmask.audio.video import can_read_videos, needs_ffmpeg
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, ConfigError, InputError
 
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
 """How the files begin that stand for sounds which Git has not fetched, and the command that fetches them."""
+MEAN = "mean"
+"""All channels, averaged."""
 _BLOCK_FRAMES = 1 << 18
 _LOUDEST = 1e12
 """Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
@@ -39,9 +41,28 @@ def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
-def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
-    """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty."""
-    produced = 0
+def channel_number(channel: str) -> int | None:
+    """Return the number of a channel, from 1; None for `mean`.
+
+    Raises:
+        ConfigError: neither `mean` nor a number.
+    """
+    if channel == MEAN:
+        return None
+    if not (channel.isascii() and channel.isdecimal() and 1 <= len(channel) <= 4 and int(channel)):
+        raise ConfigError(f"the channel is {channel!r}; give {MEAN}, or the number of a channel from 1 on")
+    return int(channel)
+
+
+def read_audio_blocks(path: Path, sample_rate_hz: int, channel: str = MEAN) -> Iterator[np.ndarray]:
+    """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty.
+
+    Args:
+        path: The file.
+        sample_rate_hz: The rate that is wanted.
+        channel: `mean`, or the number of the channel that is taken, from 1.
+    """
+    produced, number = 0, channel_number(channel)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # Opening a pipe that nobody writes to would wait for ever.
@@ -49,7 +70,7 @@ def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
         for rate_hz, blocks in decoded(
             path, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)
         ):
-            for block in _resampled(_mono(path, blocks), rate_hz, sample_rate_hz):
+            for block in _resampled(_mono(path, blocks, number), rate_hz, sample_rate_hz):
                 produced += len(block)
                 yield block
     except (soundfile.LibsndfileError, OSError) as error:
@@ -67,15 +88,20 @@ def _block_frames(path: Path, rate_hz: int, channels: int, to_hz: int) -> int:
     return max(1, min(_BLOCK_FRAMES, 4 * _BLOCK_FRAMES // channels, 4 * _BLOCK_FRAMES * rate_hz // to_hz))
 
 
-def _mono(path: Path, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _mono(path: Path, blocks: Iterable[np.ndarray], number: int | None) -> Iterator[np.ndarray]:
     for block in blocks:
+        if number is not None and number > block.shape[1]:
+            raise AudioFileError(f"{path} has no channel {number}, only {block.shape[1]}; choose another")
         if not np.isfinite(block).all():
             raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
         if np.abs(block).max() > _LOUDEST:
             raise AudioFileError(
                 f"{path} holds samples of {np.abs(block).max():.3g}; expected -1 to 1: repair or leave out the file"
             )
-        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        if number is not None:
+            yield np.ascontiguousarray(block[:, number - 1])
+        else:
+            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 
 def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:

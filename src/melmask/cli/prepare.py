@@ -19,6 +19,8 @@ class Options:
     """Folder of the store."""
     threads: int | None = field(default=None, metadata={"limits": THREADS})
     """Number of decoding threads. Without it, there is one for each core."""
+    channel: str = field(default="mean", metadata={"metavar": "N"})
+    """Which channel of each file is taken: the mean of all, or the number of one, from 1 on."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
     """change the front end, as sample_rate_hz=32000. These are its settings and their defaults:"""
 
@@ -29,7 +31,7 @@ def run(options: Options) -> int:
     from melmask.corpus.prepare import prepare
 
     front_end = with_overrides(FrontEndConfig(), options.settings)
-    facts = prepare(options.sources, options.out, front_end, options.threads)
+    facts = prepare(options.sources, options.out, front_end, options.threads, channel=options.channel)
     print(
         f"{options.out}: {facts.files} files, {facts.hours:.2f} h, log-mel mean {facts.statistics.mean:.3f} and "
         f"std {facts.statistics.std:.3f}"

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import torch
 
-from melmask.audio.files import find_audio, read_audio_blocks
+from melmask.audio.files import MEAN, channel_number, find_audio, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
@@ -45,22 +45,29 @@ def prepare(
     front_end: FrontEndConfig,
     threads: int | None = None,
     shard_mb: int = 256,
+    channel: str = MEAN,
 ) -> StoreFacts:
     """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
 
     Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
     are recorded in failed.csv with the reason.
 
+    The store holds the mean of each file's channels, or the channel whose number `channel` is, from 1 on.
+
     Raises:
+        ConfigError: the channel is neither a number nor `mean`.
         InputError: no sound files, or none of them readable.
-        StoreError: the store was begun with another front end.
+        StoreError: the store was begun with another front end or channel.
         OutputError: the folder cannot be written to, or another job is at it.
     """
+    channel_number(channel)
     paths = dict.fromkeys(_absolute(path) for path in find_audio(sources))
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
-    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb)) as writer:
+    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, channel)) as writer:
         todo = [path for path in paths if path not in writer.done]
-        clips = map_ahead(lambda path: _clip(path, transform, folder), todo, workers, _WAITING_PER_THREAD * workers)
+        clips = map_ahead(
+            lambda path: _clip(path, transform, folder, channel), todo, workers, _WAITING_PER_THREAD * workers
+        )
         for clip in track(clips, len(todo), "prepare"):
             if clip.error is None:
                 writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
@@ -76,14 +83,14 @@ def _absolute(path: Path) -> str:
 
 
 @torch.inference_mode()
-def _clip(path: str, transform: LogMelSpectrogram, folder: Path) -> Clip:
+def _clip(path: str, transform: LogMelSpectrogram, folder: Path, channel: str) -> Clip:
     rate_hz = transform.config.sample_rate_hz
     moments = Moments()
     samples = 0
 
     def sound() -> Iterator[np.ndarray]:
         nonlocal samples
-        for block in read_audio_blocks(Path(path), rate_hz):
+        for block in read_audio_blocks(Path(path), rate_hz, channel):
             samples += len(block)
             yield block
 

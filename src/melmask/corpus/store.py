@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
 from melmask.errors import ConfigError, InputError, StoreError
@@ -94,17 +95,17 @@ class StoreWriter:
     Shards whose data is missing or cut off are dropped, so that their files are done again.
 
     Raises:
-        StoreError: if the folder holds shards made with another front end, or by a newer melmask.
+        StoreError: if the folder holds shards made with another front end or channel, or by a newer melmask.
         OutputError: when a shard cannot be written.
     """
 
-    def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int):
+    def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int, channel: str = MEAN):
         self._folder = folder
-        self._front_end = front_end
+        self._front_end, self._channel = front_end, channel
         self._shard_bytes = shard_mb << 20
         indexes = read_indexes(folder)
         for path, table in indexes:
-            _check_same(path, table, front_end)
+            _check_same(path, table, front_end, channel)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         self.done = {p for _, t in indexes for p, f in zip(*_columns(t, "path", "frames"), strict=True) if f}
         self._known_failures = {
@@ -166,6 +167,8 @@ class StoreWriter:
             "front_end": to_dict(self._front_end),
             "moments": asdict(self._moments),
             "version": VERSION,
+            # Versions that know no channels read the mean, and need no word of it.
+            **({} if self._channel == MEAN else {"channel": self._channel}),
         }
         schema = _SCHEMA.with_metadata({FORMAT: json.dumps(facts)})
         with atomic_write(data_path.with_suffix(".parquet")) as file:
@@ -323,7 +326,7 @@ def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
     return size == expected
 
 
-def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
+def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, channel: str) -> None:
     version = _facts(table)["version"]
     if version > VERSION:
         raise StoreError(f"{path} is {FORMAT} version {version}; this writes {VERSION}: update melmask")
@@ -333,6 +336,8 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
             f"{path.parent} was made with another front end ({differences(found, front_end)}); "
             "use the same settings or another --out"
         )
+    if (there := _facts(table).get("channel", MEAN)) != channel:
+        raise StoreError(f"{path.parent} was made of channel {there}, not {channel}; use the same or another --out")
 
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from melmask.audio.files import read_audio_blocks
+from melmask.audio.files import MEAN, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
@@ -74,6 +74,8 @@ class AudioEncoder:
     """
 
     normalization = "checkpoint"
+    channel = MEAN
+    """Which channel of files it hears: a number from 1, or the mean of all."""
 
     def __init__(
         self,
@@ -174,7 +176,7 @@ class AudioEncoder:
         Raises:
             AudioFileError: the file cannot be read.
         """
-        sound = read_audio_blocks(path, self.sample_rate_hz)
+        sound = read_audio_blocks(path, self.sample_rate_hz, self.channel)
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from melmask.audio.files import find_audio
+from melmask.audio.files import channel_number, find_audio
 from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
@@ -71,13 +71,14 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
 
     Raises:
         CheckpointError: no model can be loaded.
-        ConfigError: the model has no such layer, pooling or hop, or the shard is no share.
+        ConfigError: the model has no such layer, pooling or hop, the shard is no share, or the channel no number.
         InputError: no file is found, or none can be read.
         OutputError: the place cannot be written to, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
     # What cannot be written is refused before the model is loaded.
     check_suffix(out)
+    channel_number(options.channel)
     ensure_folder(out.parent)
     every_path = find_audio(sources)
     paths, table = shard_of(every_path, out, options.shard)
@@ -90,6 +91,7 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
         # The workers have the GPUs, and another working directory.
         device, paths, table = "cpu", [path.absolute() for path in paths], table.absolute()
     encoder = load(model, device, options.precision)
+    encoder.channel = options.channel
     if options.normalization == "dataset":
         # Of all files, not of this share, so that all shares of a job are normalized alike.
         encoder = with_dataset_statistics(encoder, every_path, out.with_suffix(".statistics.json"))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.embedding.encoder import AudioEncoder
@@ -29,11 +30,13 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
         InputError: nothing can be read, or all of it is silent.
         OutputError: `kept_in` cannot be written.
     """
-    facts = {
+    facts: dict[str, object] = {
         "files": len(paths),
         "files_sha256": digest_of_paths(paths),
         "front_end": to_dict(model.card.front_end),
     }
+    if model.channel != MEAN:
+        facts["channel"] = model.channel
     statistics = _kept(kept_in, facts)
     if statistics is None:
         moments = Moments()
@@ -51,7 +54,7 @@ def _with_statistics(model: AudioEncoder, statistics: Statistics) -> AudioEncode
     # The weights are shared.
     card = replace(model.card, statistics=statistics)
     encoder = AudioEncoder(model.model, card, model.name, str(model.device), model.precision)
-    encoder.normalization = "dataset"
+    encoder.normalization, encoder.channel = "dataset", model.channel
     return encoder
 
 

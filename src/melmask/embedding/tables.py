@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melmask import __version__
+from melmask.audio.files import MEAN
 from melmask.config import FrontEndConfig, Statistics
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
@@ -73,6 +74,7 @@ class TableSettings:
     statistics: Statistics
     files: int
     files_sha256: str
+    channel: str = MEAN
 
     @classmethod
     def of(
@@ -104,6 +106,7 @@ class TableSettings:
             statistics=card.statistics,
             files=len(paths),
             files_sha256=digest_of_paths(paths),
+            channel=model.channel,
         )
 
     @classmethod
@@ -147,7 +150,8 @@ class TableJob:
             write_json(job, asdict(self.settings))
             return
         try:
-            begun = dict(json.loads(job.read_text()))
+            # Earlier versions always took the mean, and did not say so.
+            begun = {"channel": MEAN, **json.loads(job.read_text())}
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
