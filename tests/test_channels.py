@@ -68,9 +68,9 @@ def test_a_job_is_not_resumed_with_another_channel(stereo, run_folder):
     # As a killed job leaves it: parts, and no table. Earlier versions did not write the channel.
     parts = stereo / "y.parquet.parts"
     parts.mkdir()
-    settings = json.loads(read_settings(out).to_json())
-    del settings["channel"]
-    (parts / "job.json").write_text(json.dumps(settings))
+    settings = read_settings(out).to_json()
+    assert "channel" not in json.loads(settings)
+    (parts / "job.json").write_text(settings)
     (parts / "part-00000.parquet").touch()
     with pytest.raises(OutputError, match="belongs to a job with another channel"):
         embed_sources([stereo / "stereo"], run_folder, stereo / "y.parquet", EmbedOptions(device="cpu", channel="1"))

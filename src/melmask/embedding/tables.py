@@ -124,8 +124,11 @@ class TableSettings:
         return cls(**{**values, "front_end": front_end, "statistics": statistics})
 
     def to_json(self) -> str:
-        """Return the settings as a JSON object."""
-        return json.dumps(asdict(self))
+        """Return the settings as a JSON object, without `channel` where it is the mean, as earlier versions wrote."""
+        values = asdict(self)
+        if self.channel == MEAN:
+            del values["channel"]
+        return json.dumps(values)
 
 
 class TableJob:
