@@ -172,6 +172,28 @@ def test_chunks_and_tags_after_the_sound_of_a_wav_are_not_sound(read, after):
     np.testing.assert_array_equal(read(encoded("WAV") + after), read(encoded("WAV")))
 
 
+@pytest.mark.parametrize("data_bytes", [0, 1000])
+def test_an_rf64_that_holds_more_than_its_header_says_is_read_whole(read, data_bytes):
+    content = bytearray(encoded("RF64"))
+    assert content[12:16] == b"ds64"
+    content[28:36] = struct.pack("<Q", data_bytes)
+    np.testing.assert_array_equal(read(bytes(content)), read(encoded("RF64")))
+
+
+def test_an_rf64_that_is_cut_is_refused(read):
+    with pytest.raises(AudioFileError, match=r"breaks off after \d+ of 132300 samples"):
+        read(encoded("RF64")[:100_000])
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_a_file_with_a_hole_is_refused(read, kind, subtype):
+    content = bytearray(encoded(kind, rate_hz=48000, subtype=subtype))
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    with pytest.raises(AudioFileError, match=r"is damaged within|breaks off after"):
+        read(bytes(content))
+
+
 def test_a_wav_beyond_4_gib_is_read_on(tmp_path):
     """The 32-bit size has wrapped. A sparse file, of which the first blocks are read; no disk holds its zeros."""
     path, data_bytes = tmp_path / "long.wav", (1 << 32) + 80_000

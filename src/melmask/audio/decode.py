@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from melmask.audio.flac import ends_with_a_whole_frame, flac_samples, without_count
-from melmask.audio.headers import repaired
+from melmask.audio.headers import announced_part, repaired
 from melmask.audio.mp3 import mpeg_stretches
 from melmask.audio.ogg import last_page_is_cut, ogg_links
 from melmask.audio.pieces import Pieces, bytes_at
@@ -106,11 +106,17 @@ def _sources(path: Path, file: BinaryIO) -> list[_Source]:
 def _blocks(
     path: Path, file: BinaryIO, sound: soundfile.SoundFile, block_frames: int, samples: int | None
 ) -> Iterator[np.ndarray]:
-    read = 0
-    while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
+    read, restore = 0, "restore or leave out the file"
+    while True:
+        try:
+            block = sound.read(block_frames, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            reason = str(error).removeprefix("Error : ").rstrip(".")
+            raise AudioFileError(f"{path} is damaged within ({reason}); {restore}") from error
+        if not len(block):
+            break
         read += len(block)
         yield block
-    restore = "restore or leave out the file"
     if sound.format == "OGG" and last_page_is_cut(file):
         raise AudioFileError(f"{path} breaks off within a page, after {read} samples; {restore}")
     if _VOC_CUT_OFF_NOTE in sound.extra_info:
@@ -127,6 +133,8 @@ def _announced_samples(file: BinaryIO, sound: soundfile.SoundFile) -> int:
         # libsndfile goes by the file's size here, and says nothing.
         count = _NIST_COUNT.search(bytes_at(file, 0, _NIST_HEADER_BYTES))
         return int(count[1]) if count else sound.frames
+    if sound.format == "RF64":
+        return round(sound.frames * announced_part(file)) if announced_part(file) > 1 else sound.frames
     # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
     note = _CUT_OFF_NOTE.search(sound.extra_info)
     if note is None:

@@ -19,7 +19,7 @@ def repaired(file: BinaryIO) -> list[Piece] | None:
     """Return the file with a header that covers all its sound; None if its own does, or is none of these."""
     size = file.seek(0, os.SEEK_END)
     head = bytes_at(file, 0, 12)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+    if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
         return _wav(file, size)
     if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
         return _aiff(file, size)
@@ -30,17 +30,40 @@ def repaired(file: BinaryIO) -> list[Piece] | None:
     return None
 
 
-def _wav(file: BinaryIO, size: int) -> list[Piece] | None:
+def announced_part(file: BinaryIO) -> float:
+    """Return how many times the sound that an RF64 holds its header says that it holds; libsndfile does not compare."""
+    size = file.seek(0, os.SEEK_END)
     for name, start, length in _chunks(file, 12, size, "<"):
+        if name == b"data":
+            return _data_bytes(file, length) / max(1, size - start)
+    return 0.0
+
+
+def _data_bytes(file: BinaryIO, length: int) -> int:
+    """The size of a WAV's data chunk, which an RF64 has elsewhere."""
+    head = bytes_at(file, 0, 36)
+    if head[:4] != b"RF64" or head[12:16] != b"ds64" or length != 0xFFFFFFFF:
+        return length
+    (size,) = struct.unpack_from("<Q", head, 28)
+    return size
+
+
+def _wav(file: BinaryIO, size: int) -> list[Piece] | None:
+    # Where the chunks begin that an RF64 has in common with a WAV.
+    common = 12
+    for name, start, length in _chunks(file, 12, size, "<"):
+        if name == b"ds64":
+            common = start + length
         if name != b"data":
             continue
+        length = _data_bytes(file, length)
         stop = start + length
         if stop >= size or not _is_more_sound(file, stop + length % 2, size, "<"):
             return None
         # RF64 (EBU Tech 3306) is a WAV whose sizes have 64 bits.
         sizes = struct.pack("<QQQI", size + 28, size - start, 0, 0)
         begin = b"RF64" + b"\xff" * 4 + b"WAVE" + b"ds64" + struct.pack("<I", len(sizes)) + sizes
-        return [begin, (12, start - 8), b"data" + b"\xff" * 4, (start, size)]
+        return [begin, (common, start - 8), b"data" + b"\xff" * 4, (start, size)]
     return None
 
 
