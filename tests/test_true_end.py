@@ -252,3 +252,13 @@ def test_pieces_of_a_file_read_as_one_and_never_raise(tmp_path):
         assert pieces.read(5) == b""
         beyond = Pieces(file, [(8, 30), b"z"])
         assert beyond.read(10) == b"89"
+
+
+def test_files_made_to_take_long_do_not(read):
+    """Each place in them looks like the start of a frame."""
+    flac = bytearray(encoded("FLAC")[:-1])
+    flac[-200_000:] = b"\xff\xf8" * 100_000
+    with pytest.raises(AudioFileError):
+        read(bytes(flac))
+    bare = without_tag(mp3())
+    read(bare + b"\xff\xfb\x10\xc4\x00" * 200_000)

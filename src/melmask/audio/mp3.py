@@ -8,6 +8,7 @@ So the frames are counted here. Each stretch is presented to the decoder as an M
 import os
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -15,6 +16,8 @@ from melmask.audio.pieces import Piece, bytes_at, skip_id3
 
 _TAG_FLAGS_WITH_COUNTS = 3
 _CHUNK_BYTES, _LONGEST_DAMAGE_BYTES = 1 << 16, 1 << 24
+_MOST_TRIES = 200_000
+"""Places where a frame may begin and does not, in one file; noise of 500 MB has so many, and takes seconds."""
 _SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)
 """What a frame may begin with."""
 _HEAD_BYTES = 64
@@ -102,11 +105,12 @@ def mpeg_stretches(file: BinaryIO) -> list[Mpeg] | None:
 
 def _stretches(file: BinaryIO, position: int, size: int) -> list[_Stretch]:
     found: list[_Stretch] = []
+    tries = iter(range(_MOST_TRIES))
     while position < size:
         head = bytes_at(file, position, _HEAD_BYTES)
         frame = _parsed(head)
         if frame is None:
-            position = _after_tag_or_damage(file, position, head, found)
+            position = _after_tag_or_damage(file, position, head, found, tries)
             if head.startswith((b"ID3", b"TAG")) and found and found[-1].frames:
                 # The next file begins, even if it is of the same kind and has no tag of its own.
                 found.append(_Stretch(found[-1].frame, found[-1].header, None))
@@ -130,7 +134,9 @@ def _differs(frame: Frame, other: Frame) -> bool:
     return not same or (frame.layer != 3 and frame.kilobits != other.kilobits)
 
 
-def _after_tag_or_damage(file: BinaryIO, position: int, head: bytes, found: list[_Stretch]) -> int:
+def _after_tag_or_damage(
+    file: BinaryIO, position: int, head: bytes, found: list[_Stretch], tries: Iterator[int]
+) -> int:
     """Return where to look for the next frame."""
     if head.startswith(b"ID3"):
         return max(position + 1, skip_id3(file, position))
@@ -140,6 +146,8 @@ def _after_tag_or_damage(file: BinaryIO, position: int, head: bytes, found: list
     begin, position = position, position + 1
     while position - begin < _LONGEST_DAMAGE_BYTES and (chunk := bytes_at(file, position, _CHUNK_BYTES)):
         for match in _SYNC.finditer(chunk):
+            if next(tries, None) is None:
+                return file.seek(0, os.SEEK_END)
             at = position + match.start()
             frame = _frame_at(file, at)
             # Four bytes of noise pass for a header now and then; two in step, of the right kind, do not.
