@@ -54,8 +54,8 @@ def small_shards(monkeypatch):
     """Shards of about a second and a half, so that the test sounds fill three."""
     begin = StoreWriter.__init__
 
-    def begin_small(self, folder, front_end, shard_mb):
-        begin(self, folder, front_end, shard_mb)
+    def begin_small(self, *arguments):
+        begin(self, *arguments)
         self._shard_bytes = 25_000
 
     monkeypatch.setattr(StoreWriter, "__init__", begin_small)
@@ -67,9 +67,9 @@ def decoded(monkeypatch):
     names = []
     read = prepare_module.read_audio_blocks
 
-    def noted(path, rate_hz):
+    def noted(path, *options):
         names.append(path.name)
-        return read(path, rate_hz)
+        return read(path, *options)
 
     monkeypatch.setattr(prepare_module, "read_audio_blocks", noted)
     return names

@@ -10,24 +10,22 @@ import numpy as np
 import soundfile
 import soxr
 
-from melmask.errors import AudioFileError, InputError
+from melmask.audio.decode import decoded
+from melmask.audio.folders import sound_paths
+from melmask.audio.pieces import bytes_at
+from melmask.audio.video import can_read_videos, needs_ffmpeg
+from melmask.errors import AudioFileError, ConfigError, InputError
 
-_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc"
-AUDIO_SUFFIXES = frozenset(_SUFFIXES.split(" "))
-"""What the bundled libsndfile reads; other files in a scanned folder are passed over."""
-
+_POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
+"""How the files begin that stand for sounds which Git has not fetched, and the command that fetches them."""
+MEAN = "mean"
+"""All channels, averaged."""
 _BLOCK_FRAMES = 1 << 18
 _LOUDEST = 1e12
 """Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
 RESAMPLER_QUALITY = "HQ"
-# How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
-_CUT_OFF_NOTE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_VOC_CUT_OFF_NOTE = "Seems to be a truncated file."
-_NIST_COUNT, _NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
-_STREAM_BYTES = 0x7FF00000
-"""Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
-_PAGE_HEADER_BYTES, _LONGEST_PAGE_BYTES = 27, 65_307
-"""Of Ogg; the number of segments, whose lengths follow, is the header's last byte."""
+_LOWEST_HZ, _HIGHEST_HZ = 100, 10_000_000
+"""Sampling rates of sound: seismometers and whales need few, and laboratories of ultrasound many."""
 _ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
@@ -43,75 +41,67 @@ def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
-def read_audio_blocks(path: Path, sample_rate_hz: int) -> Iterator[np.ndarray]:
-    """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty."""
-    produced = 0
+def channel_number(channel: str) -> int | None:
+    """Return the number of a channel, from 1; None for `mean`.
+
+    Raises:
+        ConfigError: neither `mean` nor a number.
+    """
+    if channel == MEAN:
+        return None
+    if not (channel.isascii() and channel.isdecimal() and 1 <= len(channel) <= 4 and int(channel)):
+        raise ConfigError(f"the channel is {channel!r}; give {MEAN}, or the number of a channel from 1 on")
+    return int(channel)
+
+
+def read_audio_blocks(path: Path, sample_rate_hz: int, channel: str = MEAN) -> Iterator[np.ndarray]:
+    """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty.
+
+    Args:
+        path: The file.
+        sample_rate_hz: The rate that is wanted.
+        channel: `mean`, or the number of the channel that is taken, from 1.
+    """
+    produced, number = 0, channel_number(channel)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # Opening a pipe that nobody writes to would wait for ever.
             raise AudioFileError(f"{path} is a pipe or device, no file; save the sound as a file")
-        with soundfile.SoundFile(path) as file:
-            mono = _mono_blocks(path, file)
-            for block in _resampled(mono, file.samplerate, sample_rate_hz):
+        for rate_hz, blocks in decoded(
+            path, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)
+        ):
+            for block in _resampled(_mono(path, blocks, number), rate_hz, sample_rate_hz):
                 produced += len(block)
                 yield block
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        # TypeError: soundfile asks for a rate when the suffix says headerless (.raw).
+    except (soundfile.LibsndfileError, OSError) as error:
         raise _unreadable(path, error) from error
     if not produced:
         raise AudioFileError(f"{path} holds no samples at {sample_rate_hz} Hz; leave it out or replace it")
 
 
-def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    read = 0
-    while True:
-        block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        if not len(block):
-            break
-        read += len(block)
+def _block_frames(path: Path, rate_hz: int, channels: int, to_hz: int) -> int:
+    """How many samples to decode at once, so that neither they nor what the resampler makes of them fill the memory."""
+    if not _LOWEST_HZ <= rate_hz <= _HIGHEST_HZ:
+        raise AudioFileError(
+            f"{path} says that its rate is {rate_hz} Hz; expected {_LOWEST_HZ} to {_HIGHEST_HZ}: repair or leave it out"
+        )
+    return max(1, min(_BLOCK_FRAMES, 4 * _BLOCK_FRAMES // channels, 4 * _BLOCK_FRAMES * rate_hz // to_hz))
+
+
+def _mono(path: Path, blocks: Iterable[np.ndarray], number: int | None) -> Iterator[np.ndarray]:
+    for block in blocks:
+        if number is not None and number > block.shape[1]:
+            raise AudioFileError(f"{path} has no channel {number}, only {block.shape[1]}; choose another")
         if not np.isfinite(block).all():
             raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
         if np.abs(block).max() > _LOUDEST:
             raise AudioFileError(
                 f"{path} holds samples of {np.abs(block).max():.3g}; expected -1 to 1: repair or leave out the file"
             )
-        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-    # Streams of unknown length announce a huge number; a broken-off file announces more than it holds.
-    if file.format == "OGG" and _last_page_is_cut(path):
-        raise AudioFileError(f"{path} breaks off within a page, after {read} samples; restore or leave out the file")
-    if _VOC_CUT_OFF_NOTE in file.extra_info:
-        raise AudioFileError(f"{path} breaks off after {read} samples; restore or leave out the file")
-    announced = _announced_samples(path, file)
-    if read < announced < 1 << 62:
-        raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; restore or leave out the file")
-
-
-def _last_page_is_cut(path: Path) -> bool:
-    """Whether an Ogg file ends before its last page does (RFC 3533, section 6), which libsndfile passes over."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _LONGEST_PAGE_BYTES))
-        end = file.read()
-    first = end.rfind(b"OggS")
-    page = end[first:] if first >= 0 else b""
-    if len(page) < _PAGE_HEADER_BYTES:
-        return first >= 0
-    segments = page[_PAGE_HEADER_BYTES:][: page[_PAGE_HEADER_BYTES - 1]]
-    return _PAGE_HEADER_BYTES + page[_PAGE_HEADER_BYTES - 1] + sum(segments) > len(page)
-
-
-def _announced_samples(path: Path, file: soundfile.SoundFile) -> int:
-    if file.format == "NIST":
-        # libsndfile goes by the file's size here, and says nothing.
-        with path.open("rb") as header:
-            count = _NIST_COUNT.search(header.read(_NIST_HEADER_BYTES))
-        return int(count[1]) if count else file.frames
-    # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
-    note = _CUT_OFF_NOTE.search(file.extra_info)
-    if note is None:
-        return file.frames
-    promised, present = int(note[1]), int(note[2])
-    return round(file.frames * promised / present) if 0 < present < promised < _STREAM_BYTES else file.frames
+        if number is not None:
+            yield np.ascontiguousarray(block[:, number - 1])
+        else:
+            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 
 def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
@@ -149,7 +139,15 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
         return AudioFileError(f"{path} {what}; check the path")
     if path.is_file() and not path.stat().st_size:
         return AudioFileError(f"{path} is empty (0 bytes); leave it out or replace it")
-    reason = str(error).rstrip(".").rsplit(": ", 1)[-1]
+    if path.is_file():
+        with path.open("rb") as file:
+            head = bytes_at(file, 0, 64)
+        for pointer, command in _POINTERS.items():
+            if head.startswith(pointer):
+                return AudioFileError(f"{path} is not the sound but a pointer to it; fetch the sound with {command}")
+        if needs_ffmpeg(path) and not can_read_videos():
+            return AudioFileError(f"{path} cannot be read by libsndfile; to read it, pip install 'melmask[av]'")
+    reason = (getattr(error, "strerror", None) or str(error)).rstrip(".").rsplit(": ", 1)[-1]
     known = "wav, flac, ogg, opus, mp3, aiff and the like"
     return AudioFileError(f"{path} cannot be read as sound ({reason}); expected {known}")
 
@@ -157,34 +155,31 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
 def find_audio(sources: Iterable[Path]) -> list[Path]:
     r"""Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
 
-    A folder gives the files with a known sound suffix, sorted; a manifest those in its `path` column (relative
-    paths start at the manifest's folder). Bytes of a name that are not UTF-8 are spelled out as \udcXX, and such a
-    file fails when it is read.
+    A folder gives the files that `sound_paths` finds in it; a manifest those in its `path` column (relative paths start
+    at the manifest's folder). Two paths of one file, as `a/x.wav` and `b/../a/x.wav` or a link and what it leads to,
+    count once, by the first. Bytes of a name that are not UTF-8 are spelled out as \udcXX, and such a file fails when
+    it is read.
 
     Raises:
         InputError: for a source that does not exist or gives no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for source in sources:
         if source.is_dir():
-            paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and _may_be_sound(p))
+            paths = sound_paths(source)
             if not paths:
                 raise InputError(f"{source} holds no sound files; expected {_suffix_text()} somewhere below it")
         elif not source.exists():
             raise InputError(f"{source} does not exist; give files, folders or CSV manifests")
-        elif source.suffix.lower() in (".csv", ".tsv"):
+        elif source.suffix.lower() in (".csv", ".tsv") and source.is_file():
             paths = read_manifest(source)
         else:
             paths = [source]
-        found.update(dict.fromkeys(paths))
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
     # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold: spelled out, the name
     # leads to no file, and reading says why.
-    return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found]
-
-
-def _may_be_sound(path: Path) -> bool:
-    # A link that leads nowhere is somebody's file, and missing.
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found.values()]
 
 
 def read_manifest(path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """`melmask prepare`."""
 
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,20 +19,27 @@ class Options:
     """Folder of the store."""
     threads: int | None = field(default=None, metadata={"limits": THREADS})
     """Number of decoding threads. The default is one for each core."""
+    channel: str = field(default="mean", metadata={"metavar": "N"})
+    """Which channel of each file is taken: the mean of all, or the number of one, from 1 on."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
     """change the front end, such as sample_rate_hz=32000. These are its settings and their defaults:"""
 
 
 def run(options: Options) -> int:
     """Write the store of log-mels."""
+    from melmask.audio.video import missing_decoder
     from melmask.corpus.prepare import prepare
 
     front_end = with_overrides(FrontEndConfig(), options.settings)
-    facts = prepare(options.sources, options.out, front_end, options.threads)
+    facts = prepare(options.sources, options.out, front_end, options.threads, channel=options.channel)
     print(
         f"{options.out}: {facts.files} files, {facts.hours:.2f} h, log-mel mean {facts.statistics.mean:.3f} and "
         f"std {facts.statistics.std:.3f}"
     )
     if facts.failed:
-        print(f"{facts.failed} files could not be read; the reasons are in {options.out / 'failed.csv'}")
+        failures = options.out / "failed.csv"
+        print(f"{facts.failed} files could not be read; the reasons are in {failures}")
+        with failures.open(newline="", encoding="utf-8") as file:
+            note = missing_decoder(row["path"] for row in csv.DictReader(file))
+        print(note, end="\n" if note else "")
     return 0

@@ -8,32 +8,35 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import SpooledTemporaryFile
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 
-from melmask.audio.files import find_audio, read_audio_blocks
+from melmask.audio.files import MEAN, channel_number, find_audio, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
 from melmask.corpus.store import StoreFacts, StoreWriter
 from melmask.errors import AudioFileError
-from melmask.system.files import claimed
+from melmask.system.files import claimed, output_error
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
 
 _WAITING_PER_THREAD = 4
+_SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
+"""What a waiting file may take of the memory (about 17 minutes of sound), and frames read back at once."""
 
 
 class Clip(NamedTuple):
     """One file's log-mel: float16 blocks (frames, mels), or why there is none."""
 
     path: str
-    blocks: list[np.ndarray]
-    duration_s: float
-    moments: Moments
-    error: str | None
+    blocks: Iterable[np.ndarray] = ()
+    duration_s: float = 0.0
+    moments: Moments = Moments()
+    error: str | None = None
 
 
 def prepare(
@@ -42,23 +45,29 @@ def prepare(
     front_end: FrontEndConfig,
     threads: int | None = None,
     shard_mb: int = 256,
+    channel: str = MEAN,
 ) -> StoreFacts:
     """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
 
     Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
     are recorded in failed.csv with the reason.
 
+    The store holds the mean of each file's channels, or the channel whose number `channel` is, from 1 on.
+
     Raises:
+        ConfigError: the channel is neither a number nor `mean`.
         InputError: no sound files, or none of them readable.
-        StoreError: the store was begun with another front end.
+        StoreError: the store was begun with another front end or channel.
         OutputError: the folder cannot be written to, or another job is at it.
     """
-    # resolve() would follow links.
-    paths = dict.fromkeys(os.path.abspath(path) for path in find_audio(sources))  # noqa: PTH100
+    channel_number(channel)
+    paths = dict.fromkeys(_absolute(path) for path in find_audio(sources))
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
-    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb)) as writer:
+    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, channel)) as writer:
         todo = [path for path in paths if path not in writer.done]
-        clips = map_ahead(lambda path: _clip(path, transform), todo, workers, _WAITING_PER_THREAD * workers)
+        clips = map_ahead(
+            lambda path: _clip(path, transform, folder, channel), todo, workers, _WAITING_PER_THREAD * workers
+        )
         for clip in track(clips, len(todo), "prepare"):
             if clip.error is None:
                 writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
@@ -67,26 +76,56 @@ def prepare(
         return writer.finish()
 
 
+def _absolute(path: Path) -> str:
+    """The path that the store knows a file by: its links are kept, unless `..` leads out of one."""
+    plain, real = os.path.abspath(path), os.path.realpath(path)  # noqa: PTH100 - resolve() would follow links.
+    return plain if os.path.realpath(plain) == real else real
+
+
 @torch.inference_mode()
-def _clip(path: str, transform: LogMelSpectrogram) -> Clip:
+def _clip(path: str, transform: LogMelSpectrogram, folder: Path, channel: str) -> Clip:
     rate_hz = transform.config.sample_rate_hz
-    blocks: list[np.ndarray] = []
     moments = Moments()
     samples = 0
 
     def sound() -> Iterator[np.ndarray]:
         nonlocal samples
-        for block in read_audio_blocks(Path(path), rate_hz):
+        for block in read_audio_blocks(Path(path), rate_hz, channel):
             samples += len(block)
             yield block
 
+    spool = _Spool(folder, transform.config.mels)
     try:
         for logmel in logmel_blocks(sound(), transform):
             # A short block may complete no frame.
             if logmel.shape[1]:
                 frames = logmel.T.numpy()
-                blocks.append(frames.astype(np.float16))
+                spool.add(frames)
                 moments = moments.plus(moments_of(frames))
     except AudioFileError as error:
-        return Clip(path, [], 0.0, Moments(), str(error))
-    return Clip(path, blocks, samples / rate_hz, moments, None)
+        return Clip(path, error=str(error))
+    return Clip(path, spool, samples / rate_hz, moments)
+
+
+class _Spool:
+    """Frames that wait to be written to a shard; those of a long file wait on the disk."""
+
+    def __init__(self, folder: Path, mels: int):
+        self._folder, self._mels = folder, mels
+        # Closed below, by whoever lets go of it last: an interrupted job drops what it has not written.
+        self._file: IO[bytes] = SpooledTemporaryFile(_SPOOL_BYTES, dir=str(folder))  # noqa: SIM115
+
+    def add(self, frames: np.ndarray) -> None:
+        """Append (frames, mels) in half precision."""
+        try:
+            self._file.write(frames.astype(np.float16).tobytes())
+        except OSError as error:
+            raise output_error(self._folder, error) from error
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self._file.seek(0)
+        while part := self._file.read(_FRAMES_READ * self._mels * np.dtype(np.float16).itemsize):
+            yield np.frombuffer(part, np.float16).reshape(-1, self._mels)
+
+    def __del__(self) -> None:
+        self._file.close()

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
 from melmask.errors import ConfigError, InputError, StoreError
@@ -96,17 +98,17 @@ class StoreWriter:
     Attributes: `done` (the paths of the files that the store has already).
 
     Raises:
-        StoreError: the folder has shards of another front end, or of a newer melmask.
+        StoreError: the folder has shards of another front end or channel, or of a newer melmask.
         OutputError: a shard cannot be written.
     """
 
-    def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int):
+    def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int, channel: str = MEAN):
         self._folder = folder
-        self._front_end = front_end
+        self._front_end, self._channel = front_end, channel
         self._shard_bytes = shard_mb << 20
         indexes = read_indexes(folder)
         for path, table in indexes:
-            _check_same(path, table, front_end)
+            _check_same(path, table, front_end, channel)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         self.done = {row["path"] for _, table in indexes for row in table.to_pylist() if row["frames"]}
         self._known_failures = {
@@ -121,15 +123,16 @@ class StoreWriter:
         self._moments = Moments()
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, path: str, blocks: list[np.ndarray], duration_s: float, moments: Moments) -> None:
+    def add(self, path: str, blocks: Iterable[np.ndarray], duration_s: float, moments: Moments) -> None:
         """Append one clip: float16 blocks (frames, mels)."""
-        first, frames = self._frames, sum(len(block) for block in blocks)
+        first, frames = self._frames, 0
         data_path = self._data_path()
         try:
             if self._file is None:
                 self._file = data_path.with_suffix(".partial").open("wb")
             for block in blocks:
                 self._file.write(np.ascontiguousarray(block, dtype=_DTYPE).data)
+                frames += len(block)
         except OSError as error:
             raise output_error(data_path, error) from error
         self._frames += frames
@@ -164,7 +167,13 @@ class StoreWriter:
             partial.replace(data_path)
         except OSError as error:
             raise output_error(data_path, error) from error
-        facts = {"front_end": to_dict(self._front_end), "moments": asdict(self._moments), "version": VERSION}
+        facts = {
+            "front_end": to_dict(self._front_end),
+            "moments": asdict(self._moments),
+            "version": VERSION,
+            # Versions that know no channels read the mean, and need no word of it.
+            **({} if self._channel == MEAN else {"channel": self._channel}),
+        }
         schema = _SCHEMA.with_metadata({FORMAT: json.dumps(facts)})
         with atomic_write(data_path.with_suffix(".parquet")) as file:
             pq.write_table(pa.Table.from_pylist(self._rows, schema), file)
@@ -329,7 +338,7 @@ def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
     return size == expected
 
 
-def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
+def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, channel: str) -> None:
     version = _facts(table)["version"]
     if version > VERSION:
         raise StoreError(f"{path} is {FORMAT} version {version}; this writes {VERSION}: update melmask")
@@ -339,6 +348,8 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig) -> None:
             f"{path.parent} was made with another front end ({differences(found, front_end)}); "
             "use the same settings or another --out"
         )
+    if (there := _facts(table).get("channel", MEAN)) != channel:
+        raise StoreError(f"{path.parent} was made of channel {there}, not {channel}; use the same or another --out")
 
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:

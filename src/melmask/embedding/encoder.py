@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from melmask.audio.files import read_audio_blocks
+from melmask.audio.files import MEAN, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
@@ -70,7 +70,8 @@ class AudioEncoder:
     """A trained model ready for use; `melmask.load` returns one.
 
     Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from),
-    `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller).
+    `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller),
+    `channel` (which channel of files it hears: a number from 1, or 'mean', the mean of all).
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class AudioEncoder:
         device: str = "auto",
         precision: str = "fp32",
         normalization: str = "checkpoint",
+        channel: str = MEAN,
     ):
         if precision not in INFERENCE_PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
-        self.card, self.name, self.precision, self.normalization = card, name, precision, normalization
+        self.card, self.name, self.precision = card, name, precision
+        self.normalization, self.channel = normalization, channel
         self.device = pick_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
@@ -171,7 +174,7 @@ class AudioEncoder:
         Raises:
             AudioFileError: the file cannot be read.
         """
-        sound = read_audio_blocks(path, self.sample_rate_hz)
+        sound = read_audio_blocks(path, self.sample_rate_hz, self.channel)
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:

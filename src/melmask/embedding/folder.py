@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melmask import __version__
-from melmask.audio.files import find_audio
+from melmask.audio.files import channel_number, find_audio
+from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
@@ -38,6 +39,8 @@ class JobReport:
     """Time that it took; 0 if the table was there already."""
     newer: int = 0
     """Files that changed after a table that was there already had been written."""
+    note: str = ""
+    """Which of the failed files an extra would read."""
 
     def __str__(self) -> str:
         there_already = not self.wall_s
@@ -52,6 +55,7 @@ class JobReport:
         if self.failed:
             text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
             text += "; they are tried again when the table is rebuilt" if there_already else ""
+        text += f"\n{self.note}" if self.note else ""
         return text
 
 
@@ -66,13 +70,15 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
 
     Raises:
         CheckpointError: no model can be loaded.
-        ConfigError: the model has no such layer, pooling or hop, or `options.shard` is not of the form I/N.
+        ConfigError: the model has no such layer, pooling or hop, `options.shard` is not of the form I/N, or the
+            channel is not a number.
         InputError: no file is found, or none can be read.
         OutputError: `out` cannot be written to, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
     # A wrong place or share is refused before the model is loaded, which takes seconds.
     check_suffix(out)
+    channel_number(options.channel)
     ensure_folder(out.parent)
     every_path = find_audio(sources)
     paths, table = shard_of(every_path, out, options.shard)
@@ -85,6 +91,7 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
         # The GPUs are left to the workers. Their working directory is another, so they need absolute paths.
         device, paths, table = "cpu", [path.absolute() for path in paths], table.absolute()
     encoder = load(model, device, options.precision)
+    encoder.channel = options.channel
     if options.normalization == "dataset":
         # The statistics are those of all files, not of this share, so that all shares of a job are normalized alike.
         encoder = with_dataset_statistics(encoder, every_path, out.with_suffix(".statistics.json"))
@@ -133,9 +140,16 @@ def embed_table(
             # Progress counts files, and a long file has several rows.
             by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.path))
             sound_s = job.write(todo, itertools.chain.from_iterable(track(by_file, len(left), "embed")))
-        failed = len(job.merge())
-    wall_s, files = time.monotonic() - start_s, len(paths) - failed
-    return JobReport(table=out, files=files, failed=failed, dimensions=dimensions, sound_s=sound_s, wall_s=wall_s)
+        failed = [path for path, _ in job.merge()]
+    return JobReport(
+        table=out,
+        files=len(paths) - len(failed),
+        failed=len(failed),
+        dimensions=dimensions,
+        sound_s=sound_s,
+        wall_s=time.monotonic() - start_s,
+        note=missing_decoder(failed),
+    )
 
 
 def table_settings(
@@ -167,6 +181,7 @@ def table_settings(
         statistics=card.statistics,
         files=len(paths),
         files_sha256=digest_of_paths(paths),
+        channel=model.channel,
     )
 
 

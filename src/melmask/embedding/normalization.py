@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.embedding.encoder import AudioEncoder
@@ -29,11 +30,13 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
         InputError: no file can be read, or all sound is silent.
         OutputError: `kept_in` cannot be written.
     """
-    facts = {
+    facts: dict[str, object] = {
         "files": len(paths),
         "files_sha256": digest_of_paths(paths),
         "front_end": to_dict(model.card.front_end),
     }
+    if model.channel != MEAN:
+        facts["channel"] = model.channel
     statistics = _kept(kept_in, facts)
     if statistics is None:
         moments = Moments()
@@ -49,7 +52,7 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
             write_json(kept_in, {**facts, "statistics": to_dict(statistics)})
     # Both encoders share the weights.
     card = replace(model.card, statistics=statistics)
-    return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset")
+    return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset", model.channel)
 
 
 def _moments_of_file(model: AudioEncoder, path: Path) -> Moments:

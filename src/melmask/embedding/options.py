@@ -16,6 +16,8 @@ class EmbedOptions:
     """Keep the frame vectors too, not only the scene vector of each file."""
     normalization: Literal["checkpoint", "dataset"] = "checkpoint"
     """Whose mean and standard deviation of log-mels are used: the checkpoint's, or those of the files given."""
+    channel: str = field(default="mean", metadata={"metavar": "N"})
+    """Which channel of each file is embedded: the mean of all, or the number of one, from 1 on."""
     shard: str | None = field(default=None, metadata={"metavar": "I/N"})
     """I/N: take every N-th file from the I-th on, 0 <= I < N, as one of N jobs of an array."""
     engine: Literal["local", "ray"] = "local"

@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from melmask.audio.files import MEAN
 from melmask.config import FrontEndConfig, Statistics
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
@@ -74,6 +75,7 @@ class TableSettings:
     statistics: Statistics
     files: int
     files_sha256: str
+    channel: str = MEAN
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "TableSettings":
@@ -88,8 +90,11 @@ class TableSettings:
         return cls(**values)
 
     def to_json(self) -> str:
-        """Return the settings as a JSON object."""
-        return json.dumps(asdict(self))
+        """Return the settings as a JSON object, without `channel` where it is the mean, as earlier versions wrote."""
+        values = asdict(self)
+        if self.channel == MEAN:
+            del values["channel"]
+        return json.dumps(values)
 
 
 class TableJob:
@@ -117,7 +122,8 @@ class TableJob:
             write_json(job, asdict(self.settings))
             return
         try:
-            begun = dict(json.loads(job.read_text()))
+            # Earlier versions always took the mean, and did not say so.
+            begun = {"channel": MEAN, **json.loads(job.read_text())}
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]

@@ -1,0 +1,143 @@
+"""From a file to blocks of samples, with libsndfile or else FFmpeg, to the true end of the sound.
+
+What a header says about length is a hint. The file is read until the decoder has no more, and then compared: a file
+that holds more than its header says is read whole, and one that holds less is broken off and refused.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+
+from melmask.audio.flac import ends_with_a_whole_frame, flac_samples, without_count
+from melmask.audio.headers import announced_part, repaired
+from melmask.audio.mp3 import mpeg_stretches
+from melmask.audio.ogg import last_page_is_cut, ogg_links
+from melmask.audio.pieces import Pieces, bytes_at
+from melmask.audio.video import begins_like_a_video, can_read_videos, video_sound
+from melmask.errors import AudioFileError
+
+# How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
+_CUT_OFF_NOTE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_VOC_CUT_OFF_NOTE = "Seems to be a truncated file."
+_NIST_COUNT, _NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
+_STREAM_BYTES = 0x7FF00000
+"""Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
+_UNKNOWN = 1 << 62
+"""libsndfile announces a number of samples as large as this for a stream of unknown length."""
+
+
+class Stretch(NamedTuple):
+    """Sound of one sampling rate; most files are one stretch, files that were put together are several."""
+
+    rate_hz: int
+    blocks: Iterator[np.ndarray]
+    """(samples, channels) float32, each of them not empty."""
+
+
+class _Source(NamedTuple):
+    """What libsndfile opens, and the number of samples where it is known better than libsndfile knows it."""
+
+    opened: Path | Pieces
+    samples: int | None = None
+
+
+class _StraightOn(soundfile.SoundFile):
+    """Read without seeking: soundfile seeks after each block, and stops where the header says that the sound ends."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def decoded(path: Path, block_frames: Callable[[int, int], int]) -> Iterator[Stretch]:
+    """Yield the stretches of a file; each must be used up before the next.
+
+    Args:
+        path: The file.
+        block_frames: From (rate in Hz, channels) to the most samples of each channel that a block may have.
+
+    Raises:
+        AudioFileError: it breaks off.
+        soundfile.LibsndfileError, OSError: it cannot be opened, or is not sound.
+    """
+    with path.open("rb") as file:
+        begun = False
+        try:
+            for source in _sources(path, file):
+                with _StraightOn(source.opened) as sound:
+                    frames = block_frames(sound.samplerate, sound.channels)
+                    begun = True
+                    yield Stretch(sound.samplerate, _blocks(path, file, sound, frames, source.samples))
+        except soundfile.LibsndfileError as refusal:
+            if begun or not can_read_videos():
+                raise
+            yield from _by_ffmpeg(path, file, block_frames, refusal)
+
+
+def _by_ffmpeg(
+    path: Path, file: BinaryIO, block_frames: Callable[[int, int], int], refusal: soundfile.LibsndfileError
+) -> Iterator[Stretch]:
+    begun = False
+    try:
+        for rate_hz, blocks in video_sound(path, file, block_frames):
+            begun = True
+            yield Stretch(rate_hz, blocks)
+    except AudioFileError as error:
+        # What is neither a sound nor a video is reported as libsndfile reports it.
+        raise error if begun or begins_like_a_video(file) else refusal from error
+
+
+def _sources(path: Path, file: BinaryIO) -> list[_Source]:
+    if bytes_at(file, 0, 4) == b"OggS":
+        links = ogg_links(file)
+        return [_Source(path)] if len(links) == 1 else [_Source(Pieces(file, [link])) for link in links]
+    if stretches := mpeg_stretches(file):
+        return [_Source(Pieces(file, stretch.pieces), stretch.samples) for stretch in stretches]
+    if pieces := without_count(file) or repaired(file):
+        return [_Source(Pieces(file, pieces))]
+    # soundfile asks for a rate when a name ends in .raw, whatever the file is.
+    return [_Source(path if path.suffix.lower() != ".raw" else Pieces(file, [(0, file.seek(0, os.SEEK_END))]))]
+
+
+def _blocks(
+    path: Path, file: BinaryIO, sound: soundfile.SoundFile, block_frames: int, samples: int | None
+) -> Iterator[np.ndarray]:
+    read, restore = 0, "restore or leave out the file"
+    while True:
+        try:
+            block = sound.read(block_frames, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            reason = str(error).removeprefix("Error : ").rstrip(".")
+            raise AudioFileError(f"{path} is damaged within ({reason}); {restore}") from error
+        if not len(block):
+            break
+        read += len(block)
+        yield block
+    if sound.format == "OGG" and last_page_is_cut(file):
+        raise AudioFileError(f"{path} breaks off within a page, after {read} samples; {restore}")
+    if _VOC_CUT_OFF_NOTE in sound.extra_info:
+        raise AudioFileError(f"{path} breaks off after {read} samples; {restore}")
+    announced = _announced_samples(file, sound) if samples is None else samples
+    if read < announced < _UNKNOWN and not (sound.format == "FLAC" and ends_with_a_whole_frame(file)):
+        raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; {restore}")
+
+
+def _announced_samples(file: BinaryIO, sound: soundfile.SoundFile) -> int:
+    if sound.format == "FLAC":
+        return flac_samples(file)
+    if sound.format == "NIST":
+        # libsndfile goes by the file's size here, and says nothing.
+        count = _NIST_COUNT.search(bytes_at(file, 0, _NIST_HEADER_BYTES))
+        return int(count[1]) if count else sound.frames
+    if sound.format == "RF64":
+        return round(sound.frames * announced_part(file)) if announced_part(file) > 1 else sound.frames
+    # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
+    note = _CUT_OFF_NOTE.search(sound.extra_info)
+    if note is None:
+        return sound.frames
+    promised, present = int(note[1]), int(note[2])
+    return round(sound.frames * promised / present) if 0 < present < promised < _STREAM_BYTES else sound.frames

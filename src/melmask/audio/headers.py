@@ -1,0 +1,115 @@
+"""Headers whose sizes are wrong: WAV, AIFF and AU as a decoder should see them.
+
+A recorder that loses power leaves the sizes it wrote at the start, a program that writes to a pipe cannot know them,
+and 32 bits count to 4 GiB only. The file's own size says more than they do.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from melmask.audio.pieces import Piece, bytes_at
+
+_MOST_CHUNKS = 10_000
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+
+
+def repaired(file: BinaryIO) -> list[Piece] | None:
+    """Return the file with a header that covers all its sound; None if its own does, or is none of these."""
+    size = file.seek(0, os.SEEK_END)
+    head = bytes_at(file, 0, 12)
+    if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
+        return _wav(file, size)
+    if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+        return _aiff(file, size)
+    if head[:4] == b".snd" and len(head) == 12:
+        start, announced = struct.unpack(">II", head[4:])
+        # All ones is how this format says "to the end".
+        return [head[:8] + b"\xff" * 4, (12, size)] if start + announced < size else None
+    return None
+
+
+def announced_part(file: BinaryIO) -> float:
+    """Return how many times the sound that an RF64 holds its header says that it holds; libsndfile does not compare."""
+    size = file.seek(0, os.SEEK_END)
+    for name, start, length in _chunks(file, 12, size, "<"):
+        if name == b"data":
+            return _data_bytes(file, length) / max(1, size - start)
+    return 0.0
+
+
+def _data_bytes(file: BinaryIO, length: int) -> int:
+    """The size of a WAV's data chunk, which an RF64 has elsewhere."""
+    head = bytes_at(file, 0, 36)
+    if head[:4] != b"RF64" or head[12:16] != b"ds64" or length != 0xFFFFFFFF:
+        return length
+    (size,) = struct.unpack_from("<Q", head, 28)
+    return size
+
+
+def _wav(file: BinaryIO, size: int) -> list[Piece] | None:
+    # Where the chunks begin that an RF64 has in common with a WAV.
+    common = 12
+    for name, start, length in _chunks(file, 12, size, "<"):
+        if name == b"ds64":
+            common = start + length
+        if name != b"data":
+            continue
+        length = _data_bytes(file, length)
+        stop = start + length
+        if stop >= size or not _is_more_sound(file, stop + length % 2, size, "<"):
+            return None
+        # RF64 (EBU Tech 3306) is a WAV whose sizes have 64 bits.
+        sizes = struct.pack("<QQQI", size + 28, size - start, 0, 0)
+        begin = b"RF64" + b"\xff" * 4 + b"WAVE" + b"ds64" + struct.pack("<I", len(sizes)) + sizes
+        return [begin, (common, start - 8), b"data" + b"\xff" * 4, (start, size)]
+    return None
+
+
+def _aiff(file: BinaryIO, size: int) -> list[Piece] | None:
+    common, frame_bytes = 0, 0
+    for name, start, length in _chunks(file, 12, size, ">"):
+        if name == b"COMM" and length >= 18:
+            common = start
+            channels, _, bits = struct.unpack(">hIh", bytes_at(file, start, 8))
+            frame_bytes = channels * -(-bits // 8)
+        if name == b"SSND" and frame_bytes > 0:
+            stop = start + length
+            if stop >= size or not _is_more_sound(file, stop + length % 2, size, ">"):
+                return None
+            frames = (size - start - 8) // frame_bytes
+            data_bytes = min(size - start, 0xFFFFFFFF)
+            sizes = struct.pack(">I", min(frames, 0xFFFFFFFF)), struct.pack(">I", data_bytes)
+            form = struct.pack(">I", min(size - 8, 0xFFFFFFFF))
+            return [
+                b"FORM" + form,
+                (8, common + 2),
+                sizes[0],
+                (common + 6, start - 4),
+                sizes[1],
+                (start, size),
+            ]
+    return None
+
+
+def _is_more_sound(file: BinaryIO, position: int, size: int, order: str) -> bool:
+    """Whether what follows the announced sound is neither chunks nor tags, and so must be sound."""
+    if size - position < 8:
+        return False
+    head = bytes_at(file, position, 12)
+    if head.startswith(_TAGS):
+        return False
+    # A last chunk that is cut off is still a chunk.
+    return any(not all(0x20 <= byte < 0x7F for byte in name) for name, _, _ in _chunks(file, position, size, order))
+
+
+def _chunks(file: BinaryIO, position: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (name, start, length) of the chunks from `position` on; a length may lead beyond the file."""
+    for _ in range(_MOST_CHUNKS):
+        head = bytes_at(file, position, 8)
+        if position + 8 > size or len(head) < 8:
+            return
+        (length,) = struct.unpack(order + "I", head[4:])
+        yield head[:4], position + 8, length
+        position += 8 + length + length % 2

@@ -1,0 +1,264 @@
+"""What a header says about length is a hint: files are read to the end of their sound, or refused as broken off."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from melmask.audio.files import read_audio, read_audio_blocks
+from melmask.audio.pieces import Pieces
+from melmask.errors import AudioFileError
+
+RATE_HZ = 44100
+SECONDS = 3
+
+
+def sound(seed=0, seconds=SECONDS):
+    """A chirp that grows louder, so that MP3 frames of a variable rate differ in size."""
+    time_s = np.arange(seconds * RATE_HZ) / RATE_HZ
+    noise = np.random.default_rng(seed).normal(size=time_s.size)
+    return (0.3 * np.sin(2 * np.pi * (200 + 300 * time_s) * time_s) + 0.1 * time_s / seconds * noise).astype(np.float32)
+
+
+def encoded(kind, seed=0, rate_hz=RATE_HZ, **options):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound(seed), rate_hz, format=kind, **options)
+    return buffer.getvalue()
+
+
+def mp3(seed=0, mode="CONSTANT"):
+    return encoded("MP3", seed, subtype="MPEG_LAYER_III", bitrate_mode=mode, compression_level=0.6)
+
+
+def without_tag(content):
+    """An MP3 as encoders write it to a pipe: from the second frame on, as the first is the tag that counts them."""
+    return content[content.index(content[:2], 4) :]
+
+
+def refusal(path):
+    with pytest.raises(AudioFileError) as caught:
+        read_audio(path, RATE_HZ)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write bytes to a file and return its samples at 44.1 kHz."""
+
+    def samples_of(content, name="sound"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return read_audio(path, RATE_HZ)
+
+    return samples_of
+
+
+def assert_same_sound(read, expected, tolerance=1e-3):
+    assert len(read) == len(expected)
+    np.testing.assert_allclose(read, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_without_its_tag_is_read_whole(read, mode):
+    content = mp3(mode=mode)
+    whole, bare = read(content), read(without_tag(content))
+    assert len(whole) == SECONDS * RATE_HZ
+    # Without the tag nothing says which samples at the ends are the encoder's own.
+    assert 0 <= len(bare) - len(whole) <= 3 * 1152
+    shift = int(np.argmax(np.correlate(bare[20000:30000], whole[21000:28000]))) - 1000
+    np.testing.assert_allclose(bare[22000 + shift : 90000 + shift], whole[22000:90000], atol=1e-3)
+
+
+def test_an_mp3_with_its_tag_is_read_as_libsndfile_reads_it(tmp_path, read):
+    content = mp3(mode="VARIABLE")
+    samples = read(content, "tagged.mp3")
+    expected, _ = soundfile.read(tmp_path / "tagged.mp3", dtype="float32")
+    np.testing.assert_array_equal(samples, expected)
+    for tail in (b"TAG".ljust(128, b"\0"), b"APETAGEX" + struct.pack("<IIII", 2000, 32, 0, 0).ljust(24, b"\0")):
+        np.testing.assert_array_equal(read(content + tail), expected)
+
+
+@pytest.mark.parametrize("between", [b"", b"ID3\4\0\0\0\0\0\x0a" + bytes(10), b"TAG".ljust(128, b"\0")])
+def test_joined_mp3s_are_all_read(read, between):
+    first, second = mp3(0), mp3(1, "VARIABLE")
+    expected = np.concatenate([read(first), read(second)])
+    np.testing.assert_array_equal(read(first + between + second), expected)
+    bare = without_tag(second)
+    assert_same_sound(read(first + between + bare), np.concatenate([read(first), read(bare)]))
+    # Without any tag, a decoder cannot tell where one sound ends.
+    joined = read(without_tag(first) + between + bare)
+    assert abs(len(joined) - len(read(without_tag(first))) - len(read(bare))) < 2000
+
+
+def test_joined_mp3s_of_two_rates_are_all_read(tmp_path):
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(mp3(0) + without_tag(encoded("MP3", 1, rate_hz=22050, subtype="MPEG_LAYER_III")))
+    assert read_audio(path, 16000).size == pytest.approx(3 * SECONDS * 16000, abs=2000)
+
+
+def test_an_mp3_that_counts_more_frames_than_it_has_is_refused(read, tmp_path, capfd):
+    content = mp3()
+    for kept in (len(content) // 2, len(content) * 9 // 10):
+        with pytest.raises(AudioFileError, match="breaks off"):
+            read(content[:kept])
+    with pytest.raises(AudioFileError, match="breaks off"):
+        read(content + content[: len(content) // 2])
+    assert capfd.readouterr().err == ""
+
+
+def test_damage_between_the_frames_of_an_mp3_is_skipped(read, capfd):
+    content = without_tag(mp3())
+    middle = content.index(b"\xff\xfb", len(content) // 2)
+    damaged = content[:middle] + b"no frame at all " * 100 + content[middle:]
+    assert_same_sound(read(damaged), read(content))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("count", ["none", "half", "double"])
+def test_a_flac_with_a_wrong_count_of_samples_is_read_whole(read, count):
+    content = bytearray(encoded("FLAC"))
+    field = int.from_bytes(content[18:26], "big")
+    samples = field & (1 << 36) - 1
+    wrong = {"none": 0, "half": samples // 2, "double": 2 * samples}[count]
+    expected = read(bytes(content))
+    content[18:26] = (field >> 36 << 36 | wrong).to_bytes(8, "big")
+    np.testing.assert_array_equal(read(bytes(content)), expected)
+    # An ID3 tag before it, as some programs write.
+    np.testing.assert_array_equal(read(b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + content), expected)
+
+
+@pytest.mark.parametrize("kinds", [("VORBIS", "VORBIS"), ("OPUS", "OPUS"), ("OPUS", "VORBIS")])
+def test_chained_ogg_streams_are_all_read(tmp_path, kinds):
+    links = [encoded("OGG", seed, 48000, subtype=kind) for seed, kind in enumerate(kinds)]
+    path, parts = tmp_path / "chain.ogg", []
+    for link in links:
+        path.write_bytes(link)
+        parts.append(read_audio(path, 48000))
+    path.write_bytes(b"".join(links))
+    np.testing.assert_array_equal(read_audio(path, 48000), np.concatenate(parts))
+    path.write_bytes(b"".join(links)[:-50])
+    assert "breaks off within a page" in refusal(path)
+
+
+def wav_with(data_bytes, riff_bytes, content=None):
+    content = bytearray(content or encoded("WAV"))
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I", data_bytes & 0xFFFFFFFF)
+    content[4:8] = struct.pack("<I", riff_bytes & 0xFFFFFFFF)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("data_bytes", [0, 2, 1001, 50_000, 0xFFFFFFFF, 0x80000000, 0x7FFFFFFE])
+@pytest.mark.parametrize("more", [0, 36])
+def test_a_wav_that_holds_more_than_its_header_says_is_read_whole(read, data_bytes, more):
+    np.testing.assert_array_equal(read(wav_with(data_bytes, data_bytes + more)), read(encoded("WAV")))
+
+
+def test_a_wav_of_an_odd_number_of_bytes_keeps_its_end(read):
+    samples = sound()[: SECONDS * RATE_HZ - 1]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE_HZ, format="WAV", subtype="PCM_U8")
+    assert len(read(buffer.getvalue())) == len(samples)
+    assert len(read(buffer.getvalue().rstrip(b"\0"))) == len(samples)
+
+
+@pytest.mark.parametrize(
+    "after", [b"LIST" + struct.pack("<I", 4) + b"INFO", b"xtra\4\0\0\0abcd", b"TAG".ljust(128, b"\0"), b"\0\0"]
+)
+def test_chunks_and_tags_after_the_sound_of_a_wav_are_not_sound(read, after):
+    np.testing.assert_array_equal(read(encoded("WAV") + after), read(encoded("WAV")))
+
+
+@pytest.mark.parametrize("data_bytes", [0, 1000])
+def test_an_rf64_that_holds_more_than_its_header_says_is_read_whole(read, data_bytes):
+    content = bytearray(encoded("RF64"))
+    assert content[12:16] == b"ds64"
+    content[28:36] = struct.pack("<Q", data_bytes)
+    np.testing.assert_array_equal(read(bytes(content)), read(encoded("RF64")))
+
+
+def test_an_rf64_that_is_cut_is_refused(read):
+    with pytest.raises(AudioFileError, match=r"breaks off after \d+ of 132300 samples"):
+        read(encoded("RF64")[:100_000])
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_a_file_with_a_hole_is_refused(read, kind, subtype):
+    content = bytearray(encoded(kind, rate_hz=48000, subtype=subtype))
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    with pytest.raises(AudioFileError, match=r"is damaged within|breaks off after"):
+        read(bytes(content))
+
+
+def test_a_wav_beyond_4_gib_is_read_on(tmp_path):
+    """The 32-bit size has wrapped. A sparse file, of which the first blocks are read; no disk holds its zeros."""
+    path, data_bytes = tmp_path / "long.wav", (1 << 32) + 80_000
+    with path.open("wb") as file:
+        file.write(wav_with(data_bytes, data_bytes + 36)[: 44 + 80_000])
+        file.truncate(44 + data_bytes)
+    blocks = read_audio_blocks(path, RATE_HZ)
+    assert len(next(blocks)) == len(next(blocks)) > 80_000
+    blocks.close()
+
+
+@pytest.mark.parametrize("kind", ["AIFF", "AU"])
+def test_an_aiff_or_au_that_holds_more_than_its_header_says_is_read_whole(read, kind):
+    content = bytearray(encoded(kind))
+    expected = read(bytes(content))
+    if kind == "AU":
+        content[8:12] = struct.pack(">I", 1000)
+    else:
+        place = content.index(b"SSND") + 4
+        content[place : place + 4] = struct.pack(">I", 1008)
+        content[4:8] = struct.pack(">I", place + 1008)
+        place = content.index(b"COMM") + 10
+        content[place : place + 4] = struct.pack(">I", 500)
+    np.testing.assert_array_equal(read(bytes(content)), expected)
+
+
+@pytest.mark.parametrize("rate_hz", [0, 1, 2, 99, 20_000_000, 0x7FFFFFFF])
+def test_a_rate_that_no_recorder_has_is_refused(tmp_path, rate_hz):
+    content = bytearray(encoded("WAV"))
+    content[24:28] = struct.pack("<I", rate_hz)
+    (tmp_path / "lying.wav").write_bytes(content)
+    with pytest.raises(AudioFileError):
+        read_audio(tmp_path / "lying.wav", RATE_HZ)
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(100, 1), (16000, 1024), (100, 1024)])
+def test_blocks_are_bounded_by_what_comes_out(tmp_path, monkeypatch, rate_hz, channels):
+    monkeypatch.setattr("melmask.audio.files._BLOCK_FRAMES", 20_000)
+    path = tmp_path / "wide.wav"
+    soundfile.write(path, np.zeros((3000, channels), np.int16), rate_hz)
+    blocks = [len(block) for block in read_audio_blocks(path, 16000)]
+    assert sum(blocks) == 3000 * 16000 // rate_hz
+    # The resampler holds some back, and gives it with a later block.
+    assert max(blocks) <= 10 * 20_000
+
+
+def test_pieces_of_a_file_read_as_one_and_never_raise(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    with (tmp_path / "x").open("rb") as file:
+        pieces = Pieces(file, [b"ab", (3, 6), b"", (8, 10)])
+        assert pieces.read() == b"ab34589"
+        assert pieces.seek(-3, io.SEEK_END) == 4
+        assert pieces.read(2) == b"58"
+        assert pieces.seek(-100) == 0
+        assert pieces.seek(100) == 100
+        assert pieces.read(5) == b""
+        beyond = Pieces(file, [(8, 30), b"z"])
+        assert beyond.read(10) == b"89"
+
+
+def test_files_made_to_take_long_do_not(read):
+    """Each place in them looks like the start of a frame."""
+    flac = bytearray(encoded("FLAC")[:-1])
+    flac[-200_000:] = b"\xff\xf8" * 100_000
+    with pytest.raises(AudioFileError):
+        read(bytes(flac))
+    bare = without_tag(mp3())
+    read(bare + b"\xff\xfb\x10\xc4\x00" * 200_000)
