@@ -20,11 +20,13 @@ from melmask.embedding.folder import embed_table
 from melmask.figures.reconstruction import save_reconstruction_picture
 from melmask.figures.training import ReconstructionPictures
 from melmask.pages.run import write_run_page
+from melmask.system.extras import can_draw, require
 from melmask.system.progress import duration_text
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 
 _CLIPS_PER_CLASS = 100
+_PICTURE = "reconstructions.png"
 _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop")
 
 
@@ -35,7 +37,10 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
 
     Raises:
         OutputError: `out` cannot be written to.
+        MissingExtraError: scikit-learn, which the probe needs, is not installed.
     """
+    require("eval")
+    draws = can_draw()
     start_s = time.monotonic()
     _say(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")
     labels = write_sound_set(out / "sounds", _CLIPS_PER_CLASS)
@@ -46,28 +51,28 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     _say("3/5 pre-train a small masked autoencoder on them, without labels")
     store = Store(out / "store")
     config = resolve_config(out / "run", "demo", overrides, store)
-    pretrain(store, out / "run", config, [ReconstructionPictures(store, config)], write_run_page)
+    pretrain(store, out / "run", config, [ReconstructionPictures(store, config)] if draws else [], write_run_page)
     _say("4/5 embed every clip")
     model = load(out / "run")
     paths = [labels.parent / row["path"] for row in _rows(labels)]
     embed_table(model, paths, out / "embeddings.parquet")
     _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", ProbeOptions(scheme="split"))
-    picture = out / "reconstructions.png"
-    _draw(model, picture, test)
-    return _closing(out, table_text(report), picture, time.monotonic() - start_s)
+    if draws:
+        _draw(model, out / _PICTURE, test)
+    return _closing(out, table_text(report), draws, time.monotonic() - start_s)
 
 
 def _write_manifests(labels: Path) -> tuple[Path, list[Path]]:
     rows = _rows(labels)
     unlabelled = labels.with_name("unlabelled.csv")
-    with unlabelled.open("w", newline="") as file:
+    with unlabelled.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path",), *((row["path"],) for row in rows if row["split"] != "test")])
     return unlabelled, [labels.parent / row["path"] for row in rows if row["split"] == "test"]
 
 
 def _rows(labels: Path) -> list[dict[str, str]]:
-    with labels.open(newline="") as file:
+    with labels.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -79,14 +84,16 @@ def _draw(model: AudioEncoder, picture: Path, test: list[Path]) -> None:
     save_reconstruction_picture(picture, model, logmels, [path.stem for path in chosen])
 
 
-def _closing(out: Path, table: str, picture: Path, seconds: float) -> str:
+def _closing(out: Path, table: str, draws: bool, seconds: float) -> str:
+    drawn = f"""pictures     {out / _PICTURE}
+             {out / "probe" / "labels.png"} (which classes are taken for which)
+"""
+    page = f"{out / 'run' / 'index.html'} (the training: is it healthy, and the same clips as it went on)"
     return f"""
 {table}
 
 done in {duration_text(seconds)}
-pictures     {picture}
-             {out / "probe" / "labels.png"} (which classes are taken for which)
-             {out / "run" / "index.html"} (the training: is it healthy, and the same clips as it went on)
+{drawn if draws else ""}run          {page}
 embeddings   {out / "embeddings.parquet"}
 
 the same on your own sounds:

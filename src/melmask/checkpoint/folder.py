@@ -62,8 +62,9 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
         # safetensors makes its file readable by its owner alone.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-        # Power may fail: the weights must be on the disk before the older ones are removed.
-        with (partial / WEIGHTS).open("rb") as file:
+        # Power may fail: the weights must be on the disk before the older ones are removed. Windows puts only those
+        # files on the disk that are open for writing.
+        with (partial / WEIGHTS).open("r+b") as file:
             os.fsync(file.fileno())
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
@@ -125,7 +126,7 @@ def read_card(folder: Path) -> ModelCard:
     """Read and check config.json."""
     path = folder / CONFIG
     try:
-        facts: dict[str, Any] = json.loads(path.read_text())
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if facts.pop("format") != FORMAT:
             raise KeyError("format")
         version = int(facts.pop("version"))

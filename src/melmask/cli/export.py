@@ -21,7 +21,9 @@ def run(options: Options) -> int:
     """Write one ONNX file with the front end inside."""
     from melmask.embedding.encoder import load
     from melmask.embedding.export import export_onnx
+    from melmask.system.extras import require
 
+    require("onnx")
     cosine = export_onnx(load(options.model, "cpu"), options.onnx, options.choice)
     print(f"{options.onnx}: {options.onnx.stat().st_size >> 20} MB, least cosine to PyTorch {cosine:.6f}")
     return 0

@@ -22,7 +22,10 @@ class Options:
 def run(options: Options) -> int:
     """Judge a model on labeled files."""
     from melmask.downstream.probing import probe_tasks, table_text
+    from melmask.system.extras import can_draw, require
 
+    require("eval")
+    drawn = "scores and confusion pictures" if can_draw() else "scores"
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
     print(table_text(report))
     for name, task in report.tasks.items():
@@ -30,5 +33,5 @@ def run(options: Options) -> int:
             print(f"{name}: {len(task.unreadable)} files could not be read and were left out")
         if task.leaking_groups:
             print(f"{name}: {task.leaking_groups} groups have clips on both sides of a split")
-    print(f"scores and confusion pictures: {options.out}")
+    print(f"{drawn}: {options.out}")
     return 0

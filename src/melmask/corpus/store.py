@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +78,7 @@ class StoreFacts:
             )
             raise StoreError(f"{folder} {what}")
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             kind, version = values.pop("format"), values.pop("version")
             if kind != FORMAT or version > VERSION:
                 raise StoreError(f"{path} is {kind} version {version}; this reads {FORMAT} to {VERSION}")
@@ -266,7 +267,7 @@ class Store:
         """Fill `out` (frames, mels) float16, C-contiguous, with the clip's frames from `first_frame` on."""
         start = (self._first_frame[clip] + first_frame) * out.shape[1] * _DTYPE.itemsize
         shard = self._open(self._paths[self._shard_of[clip]])
-        if os.preadv(shard.descriptor, [out.data], int(start)) != out.nbytes:
+        if shard.read_into(out, int(start)) != out.nbytes:
             raise StoreError(f"{self._paths[self._shard_of[clip]]} is cut off; prepare the store again")
 
 
@@ -274,11 +275,21 @@ class _OpenShard:
     """Closed by whoever uses it last: a reader may still be at it when the cache lets go of it."""
 
     def __init__(self, path: Path):
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self._file = path.open("rb", buffering=0)
+        self._seeking = threading.Lock()
+
+    def read_into(self, out: np.ndarray, start: int) -> int:
+        """Fill `out` with the bytes from `start` on; return how many there were. Many threads may call this at once."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [out.data], start)
+        # Windows reads from the file's one position only, which a thread must have for itself.
+        with self._seeking:
+            self._file.seek(start)
+            return self._file.readinto(out.data.cast("B"))
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:

@@ -36,10 +36,11 @@ from melmask.downstream.probe import (
 )
 from melmask.downstream.probing import CLASSIFIERS, read_tables
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import InputError, MissingExtraError
+from melmask.errors import InputError
 from melmask.figures.few_labels import save_few_labels_picture
 from melmask.labels.splits import Split, leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables
+from melmask.system.extras import can_draw, require
 from melmask.system.files import atomic_write, ensure_folder, write_json
 from melmask.system.progress import track
 
@@ -58,9 +59,10 @@ def few_label_curves(
     Raises:
         InputError: a table cannot be used, or none of its files can be read.
         OutputError: `out` cannot be written to.
-        MissingExtraError: scikit-learn or matplotlib is not installed.
+        MissingExtraError: scikit-learn is not installed. Without matplotlib, only the pictures are left out.
     """
-    _check_libraries()
+    require("eval")
+    draws = can_draw()
     tables = read_tables(label_files, options)
     # Unusable tables are refused before hours are spent on the files of others.
     for table in tables.values():
@@ -84,7 +86,8 @@ def few_label_curves(
 
     for name, curves in judged_tables(tables, judge, report.failed):
         report.tasks[name] = curves
-        save_few_labels_picture(out / f"few-labels-{name}.png", name, asdict(curves))
+        if draws:
+            save_few_labels_picture(out / f"few-labels-{name}.png", name, asdict(curves))
         write_json(out / "few-labels.json", asdict(report))
         with atomic_write(out / "few-labels.csv", "w") as file:
             csv.writer(file).writerows(csv_rows(report.tasks))
@@ -157,13 +160,6 @@ def draw_interval(accuracies: Float[np.ndarray, " draws"]) -> tuple[float, float
     """95 % t-interval of the mean over draws, cut to [0, 1]; None for a single draw, which says nothing of others."""
     interval = t_interval(accuracies)
     return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
-
-
-def _check_libraries() -> None:
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
 
 
 def _turns(values: np.ndarray) -> np.ndarray:

@@ -21,8 +21,9 @@ from melmask.audio.logmel import mel_filterbank
 from melmask.config import LOG_EPSILON
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import ConfigError, MissingExtraError, OutputError
+from melmask.errors import ConfigError, OutputError
 from melmask.settings import to_dict
+from melmask.system.extras import require
 from melmask.system.files import atomic_write
 
 OPSET = 18
@@ -98,12 +99,10 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     """
     if len(choice.layers) > 1 or choice.scene != "mean" or choice.hop_ms is not None:
         raise ConfigError("an exported graph gives one layer, a step a patch and the scene 'mean'; choose those")
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 (the exporter needs it)
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx") from None
+    require("onnx")
+    import onnx
+    import onnxruntime
+
     choice.check(encoder.card.model, encoder.card.front_end)
     graph = ExportedEncoder(encoder, choice).eval().cpu()
     rate = encoder.sample_rate_hz

@@ -147,7 +147,7 @@ class TableJob:
             write_json(job, asdict(self.settings))
             return
         try:
-            begun = dict(json.loads(job.read_text()))
+            begun = dict(json.loads(job.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]

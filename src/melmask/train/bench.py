@@ -7,13 +7,10 @@ steps are timed part by part. That waits for the device after each, so on a GPU 
 import itertools
 import math
 import platform
-import resource
-import sys
 import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -36,6 +33,7 @@ from melmask.system.hardware import (
     use_threads,
     wait_for,
 )
+from melmask.system.memory import current_bytes, peak_bytes
 from melmask.train.engine import Engine
 from melmask.train.optimizer import learning_rate
 from melmask.train.pretrain import build_card
@@ -218,15 +216,11 @@ class TrainingStep:
 
 
 def memory_bytes(device: torch.device) -> dict[str, int]:
-    """Return the most memory in use on the GPU; on CPU that of the process now, if the system says, and at most."""
+    """Return the most memory in use on the GPU; on CPU that of the process now and at most, if the system says."""
     if device.type == "cuda":
         return {"at most on the GPU": torch.cuda.max_memory_allocated(device)}
-    unit = 1 if sys.platform == "darwin" else 1024
-    most = {"at most": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-    pages = Path("/proc/self/statm")
-    if not pages.exists():
-        return most
-    return {"now": int(pages.read_text().split()[1]) * resource.getpagesize()} | most
+    sizes = {"now": current_bytes(), "at most": peak_bytes()}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def device_name(device: torch.device) -> str:

@@ -1,7 +1,5 @@
 """Training time over all resumptions, and the rates made of it."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,9 +7,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-T = TypeVar("T")
+from melmask.system.memory import peak_bytes
 
-_BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
+T = TypeVar("T")
 
 
 class Rates(NamedTuple):
@@ -92,7 +90,7 @@ class Clock:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Return the most memory that was in use at once: of the GPU, or of this process."""
+    """Return the most memory that was in use at once: of the GPU, or of this process (0 where that is unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_MAXRSS / 2**20
+    return (peak_bytes() or 0) / 2**20
