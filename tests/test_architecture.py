@@ -227,6 +227,23 @@ def test_only_the_command_line_prints():
     assert {Path(place.split(":")[0]).parent for place in everywhere(prints)} <= {Path("src/melmask/cli")}
 
 
+def test_text_files_are_opened_with_an_encoding():
+    def bare(tree):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and "encoding" not in {keyword.arg for keyword in node.keywords}:
+                name = ast.unparse(node.func)
+                mode = next((a.value for a in node.args if isinstance(a, ast.Constant) and a.value != ""), "")
+                # The functions of this name in `av`, `wave` and `os` know no text.
+                opens = (
+                    name.endswith("open") and name not in ("av.open", "wave.open", "os.open") and "b" not in str(mode)
+                )
+                if name.endswith((".read_text", ".write_text")) or (opens and not name.endswith("_open")):
+                    yield node
+
+    # Without one, Windows takes the code page of the country, and the same table reads differently elsewhere.
+    assert everywhere(bare) == []
+
+
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
     [

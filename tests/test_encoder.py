@@ -1,3 +1,5 @@
+import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding.choice import POOLINGS, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
+from melmask.embedding.waveform import waveform_of
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
 
 RATE_HZ = 16000
@@ -243,8 +246,28 @@ def test_silence_gives_finite_vectors(encoder):
 @pytest.mark.parametrize(
     ("clip", "rate_hz", "words"),
     [
-        (np.zeros(100, np.int16), RATE_HZ, "holds int16; give floats in .-1, 1. .int16 samples divided by 32768."),
-        (torch.zeros(100, dtype=torch.int16), RATE_HZ, "holds int16; give floats"),
+        (np.zeros(100, np.int32), RATE_HZ, "holds int32; give floats in .-1, 1. .divide .* by 2147483648, and 16-bit"),
+        (torch.zeros(100, dtype=torch.int64), RATE_HZ, "holds int64; give floats in .-1, 1. .divide by the largest"),
+        (np.zeros(100, np.uint8), RATE_HZ, "holds uint8; .* .8-bit samples of a wav file are .x - 128. / 128"),
+        (np.zeros(100, bool), RATE_HZ, "holds bool"),
+        (np.zeros(100, complex), RATE_HZ, "holds complex128"),
+        (np.full(100, 1e30), RATE_HZ, r"holds samples of 1e\+30; give floats"),
+        (np.zeros((16000, 2)), RATE_HZ, r"looks like .samples, channels.; average the channels, as x.mean.1., or"),
+        (torch.zeros(500, 1), RATE_HZ, "looks like .samples, channels."),
+        ([np.zeros(10), np.zeros(20)], RATE_HZ, "a list of 2 arrays of 10 to 20 samples; embed each by itself"),
+        ([torch.zeros(10), torch.zeros(20)], RATE_HZ, "a list of 2 arrays of 10 to 20 samples"),
+        ([[0.0, 0.1], [0.2]], RATE_HZ, "a list of 2 arrays of 1 to 2 samples"),
+        ([[[0.0], [0.1, 0.2]]], RATE_HZ, "unequal lengths"),
+        ((np.zeros(10), 16000), None, r"a pair of an array and its rate; give them one by one"),
+        (["a.wav", "b.wav"], None, "a list of 2 files; embed takes one, and melmask.embed_files takes many"),
+        ({"array": np.zeros(9), "sampling_rate": 16000}, None, "a dict is no .*; give its 'array' and its 'sampl"),
+        ({}, None, "a dict is no array of samples; give a path"),
+        (None, None, "nothing is no array of samples; give a path"),
+        (np.zeros(100), 1, "sample_rate_hz is 1; give .*, from 100 Hz to 8000000 Hz"),
+        (np.zeros(100), 10_000_000, "sample_rate_hz is 10000000; give .*, from 100 Hz to"),
+        (np.zeros(100), -16000, "sample_rate_hz is -16000; give the rate"),
+        (np.zeros(100), math.nan, "sample_rate_hz is nan; give the rate"),
+        (np.zeros(100), math.inf, "sample_rate_hz is inf; give the rate"),
         (np.full(100, np.nan), RATE_HZ, "NaN or infinite"),
         (np.array([0.1, np.inf]), RATE_HZ, "NaN or infinite"),
         (np.zeros(100), None, "sample_rate_hz is None; give the rate of the array"),
@@ -260,6 +283,40 @@ def test_an_array_that_is_no_sound_is_refused_in_one_line(encoder, clip, rate_hz
     with pytest.raises(InputError, match=words) as caught:
         encoder.embed(clip, rate_hz)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, torch.from_numpy, np.ndarray.tolist, lambda x: [x], lambda x: [x, x]])
+def test_lists_and_tensors_are_arrays(encoder, sound, convert):
+    clip = sound(0.5, 0)
+    scenes = np.atleast_2d(encoder.embed(convert(clip), float(RATE_HZ)).scene)
+    for scene in scenes:
+        assert_close(scene, encoder.embed(clip, RATE_HZ).scene)
+
+
+def test_int16_samples_are_what_a_file_of_them_holds(encoder, sound, tmp_path):
+    samples = np.round(sound(0.5, 0) * 32768).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, RATE_HZ)
+    for array in (samples, torch.from_numpy(samples)):
+        assert_close(encoder.embed(array, RATE_HZ).frames, encoder.embed(tmp_path / "a.wav").frames)
+
+
+def test_the_bytes_of_a_file_and_an_open_file_are_read_as_the_file(encoder, good_paths):
+    for path in good_paths[:3]:
+        expected, content = encoder.embed(path).frames, path.read_bytes()
+        with path.open("rb") as file:
+            for form in (content, bytearray(content), memoryview(content), io.BytesIO(content), file):
+                np.testing.assert_array_equal(encoder.embed(form).frames, expected)
+            with pytest.raises(AudioFileError, match=r"the sound is empty \(0 bytes\); .* seek\(0\)"):
+                encoder.embed(file)
+        with path.open("r", encoding="ascii") as file, pytest.raises(InputError, match="open it in the mode 'rb'"):
+            encoder.embed(file)
+    with pytest.raises(AudioFileError, match="the sound cannot be read as sound") as caught:
+        encoder.embed(b"no sound" * 100)
+    assert "/" not in str(caught.value)
+    with pytest.raises(InputError, match="a str is no array of samples"):
+        encoder.logmel("a.wav", RATE_HZ)
+    with pytest.raises(InputError, match="sample_rate_hz is '16000'; give the rate of the array"):
+        waveform_of(np.zeros(100), "16000", RATE_HZ)
 
 
 def test_a_file_that_cannot_be_read_is_refused(encoder, sound_folder):

@@ -253,7 +253,7 @@ def test_features_that_are_not_finite_are_refused():
 
 
 def test_a_missing_library_is_named_before_any_file_is_read(encoder, tones, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"melmask\[eval\]"):
         few_label_curves(encoder, [tones], tmp_path / "out")
     assert not (tmp_path / "out").exists()

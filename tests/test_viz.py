@@ -10,6 +10,8 @@ from melmask.checkpoint.folder import ModelCard
 from melmask.config import FrontEndConfig, ModelConfig
 from melmask.embedding.encoder import AudioEncoder, Reconstruction, untrained
 from melmask.errors import ConfigError, InputError, MissingExtraError, OutputError
+from melmask.figures import figure as figure_module
+from melmask.figures.figure import new_figure, save_figure
 from melmask.figures.reconstruction import reconstruction_figure, save_reconstruction_picture
 from melmask.figures.spectrogram import band_positions, draw_spectrogram, frequency_ticks_hz, time_edges_s
 
@@ -189,3 +191,70 @@ def test_clips_that_cannot_be_drawn_are_refused(model, logmels):
     encoder_only = make_model(decoder_width=0, decoder_depth=0)
     with pytest.raises(ConfigError, match="cannot reconstruct"):
         reconstruction_figure(encoder_only, logmels[:1], ["a"])
+
+
+@pytest.fixture
+def fonts(tmp_path, monkeypatch):
+    """Fonts for two letters that matplotlib's own lacks, as if they were installed, once this is called."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", list(manager.ttflist))
+    figure_module._fonts_for.cache_clear()
+    figure_module._told.clear()
+
+    def install():
+        for letter, width in (("静", 200), ("ก", 800)):
+            pen = TTGlyphPen(None)
+            pen.moveTo((100, 0))
+            for corner in ((100, 700), (100 + width, 700), (100 + width, 0)):
+                pen.lineTo(corner)
+            pen.closePath()
+            empty = TTGlyphPen(None).glyph()
+            builder = FontBuilder(1000, isTTF=True)
+            builder.setupGlyphOrder([".notdef", "letter"])
+            builder.setupCharacterMap({ord(letter): "letter"})
+            builder.setupGlyf({".notdef": empty, "letter": pen.glyph()})
+            builder.setupHorizontalMetrics({".notdef": (1000, 0), "letter": (1000, 100)})
+            builder.setupHorizontalHeader(ascent=800, descent=-200)
+            builder.setupNameTable({"familyName": f"Toy {width}", "styleName": "Regular"})
+            builder.setupOS2()
+            builder.setupPost()
+            path = tmp_path / f"toy-{width}.ttf"
+            builder.save(path)
+            manager.addfont(path)
+        figure_module._fonts_for.cache_clear()
+
+    yield install
+    figure_module._fonts_for.cache_clear()
+
+
+def drawn(path, *words):
+    figure = new_figure(3.0, 1.0)
+    axes = figure.add_subplot()
+    axes.set_xticks(range(len(words)), words)
+    save_figure(figure, path)
+    return path.read_bytes()
+
+
+def test_a_script_that_no_font_has_is_told_in_one_line(tmp_path, fonts, capsys):
+    drawn(tmp_path / "a.png", "静か", "静", "กา", "ünï ≤ …")
+    drawn(tmp_path / "b.png", "か")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(")")[0] for line in said] == [
+        "melmask: no font here has the letter 静 (Chinese character",
+        "melmask: no font here has the letter か (Hiragana",
+        "melmask: no font here has the letter ก (Thai",
+    ]
+
+
+def test_a_font_that_has_the_letters_is_chosen(tmp_path, fonts, capsys):
+    without = drawn(tmp_path / "a.png", "静", "ก x")
+    capsys.readouterr()
+    fonts()
+    assert drawn(tmp_path / "b.png", "静", "ก x") != without
+    assert capsys.readouterr().err == ""
+    families, missing = figure_module._fonts_for(frozenset("静กか"))
+    assert set(families) == {"Toy 200", "Toy 800"} and missing == {"か"}

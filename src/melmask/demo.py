@@ -21,11 +21,13 @@ from melmask.embedding.folder import embed_table
 from melmask.figures.reconstruction import save_reconstruction_picture
 from melmask.figures.training import ReconstructionPictures
 from melmask.pages.run import write_run_page
+from melmask.system.extras import can_draw, require
 from melmask.system.progress import duration_text
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 
 _CLIPS_PER_CLASS = 100
+_PICTURE = "reconstructions.png"
 # Four classes whose log-mels look different at a glance.
 _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop")
 
@@ -42,7 +44,10 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     Raises:
         ConfigError: a setting is not known, or its value is refused.
         OutputError: `out` cannot be written to.
+        MissingExtraError: scikit-learn, which the probe needs, is not installed.
     """
+    require("eval")
+    draws = can_draw()
     start_s = time.monotonic()
     _say(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")
     labels = write_sound_set(out / "sounds", _CLIPS_PER_CLASS)
@@ -50,26 +55,26 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     test = [labels.parent / row["path"] for row in rows if row["split"] == "test"]
     # The test clips stay out of pre-training too, so the probe tests sounds that the model has never heard.
     unlabeled = labels.with_name("unlabeled.csv")
-    with unlabeled.open("w", newline="") as file:
+    with unlabeled.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path",), *((row["path"],) for row in rows if row["split"] != "test")])
     _say("2/5 prepare: log-mels of the clips that are not held out for the test")
     prepare([unlabeled], out / "store", FrontEndConfig())
     _say("3/5 pre-train a small masked autoencoder on them, without labels")
     store = Store(out / "store")
     config = resolve_config(out / "run", "demo", overrides, store)
-    pretrain(store, out / "run", config, [ReconstructionPictures(store, config)], write_run_page)
+    pretrain(store, out / "run", config, [ReconstructionPictures(store, config)] if draws else [], write_run_page)
     _say("4/5 embed every clip")
     model = load(out / "run")
     embed_table(model, [labels.parent / row["path"] for row in rows], out / "embeddings.parquet")
     _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", ProbeOptions(scheme="split"))
-    picture = out / "reconstructions.png"
-    _draw(model, picture, test)
-    return _closing(out, table_text(report), picture, time.monotonic() - start_s)
+    if draws:
+        _draw(model, out / _PICTURE, test)
+    return _closing(out, table_text(report), draws, time.monotonic() - start_s)
 
 
 def _rows(labels: Path) -> list[dict[str, str]]:
-    with labels.open(newline="") as file:
+    with labels.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -81,14 +86,16 @@ def _draw(model: AudioEncoder, picture: Path, test: list[Path]) -> None:
     save_reconstruction_picture(picture, model, logmels, [path.stem for path in chosen])
 
 
-def _closing(out: Path, table: str, picture: Path, seconds: float) -> str:
+def _closing(out: Path, table: str, draws: bool, seconds: float) -> str:
+    drawn = f"""pictures     {out / _PICTURE} (what the model reconstructs of sounds that it has never heard)
+             {out / "probe" / "labels.png"} (which classes it takes for which)
+"""
+    page = f"{out / 'run' / 'index.html'} (whether the training was healthy)"
     return f"""
 {table}
 
 done in {duration_text(seconds)}
-pictures     {picture} (what the model reconstructs of sounds that it has never heard)
-             {out / "probe" / "labels.png"} (which classes it takes for which)
-             {out / "run" / "index.html"} (whether the training was healthy)
+{drawn if draws else ""}run          {page}
 embeddings   {out / "embeddings.parquet"}
 
 do the same with your own sounds:

@@ -118,7 +118,7 @@ def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterat
         yield rest
 
 
-def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+def resample(waveform: np.ndarray, from_hz: int | float, to_hz: int) -> np.ndarray:
     """(samples,) or (clips, samples) float32 from one rate to another, soxr HQ."""
     if from_hz == to_hz:
         return waveform

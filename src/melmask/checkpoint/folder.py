@@ -62,8 +62,9 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
         # safetensors makes its file readable for its owner alone; give it the usual rights.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-        # The power may fail: the new weights must be on the disk before the previous ones are removed.
-        with (partial / WEIGHTS).open("rb") as file:
+        # The power may fail: the new weights must be on the disk before the previous ones are removed. Windows only
+        # puts files on the disk that are open for writing.
+        with (partial / WEIGHTS).open("r+b") as file:
             os.fsync(file.fileno())
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
@@ -104,7 +105,7 @@ def read_card(folder: Path) -> ModelCard:
     """
     path = folder / CONFIG
     try:
-        facts: dict[str, Any] = json.loads(path.read_text())
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if facts.pop("format") != FORMAT:
             raise KeyError("format")
         version = int(facts.pop("version"))

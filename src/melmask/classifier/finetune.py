@@ -33,6 +33,7 @@ from melmask.config import HardwareConfig
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.settings import from_dict
+from melmask.system.extras import require
 from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import duration_text
@@ -98,8 +99,11 @@ def finetune(
         CheckpointError: the model or what is in `out` cannot be used.
         OutputError: `out` cannot be written, or another job writes to it.
         TrainingError: the training diverged.
+        MissingExtraError: scikit-learn is not installed, which scores several labels per clip, and events.
     """
     examples = read_examples(labels, config.seed, options)
+    if metric_of(examples.kind) == "mAP":
+        require("eval")
     model = load(source, options.device)
     with claimed(out):
         previous = _read_job(out)

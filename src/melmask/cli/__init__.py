@@ -7,6 +7,7 @@ imports what the command works with, so that help does not wait for PyTorch.
 
 import argparse
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -30,6 +31,9 @@ COMMANDS = (
 # When one of these is stopped, the same command resumes it.
 _RESUMED = ("demo", "prepare", "pretrain", "embed", "evaluate", "finetune", "predict")
 # CPU allocations fail with the first message and GPU allocations with the second.
+
+_SIGPIPE = 13
+"""Number of the signal that ends a writer whose reader has gone, on all systems that have it."""
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
@@ -40,8 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if a signal stopped it.
     """
     if sys.stderr is None:
-        # The process was started with standard error closed. Messages are lost then, but the work is not.
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - as long as the process
+        # The process was started with standard error closed: messages are lost, but the work is not.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        # A console of another code page cannot print every name of a file: it then shows the character's number. With
+        # the default the last line of a job, which says where its result is, would be a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else list(arguments)
     # Options of melmask itself, such as --version, may stand before the command.
     called = next((word for word in words if not word.startswith("-")), None)
@@ -64,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output, such as `head`, has seen enough, so the command ends here.
         # Otherwise Python would print at its own end that it cannot flush the output.
         sys.stderr.close()
-        return EXIT_SIGNAL + signal.SIGPIPE
+        # Windows has no such signal.
+        return EXIT_SIGNAL + getattr(signal, "SIGPIPE", _SIGPIPE)
     except (MemoryError, RuntimeError) as error:
         # PyTorch raises a RuntimeError when memory runs out.
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):

@@ -21,7 +21,9 @@ def run(options: Options) -> int:
     """Write the file, and print how closely it agrees with PyTorch."""
     from melmask.embedding.encoder import load
     from melmask.embedding.export import export_onnx
+    from melmask.system.extras import require
 
+    require("onnx")
     cosine = export_onnx(load(options.model, "cpu"), options.onnx, options.choice)
     megabytes = options.onnx.stat().st_size >> 20
     print(f"{options.onnx}: {megabytes} MB; the lowest cosine similarity to PyTorch's embeddings is {cosine:.6f}")

@@ -23,8 +23,11 @@ def run(options: Options) -> int:
     """Measure the curves and print them."""
     from melmask.downstream.few_labels import few_label_curves
     from melmask.downstream.records import curves_text
+    from melmask.system.extras import can_draw, require
 
+    require("eval")
+    drawn = "curves and pictures" if can_draw() else "curves"
     report = few_label_curves(options.model.load(), options.labels, options.out, options.job)
     print(curves_text(report.tasks))
-    print(f"curves and pictures: {options.out}")
+    print(f"{drawn}: {options.out}")
     return 0

@@ -34,6 +34,7 @@ def run(options: Options) -> int:
     from melmask.corpus.store import Store
     from melmask.downstream.monitor import monitors
     from melmask.pages.run import write_run_page
+    from melmask.system.extras import require
     from melmask.train.initial import initial_weights
     from melmask.train.pretrain import pretrain
     from melmask.train.processes import is_first_process
@@ -43,6 +44,8 @@ def run(options: Options) -> int:
 
     store = Store(options.store)
     config = resolve_config(options.out, options.recipe, options.settings, store)
+    if config.run.wandb_project:
+        require("wandb")
     # torchrun starts several processes of this command. Only the first one prints and draws.
     first = is_first_process()
     say = print if first else lambda _: None

@@ -23,11 +23,14 @@ def run(options: Options) -> int:
     """Score the model, and print its scores beside those of the baselines."""
     from melmask.downstream.probing import probe_tasks
     from melmask.downstream.records import table_text
+    from melmask.system.extras import can_draw, require
 
+    require("eval")
+    drawn = "scores and confusion pictures" if can_draw() else "scores"
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
     print(table_text(report))
     for name, task in report.tasks.items():
         for note in task.notes():
             print(f"{name}: {note}")
-    print(f"scores and confusion pictures: {options.out}")
+    print(f"{drawn}: {options.out}")
     return 0

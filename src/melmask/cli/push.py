@@ -20,7 +20,9 @@ def run(options: Options) -> int:
     """Upload the model and print its address."""
     from melmask.checkpoint.hub import push
     from melmask.checkpoint.locate import load_any
+    from melmask.system.extras import require
 
+    require("hub")
     model, card, _ = load_any(options.model)
     print(push(options.name, model, card, options.license))
     return 0

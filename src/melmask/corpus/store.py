@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -79,7 +80,7 @@ class StoreFacts:
             )
             raise StoreError(f"{folder} {what}")
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             kind, version = values.pop("format"), values.pop("version")
             if kind != FORMAT or version > VERSION:
                 raise StoreError(f"{path} is {kind} version {version}; this reads {FORMAT} to {VERSION}")
@@ -282,7 +283,7 @@ class Store:
         # `preadv` takes the place as an argument, so that threads can share an open file.
         start = (self._first_frame[clip] + first_frame) * out.shape[1] * _DTYPE.itemsize
         shard = self._open(self._paths[self._shard_of[clip]])
-        if os.preadv(shard.descriptor, [out.data], int(start)) != out.nbytes:
+        if shard.read_into(out, int(start)) != out.nbytes:
             raise StoreError(f"{self._paths[self._shard_of[clip]]} is cut off; prepare the store again")
 
 
@@ -290,12 +291,21 @@ class _OpenShard:
     """An open file that closes itself after its last use. A reader may still use it when the cache drops it."""
 
     def __init__(self, path: Path):
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self._file = path.open("rb", buffering=0)
+        self._seeking = threading.Lock()
+
+    def read_into(self, out: np.ndarray, start: int) -> int:
+        """Fill `out` with the bytes from `start` on; return how many there were. Many threads may call this at once."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [out.data], start)
+        # Windows reads from the file's one position only, which a thread must have for itself.
+        with self._seeking:
+            self._file.seek(start)
+            return self._file.readinto(out.data.cast("B"))
 
     def __del__(self) -> None:
-        # There is no descriptor if the file could not be opened.
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:

@@ -37,10 +37,11 @@ from melmask.downstream.probe import (
 from melmask.downstream.probing import CLASSIFIERS, read_tables
 from melmask.downstream.records import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, curve_rows
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import InputError, MissingExtraError
+from melmask.errors import InputError
 from melmask.figures.few_labels import save_few_labels_picture
 from melmask.labels.splits import Split, leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables
+from melmask.system.extras import can_draw, require
 from melmask.system.files import ensure_folder, write_csv, write_json
 from melmask.system.progress import track
 
@@ -59,13 +60,10 @@ def few_label_curves(
     Raises:
         InputError: a table cannot be used, or none of its files can be read.
         OutputError: `out` cannot be written to.
-        MissingExtraError: scikit-learn or matplotlib is not installed.
+        MissingExtraError: scikit-learn is not installed. Without matplotlib, only the pictures are left out.
     """
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError:
-        # The fits would fail as well, but only after all files have been decoded.
-        raise MissingExtraError("scikit-learn", "eval") from None
+    require("eval")
+    draws = can_draw()
     tables = read_tables(label_files, options)
     # Unusable tables are refused before hours are spent on the files of others.
     for table in tables.values():
@@ -89,7 +87,8 @@ def few_label_curves(
 
     for name, curves in judged_tables(tables, judge, report.failed):
         report.tasks[name] = curves
-        save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
+        if draws:
+            save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
         write_json(out / "few-labels.json", asdict(report))
         write_csv(out / "few-labels.csv", curve_rows(report.tasks))
     # The report is written once more, as the last table may have failed.

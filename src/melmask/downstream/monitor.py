@@ -27,6 +27,7 @@ from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
 from melmask.labels.splits import Split, make_splits
 from melmask.labels.tables import LabelTable, keep_rows, read_labels
+from melmask.system.extras import can_draw
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import track
 from melmask.train.pretrain import Hook, StepState
@@ -251,7 +252,8 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
         if labels is not None:
             raise ConfigError("run.picture_interval_steps is 0, so nothing is monitored; set it, or drop --monitor")
         return []
-    hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config)]
+    hooks: list[Hook] = [ReconstructionPictures(store, config)] if can_draw() else []
+    hooks.append(FeatureRank(store, config))
     if labels is not None:
         hooks.append(NearestNeighbors(labels, store, config, audio_root=audio_root, seed=config.run.seed))
     return hooks

@@ -14,6 +14,7 @@ from melmask.errors import InputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables, read_labels
+from melmask.system.extras import can_draw, require
 from melmask.system.files import ensure_folder, write_csv, write_json
 
 CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
@@ -29,7 +30,9 @@ def probe_tasks(
     Raises:
         InputError: a table cannot be used, or no table has readable files.
         OutputError: `out` cannot be written to.
+        MissingExtraError: scikit-learn is not installed. Without matplotlib, only the pictures are left out.
     """
+    require("eval")
     tables = read_tables(label_files, options)
     ensure_folder(out)
     report = ProbeReport(
@@ -80,7 +83,7 @@ def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions)
             scores[representation][classifier] = Score(
                 accuracy=score.mean, std=score.std, interval_95=score.interval_95, splits=score.accuracies
             )
-            if representation == PRETRAINED and classifier == "linear":
+            if representation == PRETRAINED and classifier == "linear" and can_draw():
                 title = f"{name}: linear probe, accuracy {score.mean:.3f}"
                 counts = confusion_counts(labels, score.predictions, len(table.class_names))
                 save_confusion_picture(out / f"{name}.png", counts, table.class_names, title)

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from melmask.config import FrontEndConfig, Statistics
 from melmask.embedding.assemble import ClipVectors, Segmenter
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.reconstruction import Reconstruction, reconstruct
-from melmask.embedding.waveform import waveform_of
+from melmask.embedding.waveform import sound_file, waveform_of
 from melmask.errors import ConfigError
 from melmask.geometry import StepGrid, unit_lengths
 from melmask.models.network import Network, build_network
@@ -125,46 +125,50 @@ class AudioEncoder:
 
     def embed(
         self,
-        audio: str | Path | np.ndarray | Tensor,
-        sample_rate_hz: int | None = None,
+        audio: Any,
+        sample_rate_hz: int | float | None = None,
         choice: FeatureChoice = FeatureChoice(),
         **changes: Unpack[ChoiceChanges],
     ) -> Embedding:
-        """Embed a sound file, or a float array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
+        """Embed a sound file, or an array (samples,) or (clips, samples) in [-1, 1] at `sample_rate_hz`.
 
         A file is encoded in pieces, but the result holds all its frame vectors: 340 MB an hour for a base model.
         `melmask.embed_files` and `melmask.EmbeddingStream` never hold more than a part of them.
 
         Args:
-            audio: Any length from one sample to hours.
-            sample_rate_hz: The rate of an array, which is resampled to the model's rate. A file knows its own.
+            audio: Any length from one sample to hours. A file is given by its path, by its bytes, or as a file open
+                for reading bytes. An array is a tensor or whatever NumPy makes an array of, of floats or int16 (whose
+                full scale is 32768); other integers are refused. So is what looks like (samples, channels).
+            sample_rate_hz: The rate of an array, from 100 Hz to 8 MHz. It is resampled to the model's. A file knows its
+                own.
             choice: Which features to take. Shorter hops cost a pass over the audio for each shift; the scene vector
                 does not depend on the hop.
             **changes: Fields of `FeatureChoice` that differ from `choice`: `layer=6`, `pooling="mean"` and so on.
 
         Raises:
             AudioFileError: the file cannot be read.
-            InputError: the array is empty, not finite, of another shape, or has no rate.
+            InputError: the array is empty, not finite, of another shape or type, or has no rate.
             ConfigError: the model has no such layer, pooling, hop or scene.
             TypeError: a keyword is not a field of `FeatureChoice`.
         """
         choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
         grid = self.step_grid(choice)
-        if from_file := isinstance(audio, str | Path):
-            clips, single = [self.segments_of_file(Path(audio), grid)], True
-        else:
-            waveform, single = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
-            clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
-        made = [ClipVectors(grid, keep_frames=True, scene=choice.scene) for _ in clips]
-        # An array is in memory anyway. If its clips are encoded all together, they fill larger batches.
-        self.fill(made, clips, choice, FRAMES_TOGETHER if from_file else sys.maxsize)
+        with sound_file(audio) as path:
+            if path is not None:
+                clips, single = [self.segments_of_file(path, grid)], True
+            else:
+                waveform, single = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
+                clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
+            made = [ClipVectors(grid, keep_frames=True, scene=choice.scene) for _ in clips]
+            # An array is in memory anyway: encoded all together, its clips fill larger batches.
+            self.fill(made, clips, choice, sys.maxsize if path is None else FRAMES_TOGETHER)
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
         scene_out, frames_out = (scenes[0], frames[0]) if single else (np.stack(scenes), np.stack(frames))
         return Embedding(scene_out, frames_out, times_ms)
 
-    def logmel(self, audio: np.ndarray | Tensor, sample_rate_hz: int | None = None) -> np.ndarray:
-        """Return an array's log-mel (clips, mels, frames): float32, natural log, not normalized; see also `embed`."""
+    def logmel(self, audio: Any, sample_rate_hz: int | float | None = None) -> np.ndarray:
+        """Return the log-mel (clips, mels, frames) float32, natural log, not normalized, of an array as in `embed`."""
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 

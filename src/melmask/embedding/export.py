@@ -1,6 +1,6 @@
 """One ONNX file with everything in it: waveform in, embeddings out, for onnxruntime without torch or melmask.
 
-Inputs  `waveform` (clips, samples) float32 in [-1, 1] at the model's rate, at least n_fft / 2 + 1 samples.
+Inputs  `waveform` (clips, samples) float32 in [-1, 1] at the model's rate, at least one sample.
 Outputs `scene` (clips, D), `frames` (clips, steps, D), `times_ms` (steps,); clips and samples are free.
 
 The graph differs from `encoder.py` in form, not in result: the Fourier transform is a convolution, and a clip's last
@@ -21,8 +21,9 @@ from melmask.audio.logmel import mel_filterbank
 from melmask.config import LOG_EPSILON
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import ConfigError, MissingExtraError, OutputError
+from melmask.errors import ConfigError, OutputError
 from melmask.settings import to_dict
+from melmask.system.extras import require
 from melmask.system.files import atomic_write
 
 OPSET = 18
@@ -76,8 +77,13 @@ class ExportedEncoder(nn.Module):
     def _logmel(self, waveform: Tensor) -> Tensor:
         config = self.card.front_end
         half = config.n_fft // 2
-        padded = F.pad(waveform[:, None], (half, half), mode="reflect")
-        spectrum = F.conv1d(padded, self.kernels, stride=config.hop_samples)
+        # Mirrored at both ends as often as a short clip needs, which ONNX's own padding does once. The length is
+        # counted, not taken from the shape: the exporter would conclude that it is never 1.
+        length = torch.ones_like(waveform[0], dtype=torch.int64).sum()
+        period = (2 * (length - 1)).clamp(min=1)
+        ids = (torch.arange(waveform.shape[1] + 2 * half) - half).remainder(period)
+        padded = waveform[:, torch.minimum(ids, period - ids)]
+        spectrum = F.conv1d(padded[:, None], self.kernels, stride=config.hop_samples)
         real, imaginary = spectrum.chunk(2, dim=1)
         return (self.filters @ (real.square() + imaginary.square()) + LOG_EPSILON).log()
 
@@ -98,12 +104,10 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     """
     if len(choice.layers) > 1 or choice.scene != "mean" or choice.hop_ms is not None:
         raise ConfigError("an exported graph gives one layer, a step a patch and the scene 'mean'; choose those")
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 (the exporter needs it)
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx") from None
+    require("onnx")
+    import onnx
+    import onnxruntime
+
     choice.check(encoder.card.model, encoder.card.front_end)
     graph = ExportedEncoder(encoder, choice).eval().cpu()
     rate = encoder.sample_rate_hz
@@ -121,6 +125,7 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     )
     assert program is not None
     proto = program.model_proto
+    _strip(proto)
     _describe(proto, encoder, choice)
     content = proto.SerializeToString()
     onnx.checker.check_model(content)
@@ -134,11 +139,24 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     return cosine
 
 
+def _strip(message: Any) -> None:
+    """Remove what the exporter notes of where each node comes from: names of files and folders on this machine."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _strip(part)
+
+
 def _describe(proto: Any, encoder: AudioEncoder, choice: FeatureChoice) -> None:
     layer = choice.layers[0] if choice.layers else None
     facts: dict[str, object] = {
         "melmask": __version__,
-        "model": encoder.name,
+        # A path says more of this machine than of the model, so only its end is given.
+        "model": Path(encoder.name).name,
+        "sha256": encoder.sha256,
         "layer": layer,
         "pooling": choice.pooling,
     }

@@ -72,7 +72,7 @@ def _kept(path: Path | None, facts: dict[str, object]) -> Statistics | None:
     if path is None or not path.exists():
         return None
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         statistics = from_dict(Statistics, kept.pop("statistics"))
     except (OSError, ValueError, KeyError, AttributeError):
         return None

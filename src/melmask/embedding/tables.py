@@ -123,7 +123,7 @@ class TableJob:
             return
         try:
             # Earlier versions always took the mean, and did not say so.
-            begun = {"channel": MEAN, **json.loads(job.read_text())}
+            begun = {"channel": MEAN, **json.loads(job.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]

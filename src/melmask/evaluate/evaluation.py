@@ -30,6 +30,7 @@ from melmask.evaluate.protocols import grid_of, run_task
 from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts
 from melmask.evaluate.results import RESULTS, read_report, save_split, saved_split, write_report
 from melmask.evaluate.tasks import Task, find_tasks
+from melmask.system.extras import require
 from melmask.system.files import claimed, remove_partial
 from melmask.system.hardware import cpu_computes_bf16, pick_device
 from melmask.system.progress import track
@@ -64,7 +65,9 @@ def evaluate(
         InputError, CheckpointError, ConfigError: a task folder, model or choice of features cannot be used.
         InputError: no model could be judged on any task; the report says why.
         OutputError: `out` cannot be written to, or another job is writing to it.
+        MissingExtraError: scikit-learn, which computes the scores, is not installed.
     """
+    require("eval")
     options = options or EvaluateOptions()
     # A third-party module may change the working directory, so relative paths would not last.
     tasks_folder, out = tasks_folder.absolute(), out.absolute()

@@ -8,12 +8,10 @@ parts together take longer than a step.
 import itertools
 import math
 import platform
-import resource
 import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -36,7 +34,7 @@ from melmask.system.hardware import (
     use_threads,
     wait_for,
 )
-from melmask.train.clock import peak_memory_bytes
+from melmask.system.memory import current_bytes, peak_bytes
 from melmask.train.engine import Engine
 from melmask.train.optimizer import learning_rate
 from melmask.train.pretrain import build_card
@@ -231,13 +229,11 @@ class TrainingStep:
 
 
 def memory_bytes(device: torch.device) -> dict[str, int]:
-    """Return the most memory in use on the GPU; on CPU that of the process, now (if known) and at most."""
-    most, pages = peak_memory_bytes(device), Path("/proc/self/statm")
+    """Return the most memory in use on the GPU; on CPU that of the process now and at most, if the system says."""
     if device.type == "cuda":
-        return {"at most on the GPU": most}
-    # Only Linux tells what a process uses now: the second number of this file, in pages.
-    now = {"now": int(pages.read_text().split()[1]) * resource.getpagesize()} if pages.exists() else {}
-    return now | {"at most": most}
+        return {"at most on the GPU": torch.cuda.max_memory_allocated(device)}
+    sizes = {"now": current_bytes(), "at most": peak_bytes()}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def device_name(device: torch.device) -> str:

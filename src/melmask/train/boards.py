@@ -99,15 +99,15 @@ class _WeightsAndBiases(Board):
         except ImportError:
             raise MissingExtraError("wandb", "wandb") from None
         path = run / WANDB_ID
-        # wandb needs the same identity each time, and an empty file has none.
-        if not path.exists() or not path.read_text().strip():
+        # An empty file holds no identity, and wandb must be given the same one each time.
+        if not path.exists() or not path.read_text(encoding="utf-8").strip():
             with atomic_write(path, "w") as file:
                 file.write(uuid.uuid4().hex)
         try:
             self._run: Any = wandb.init(
                 project=config.run.wandb_project,
                 name=run.resolve().name,
-                id=path.read_text().strip(),
+                id=path.read_text(encoding="utf-8").strip(),
                 resume="allow",
                 dir=str(run),
                 config=to_dict(config),

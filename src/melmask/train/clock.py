@@ -1,7 +1,5 @@
 """Training time over all calls of `pretrain`, the rates that follow from it, and the memory in use."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,10 +7,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-T = TypeVar("T")
+from melmask.system.memory import peak_bytes
 
-# The unit of `ru_maxrss` differs: bytes on macOS, kilobytes elsewhere.
-_BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
+T = TypeVar("T")
 
 
 class Rates(NamedTuple):
@@ -95,7 +92,7 @@ class Clock:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that was in use at once: on the GPU, or by this process."""
+    """Return the most memory that was in use at once: on the GPU, or by this process (0 where that is unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_MAXRSS
+    return peak_bytes() or 0

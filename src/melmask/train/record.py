@@ -130,7 +130,7 @@ class MetricsFile:
         # A resumed run trains and logs the steps beyond its snapshot again, so their previous lines are dropped.
         with atomic_write(self._path, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append a line.
@@ -185,7 +185,7 @@ def add_event(run: Path, event: Event) -> None:
     """
     path = run / EVENTS
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": event.step, "event": event.kind, "text": event.text}) + "\n")
     except OSError as error:
         raise output_error(path, error) from error
@@ -195,7 +195,7 @@ def end_last_event(run: Path) -> None:
     """End the last line of events.jsonl if a kill has cut it off, so that the next event gets its own line."""
     path = run / EVENTS
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write("\n")
 
 
