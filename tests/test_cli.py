@@ -354,7 +354,7 @@ def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
         time.sleep(10)
 
     monkeypatch.setattr("melmask.cli.settings.describe", job)
-    monkeypatch.setattr("melmask.audio.files.find_audio", job)
+    monkeypatch.setattr("melmask.labels.sources.find_sounds", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
     assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to start over\n"

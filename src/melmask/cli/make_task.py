@@ -11,8 +11,8 @@ class Options:
     """Turn labeled files into a task folder in HEAR's layout."""
 
     labels: Path = field(metadata={"positional": "CSV"})
-    """Table of labeled files. The columns are path, label, and group, fold or split; events also have start_s and
-    end_s."""
+    """Labeled files: the folder of a data set, or a table with the columns path, label, and perhaps group, fold or
+    split. Events also have start_s and end_s."""
     out: Path = field(metadata={"metavar": "TASKS"})
     """Folder of tasks, in which the task's folder is made."""
     task: TaskOptions = field(default=TaskOptions())

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from melmask.audio.files import find_audio, read_audio_blocks
+from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
 from melmask.corpus.store import StoreFacts, StoreWriter
 from melmask.errors import AudioFileError
+from melmask.labels.options import TableOptions
+from melmask.labels.sources import find_sounds
 from melmask.system.files import claimed
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
@@ -42,6 +44,7 @@ def prepare(
     front_end: FrontEndConfig,
     threads: int | None = None,
     shard_mb: int = 256,
+    table: TableOptions = TableOptions(),
 ) -> StoreFacts:
     """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
 
@@ -54,7 +57,7 @@ def prepare(
         OutputError: the folder cannot be written to, or another job is at it.
     """
     # resolve() would follow links.
-    paths = dict.fromkeys(os.path.abspath(path) for path in find_audio(sources))  # noqa: PTH100
+    paths = dict.fromkeys(os.path.abspath(path) for path in find_sounds(sources, table))  # noqa: PTH100
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
     with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb)) as writer:
         todo = [path for path in paths if path not in writer.done]

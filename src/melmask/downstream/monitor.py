@@ -25,6 +25,7 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
+from melmask.labels.options import TableOptions
 from melmask.labels.splits import Split, make_splits
 from melmask.labels.tables import LabelTable, keep_rows, read_labels
 from melmask.system.hardware import pick_precision
@@ -108,17 +109,17 @@ class NearestNeighbors:
         store: Store,
         config: PretrainConfig,
         *,
-        audio_root: Path | None = None,
+        table: TableOptions = TableOptions(),
         limit: int = MONITOR_CLIPS,
         seed: int = 0,
     ):
         """Read the table and decode its files, with progress on standard error.
 
         Args:
-            labels: CSV as `read_labels` takes it.
+            labels: table as `read_labels` takes it.
             store: what the run trains on; the files get its front end.
             config: of the run.
-            audio_root: where relative paths start.
+            table: how the table is read.
             limit: at most so many rows, drawn at random; as many valid as train rows while there are enough.
             seed: of the draw and of random parts.
 
@@ -126,16 +127,16 @@ class NearestNeighbors:
             InputError: an unusable table, no way to hold rows out, or no readable file.
             MissingExtraError: scikit-learn is needed to hold out by group or at random.
         """
-        table = _sample(_without_test(read_labels(labels, audio_root)), limit, seed)
-        _held_out(labels, table, seed)  # a table that cannot be used is refused before its files are decoded
+        rows = _sample(_without_test(read_labels(labels, table)), limit, seed)
+        _held_out(labels, rows, seed)  # a table that cannot be used is refused before its files are decoded
         self._hardware = config.hardware
-        self._logmels, self.errors = _read_logmels(table.paths, store.front_end, f"read {labels.name}")
+        self._logmels, self.errors = _read_logmels(rows.paths, store.front_end, f"read {labels.name}")
         if not self._logmels:
             reason = next(iter(self.errors.values()))
             raise InputError(f"none of {len(self.errors)} files of {labels} could be read, as {reason}")
-        table = keep_rows(table, np.array([path not in self.errors for path in table.paths]))
-        self._splits = _held_out(labels, table, seed)
-        self._labels = table.label_indices
+        rows = keep_rows(rows, np.array([path not in self.errors for path in rows.paths]))
+        self._splits = _held_out(labels, rows, seed)
+        self._labels = rows.label_indices
         self.clips = len(self._labels)
 
     def __call__(self, state: StepState) -> dict[str, float]:
@@ -235,7 +236,9 @@ def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
     return torch.cat(blocks, dim=1)[:, :longest].clone()
 
 
-def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_root: Path | None = None) -> list[Hook]:
+def monitors(
+    store: Store, config: PretrainConfig, labels: Path | None, table: TableOptions = TableOptions()
+) -> list[Hook]:
     """What looks at a run as it goes: reconstructions, feature rank and, if there are labeled files, a k-NN score.
 
     Raises:
@@ -248,5 +251,5 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
         return []
     hooks: list[Hook] = [ReconstructionPictures(store, config), FeatureRank(store, config)]
     if labels is not None:
-        hooks.append(NearestNeighbors(labels, store, config, audio_root=audio_root, seed=config.run.seed))
+        hooks.append(NearestNeighbors(labels, store, config, table=table, seed=config.run.seed))
     return hooks
