@@ -349,7 +349,7 @@ def test_a_signal_saves_and_says_how_to_go_on(job, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_job_says_that_it_goes_on(number, monkeypatch, capsys):
-    def job(_):
+    def job(*_):
         os.kill(os.getpid(), number)
         time.sleep(10)
 
