@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import unicodedata
 from pathlib import Path
@@ -44,6 +45,7 @@ def names(table):
         ("t.txt", ROWS.replace(",", "\t"), ""),
         ("t.TSV", ROWS, ""),
         ("t.csv", ROWS.replace("\n", "\r\n").encode("utf-8-sig"), ""),
+        ("t.csv", ROWS.replace("\n", "\r"), ""),
         ("t.csv", ROWS.encode("utf-16"), ""),
         ("t.csv", b"\xfe\xff" + ROWS.replace(",", "\t").encode("utf-16-be"), ""),
         ("t.csv", ("sep=;\r\n" + ROWS.replace(",", ";")).encode("utf-8-sig"), ""),
@@ -85,6 +87,7 @@ def test_a_quotation_mark_in_a_tsv_swallows_no_row(folder, sentences):
         ("t.csv", "sep=;\npath;label\na.wav\n", "t.csv, line 3: 1 values for 2 columns"),
         ("t.csv", "path,label\na.wav,\x1b[2J\n", "it holds the byte 27"),
         ("t.csv", b"path,label\na.wav,\x81\n", "not a CSV table in UTF-8"),
+        ("t.csv", "p" * 200_000, "line 1 cannot be split (field larger than field limit"),
         ("t.csv", b"PK\x03\x04rest", "is a spreadsheet file or an archive; save the sheet as CSV"),
         ("t.jsonl", "[1]\n", "line 1: is no JSON object"),
         ("t.jsonl", "{}\n" + "[" * 100_000, "line 2: is not JSON"),
@@ -305,3 +308,32 @@ def test_files_of_other_folders_are_not_taken_for_missing_ones(tmp_path):
     assert find_sounds([table]) == [tmp_path / "mine" / "a.wav", tmp_path / "mine" / "b.wav"]
     gone = "/gone/far/a.wav"
     assert find_sounds([written(table, f"path\n{gone}\n")]) == [Path(gone)]
+
+
+_WHOLE = (
+    ROWS,
+    "filename\tonset\toffset\tevent_label\na.wav\t0\t1\tx\n",
+    f"{RAVEN}\tFile Offset (s)\tBegin File\tSpecies\n1\tS\t1\t1\t2\t3\t4\t0\ta.wav\tw\n",
+    '{"file_name":"a.wav","label":["x","y"]}\n{"file_name":"b.wav","label":"z"}\n',
+    "0.5\t1\tw\n",
+    "sep=;\npath;labels\na.wav;x,y\n",
+)
+_BITS = (b",", b"\t", b'"', b"\n", b"\r", b"\\", b"..", b"nan", b"1e999", b"C:\\", b"\xef\xbb\xbf", b"[[", b"9" * 5000)
+
+
+def test_damaged_tables_are_read_or_refused(folder, capsys):
+    chance = random.Random(0)
+    for _ in range(400):
+        content = chance.choice(_WHOLE).encode()
+        for _ in range(chance.randrange(1, 5)):
+            at, cut = chance.randrange(len(content) + 1), chance.randrange(3)
+            content = content[:at] + chance.choice((*_BITS, b"", chance.randbytes(1))) + content[at + cut :]
+        path = written(folder / f"a{chance.choice(('.csv', '.tsv', '.txt', '.jsonl'))}", content)
+        for read in (read_labels, read_clips, lambda path: find_sounds([path])):
+            try:
+                read(path)
+            except InputError as error:
+                assert str(folder) in str(error)
+        path.unlink()
+    said = capsys.readouterr().err
+    assert all(line.startswith(str(folder)) and line.isprintable() for line in said.splitlines())

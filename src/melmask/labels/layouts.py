@@ -169,11 +169,8 @@ def _class_folders(folder: Path) -> Columns | None:
     values = {"label": labels}
     lists = {split: top / name for split, name in _SPEECH_COMMANDS.items() if (top / name).is_file()}
     if lists:
-        of_file = {
-            line.strip(): split
-            for split, path in lists.items()
-            for line in path.read_text(encoding="utf-8").split("\n")
-        }
+        texts = {split: path.read_text(encoding="utf-8", errors="replace") for split, path in lists.items()}
+        of_file = {line.strip(): split for split, text in texts.items() for line in text.split("\n")}
         values["split"] = [of_file.get("/".join(parts), "train") for _, parts in rows]
         notes.append(f"takes the split from {' and '.join(path.name for path in lists.values())}")
     if all(_SAME_SPEAKER in path.name for path, _ in rows):

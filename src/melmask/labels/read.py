@@ -118,9 +118,11 @@ def _text(path: Path, notes: list[str]) -> str:
 
 def _rows(path: Path, text: str, notes: list[str]) -> list[Row]:
     """Split a text into rows of values, blank lines left out."""
-    first, _, rest = text.lstrip("\r\n").partition("\n")
+    # The csv module refuses the lone carriage returns by which some programs still end lines.
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    first, _, rest = text.lstrip("\n").partition("\n")
     skipped = 0
-    if named := _SEPARATOR_LINE.fullmatch(first.strip("\r")):
+    if named := _SEPARATOR_LINE.fullmatch(first):
         text, separator, skipped = rest, named[1], 1
     else:
         separator = _separator(first)
@@ -143,7 +145,9 @@ def _separator(header: str) -> str:
     csv.Sniffer fails on a single column and goes by the text of all cells, where commas are common; names of columns
     seldom hold any.
     """
-    counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in _SEPARATORS}
+    # The csv module refuses longer values; a table that has one is refused where its lines are split.
+    start = header[: csv.field_size_limit()]
+    counts = {sign: len(next(csv.reader([start], delimiter=sign), [])) for sign in _SEPARATORS}
     best = max(counts, key=lambda sign: counts[sign])
     return best if counts[best] > 1 else ","
 
