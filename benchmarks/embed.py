@@ -21,10 +21,10 @@ import torch
 from literal import literal_embed_file
 from torch.profiler import ProfilerActivity, profile
 
-from melmask.audio.files import find_audio
 from melmask.checkpoint.folder import ModelCard
 from melmask.embedding.encoder import untrained
 from melmask.embedding.folder import embed_table
+from melmask.labels.sources import find_sounds
 from melmask.models.presets import preset
 from melmask.system.hardware import matmul_peak, use_threads
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     use_threads(0)
-    paths = find_audio(options.sources)
+    paths = find_sounds(options.sources)
     paths = paths[:: max(1, len(paths) // options.files)][: options.files]
     card = ModelCard(model=preset(options.size))
     encoders = {name: untrained(card, device="cpu", precision=name) for name in PRECISIONS}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from melmask.audio import files
-from melmask.audio.files import find_audio, read_audio, read_audio_blocks, read_manifest
+from melmask.audio.files import find_audio, read_audio, read_audio_blocks
 from melmask.errors import AudioFileError, InputError
 
 RATE_HZ = 16000
@@ -172,9 +172,8 @@ def test_a_scan_finds_known_suffixes_below_a_folder_in_order(tmp_path, as_file):
 def test_sources_keep_their_order_and_give_each_file_once(tmp_path, as_file):
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes(as_file(tones(0.1)))
-    (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\na.wav\n")
     a, b = tmp_path / "a.wav", tmp_path / "b.wav"
-    assert find_audio([b, tmp_path, tmp_path / "list.csv", b]) == [b, a]
+    assert find_audio([b, tmp_path, b]) == [b, a]
 
 
 def test_sources_that_give_nothing_are_refused(tmp_path):
@@ -219,38 +218,6 @@ def test_an_ogg_file_that_ends_within_a_page_is_refused(written, subtype):
         assert_refused(path, "breaks off within a page", "restore or leave out")
     path.write_bytes(whole)
     assert len(read_audio(path, RATE_HZ)) == 5 * RATE_HZ
-
-
-@pytest.mark.parametrize(("name", "separator"), [("list.csv", ","), ("list.tsv", "\t")])
-def test_a_manifests_relative_paths_start_at_its_folder(tmp_path, name, separator):
-    rows = [("label", " Path"), ("dog", "sub/a.wav"), ("cat", " /far/b.wav "), ("none", "")]
-    # The byte-order mark that spreadsheets write.
-    text = "\ufeff" + "".join(separator.join(row) + "\n" for row in rows)
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    first, second = read_manifest(tmp_path / name)
-    assert first == tmp_path / "sub/a.wav"
-    assert str(second) == "/far/b.wav"
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"file,label\na.wav,dog\n", "no column 'path' .its columns: file, label.; add one$"),
-        (b"path;label\na.wav;dog\n", "no column 'path' .its columns: path;label.; separate the columns with commas"),
-        (b"path,label,Path\na.wav,dog,b.wav\n", "two columns 'path' .its columns: path, label, path.; keep one"),
-        (b"", "no column 'path' .its columns: none.; add one"),
-        (b"path,label\n", "lists no files"),
-        (b'"path,label\na.wav,x\n', "not a CSV text file"),
-        (b"path\n\xff\xfe\x00caf\xe9\n", "not a CSV text file"),
-    ],
-)
-def test_a_manifest_without_paths_is_refused(tmp_path, content, words):
-    path = tmp_path / "list.csv"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=words) as caught:
-        read_manifest(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_values_beyond_all_sound_are_refused(written):

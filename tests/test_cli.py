@@ -349,12 +349,12 @@ def test_a_signal_saves_the_run_and_says_how_to_resume(job, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_job_says_how_to_resume(number, monkeypatch, capsys):
-    def job(_):
+    def job(*_):
         os.kill(os.getpid(), number)
         time.sleep(10)
 
     monkeypatch.setattr("melmask.cli.settings.describe", job)
-    monkeypatch.setattr("melmask.audio.files.find_audio", job)
+    monkeypatch.setattr("melmask.labels.sources.find_sounds", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
     assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to start over\n"

@@ -31,6 +31,13 @@ DIFFERENCES = {
 
 # Options that the release did not have.
 ADDED = {("prepare", "--channel"), ("embed", "--channel")}
+# Every command that takes a table can say where its files are and which columns count.
+ADDED |= {
+    (command, "--path-column")
+    for command in ("prepare", "pretrain", "embed", "probe", "few-labels", "make-task", "finetune", "predict")
+}
+ADDED |= {(command, "--label-column") for command in ("pretrain", "probe", "few-labels", "make-task", "finetune")}
+ADDED |= {(command, "--audio-root") for command in ("prepare", "embed", "predict")}
 
 
 @pytest.fixture

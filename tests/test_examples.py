@@ -150,5 +150,5 @@ def test_a_table_that_nothing_can_be_learned_from_is_refused(tmp_path, splits, l
 
 def test_a_folder_that_is_no_task_is_refused(tmp_path):
     (tmp_path / "pets-v1-full").mkdir()
-    with pytest.raises(InputError, match=r"is a folder without task_metadata.json; give one task's folder, or a CSV"):
+    with pytest.raises(InputError, match=r"is no folder of labeled sounds; expected class folders"):
         read_examples(tmp_path, 0, FinetuneOptions())

@@ -18,6 +18,7 @@ from melmask.downstream.probing import probe_tasks
 from melmask.downstream.records import CurvePoint, CurveScore, TaskCurves, curves_text
 from melmask.errors import ConfigError, InputError, MissingExtraError, OutputError
 from melmask.figures.few_labels import save_few_labels_picture, spread
+from melmask.labels.options import TableOptions
 from melmask.labels.splits import make_splits
 from melmask.labels.tables import LabelTable
 
@@ -223,7 +224,7 @@ def test_the_command_writes_scores_rows_and_a_picture(encoder, tones, tmp_path):
         ({"draws": 0}, "draws is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"scheme": "halves"}, "'halves' is not known"),
-        ({"audio_root": Path("nowhere")}, "below nowhere"),
+        ({"table": TableOptions(audio_root=Path("nowhere"))}, "below nowhere"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_before_any_file_is_read(options, message, encoder, tones, tmp_path):

@@ -1,6 +1,5 @@
 """Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
 
-import csv
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -153,15 +152,14 @@ def _unreadable(path: Path, error: Exception) -> AudioFileError:
 
 
 def find_audio(sources: Iterable[Path]) -> list[Path]:
-    r"""Sound files of `sources`, in order and without repeats: files, folders (searched), CSV manifests.
+    r"""Return the sound files of `sources`, in order and without repeats: files, and folders, which are searched.
 
-    A folder gives the files that `sound_paths` finds in it; a manifest those in its `path` column (relative paths start
-    at the manifest's folder). Two paths of one file, as `a/x.wav` and `b/../a/x.wav` or a link and what it leads to,
-    count once, by the first. Bytes of a name that are not UTF-8 are spelled out as \udcXX, and such a file fails when
-    it is read.
+    A folder gives the files that `sound_paths` finds in it. Two paths of one file, such as `a/x.wav` and
+    `b/../a/x.wav`, or a link and what it leads to, count once, by the first. Bytes of a name that are not UTF-8 are
+    spelled out as \udcXX, and such a file fails when it is read. `melmask.labels.sources` also takes tables.
 
     Raises:
-        InputError: for a source that does not exist or gives no file.
+        InputError: a source does not exist or gives no file.
     """
     found: dict[str, Path] = {}
     for source in sources:
@@ -170,9 +168,7 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
             if not paths:
                 raise InputError(f"{source} holds no sound files; expected {_suffix_text()} somewhere below it")
         elif not source.exists():
-            raise InputError(f"{source} does not exist; give files, folders or CSV manifests")
-        elif source.suffix.lower() in (".csv", ".tsv") and source.is_file():
-            paths = read_manifest(source)
+            raise InputError(f"{source} does not exist; give files, folders or tables of them")
         else:
             paths = [source]
         for path in paths:
@@ -180,28 +176,6 @@ def find_audio(sources: Iterable[Path]) -> list[Path]:
     # Python keeps bytes of a name that are not UTF-8 as lone surrogates, which no table can hold: spelled out, the name
     # leads to no file, and reading says why.
     return [Path(str(path).encode(errors="backslashreplace").decode()) for path in found.values()]
-
-
-def read_manifest(path: Path) -> list[Path]:
-    """The `path` column of a CSV (or tab-separated .tsv) file; other columns are ignored."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-            if rows.fieldnames.count("path") != 1:
-                columns = ", ".join(rows.fieldnames) or "none"
-                what = "has two columns 'path'" if "path" in rows.fieldnames else "has no column 'path'"
-                hint = "keep one" if "path" in rows.fieldnames else "add one"
-                if any(mark in columns for mark in ";\t"):
-                    hint = "separate the columns with commas, or with tabs in a file that is called .tsv"
-                raise InputError(f"{path} {what} (its columns: {columns}); {hint}")
-            names = [(row["path"] or "").strip() for row in rows]
-            paths = [path.parent / name for name in names if name]
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise InputError(f"{path} is not a CSV text file ({error}); expected a header line with 'path'") from error
-    if not paths:
-        raise InputError(f"{path} lists no files; expected rows below its header")
-    return paths
 
 
 def _suffix_text() -> str:

@@ -58,15 +58,13 @@ class Examples:
 
 
 def read_examples(labels: Path, seed: int, options: FinetuneOptions) -> Examples:
-    """Read a CSV table of labels, or the folder of a HEAR task.
+    """Read a table of labels, the folder of a data set, or the folder of a HEAR task.
 
     Raises:
         InputError: it is neither, it lacks the fold, or nothing can be learned from it.
     """
     if (labels / METADATA).is_file():
         return task_examples(read_task(labels), options.fold)
-    if labels.is_dir():
-        raise InputError(f"{labels} is a folder without {METADATA}; give one task's folder, or a CSV table")
     return table_examples(labels, seed, options)
 
 
@@ -76,7 +74,7 @@ def table_examples(path: Path, seed: int, options: FinetuneOptions) -> Examples:
     Raises:
         InputError: it is no such table, has no such fold, or nothing can be learned from it.
     """
-    table = read_clips(path, audio_root=options.audio_root)
+    table = read_clips(path, options=options.table)
     kind: Kind = table.kind
     parts = _parts(table, seed, options.fold)
     _report_shared_groups(table.groups or [], parts)

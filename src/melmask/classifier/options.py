@@ -1,11 +1,11 @@
 """The options of `melmask finetune` and `melmask predict`; the text under each one is its help. No PyTorch here."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
 
 from melmask.errors import ConfigError
+from melmask.labels.options import TableOptions
 
 # An hour. A typing error such as 250e6 would otherwise smooth over whole files.
 _LONGEST_MS = 3_600_000.0
@@ -77,8 +77,7 @@ class FinetuneConfig:
 class FinetuneOptions:
     """Which rows a classifier is trained on, and where."""
 
-    audio_root: Path | None = None
-    """Folder in which relative paths start. Without it, that is the table's folder or its parent."""
+    table: TableOptions = field(default=TableOptions())
     fold: str = ""
     """The fold to test on, if there are folds; the next one validates. Without it, the first fold is tested."""
     device: str = "auto"

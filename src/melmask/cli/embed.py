@@ -11,7 +11,7 @@ class Options:
     """Write the embeddings of sound files and folders to a table."""
 
     sources: tuple[Path, ...] = field(metadata={"positional": "SOURCE"})
-    """A sound file, a folder, or a CSV with a path column."""
+    """A sound file, a folder, or a table with a column of paths."""
     model: Path
     """A run, a checkpoint folder, or an MSM-MAE .pth file."""
     out: Path

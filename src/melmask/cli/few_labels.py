@@ -13,7 +13,8 @@ class Options:
 
     model: ModelOptions
     labels: tuple[Path, ...] = field(metadata={"metavar": "CSV"})
-    """Tables of labeled files, one for each task. The columns are path, label, and group, fold or split."""
+    """Labeled files: a table, or the folder of a data set, for each task. Tables have the columns path, label, and
+    perhaps group, fold or split."""
     out: Path = Path("few-labels")
     """Folder for curves and pictures."""
     job: FewLabelsOptions = field(default=FewLabelsOptions(), metadata={"without": ("choice.hop_ms",)})

@@ -14,8 +14,8 @@ class Options:
     model: str = field(metadata={"positional": "MODEL"})
     """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME."""
     labels: Path = field(metadata={"positional": "LABELS"})
-    """A task folder, or a CSV with the columns path and label. Several labels are written a;b. The CSV may also have
-    the column split, fold or group."""
+    """A task folder, the folder of a data set, or a table with the columns path and label, several labels as a;b, and
+    perhaps split, fold or group."""
     out: Path
     """Folder of the classifier."""
     job: FinetuneOptions = field(default=FinetuneOptions())

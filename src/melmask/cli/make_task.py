@@ -11,8 +11,8 @@ class Options:
     """Turn labeled files into a task folder in HEAR's layout."""
 
     labels: Path = field(metadata={"positional": "CSV"})
-    """Table of labeled files. It has the columns path and label, and may have group, fold or split. Events also have
-    start_s and end_s."""
+    """Labeled files: the folder of a data set, or a table with the columns path, label, and perhaps group, fold or
+    split. Events also have start_s and end_s."""
     out: Path = field(metadata={"metavar": "TASKS"})
     """Folder of tasks. The command creates the task's folder in it."""
     task: TaskOptions = field(default=TaskOptions())

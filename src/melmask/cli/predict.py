@@ -5,6 +5,7 @@ from pathlib import Path
 
 from melmask.classifier.options import PredictOptions
 from melmask.cli.options import ComputeOptions
+from melmask.labels.options import TableOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,22 +13,23 @@ class Options:
     """Label files with a classifier, or find events and their times."""
 
     sources: tuple[Path, ...] = field(metadata={"positional": "SOURCE"})
-    """A sound file, a folder, or a CSV with a path column."""
+    """A sound file, a folder, or a table with a column of paths."""
     model: Path
     """A folder written by melmask finetune."""
     out: Path
     """The table to write: X.csv, X.jsonl or X.parquet."""
     job: PredictOptions = field(default=PredictOptions())
+    table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     compute: ComputeOptions = field(default=ComputeOptions())
 
 
 def run(options: Options) -> int:
-    """Label the files, and say how many rows were written."""
-    from melmask.audio.files import find_audio
+    """Label files."""
     from melmask.classifier.model import load_classifier
     from melmask.classifier.predict import predict_files
+    from melmask.labels.sources import find_sounds
 
-    paths = find_audio(options.sources)
+    paths = find_sounds(options.sources, options.table)
     classifier = load_classifier(options.model, options.compute.device, options.compute.precision)
     report = predict_files(classifier, paths, options.out, options.job)
     print(f"{options.out}: {report.rows} rows of {report.files} files")

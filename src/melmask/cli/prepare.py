@@ -6,6 +6,7 @@ from pathlib import Path
 
 from melmask.cli.options import THREADS
 from melmask.config import FrontEndConfig
+from melmask.labels.options import TableOptions
 from melmask.settings import with_overrides
 
 
@@ -14,13 +15,14 @@ class Options:
     """Turn folders of sound into a store of log-mels."""
 
     sources: tuple[Path, ...] = field(metadata={"positional": "SOURCE"})
-    """A folder, a sound file, or a CSV with a path column."""
+    """A folder, a sound file, or a table with a column of paths."""
     out: Path = field(metadata={"metavar": "STORE"})
     """Folder of the store."""
     threads: int | None = field(default=None, metadata={"limits": THREADS})
     """Number of decoding threads. The default is one for each core."""
     channel: str = field(default="mean", metadata={"metavar": "N"})
     """Which channel of each file is taken: the mean of all, or the number of one, from 1 on."""
+    table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
     """change the front end, such as sample_rate_hz=32000. These are its settings and their defaults:"""
 
@@ -31,7 +33,9 @@ def run(options: Options) -> int:
     from melmask.corpus.prepare import prepare
 
     front_end = with_overrides(FrontEndConfig(), options.settings)
-    facts = prepare(options.sources, options.out, front_end, options.threads, channel=options.channel)
+    facts = prepare(
+        options.sources, options.out, front_end, options.threads, channel=options.channel, table=options.table
+    )
     print(
         f"{options.out}: {facts.files} files, {facts.hours:.2f} h, log-mel mean {facts.statistics.mean:.3f} and "
         f"std {facts.statistics.std:.3f}"

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from melmask.cli.options import EXIT_SIGNAL
+from melmask.labels.options import TableOptions
 from melmask.recipes import RECIPES
 
 
@@ -22,9 +23,8 @@ class Options:
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})
     """Start a new run from the weights of this model."""
     monitor: Path | None = field(default=None, metadata={"metavar": "CSV"})
-    """Labeled files, for k-NN scores during training. The columns are path, label, and split, fold or group."""
-    audio_root: Path | None = None
-    """Folder that the relative paths in --monitor start from. The default is the table's folder or its parent."""
+    """Labeled files, for k-NN scores during training: a table, or the folder of a data set."""
+    table: TableOptions = field(default=TableOptions())
     settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
     """change settings of the recipe, such as optimizer.learning_rate=5e-4. `melmask settings RECIPE` lists them all."""
 
@@ -57,7 +57,7 @@ def run(options: Options) -> int:
         weights, text = initial_weights(options.init, config, store.front_end)
         say(text)
     # Monitors read the store and draw; one process is enough for that.
-    hooks = monitors(store, config, options.monitor, options.audio_root) if first else []
+    hooks = monitors(store, config, options.monitor, options.table) if first else []
     page = partial(write_run_page, numbers=RunNumbers(options.out))
     outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
@@ -77,8 +77,10 @@ def _resumption(options: Options) -> str:
 
     if process_count() > 1:
         return "resume with the same torchrun command"
-    # The run's folder holds its configuration, but not the options that only watch it.
-    watching = [("--monitor", options.monitor), ("--audio-root", options.audio_root)]
+    # The run's folder holds its configuration, but not what it is watched with.
+    table = options.table
+    watching: dict[str, object] = {"--monitor": options.monitor, "--audio-root": table.audio_root}
+    watching |= {"--path-column": table.path_column, "--label-column": table.label_column}
     words = ["melmask", "pretrain", options.store, "--out", options.out]
-    words += [word for option in watching if option[1] is not None for word in option]
+    words += [word for option, value in watching.items() if value is not None for word in (option, value)]
     return f"resume with: {shlex.join(map(str, words))}"

@@ -14,12 +14,14 @@ from typing import IO, NamedTuple
 import numpy as np
 import torch
 
-from melmask.audio.files import MEAN, channel_number, find_audio, read_audio_blocks
+from melmask.audio.files import MEAN, channel_number, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
 from melmask.corpus.store import StoreFacts, StoreWriter
 from melmask.errors import AudioFileError
+from melmask.labels.options import TableOptions
+from melmask.labels.sources import find_sounds
 from melmask.system.files import claimed, output_error
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
@@ -46,6 +48,7 @@ def prepare(
     threads: int | None = None,
     shard_mb: int = 256,
     channel: str = MEAN,
+    table: TableOptions = TableOptions(),
 ) -> StoreFacts:
     """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
 
@@ -61,7 +64,7 @@ def prepare(
         OutputError: the folder cannot be written to, or another job is at it.
     """
     channel_number(channel)
-    paths = dict.fromkeys(_absolute(path) for path in find_audio(sources))
+    paths = dict.fromkeys(_absolute(path) for path in find_sounds(sources, table))
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
     with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, channel)) as writer:
         todo = [path for path in paths if path not in writer.done]

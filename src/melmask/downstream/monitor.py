@@ -25,6 +25,7 @@ from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
+from melmask.labels.options import TableOptions
 from melmask.labels.splits import Split, make_splits
 from melmask.labels.tables import LabelTable, keep_rows, read_labels
 from melmask.system.extras import can_draw
@@ -115,7 +116,7 @@ class NearestNeighbors:
         store: Store,
         config: PretrainConfig,
         *,
-        audio_root: Path | None = None,
+        table: TableOptions = TableOptions(),
         limit: int = MONITOR_CLIPS,
         seed: int = 0,
     ):
@@ -125,7 +126,7 @@ class NearestNeighbors:
             labels: A CSV file as `read_labels` takes it.
             store: What the run trains on; the files get its front end.
             config: The configuration of the run.
-            audio_root: The folder where relative paths start.
+            table: How the table of labels is read.
             limit: At most so many rows are drawn at random; as many valid as train rows while there are enough.
             seed: The seed of the draw and of random parts.
 
@@ -133,17 +134,17 @@ class NearestNeighbors:
             InputError: the table cannot be used or held out in parts, or no file can be read.
             MissingExtraError: scikit-learn is needed to hold out by group or at random.
         """
-        table = _sample(_without_test(read_labels(labels, audio_root)), limit, seed)
+        rows = _sample(_without_test(read_labels(labels, table)), limit, seed)
         # A table that cannot be used is refused before its files are decoded.
-        _held_out(labels, table, seed)
+        _held_out(labels, rows, seed)
         self._hardware = config.hardware
-        self._logmels, self.errors = _read_logmels(table.paths, store.front_end, f"read {labels.name}")
+        self._logmels, self.errors = _read_logmels(rows.paths, store.front_end, f"read {labels.name}")
         if not self._logmels:
             reason = next(iter(self.errors.values()))
             raise InputError(f"none of {len(self.errors)} files of {labels} could be read, as {reason}")
-        table = keep_rows(table, np.array([path not in self.errors for path in table.paths]))
-        self._splits = _held_out(labels, table, seed)
-        self._labels = table.label_indices
+        rows = keep_rows(rows, np.array([path not in self.errors for path in rows.paths]))
+        self._splits = _held_out(labels, rows, seed)
+        self._labels = rows.label_indices
         self.clips = len(self._labels)
 
     def __call__(self, state: StepState) -> dict[str, float]:
@@ -241,7 +242,9 @@ def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
     return torch.cat(blocks, dim=1)[:, :longest].clone()
 
 
-def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_root: Path | None = None) -> list[Hook]:
+def monitors(
+    store: Store, config: PretrainConfig, labels: Path | None, table: TableOptions = TableOptions()
+) -> list[Hook]:
     """Return the hooks that watch a run: reconstructions, feature rank and, with labeled files, a k-NN score.
 
     Raises:
@@ -255,5 +258,5 @@ def monitors(store: Store, config: PretrainConfig, labels: Path | None, audio_ro
     hooks: list[Hook] = [ReconstructionPictures(store, config)] if can_draw() else []
     hooks.append(FeatureRank(store, config))
     if labels is not None:
-        hooks.append(NearestNeighbors(labels, store, config, audio_root=audio_root, seed=config.run.seed))
+        hooks.append(NearestNeighbors(labels, store, config, table=table, seed=config.run.seed))
     return hooks

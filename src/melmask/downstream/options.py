@@ -1,11 +1,11 @@
 """The options of `melmask probe` and `few-labels`. Command lines are built from them, so PyTorch is not imported."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError
+from melmask.labels.options import TableOptions
 
 ALL = "all"
 """Instead of a number of labels per class: every training clip."""
@@ -17,8 +17,7 @@ class ProbeOptions:
 
     scheme: str = "auto"
     """How test clips are held out: fold, split, group or random; auto takes the first that the table allows."""
-    audio_root: Path | None = None
-    """Folder where relative paths start; by default the table's folder, or its parent."""
+    table: TableOptions = field(default=TableOptions())
     choice: FeatureChoice = FeatureChoice()
     """Which features of the model are taken."""
     normalization: Literal["checkpoint", "dataset"] = "checkpoint"

@@ -65,7 +65,7 @@ def read_tables(label_files: Sequence[Path], options: ProbeOptions) -> dict[str,
     Raises:
         InputError: a table cannot be used, or two have the same name.
     """
-    tables = {path.stem: read_labels(path, options.audio_root) for path in label_files}
+    tables = {path.absolute().stem: read_labels(path, options.table) for path in label_files}
     if len(tables) < len(label_files):
         raise InputError("two label files have the same name, which names their task; rename one")
     return tables

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melmask import __version__
-from melmask.audio.files import channel_number, find_audio
+from melmask.audio.files import channel_number
 from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
@@ -16,6 +16,7 @@ from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
 from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, digest_of_paths, rows_of
 from melmask.errors import ConfigError, InputError
+from melmask.labels.sources import find_sounds
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
@@ -63,7 +64,7 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
     """Write the embeddings of the sound files in `sources` to `out`; a killed job resumes after its last whole part.
 
     Args:
-        sources: Sound files, folders and CSV manifests.
+        sources: Sound files, folders and tables with paths.
         model: A run, a checkpoint folder, a .pth file or hub:owner/name.
         out: X.parquet or X.npz. A share of an array job adds its number to the name.
         options: What to take and where to compute.
@@ -80,7 +81,7 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
     check_suffix(out)
     channel_number(options.channel)
     ensure_folder(out.parent)
-    every_path = find_audio(sources)
+    every_path = find_sounds(sources, options.table)
     paths, table = shard_of(every_path, out, options.shard)
     write_parts: WriteParts | None = None
     device = options.device

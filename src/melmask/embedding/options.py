@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from melmask.embedding.choice import FeatureChoice
+from melmask.labels.options import TableOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class EmbedOptions:
     """Where to compute: on this machine, or on a Ray cluster."""
     workers: int = 2
     """Number of Ray workers, of one CPU or one GPU each."""
+    table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     device: str = "auto"
     """Device of the model: cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     precision: str = "fp32"

@@ -84,7 +84,7 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
     folder = out / f"{name}-{options.version}-{options.mode}"
     # A rate that was given twice is written once.
     rates_hz = tuple(dict.fromkeys(options.rates_hz))
-    table, notes = as_kit_reads(read_clips(labels, options.kind, options.audio_root))
+    table, notes = as_kit_reads(read_clips(labels, options.kind, options.table))
     # This first division shows errors in the table before hours of decoding.
     divide(table, options)
     with _building(folder, options.overwrite) as building:

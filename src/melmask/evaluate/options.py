@@ -6,11 +6,11 @@ placeholder of the value, and the smallest and largest number.
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError, unknown_name
+from melmask.labels.options import TableOptions
 
 PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -87,8 +87,7 @@ class TaskOptions:
     duration_s: float | str = AUTO
     """Length of every clip: seconds, auto or native. Clips are cut or zero-padded at their end. Native leaves clips as
     they are. Auto takes the common length if 19 of 20 clips are within 10 % of the median, and else leaves them too."""
-    audio_root: Path | None = None
-    """Folder that relative paths start from. The default is the table's folder or its parent."""
+    table: TableOptions = field(default=TableOptions())
     threads: int | None = field(default=None, metadata={"limits": (1, _MOST_THREADS)})
     """Number of decoding threads. The default is one for each core."""
     overwrite: bool = False

@@ -1,20 +1,19 @@
 """Tables of labels: which clip has which label or events, and what must not leak between splits.
 
     one label    path,label                    one row a clip
-    multilabel   path,labels                   one row a clip, labels separated by ";", none at all allowed; a column
-                                               `label` with a ";" in any row is such a one
+    multilabel   path,labels                   one row a clip, several labels in a cell, none at all allowed; a column
+                                               `label` with several in any row is such a one
     event        path,label,start_s,end_s      one row an event; a clip without events has one row with these empty
 
 Each may have the columns `group`, `fold` and `split`; others are ignored. A column without any value counts as absent.
 A `fold` column that holds nothing but split names (train, valid, test) is no fold column: it serves as `split` where
-there is no other, and is else dropped. The file is UTF-8, its columns are separated by commas, or by tabs in a .tsv.
+there is no other, and is else dropped. Forms of files, other names of columns, where files are looked for and folders
+of data sets are the matter of `read.py`, `columns.py`, `paths.py` and `layouts.py`; docs/tables.md is for users.
 """
 
-import csv
-import difflib
-import io
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -25,17 +24,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from melmask.errors import InputError
+from melmask.labels.columns import SPLIT_NAMES, Columns, read_columns
+from melmask.labels.layouts import read_folder
+from melmask.labels.options import TableOptions
+from melmask.labels.paths import resolved
+from melmask.labels.read import report
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-}
 _SEPARATOR = ";"
 _EVENT_COLUMNS = ("label", "start_s", "end_s")
+_SHARE_OF_LISTS = 0.2
+"""In a column called `label`, commas separate labels only if so many cells hold any."""
 Kind = Literal["multiclass", "multilabel", "event"]
 T = TypeVar("T")
 
@@ -137,13 +135,13 @@ def sorted_names(names: Sequence[str]) -> list[str]:
     return sorted(distinct)
 
 
-def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
+def read_labels(path: Path, options: TableOptions = TableOptions()) -> LabelTable:
     """Read a table with one label a clip.
 
     Args:
-        path: the file, see the head of this module.
-        audio_root: folder that relative paths start from. Without it, the first of the file's folder and that
-            folder's parent under which one of the relative paths exists. Absolute paths are kept.
+        path: The file, or the folder of a data set.
+        options: Which columns count, and the folder that relative paths start from. Without it, that is the first of
+            the file's folder and that folder's parent under which one of them exists. Absolute paths are kept.
 
     Returns:
         The table, rows in the file's order; `val`, `validation` and `dev` are turned into `valid`.
@@ -152,36 +150,59 @@ def read_labels(path: Path, audio_root: Path | None = None) -> LabelTable:
         InputError: the file cannot be read as such a table, has a row without path or label, a path twice, an
             optional column filled for some rows only, or fewer than two classes.
     """
-    return _single_labels(_read_columns(path), audio_root)
+    columns = _columns(path, options, several=False)
+    others = "melmask make-task, evaluate and finetune take them"
+    if _has_times(columns):
+        raise InputError(
+            f"{columns.source} has events: its rows are parts of files, and here a row is a whole file; {others}"
+        )
+    if (separator := _separator(columns)) is not None:
+        raise InputError(
+            f"{columns.source} has several labels in a cell, separated by {separator!r}, and here each clip has one; "
+            f"{others}"
+        )
+    report(columns.source, columns.notes)
+    return _single_labels(columns)
 
 
-def read_clips(path: Path, kind: Kind | None = None, audio_root: Path | None = None) -> ClipTable:
+def read_clips(path: Path, kind: Kind | None = None, options: TableOptions = TableOptions()) -> ClipTable:
     """Read a table with labels of any kind; its columns tell the kind where `kind` is None.
 
     Args:
-        path: the file, see the head of this module.
-        kind: how the labels are read; "multiclass" takes a label with a ";" for one.
-        audio_root: where relative paths start, see `read_labels`.
+        path: The file, or the folder of a data set.
+        kind: How the labels are read; "multiclass" takes a label with a ";" for one.
+        options: Where relative paths start and which columns count, see `read_labels`.
 
     Raises:
         InputError: the file is no such table.
     """
-    columns = _read_columns(path)
-    kind = kind or _kind_of(columns)
+    columns = _columns(path, options, several=None if kind is None else kind == "multilabel")
+    separator = _separator(columns)
+    notes = list(columns.notes)
+    if kind is None:
+        several = columns.several or separator is not None
+        kind = "event" if _has_times(columns) else "multilabel" if several else "multiclass"
     targets: list[list[Any]]
     if kind == "multiclass":
-        table = _single_labels(columns, audio_root)
+        if _has_times(columns):
+            raise InputError(
+                f"{columns.source} has events: its rows are parts of files, and --kind multiclass takes whole files; "
+                "leave --kind out"
+            )
+        table = _single_labels(columns)
         targets = [[label] for label in table.labels]
     elif kind == "multilabel":
-        table = _clips(columns, audio_root)
+        table = _clips(columns)
         _check_unique(path, table.paths)
-        cells = columns.needed("label" if "labels" not in columns.values and "label" in columns.values else "labels")
-        parts = [[name.strip() for name in cell.split(_SEPARATOR)] for cell in cells]
-        targets = [list(dict.fromkeys(filter(None, names))) for names in parts]
+        # The semicolon is the documented one; others are a guess.
+        if separator not in (None, _SEPARATOR):
+            notes.append(f"holds several labels in a cell, separated by {separator!r}")
+        targets = [_parts(cell, separator or _SEPARATOR) for cell in columns.needed("label")]
     else:
-        table, targets = _events(columns, _clips(columns, audio_root))
+        table, targets = _events(columns, _clips(columns))
     if not any(targets):
         raise InputError(f"{path}: no clip has a label; expected some, fill the column")
+    report(columns.source, notes)
     return ClipTable(path, kind, table.paths, targets, table.groups, table.folds, table.splits)
 
 
@@ -203,140 +224,80 @@ def judged_tables(
             sys.stderr.write(f"{name} is left out: {error}\n")
 
 
-class _Columns(NamedTuple):
-    """A file's values by column name (lower case), each without surrounding blanks."""
-
-    path: Path
-    values: dict[str, list[str]]
-
-    def needed(self, name: str) -> list[str]:
-        """A column that has to be there."""
-        if name not in self.values:
-            raise InputError(f"{self.path}: no column `{name}`; {_describe_header(name, list(self.values))}")
-        return self.values[name]
-
-    def filled(self, name: str) -> list[str]:
-        """A column that has to be there, with a value in each row."""
-        values = self.needed(name)
-        empty = [row for row, value in enumerate(values, start=1) if not value]
-        if empty:
-            raise InputError(
-                f"{self.path}: `{name}` is empty in {len(empty)} of {len(values)} rows, first in row {empty[0]} "
-                "after the header; fill it or leave those rows out"
-            )
-        return values
-
-    def optional(self, name: str) -> list[str] | None:
-        """A column with a value in each row; None where it is missing or has no value at all."""
-        return self.filled(name) if any(self.values.get(name, ())) else None
+def _columns(path: Path, options: TableOptions, several: bool | None) -> Columns:
+    return (read_folder if path.is_dir() else read_columns)(path, options, several=several)
 
 
-def _read_columns(path: Path) -> _Columns:
-    rows = _read_rows(path)
-    if not rows:
-        raise InputError(f"{path}: the file is empty; expected a header with `path` and `label`, then rows")
-    header = [name.strip().lower() for name in rows[0][1]]
-    for name in header:
-        if name and header.count(name) > 1:
-            raise InputError(f"{path}: {header.count(name)} columns are called `{name}`; keep or rename one")
-    for line, values in rows:
-        if len(values) != len(header):
-            raise InputError(
-                f"{path}, line {line}: {len(values)} values for {len(header)} columns; quote values that hold a comma"
-            )
-    return _Columns(path, {name: [values[i].strip() for _, values in rows[1:]] for i, name in enumerate(header)})
+def _has_times(columns: Columns) -> bool:
+    return not {"start_s", "end_s"}.isdisjoint(columns.values)
 
 
-def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return line number and values of every line that is not blank, the header among them."""
-    try:
-        # Spreadsheets write a mark before the first column's name, which utf-8-sig drops.
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows = [(reader.line_num, values) for values in reader if values]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a CSV table with `path` and `label`") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a CSV table") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV table in UTF-8 ({error}); save it as one") from None
-    if "\0" in text:
-        raise InputError(f"{path}: not a CSV table in UTF-8 (it holds NUL bytes); save it as one")
-    return rows
+def _separator(columns: Columns) -> str | None:
+    """The sign between several labels in a cell, or None where every cell holds one."""
+    cells = columns.values.get("label", [])
+    for sign in (_SEPARATOR, "|"):
+        if any(sign in cell for cell in cells):
+            return sign
+    lists = {cell for cell in cells if "," in cell}
+    if not lists or columns.several:
+        return "," if lists else None
+    # A name may hold a comma, as "Crying, sobbing" does; parts of lists come back in other company.
+    cells_of = Counter(part for cell in set(cells) for part in _parts(cell, ","))
+    parts = {part for cell in lists for part in _parts(cell, ",")}
+    come_back = sum(cells_of[part] > 1 for part in parts) > len(parts) / 2
+    many = sum("," in cell for cell in cells) >= _SHARE_OF_LISTS * len(cells)
+    return "," if many and come_back else None
 
 
-def _describe_header(missing: str, header: list[str]) -> str:
-    """Say which columns there are, and which of them may be the missing one under another name."""
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        return f"the header is {header[0]!r}: separate the columns with commas"
-    nearest = difflib.get_close_matches(missing, header, n=1)
-    hint = f"; nearest is `{nearest[0]}`, rename it" if nearest else f"; add or rename one to `{missing}`"
-    return "columns are " + ", ".join(header) + hint
+def _parts(cell: str, separator: str) -> list[str]:
+    """The different labels of a cell."""
+    return list(dict.fromkeys(filter(None, (part.strip() for part in cell.split(separator)))))
 
 
-def _kind_of(columns: _Columns) -> Kind:
-    names = columns.values
-    if "start_s" in names or "end_s" in names:
-        return "event"
-    if "labels" in names and "label" in names:
-        raise InputError(
-            f"{columns.path} has columns `label` and `labels`; say which counts with --kind multiclass or multilabel"
-        )
-    several = "labels" in names or any(_SEPARATOR in label for label in names.get("label", ()))
-    return "multilabel" if several else "multiclass"
-
-
-def _clips(columns: _Columns, audio_root: Path | None) -> LabelTable:
+def _clips(columns: Columns) -> LabelTable:
     """Everything but the labels, a row a row of the file."""
-    path, names = columns.path, columns.filled("path")
-    if not names:
-        raise InputError(f"{path}: a header but no rows; expected one row per clip")
     groups, folds, splits = (columns.optional(name) for name in ("group", "fold", "split"))
     # Some data sets call their split "fold".
-    if folds is not None and all(fold.lower() in _SPLIT_NAMES for fold in folds):
+    if folds is not None and all(fold.lower() in SPLIT_NAMES for fold in folds):
         folds, splits = None, splits or folds
     for split in splits or ():
-        if split.lower() not in _SPLIT_NAMES:
-            raise InputError(f"{path}: split {split!r} is not known; expected train, valid or test")
-    splits = None if splits is None else [_SPLIT_NAMES[split.lower()] for split in splits]
-    return LabelTable(_resolve_paths(path, names, audio_root), [""] * len(names), groups, folds, splits)
+        if split.lower() not in SPLIT_NAMES:
+            raise InputError(f"{columns.source}: split {split!r} is not known; expected train, valid or test")
+    splits = None if splits is None else [SPLIT_NAMES[split.lower()] for split in splits]
+    return LabelTable(columns.paths, [""] * len(columns.paths), groups, folds, splits)
 
 
-def _single_labels(columns: _Columns, audio_root: Path | None) -> LabelTable:
-    path, names = columns.path, columns.values
-    if {"start_s", "end_s"} <= set(names) or ("labels" in names and "label" not in names):
-        raise InputError(
-            f"{path} has events, or several labels a clip, and here each has one; melmask make-task and evaluate take "
-            "them"
-        )
-    columns.needed("path")
+def _single_labels(columns: Columns) -> LabelTable:
     labels = columns.filled("label")
-    table = _clips(columns, audio_root)
-    _check_unique(path, table.paths)
+    table = _clips(columns)
+    _check_unique(columns.source, table.paths)
     if len(set(labels)) < 2:
-        raise InputError(f"{path}: all {len(labels)} rows have label {labels[0]!r}; expected two or more")
+        raise InputError(
+            f"{columns.source}: all {len(labels)} rows have label {labels[0]!r}; expected two or more labels"
+        )
     return replace(table, labels=labels)
 
 
-def _events(columns: _Columns, table: LabelTable) -> tuple[LabelTable, list[list[Any]]]:
+def _events(columns: Columns, table: LabelTable) -> tuple[LabelTable, list[list[Any]]]:
     """The clips of a table with a row an event, and the events of each."""
-    events: dict[Path, list[Any]] = {}
-    first_row: dict[Path, int] = {}
+    events: dict[str, list[Any]] = {}
+    first_row: dict[str, int] = {}
     cells = zip(*(columns.needed(name) for name in _EVENT_COLUMNS), strict=True)
-    for row, (clip, (label, start_s, end_s)) in enumerate(zip(table.paths, cells, strict=True)):
+    for row, (clip, (label, start_s, end_s)) in enumerate(zip(resolved(table.paths), cells, strict=True)):
         found = events.setdefault(clip, [])
         first = first_row.setdefault(clip, row)
         for name, column in (("group", table.groups), ("fold", table.folds), ("split", table.splits)):
             if column is not None and column[row] != column[first]:
                 both = f"{column[first]!r} and {column[row]!r}"
                 raise InputError(
-                    f"{columns.path}: {clip} has {name} {both} in different rows; expected one {name} a clip"
+                    f"{columns.source}: {table.paths[row]} has {name} {both} in different rows; expected one {name} a "
+                    "clip"
                 )
         if label or start_s or end_s:
-            found.append(_event(f"{columns.path}, row {row + 1} after the header", label, start_s, end_s))
+            found.append(_event(f"{columns.source}, row {row + 1} after the header", label, start_s, end_s))
     kept = keep_rows(table, np.isin(np.arange(len(table.paths)), list(first_row.values())))
-    return kept, [events[clip] for clip in kept.paths]
+    # Rows are kept in their order, which is that in which `events` met the clips.
+    return kept, list(events.values())
 
 
 def _event(where: str, label: str, start_s: str, end_s: str) -> Event:
@@ -351,36 +312,11 @@ def _event(where: str, label: str, start_s: str, end_s: str) -> Event:
     return Event(label, round(start * 1000, 6), round(end * 1000, 6))
 
 
-def _resolve_paths(path: Path, names: list[str], audio_root: Path | None) -> list[Path]:
-    """Join relative names to the root they start from."""
-    relative = [name for name in names if not Path(name).is_absolute()]
-    if not relative:
-        return [Path(name) for name in names]
-    roots = [audio_root] if audio_root is not None else [path.parent, path.absolute().parent.parent]
-    for root in roots:
-        # One file is enough to find the root: files that are missing are reported where they are read.
-        if any(_exists(root / name) for name in relative):
-            return [root / name for name in names]
-    looked = " or ".join(str(root) for root in roots)
-    raise InputError(
-        f"{path}: neither {relative[0]!r} nor any other file of it is below {looked}; say with --audio-root where "
-        "the paths start"
-    )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        # The system may refuse a name, for example one that is too long.
-        return False
-
-
 def _check_unique(path: Path, paths: list[Path]) -> None:
     """Refuse a clip that is listed twice, which could put it on both sides of a split."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     # A set keeps this quick for millions of rows.
-    for clip in paths:
-        if clip in seen:
+    for clip, real in zip(paths, resolved(paths), strict=True):
+        if real in seen:
             raise InputError(f"{path}: {clip} is listed twice; keep one row per clip")
-        seen.add(clip)
+        seen.add(real)

@@ -1,0 +1,16 @@
+"""What every command that takes a table can be told about it, without PyTorch: command lines come from here."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How a table of files is read; `docs/tables.md` says what melmask assumes by itself."""
+
+    audio_root: Path | None = None
+    """Folder where relative paths of a table start. The default is the table's folder or its parent."""
+    path_column: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Column with the paths, where melmask does not know its name."""
+    label_column: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Column with the labels, where melmask does not know its name or several could be it."""
