@@ -63,8 +63,8 @@ def run_ours(folder: Path, seeds: list[int], grid_points: int, protocol: str, pr
     import torch
 
     from melmask.evaluate.evaluation import head_precision
-    from melmask.evaluate.judging import TaskRows
     from melmask.evaluate.protocols import grid_of, run_task
+    from melmask.evaluate.rows import TaskRows
     from melmask.evaluate.tasks import read_task
 
     task, found = read_task(folder), []

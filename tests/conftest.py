@@ -17,10 +17,10 @@ from melmask.config import (
     PretrainConfig,
     RunConfig,
 )
+from melmask.config_text import with_overrides
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
 from melmask.embedding.encoder import load
-from melmask.settings import with_overrides
 from melmask.train.pretrain import pretrain
 
 RATE_HZ = 16000

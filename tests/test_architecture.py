@@ -168,7 +168,7 @@ def test_the_public_names_are_the_documented_ones():
         melmask.embeddings  # noqa: B018
 
 
-@pytest.mark.parametrize("modules", ["melmask", "melmask.config", "melmask.settings", "melmask.cli"])
+@pytest.mark.parametrize("modules", ["melmask", "melmask.config", "melmask.config_text", "melmask.cli"])
 def test_torch_is_not_imported_with(modules):
     assert run_python(f"import sys, {modules}; print('torch' in sys.modules)") == "False\n"
 

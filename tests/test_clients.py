@@ -15,8 +15,8 @@ from melmask.audio.files import read_audio
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.evaluate import embeddings as embeddings_module
-from melmask.evaluate.clients import name_apart, open_client, slug
 from melmask.evaluate.embeddings import batch_size, embed_task
+from melmask.evaluate.models import name_apart, open_client, slug
 from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.tasks import read_task
 from melmask.labels.tables import Event

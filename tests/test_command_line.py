@@ -15,8 +15,8 @@ import pytest
 from melmask.cli import COMMANDS, build_parser, main
 from melmask.cli.options import Parser, add_options, options_of
 from melmask.config import FrontEndConfig
+from melmask.config_text import field_meanings
 from melmask.recipes import RECIPES
-from melmask.settings import field_meanings
 
 REFERENCE = Path(__file__).parent / "reference"
 RELEASED = json.loads((REFERENCE / "command_line.json").read_text())

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from melmask.settings import to_dict
+from melmask.config_text import to_dict
 from melmask.system.files import claimed
 from melmask.train.pretrain import pretrain
 from melmask.train.record import read_metrics
@@ -30,7 +30,7 @@ _TRAIN = """
 import json, pathlib, sys
 from melmask.config import PretrainConfig
 from melmask.corpus.store import Store
-from melmask.settings import from_dict
+from melmask.config_text import from_dict
 from melmask.train.pretrain import pretrain
 store, run = (pathlib.Path(name) for name in sys.argv[1:3])
 config = from_dict(PretrainConfig, json.loads(sys.argv[3]))

@@ -9,8 +9,9 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.embedding import encoder as encoder_module
-from melmask.embedding.choice import POOLINGS, FeatureChoice
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
+from melmask.embedding.pooling import POOLINGS
 from melmask.embedding.waveform import waveform_of
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
 

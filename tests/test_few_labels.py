@@ -12,9 +12,9 @@ import soundfile
 from sklearn.linear_model import LogisticRegression
 
 from melmask.downstream.few_labels import curves_of_features, draw_interval, draw_order, few_label_curves
+from melmask.downstream.linear_and_knn import knn_probe, linear_probe, neighbor_votes, standardize
 from melmask.downstream.options import FewLabelsOptions
-from melmask.downstream.probe import knn_probe, linear_probe, neighbor_votes, standardize
-from melmask.downstream.probing import probe_tasks
+from melmask.downstream.probe import probe_tasks
 from melmask.downstream.records import CurvePoint, CurveScore, TaskCurves, curves_text
 from melmask.errors import ConfigError, InputError, MissingExtraError, OutputError
 from melmask.figures.few_labels import save_few_labels_picture, spread

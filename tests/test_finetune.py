@@ -27,10 +27,10 @@ from melmask.classifier.options import FinetuneConfig, FinetuneOptions, PredictO
 from melmask.classifier.predict import predict_files
 from melmask.classifier.training import Finetuning
 from melmask.cli import main
-from melmask.downstream.probe import standardize
+from melmask.config_text import with_overrides
+from melmask.downstream.linear_and_knn import standardize
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
 from melmask.labels.tables import Event
-from melmask.settings import with_overrides
 from melmask.system.files import atomic_write, locked
 from melmask.train import snapshot
 

@@ -7,12 +7,12 @@ import melmask
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
 from melmask.config import FrontEndConfig
+from melmask.config_text import with_overrides
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.network import build_network
-from melmask.settings import with_overrides
 from melmask.train.initial import initial_weights, resized_embedding
 from melmask.train.record import write_run_file
 from melmask.train.resume import resolve_config

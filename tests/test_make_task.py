@@ -10,8 +10,8 @@ import soundfile
 from jaxtyping import config as jaxtyping_config
 
 from melmask.errors import ConfigError, InputError, OutputError
-from melmask.evaluate.division import divide, spread
 from melmask.evaluate.make_task import make_task as write_task
+from melmask.evaluate.new_splits import divide, spread
 from melmask.evaluate.options import TaskOptions
 from melmask.evaluate.sounds import wav_names
 from melmask.evaluate.tasks import DataSplit, read_task

@@ -9,8 +9,8 @@ import soundfile
 import torch
 
 from melmask.downstream import monitor
+from melmask.downstream.linear_and_knn import knn_probe
 from melmask.downstream.monitor import FeatureRank, NearestNeighbors, _even_units, rankme
-from melmask.downstream.probe import knn_probe
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError

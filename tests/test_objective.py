@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from melmask.config import ModelConfig, ObjectiveConfig, PretrainConfig, RunConfig
+from melmask.config_text import with_overrides
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.embedding.encoder import load
@@ -24,7 +25,6 @@ from melmask.objectives import base
 from melmask.objectives.base import Objective, build_objective
 from melmask.objectives.mae import predict_hidden
 from melmask.objectives.masking import random_masks
-from melmask.settings import with_overrides
 from melmask.system.hardware import exact_float32_products
 from melmask.train.optimizer import build_optimizer, learning_rate
 from melmask.train.pretrain import pretrain

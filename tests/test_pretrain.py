@@ -16,10 +16,10 @@ from melmask.audio.statistics import moments_of
 from melmask.checkpoint.folder import load_checkpoint, read_card
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig
+from melmask.config_text import to_dict
 from melmask.corpus.store import Store, StoreWriter
 from melmask.errors import CheckpointError, ConfigError, OutputError, StoreError, TrainingError
 from melmask.models.network import build_network
-from melmask.settings import to_dict
 from melmask.train import pretrain as pretrain_module
 from melmask.train import signals
 from melmask.train.clock import Clock
@@ -147,7 +147,7 @@ _KILLED_AT_FIVE = """
 import json, os, pathlib, signal, sys
 from melmask.config import PretrainConfig
 from melmask.corpus.store import Store
-from melmask.settings import from_dict
+from melmask.config_text import from_dict
 from melmask.train.pretrain import pretrain
 def kill_at_five(state):
     if state.step == 5:

@@ -5,8 +5,8 @@ import matplotlib
 import numpy as np
 import pytest
 
+from melmask.downstream.linear_and_knn import ProbeScore, knn_probe, linear_probe
 from melmask.downstream.metrics import confusion_counts
-from melmask.downstream.probe import ProbeScore, knn_probe, linear_probe
 from melmask.errors import InputError, MissingExtraError, OutputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import Split

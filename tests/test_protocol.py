@@ -17,14 +17,14 @@ from sklearn.model_selection import ParameterGrid
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError, InputError
 from melmask.evaluate import protocols as protocol
-from melmask.evaluate.clients import open_client
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
 from melmask.evaluate.evaluation import evaluate, table_text
 from melmask.evaluate.heads import HeadConfig, StoppedError, Validation
-from melmask.evaluate.judging import TaskRows, postprocessings
+from melmask.evaluate.models import open_client
 from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.protocols import LINEAR_SEEDS, grid_of, run_splits
 from melmask.evaluate.results import read_report, write_report
+from melmask.evaluate.rows import TaskRows, postprocessings
 from melmask.evaluate.tasks import read_task
 from melmask.pages.evaluation import write_evaluation_page
 

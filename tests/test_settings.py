@@ -5,8 +5,8 @@ import pytest
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig, OptimizerConfig, PretrainConfig, RunConfig
+from melmask.config_text import describe, from_dict, to_dict, with_overrides
 from melmask.errors import ConfigError
-from melmask.settings import describe, from_dict, to_dict, with_overrides
 
 CHANGED = PretrainConfig(
     model=ModelConfig(frames=512, patch_frames=8, cls_token=False, decoder_positions="grid"),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from melmask.config import FRONT_END_32_KHZ, FrontEndConfig, Statistics
-    from melmask.embedding.choice import POOLINGS, SCENES, FeatureChoice
+    from melmask.embedding.choice import SCENES, FeatureChoice
     from melmask.embedding.encoder import AudioEncoder, Embedding, load
     from melmask.embedding.extract import embed_files
     from melmask.embedding.reconstruction import Reconstruction
@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 # Type checkers read the imports above, and Python finds the same names here.
 _HOMES = {
     "melmask.config": ("FRONT_END_32_KHZ", "FrontEndConfig", "Statistics"),
-    "melmask.embedding.choice": ("POOLINGS", "SCENES", "FeatureChoice"),
+    "melmask.embedding.choice": ("SCENES", "FeatureChoice"),
+    "melmask.embedding.pooling": ("POOLINGS",),
     "melmask.embedding.encoder": ("AudioEncoder", "Embedding", "load"),
     "melmask.embedding.extract": ("embed_files",),
     "melmask.embedding.reconstruction": ("Reconstruction",),

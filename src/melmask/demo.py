@@ -14,7 +14,7 @@ from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
 from melmask.datasets.synthetic import CLASSES, write_sound_set
 from melmask.downstream.options import ProbeOptions
-from melmask.downstream.probing import probe_tasks
+from melmask.downstream.probe import probe_tasks
 from melmask.downstream.records import table_text
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.folder import embed_table

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
+from melmask.config_text import from_dict, to_dict
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.network import Network, network_with
-from melmask.settings import from_dict, to_dict
 from melmask.system.files import output_error, write_json
 
 FORMAT = "melmask-model"

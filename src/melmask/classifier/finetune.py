@@ -30,9 +30,9 @@ from melmask.classifier.network import ClassifierNetwork
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.classifier.training import EpochMetrics, Finetuning, crop_frames
 from melmask.config import HardwareConfig
+from melmask.config_text import from_dict
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, ConfigError, InputError
-from melmask.settings import from_dict
 from melmask.system.extras import require
 from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision

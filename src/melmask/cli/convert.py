@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from melmask.config import FrontEndConfig, Statistics
+from melmask.config_text import with_overrides
 from melmask.errors import OutputError
-from melmask.settings import with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)

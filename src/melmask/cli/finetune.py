@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
-from melmask.settings import with_overrides
+from melmask.config_text import with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
-from melmask.settings import entries, field_meanings, field_types, kind_name
+from melmask.config_text import entries, field_meanings, field_types, kind_name
 
 if TYPE_CHECKING:
     from melmask.embedding.encoder import AudioEncoder

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from melmask.cli.options import THREADS
 from melmask.config import FrontEndConfig
+from melmask.config_text import with_overrides
 from melmask.labels.options import TableOptions
-from melmask.settings import with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)

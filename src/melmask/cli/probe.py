@@ -22,7 +22,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Score the model, and print its scores beside those of the baselines."""
-    from melmask.downstream.probing import probe_tasks
+    from melmask.downstream.probe import probe_tasks
     from melmask.downstream.records import table_text
     from melmask.system.extras import can_draw, require
 

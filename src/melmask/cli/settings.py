@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from melmask.config import PretrainConfig
+from melmask.config_text import describe, with_overrides
 from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
-from melmask.settings import describe, with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
+from melmask.config_text import from_dict, to_dict
 from melmask.errors import ConfigError, InputError, StoreError
-from melmask.settings import from_dict, to_dict
 from melmask.system.files import atomic_write, output_error, write_csv, write_json
 
 FORMAT = "melmask-store"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from melmask.config_text import to_dict
 from melmask.downstream.options import ProbeOptions
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
@@ -15,7 +16,6 @@ from melmask.embedding.normalization import with_dataset_statistics
 from melmask.errors import InputError
 from melmask.geometry import StepGrid
 from melmask.labels.tables import LabelTable, keep_rows
-from melmask.settings import to_dict
 from melmask.system.progress import track
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"

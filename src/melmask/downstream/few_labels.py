@@ -25,8 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int64
 
 from melmask.downstream.baselines import features_of_task
-from melmask.downstream.options import ALL, FewLabelsOptions
-from melmask.downstream.probe import (
+from melmask.downstream.linear_and_knn import (
     earlier_equals,
     logistic_predictions,
     neighbor_votes,
@@ -34,7 +33,8 @@ from melmask.downstream.probe import (
     t_interval,
     wilson_interval,
 )
-from melmask.downstream.probing import CLASSIFIERS, read_tables
+from melmask.downstream.options import ALL, FewLabelsOptions
+from melmask.downstream.probe import CLASSIFIERS, read_tables
 from melmask.downstream.records import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, curve_rows
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError

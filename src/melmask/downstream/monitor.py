@@ -18,7 +18,7 @@ from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
-from melmask.downstream.probe import earlier_equals, knn_probe
+from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder

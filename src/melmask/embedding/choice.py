@@ -1,48 +1,20 @@
 """Which features are taken from an encoder: the layers, the vector of a time step, and the vector of a clip.
 
 `FeatureChoice` is the one description of that. The command line, `AudioEncoder.embed`, tables, reports and the HEAR
-module all pass it on whole. To add a pooling, add one entry to `_POOLINGS` below. This module does not import PyTorch.
+module all pass it on whole. This module does not import PyTorch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from melmask.config import FrontEndConfig, ModelConfig
+from melmask.embedding.pooling import POOLINGS
 from melmask.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-
-def _mean_and_max(grid: "torch.Tensor", _cls: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
-    return torch.cat([grid.mean(2), grid.amax(2)], dim=-1)
-
-
-class _Pooling(NamedTuple):
-    """How the tokens of a time step become its vector.
-
-    size: computes the vector's length from (rows, width).  pool: turns the patches' tokens (batch, steps, rows, width)
-    and the CLS tokens (batch, 1, width) into vectors (batch, steps, size).
-    """
-
-    size: Callable[[int, int], int]
-    pool: Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-    needs_cls: bool = False
-
-
-_POOLINGS = {
-    "concat": _Pooling(lambda rows, width: rows * width, lambda grid, _: grid.flatten(2)),
-    "mean": _Pooling(lambda _, width: width, lambda grid, _: grid.mean(2)),
-    "mean+max": _Pooling(lambda _, width: 2 * width, _mean_and_max),
-    "cls": _Pooling(lambda _, width: width, lambda grid, cls: cls.expand(-1, grid.shape[1], -1), needs_cls=True),
-}
-
-POOLINGS = tuple(_POOLINGS)
-"""How the frequency patches of a time step become its vector: they are put side by side (rows * width), or it is their
-mean (width), their mean and maximum (2 * width), or the CLS token of the step's unit (width)."""
 
 SCENES = ("mean", "mean+std")
 """What the scene vector holds: the mean of the frame vectors over time (D), or also their standard deviation (2 D),
@@ -99,8 +71,8 @@ class FeatureChoice:
         for number in self.layers:
             if not 1 <= number <= model.depth:
                 raise ConfigError(f"layer is {number}; this model has layers 1 to {model.depth}")
-        if _POOLINGS[self.pooling].needs_cls and not model.cls_token:
-            others = " or ".join(repr(name) for name, pooling in _POOLINGS.items() if not pooling.needs_cls)
+        if POOLINGS[self.pooling].needs_cls and not model.cls_token:
+            others = " or ".join(repr(name) for name, pooling in POOLINGS.items() if not pooling.needs_cls)
             raise ConfigError(f"pooling is {self.pooling!r} but this model has no CLS token; use {others}")
         self.hop_frames(model, front_end)
         return self
@@ -124,7 +96,7 @@ class FeatureChoice:
     def frame_size(self, model: ModelConfig) -> int:
         """Return D, the size of a frame vector."""
         rows = model.mels // model.patch_mels
-        return _POOLINGS[self.pooling].size(rows, model.width) * max(1, len(self.layers))
+        return POOLINGS[self.pooling].size(rows, model.width) * max(1, len(self.layers))
 
     def scene_size(self, model: ModelConfig) -> int:
         """Return the size of a scene vector."""
@@ -135,7 +107,7 @@ class FeatureChoice:
         """Pool the tokens (batch, [CLS +] patches, width) of a layer to one vector a step, (batch, steps, size)."""
         # Tokens are numbered frequency-major, so they unfold to (rows, steps); steps then go first.
         grid = tokens[:, int(cls_token) :].unflatten(1, (rows, -1)).transpose(1, 2)
-        return _POOLINGS[self.pooling].pool(grid, tokens[:, :1])
+        return POOLINGS[self.pooling].pool(grid, tokens[:, :1])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as files hold it: layer (null or a list), pooling, scene and hop_ms."""

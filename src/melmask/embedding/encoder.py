@@ -31,6 +31,7 @@ from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Statistics
+from melmask.config_text import to_dict
 from melmask.embedding.assemble import ClipVectors, Segmenter
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.reconstruction import Reconstruction, reconstruct
@@ -38,7 +39,6 @@ from melmask.embedding.waveform import sound_file, waveform_of
 from melmask.errors import ConfigError
 from melmask.geometry import StepGrid, unit_lengths
 from melmask.models.network import Network, build_network
-from melmask.settings import to_dict
 from melmask.system.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
 
 FRAMES_TOGETHER = 60_000

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from melmask import __version__
 from melmask.audio.logmel import mel_filterbank
 from melmask.config import LOG_EPSILON
+from melmask.config_text import to_dict
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, OutputError
-from melmask.settings import to_dict
 from melmask.system.extras import require
 from melmask.system.files import atomic_write
 

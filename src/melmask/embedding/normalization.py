@@ -8,10 +8,10 @@ from pathlib import Path
 from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
+from melmask.config_text import from_dict, to_dict
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.tables import digest_of_paths
 from melmask.errors import AudioFileError, InputError
-from melmask.settings import from_dict, to_dict
 from melmask.system.files import write_json
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track

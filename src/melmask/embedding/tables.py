@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 
 from melmask.audio.files import MEAN
 from melmask.config import FrontEndConfig, Statistics
+from melmask.config_text import from_dict
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
-from melmask.settings import from_dict
 from melmask.system.files import atomic_write, claimed, ensure_folder, write_csv, write_json
 
 SUFFIXES = (".parquet", ".npz")

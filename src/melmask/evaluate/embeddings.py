@@ -16,7 +16,7 @@ import numpy as np
 
 from melmask.audio.files import read_audio
 from melmask.errors import InputError
-from melmask.evaluate.clients import Client
+from melmask.evaluate.models import Client
 from melmask.evaluate.tasks import Task
 from melmask.labels.tables import Event
 from melmask.system.files import atomic_write

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 
 from melmask import __version__
-from melmask.downstream.probe import t_interval, wilson_interval
+from melmask.downstream.linear_and_knn import t_interval, wilson_interval
 from melmask.errors import InputError, MelmaskError, OutputError
-from melmask.evaluate.clients import Client, name_apart, open_client, slug
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
 from melmask.evaluate.heads import HeadConfig
-from melmask.evaluate.judging import TaskRows
 from melmask.evaluate.leaks import find_leaks
+from melmask.evaluate.models import Client, name_apart, open_client, slug
 from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.protocols import grid_of, run_task
 from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts
 from melmask.evaluate.results import RESULTS, read_report, save_split, saved_split, write_report
+from melmask.evaluate.rows import TaskRows
 from melmask.evaluate.tasks import Task, find_tasks
 from melmask.system.extras import require
 from melmask.system.files import claimed, remove_partial

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from melmask.errors import InputError, OutputError
-from melmask.evaluate.division import Division, divide
 from melmask.evaluate.leaks import find_leaks
+from melmask.evaluate.new_splits import Division, divide
 from melmask.evaluate.options import AUTO, NATIVE, TaskOptions, check_word
 from melmask.evaluate.sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task

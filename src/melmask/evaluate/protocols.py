@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from melmask.downstream.probe import neighbor_votes, standardize
+from melmask.downstream.linear_and_knn import neighbor_votes, standardize
 from melmask.errors import InputError
 from melmask.evaluate.heads import HeadConfig, Rows, TrainedHead, TrainingRules, better, train_head
-from melmask.evaluate.judging import PredictionArrays, TaskRows
 from melmask.evaluate.options import GRID_POINTS
 from melmask.evaluate.records import Split, finite
+from melmask.evaluate.rows import PredictionArrays, TaskRows
 from melmask.evaluate.tasks import DataSplit, Task
 from melmask.system.hardware import exact_float32_products, keep_freed_memory
 from melmask.system.progress import track

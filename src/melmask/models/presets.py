@@ -1,8 +1,8 @@
 """Named sizes: (width, depth, heads) of encoder and decoder."""
 
 from melmask.config import ModelConfig
+from melmask.config_text import from_dict
 from melmask.errors import unknown_name
-from melmask.settings import from_dict
 
 # Encoder sizes: ViT (arXiv 2010.11929) and DeiT (2012.12877). Decoders: the paper's for base, the image MAE's
 # (2111.06377) for large. The two small sizes have decoders of about half the encoder's width, as base has.

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from melmask.config import PretrainConfig, Statistics
+from melmask.config_text import to_dict
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.objectives.base import build_objective
-from melmask.settings import to_dict
 from melmask.system.hardware import (
     keep_freed_memory,
     matmul_peak,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from melmask.config import PretrainConfig
+from melmask.config_text import to_dict
 from melmask.errors import ConfigError, MissingExtraError
-from melmask.settings import to_dict
 from melmask.system.files import atomic_write, ensure_folder
 
 WANDB_ID = "wandb_id"

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.config_text import to_dict
 from melmask.errors import ConfigError
 from melmask.models.network import build_network
-from melmask.settings import to_dict
 
 _EMBEDDING = "encoder.patch_embed.weight"
 

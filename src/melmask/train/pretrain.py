@@ -16,12 +16,12 @@ from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
+from melmask.config_text import to_dict
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError, OutputError, StoreError, TrainingError
 from melmask.models.network import Network
 from melmask.objectives.base import build_objective
-from melmask.settings import to_dict
 from melmask.system.files import claimed
 from melmask.system.hardware import keep_freed_memory, matmul_peak
 from melmask.train.boards import open_boards

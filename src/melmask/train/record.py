@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.config_text import from_dict, to_dict
 from melmask.corpus.store import Store
 from melmask.errors import CheckpointError
-from melmask.settings import from_dict, to_dict
 from melmask.system.files import atomic_write, output_error, write_json
 
 RUN_FILE, METRICS, EVENTS = "run.json", "metrics.jsonl", "events.jsonl"

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from melmask.config import PretrainConfig
+from melmask.config_text import to_dict, with_overrides
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.recipes import DEFAULT_RECIPE, recipe
-from melmask.settings import to_dict, with_overrides
 from melmask.train.record import RUN_FILE, flat, read_run_file
 from melmask.train.snapshot import SNAPSHOT
 

@@ -27,10 +27,10 @@ from torch import Tensor
 import melmask.adapters.hear as hear
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.config import FrontEndConfig
+from melmask.config_text import to_dict
 from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
 from melmask.evaluate.options import EvaluateOptions
-from melmask.settings import to_dict
 from melmask.system.hardware import pick_device
 
 PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
