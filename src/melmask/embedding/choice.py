@@ -37,8 +37,8 @@ class FeatureChoice:
     layers: tuple[int, ...] = field(default=(), metadata={"flag": "--layer"})
     """Take the features after these blocks, 1 to the model's depth, and put them side by side. Without it, they are the
     last block's, after the final norm."""
-    pooling: str = "concat"
-    """How the frequency patches of a time step become its vector: concat, mean, mean+max or cls."""
+    pooling: str = field(default="concat", metadata={"names": tuple(POOLINGS)})
+    """How the frequency patches of a time step become its vector."""
     scene: str = "mean"
     """How the frame vectors of a clip become its scene vector: mean over time, or mean+std, which is twice as long."""
     hop_ms: float | None = None
