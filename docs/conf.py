@@ -22,6 +22,8 @@ suppress_warnings = ["toc.empty_glob"]
 
 # Docstrings put code between single backticks.
 default_role = "code"
+# Blocks without a language are diagrams and output, not Python.
+highlight_language = "text"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Pre-training on two machines of eight GPUs under SLURM:
 #   sbatch examples/slurm.sh STORE RUN [--recipe msm_mae_512 data.batch_size=1024 ...]
-# SIGTERM comes three minutes before the limit and saves the run; the same command, sent in again, goes on. SLURM sends a
-# job in again by itself after a machine fails (--requeue). Options of sbatch change the machines: sbatch --nodes=4 ...
+# SLURM sends SIGTERM three minutes before the time limit, and the run saves and ends. Submit the same command again to
+# resume. If a machine fails, SLURM submits the job again by itself (--requeue). Options of sbatch change the machines:
+#   sbatch --nodes=4 examples/slurm.sh STORE RUN
 #SBATCH --job-name=melmask
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -13,13 +14,13 @@
 #SBATCH --requeue
 set -euo pipefail
 store=$1
-run=$2  # on a file system that every machine sees
+run=$2  # must be on a file system that every machine sees
 shift 2
 (($#)) || set -- --recipe msm_mae_512 data.batch_size=1024
 
 first_machine=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 10000))  # so that two jobs on one machine do not meet
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120  # seconds for a large model to be saved; PyTorch before 2.12 has 30
+port=$((20000 + SLURM_JOB_ID % 10000))  # two jobs on one machine get two ports
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120  # seconds; a large model takes long to save, and PyTorch before 2.12 allows 30
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$first_machine:$port" --rdzv-id "$SLURM_JOB_ID" \
