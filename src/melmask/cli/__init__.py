@@ -30,10 +30,9 @@ COMMANDS = (
 )
 # When one of these is stopped, the same command resumes it.
 _RESUMED = ("demo", "prepare", "pretrain", "embed", "evaluate", "finetune", "predict")
-# CPU allocations fail with the first message and GPU allocations with the second.
-
 _SIGPIPE = 13
 """Number of the signal that ends a writer whose reader has gone, on all systems that have it."""
+# CPU allocations fail with the first message and GPU allocations with the second.
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
