@@ -354,6 +354,17 @@ def test_what_was_computed_is_read_again_and_only_that(run_folder, tasks, tmp_pa
     assert len(list(tmp_path.iterdir())) == 2 * len(parts)
 
 
+def test_damaged_parts_of_the_cache_are_computed_anew(run_folder, tmp_path):
+    task = read_task(write_fold_task(tmp_path / "tasks"))
+    client = open_client(str(run_folder), CPU)
+    first = embed_task(client, task, tmp_path / "cache")
+    for damaged in (b"", b"PK\x03\x04"):
+        for part in (tmp_path / "cache").glob("*.npz"):
+            part.write_bytes(damaged)
+        again = embed_task(client, task, tmp_path / "cache")
+        assert np.array_equal(again["fold00"].vectors, first["fold00"].vectors)
+
+
 def test_a_changed_sound_is_computed_anew(run_folder, tmp_path):
     task = read_task(write_fold_task(tmp_path / "tasks"))
     client = open_client(str(run_folder), CPU)

@@ -782,8 +782,17 @@ def test_what_failed_is_tried_again_and_other_jobs_failures_are_not_counted(trai
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert predict_files(classifier, [good], out) == (1, 0, 1)
     assert out.read_text() == whole
-    journal.write_text("no journal\n")
-    assert predict_files(classifier, [good, bad], out) == (1, 1, 2)
+    # A journal that cannot be used, or that another version wrote, starts the job over.
+    head = json.dumps(lines[0])
+    strange = (
+        "5",
+        "{}",
+        json.dumps({"path": str(good), "rows": []}),
+        json.dumps({"path": str(good), "rows": [{"x": 1}]}),
+    )
+    for damaged in ("no journal\n", *(f"{head}\n{line}\n" for line in strange)):
+        journal.write_text(damaged)
+        assert predict_files(classifier, [good, bad], out) == (1, 1, 2)
 
 
 # The command line.

@@ -56,8 +56,9 @@ def test_kept_statistics_are_used_for_the_same_files_only(encoder, good_paths, t
     kept.write_text(json.dumps({**facts, "statistics": {"mean": 1.0, "std": 2.0}}))
     assert with_dataset_statistics(encoder, good_paths, kept).card.statistics == Statistics(mean=1.0, std=2.0)
     assert with_dataset_statistics(encoder, good_paths[:-1], kept).card.statistics != first
-    kept.write_text("{")
-    assert with_dataset_statistics(encoder, good_paths, kept).card.statistics == first
+    for damaged in ("{", "[]", json.dumps({**facts, "statistics": {"mean": 1.0, "std": 0.0}})):
+        kept.write_text(damaged)
+        assert with_dataset_statistics(encoder, good_paths, kept).card.statistics == first
 
 
 def test_silence_has_no_statistics(encoder, tmp_path):

@@ -493,4 +493,9 @@ def test_a_copy_of_a_checkpoint_under_a_longer_name_is_not_the_runs(store, confi
     assert pretrain(store, tmp_path, configure("optimizer.steps=4")).step == 4
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000004"]
     assert load_any(tmp_path)[2].name == "step-0000004"
+    # Eight digits come after seven, although as text they come before.
+    newest = tmp_path / "checkpoints" / "step-0000004"
+    shutil.copytree(newest, newest.with_name("step-9999999"))
+    newest.rename(newest.with_name("step-10000000"))
+    assert load_any(tmp_path)[2].name == "step-10000000"
     assert kept.exists()

@@ -252,7 +252,7 @@ def test_pictures_are_embedded_and_large_ones_linked(make_run):
     assert re.findall(r"(\w+): step (\d+)", page.text) == [("now", "400"), ("first", "100"), ("midway", "200")]
 
 
-@pytest.mark.parametrize(("processes", "shown_so"), [("1 processes", False), ("8 processes", True), ("", False)])
+@pytest.mark.parametrize(("processes", "shown_so"), [("1 process", False), ("8 processes", True), ("", False)])
 def test_a_run_of_several_processes_is_resumed_with_torchrun(make_run, processes, shown_so):
     page = written(make_run(healthy_rows(), [{"step": 0, "event": "start", "text": processes}]))
     assert "this command resumes it exactly where it was" in page.text

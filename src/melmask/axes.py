@@ -8,7 +8,7 @@ values   numbers in a patch (mel, frame)       dim      width of a token
 In all code, `masked` is Bool, and True means hidden. Tests check the shapes; outside of tests they cost nothing.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Waveform = Float[Tensor, "batch samples"]
@@ -16,4 +16,3 @@ LogMel = Float[Tensor, "batch mels frames"]
 Patches = Float[Tensor, "batch patches values"]
 Tokens = Float[Tensor, "batch tokens dim"]
 Masked = Bool[Tensor, "batch patches"]
-TokenIds = Int[Tensor, "batch ids"]

@@ -22,6 +22,7 @@ from melmask.figures.reconstruction import save_reconstruction_picture
 from melmask.figures.training import ReconstructionPictures
 from melmask.pages.run import write_run_page
 from melmask.system.extras import can_draw, require
+from melmask.system.files import write_csv
 from melmask.system.progress import duration_text
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
@@ -55,8 +56,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     test = [labels.parent / row["path"] for row in rows if row["split"] == "test"]
     # The test clips stay out of pre-training too, so the probe tests sounds that the model has never heard.
     unlabeled = labels.with_name("unlabeled.csv")
-    with unlabeled.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path",), *((row["path"],) for row in rows if row["split"] != "test")])
+    write_csv(unlabeled, [("path",), *((row["path"],) for row in rows if row["split"] != "test")])
     _say("2/5 prepare: log-mels of the clips that are not held out for the test")
     prepare([unlabeled], out / "store", FrontEndConfig())
     _say("3/5 pre-train a small masked autoencoder on them, without labels")

@@ -106,7 +106,8 @@ def video_sound(
             most = min(block_frames(rate_hz, channels), rate_hz)
             yield rate_hz, blocks(frames, rate_hz, most)
         if track.duration is not None and container.format.name.startswith(_EXACT_FORMATS):
-            announced_s = float(track.duration * track.time_base)
+            # A track that names no unit of time announces nothing.
+            announced_s = float(track.duration * (track.time_base or 0))
             if read_s < announced_s - _SHORT_BY_S:
                 raise AudioFileError(
                     f"{path} breaks off after {read_s:.1f} of {announced_s:.1f} s; restore or leave out the file"

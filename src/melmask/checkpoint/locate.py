@@ -24,7 +24,9 @@ def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
         return *read_foreign(source), source
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a run, a checkpoint folder or a .pth file")
-    steps = sorted(path for path in (source / "checkpoints").glob("step-*") if path.name[len("step-") :].isdecimal())
+    found = (path for path in (source / "checkpoints").glob("step-*") if path.name[len("step-") :].isdecimal())
+    # Names have seven digits, or more for longer runs, so they are compared as numbers.
+    steps = sorted(found, key=lambda path: int(path.name[len("step-") :]))
     # Take a run's newest checkpoint, the encoder of a fine-tuning, or the folder itself.
     classifier = source / "classifier"
     folder = steps[-1] if steps else classifier if (classifier / CONFIG).exists() else source

@@ -19,8 +19,8 @@ import numpy as np
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, InputError
-from melmask.evaluate.options import Kind
 from melmask.evaluate.tasks import METADATA, Task, read_task
+from melmask.labels.options import Kind
 from melmask.labels.tables import ClipTable, Event, read_clips, sorted_names
 from melmask.system.progress import track
 
@@ -95,7 +95,7 @@ def task_examples(task: Task, fold: str) -> Examples:
         raise InputError(f"--fold is {fold!r}; {task.title} has {', '.join(names)}")
     split = task.data_splits[names.index(fold) if fold else 0]
     # A task has its sounds at several rates. The encoder resamples, and the highest rate lost least.
-    rates = [int(path.name) for path in task.folder.iterdir() if path.name.isdigit()]
+    rates = [rate for name in task.splits for rate in task.rates_hz(name)]
     if not rates:
         raise InputError(f"{task.folder} has no folder of sounds such as 16000; unpack the whole task")
     rows = [

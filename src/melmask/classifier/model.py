@@ -23,7 +23,7 @@ from melmask.downstream.metrics import scene_score
 from melmask.embedding.choice import SCENES, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, InputError
-from melmask.evaluate.options import Kind
+from melmask.labels.options import Kind
 from melmask.models.network import Network
 from melmask.system.files import output_error, write_json
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from melmask.classifier.examples import Clips
 from melmask.classifier.options import Scene
 from melmask.embedding.choice import FeatureChoice
-from melmask.evaluate.options import Kind
 from melmask.geometry import step_durations_frames
+from melmask.labels.options import Kind
 from melmask.models.network import Network
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track

@@ -133,9 +133,10 @@ def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
         # The text after the last line break is empty, or a line that a kill has cut off.
         entries = [json.loads(line) for line in lines[:-1]] if begun == head else []
         rows = {entry["path"]: [Prediction(**row) for row in entry["rows"]] for entry in entries}
-    except (OSError, ValueError):
+        return {path: own for path, own in rows.items() if own[0].error is None}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        # The lines are damaged, or another version has written them: the job starts over.
         return {}
-    return {path: own for path, own in rows.items() if own[0].error is None}
 
 
 def _line(path: str, rows: list[Prediction]) -> str:

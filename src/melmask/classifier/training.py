@@ -21,7 +21,7 @@ from melmask.classifier.network import ClassifierNetwork
 from melmask.classifier.options import FinetuneConfig
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import CheckpointError, TrainingError
-from melmask.evaluate.options import Kind
+from melmask.labels.options import Kind
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
 from melmask.train.snapshot import write_state

@@ -11,7 +11,7 @@ from melmask.config import Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.tables import digest_of_paths
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.system.files import write_json
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
@@ -74,6 +74,6 @@ def _kept(path: Path | None, facts: dict[str, object]) -> Statistics | None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         statistics = from_dict(Statistics, kept.pop("statistics"))
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return None
     return statistics if kept == facts else None

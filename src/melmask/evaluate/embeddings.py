@@ -101,7 +101,7 @@ def _audio_folder(task: Task, split: str, rate_hz: int) -> Path:
     wanted = task.audio_folder(split, rate_hz)
     if wanted.is_dir():
         return wanted
-    rates = sorted(int(p.name) for p in task.folder.iterdir() if p.name.isdigit() and (p / split).is_dir())
+    rates = task.rates_hz(split)
     if not rates:
         raise InputError(
             f"{wanted} does not exist, and split {split} has no sounds at another rate; unpack the whole task"
@@ -138,7 +138,7 @@ def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         # The file is opened here, because np.load leaves a damaged one open.
         with path.open("rb") as file, np.load(file) as part:
             return part["vectors"], part["times_ms"], part["steps"]
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 

@@ -39,11 +39,11 @@ def find_leaks(task: Task) -> Leaks:
 
 def _contents(task: Task, split: str) -> dict[str, str]:
     """Return the digest of each sound that exists at the highest rate."""
-    rates = [path for path in task.folder.iterdir() if path.name.isdigit() and (path / split).is_dir()]
+    rates = task.rates_hz(split)
     if not rates:
         return {}
     # Sounds that differ may become equal at a low rate, so the highest rate counts.
-    folder = max(rates, key=lambda path: int(path.name)) / split
+    folder = task.audio_folder(split, rates[-1])
     digests = {name: _digest(folder / name) for name in task.files[split]}
     return {name: digest for name, digest in digests.items() if digest is not None}
 

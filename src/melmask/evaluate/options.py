@@ -10,13 +10,12 @@ from typing import Literal, get_args
 
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError, unknown_name
-from melmask.labels.options import TableOptions
+from melmask.labels.options import Kind, TableOptions
 
 PROTOCOLS = ("hear", "hear-fixed", "linear", "knn")
 PRECISIONS = ("auto", "fp32", "bf16")
 GRID_POINTS = 8
 """The HEAR kit tries this many points of its grid."""
-Kind = Literal["multiclass", "multilabel", "event"]
 Scheme = Literal["fold", "split", "new"]
 AUTO, NATIVE = "auto", "native"
 FEWEST_FOLDS = 3

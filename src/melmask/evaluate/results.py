@@ -9,10 +9,9 @@ A file may come from another version of melmask. A field that is missing gets it
 is left out.
 """
 
-import csv
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -22,7 +21,7 @@ import numpy as np
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import InputError
 from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts, finite
-from melmask.system.files import atomic_write, write_json
+from melmask.system.files import atomic_write, write_csv, write_json
 
 RESULTS = "results.json"
 FORMAT = 1
@@ -98,14 +97,16 @@ def write_report(results: Path, report: Report) -> None:
         "failed": [{**_names(failure), "reason": failure.reason} for failure in report.failed],
     }
     write_json(results / RESULTS, content)
-    with atomic_write(results / "results.csv", "w") as file:
-        table = csv.writer(file)
-        table.writerow(["model", "task", "protocol", "metric", "primary", "mean", "std", "low_95", "high_95", "splits"])
-        for outcome in report.results:
-            for metric, score in outcome.scores.items():
-                numbers = (score.mean, score.std, *(score.interval_95 or (None, None)))
-                primary = int(metric == outcome.primary)
-                table.writerow([*_names(outcome).values(), metric, primary, *numbers, len(outcome.splits)])
+    write_csv(results / "results.csv", _csv_rows(report))
+
+
+def _csv_rows(report: Report) -> Iterator[Sequence[object]]:
+    yield "model", "task", "protocol", "metric", "primary", "mean", "std", "low_95", "high_95", "splits"
+    for outcome in report.results:
+        for metric, score in outcome.scores.items():
+            numbers = (score.mean, score.std, *(score.interval_95 or (None, None)))
+            primary = int(metric == outcome.primary)
+            yield *_names(outcome).values(), metric, primary, *numbers, len(outcome.splits)
 
 
 def _names(entry: Outcome | Failure) -> dict[str, str]:

@@ -23,21 +23,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from melmask.downstream.events import EVENT_METRICS
 from melmask.downstream.metrics import SCENE_METRICS
 from melmask.errors import InputError, unknown_name
 from melmask.evaluate.options import FEWEST_FOLDS
 from melmask.labels.tables import Event
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
-METRICS = {
-    "scene": SCENE_METRICS,
-    "event": (
-        "event_onset_200ms_fms",
-        "event_onset_50ms_fms",
-        "event_onset_offset_50ms_20perc_fms",
-        "segment_1s_er",
-    ),
-}
+METRICS = {"scene": SCENE_METRICS, "event": EVENT_METRICS}
 """Names of the metrics by embedding type."""
 PREDICTION_TYPES = {"scene": ("multiclass", "multilabel"), "event": ("multilabel",)}
 FOLD_MODES = ("new_split_kfold", "presplit_kfold")
@@ -105,6 +98,11 @@ class Task:
     def audio_folder(self, split: str, rate_hz: int) -> Path:
         """Return where a split's wav files of a sample rate lie, if the task has that rate."""
         return self.folder / str(rate_hz) / split
+
+    def rates_hz(self, split: str) -> list[int]:
+        """Return the sample rates, ascending, for which the folder has sounds of a split."""
+        folders = [path for path in self.folder.iterdir() if path.name.isdecimal() and (path / split).is_dir()]
+        return sorted(int(path.name) for path in folders)
 
 
 def find_tasks(folder: Path, names: Sequence[str] = ()) -> list[Task]:

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Kind = Literal["multiclass", "multilabel", "event"]
+"""What a label says: what a whole clip is, alone or among others, or what sounds when in it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -26,7 +26,7 @@ from jaxtyping import Int64
 from melmask.errors import InputError
 from melmask.labels.columns import SPLIT_NAMES, Columns, read_columns
 from melmask.labels.layouts import read_folder
-from melmask.labels.options import TableOptions
+from melmask.labels.options import Kind, TableOptions
 from melmask.labels.paths import resolved
 from melmask.labels.read import report
 
@@ -34,7 +34,6 @@ _SEPARATOR = ";"
 _EVENT_COLUMNS = ("label", "start_s", "end_s")
 _SHARE_OF_LISTS = 0.2
 """In a column called `label`, commas separate labels only if so many cells hold any."""
-Kind = Literal["multiclass", "multilabel", "event"]
 T = TypeVar("T")
 
 

@@ -253,7 +253,9 @@ def _recorded(training: Training, state: RunState, page: Page | None) -> Iterato
     run, log, steps = training.run, training.log, training.config.optimizer.steps
     show = page or (lambda _: None)
     state.loss, state.ended = log.last_loss, state.step >= steps
-    log.event(state.step, "resume" if state.step else "start", f"{training.processes.count} processes")
+    count = training.processes.count
+    # The run's page reads the number from this text.
+    log.event(state.step, "resume" if state.step else "start", "1 process" if count == 1 else f"{count} processes")
     try:
         yield
     except (OutputError, StoreError) as error:
