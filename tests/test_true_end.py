@@ -262,3 +262,42 @@ def test_files_made_to_take_long_do_not(read):
         read(bytes(flac))
     bare = without_tag(mp3())
     read(bare + b"\xff\xfb\x10\xc4\x00" * 200_000)
+
+
+@pytest.mark.parametrize("after", [b"TAG".ljust(128, b"x"), b"APETAGEX" + bytes(60), bytes(1000), b"\n"])
+def test_what_follows_the_last_frame_of_a_flac_is_not_sound(read, after):
+    content = encoded("FLAC")
+    np.testing.assert_array_equal(read(content + after), read(content))
+
+
+def test_a_flac_behind_another_one_is_not_left_out_without_a_word(tmp_path):
+    path = tmp_path / "two.flac"
+    path.write_bytes(encoded("FLAC") * 2)
+    assert "damaged within" in refusal(path)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("name", ["sound.mp3", "SOUND.MP3"])
+def test_an_mp3_that_does_not_begin_with_a_frame_is_read_whole(read, mode, name):
+    content = without_tag(mp3(mode=mode))
+    expected = read(content, name)
+    np.testing.assert_array_equal(read(bytes(2000) + content, name), expected)
+    np.testing.assert_array_equal(read(b"ID3\4\0\0\0\0\0\x0a" + bytes(2010) + content, name), expected)
+    # A recording of a radio stream begins within a frame.
+    assert len(expected) - len(read(content[100:], name)) == 1152
+
+
+def test_chunks_that_are_not_padded_after_the_sound_of_a_wav_are_not_sound(read):
+    after = b"LIST" + struct.pack("<I", 7) + b"INFOabc" + b"bext" + struct.pack("<I", 602) + bytes(602)
+    np.testing.assert_array_equal(read(encoded("WAV") + after), read(encoded("WAV")))
+
+
+def test_an_mp3_within_a_wav_is_read(read):
+    frames = without_tag(mp3())
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE_HZ, 16000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    count = b"fact" + struct.pack("<II", 4, SECONDS * RATE_HZ + 1500)
+    chunks = (
+        b"WAVEfmt " + struct.pack("<I", len(form)) + form + count + b"data" + struct.pack("<I", len(frames)) + frames
+    )
+    content = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+    assert len(read(content, "sound.wav")) >= SECONDS * RATE_HZ
