@@ -13,7 +13,6 @@ from melmask.audio.pieces import Piece, bytes_at
 
 _MOST_CHUNKS = 10_000
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
-
 _AFTER_SOUND = (
     b"LIST",
     b"bext",
