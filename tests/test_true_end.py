@@ -1,6 +1,7 @@
 """What a header says about length is a hint: files are read to the end of their sound, or refused as broken off."""
 
 import io
+import signal
 import struct
 
 import numpy as np
@@ -252,6 +253,28 @@ def test_pieces_of_a_file_read_as_one_and_never_raise(tmp_path):
         assert pieces.read(5) == b""
         beyond = Pieces(file, [(8, 30), b"z"])
         assert beyond.read(10) == b"89"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_file_is_decoded_is_not_taken_for_its_end(read, monkeypatch, number):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    readinto = Pieces.readinto
+
+    def interrupted(pieces, buffer):
+        if pieces.tell() > 10_000:
+            signal.raise_signal(number)
+        return readinto(pieces, buffer)
+
+    monkeypatch.setattr(Pieces, "readinto", interrupted)
+    previous = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            read(encoded("FLAC"))
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, previous)
 
 
 def test_files_made_to_take_long_do_not(read):

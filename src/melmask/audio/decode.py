@@ -4,10 +4,14 @@ What a header says about length is a hint. The file is read until the decoder ha
 that holds more than its header says is read whole, and one that holds less is broken off and refused.
 """
 
+import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -117,7 +121,8 @@ def _blocks(
     counted = flac_samples(file) if sound.format == "FLAC" else 0
     while True:
         try:
-            block = sound.read(_next_frames(block_frames, read, counted), dtype="float32", always_2d=True)
+            with _interrupts_wait():
+                block = sound.read(_next_frames(block_frames, read, counted), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             if read == counted > 0 and not holds_another_flac(file):
                 # What follows the last frame is a tag, or other bytes that are no sound.
@@ -135,6 +140,32 @@ def _blocks(
     announced = _announced_samples(file, sound) if samples is None else samples
     if read < announced < _UNKNOWN and not (sound.format == "FLAC" and ends_with_a_whole_frame(file)):
         raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; {restore}")
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C and the like back for a block.
+
+    Raised in what libsndfile calls, it would be lost, and the file would seem to break off.
+    """
+    caught: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    # Python handles signals in its main thread only.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            # The system's own handling, which ends the process at once, needs no help.
+            if callable(handler):
+                handlers[number] = handler
+    for held in handlers:
+        signal.signal(held, lambda *arrived: caught.append(arrived))
+    try:
+        yield
+    finally:
+        for held, own in handlers.items():
+            signal.signal(held, own)
+    for arrived, frame in caught[:1]:
+        handlers[arrived](arrived, frame)
 
 
 def _next_frames(most: int, read: int, counted: int) -> int:
