@@ -212,6 +212,14 @@ def test_sound_of_phones_and_videos_is_read_with_the_extra(tmp_path, container, 
     assert np.abs(np.fft.rfft(middle)).argmax() == 440
 
 
+def test_aac_that_is_called_an_mp3_is_read(tmp_path, capfd):
+    path = encoded_by_ffmpeg(tmp_path / "radio.mp3", "adts", "aac")
+    assert len(read_audio(path, RATE_HZ)) == pytest.approx(2 * RATE_HZ, abs=2000)
+    path.write_bytes(b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + path.read_bytes())
+    assert len(read_audio(path, RATE_HZ)) == pytest.approx(2 * RATE_HZ, abs=2000)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_video_that_breaks_off_or_has_no_sound_is_refused(tmp_path):
     av = pytest.importorskip("av", reason="needs the extra melmask[av]")
     path = encoded_by_ffmpeg(tmp_path / "cut.wma", "asf", "wmav2", seconds=10)

@@ -48,6 +48,8 @@ def names(table):
         ("t.csv", ROWS.replace("\n", "\r"), ""),
         ("t.csv", ROWS.encode("utf-16"), ""),
         ("t.csv", b"\xfe\xff" + ROWS.replace(",", "\t").encode("utf-16-be"), ""),
+        ("t.csv", ROWS.encode("utf-16-le"), "has no byte order mark, and is read as UTF-16-LE"),
+        ("t.csv", ROWS.encode("utf-16-be"), "has no byte order mark, and is read as UTF-16-BE"),
         ("t.csv", ("sep=;\r\n" + ROWS.replace(",", ";")).encode("utf-8-sig"), ""),
         ("t.csv", '"sep=\t"\n' + ROWS.replace(",", "\t"), ""),
         ("t.csv", "\r\n" + ROWS.replace("\n", "\n,\n \t,\n\n"), ""),
@@ -62,6 +64,16 @@ def test_every_form_gives_the_same_table(folder, capsys, name, content, note):
     assert (names(table), table.labels) == (["a.wav", "b.wav"], ["x", "y"])
     said = capsys.readouterr().err
     assert note in said and said.count("\n") == bool(note or "jsonl" in name)
+
+
+def test_lists_as_pandas_writes_them_are_several_labels(folder):
+    rows = 'a.wav,"[\'x\', ""it\'s""]"\nb.wav,[]\nc.wav,[\'y\']\n'
+    table = read_clips(written(folder / "t.csv", f"path,label\n{rows}"))
+    assert (table.kind, table.targets) == ("multilabel", [["x", "it's"], [], ["y"]])
+    # Cells that only look like lists keep their brackets, and are judged in no time.
+    like_lists = "path,label\na.wav,[x]\nb.wav,[" + "'a'  " * 1000 + "\n"
+    table = read_clips(written(folder / "t.csv", like_lists))
+    assert table.class_names[0].startswith("['a'")
 
 
 def test_a_code_page_of_windows_is_read_with_a_word(folder, capsys):

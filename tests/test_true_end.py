@@ -1,6 +1,7 @@
 """What a header says about length is a hint: files are read to the end of their sound, or refused as broken off."""
 
 import io
+import signal
 import struct
 
 import numpy as np
@@ -254,6 +255,28 @@ def test_pieces_of_a_file_read_as_one_and_never_raise(tmp_path):
         assert beyond.read(10) == b"89"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_file_is_decoded_is_not_taken_for_its_end(read, monkeypatch, number):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    readinto = Pieces.readinto
+
+    def interrupted(pieces, buffer):
+        if pieces.tell() > 10_000:
+            signal.raise_signal(number)
+        return readinto(pieces, buffer)
+
+    monkeypatch.setattr(Pieces, "readinto", interrupted)
+    previous = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            read(encoded("FLAC"))
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, previous)
+
+
 def test_files_made_to_take_long_do_not(read):
     """Each place in them looks like the start of a frame."""
     flac = bytearray(encoded("FLAC")[:-1])
@@ -262,3 +285,42 @@ def test_files_made_to_take_long_do_not(read):
         read(bytes(flac))
     bare = without_tag(mp3())
     read(bare + b"\xff\xfb\x10\xc4\x00" * 200_000)
+
+
+@pytest.mark.parametrize("after", [b"TAG".ljust(128, b"x"), b"APETAGEX" + bytes(60), bytes(1000), b"\n"])
+def test_what_follows_the_last_frame_of_a_flac_is_not_sound(read, after):
+    content = encoded("FLAC")
+    np.testing.assert_array_equal(read(content + after), read(content))
+
+
+def test_a_flac_behind_another_one_is_not_left_out_without_a_word(tmp_path):
+    path = tmp_path / "two.flac"
+    path.write_bytes(encoded("FLAC") * 2)
+    assert "damaged within" in refusal(path)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("name", ["sound.mp3", "SOUND.MP3"])
+def test_an_mp3_that_does_not_begin_with_a_frame_is_read_whole(read, mode, name):
+    content = without_tag(mp3(mode=mode))
+    expected = read(content, name)
+    np.testing.assert_array_equal(read(bytes(2000) + content, name), expected)
+    np.testing.assert_array_equal(read(b"ID3\4\0\0\0\0\0\x0a" + bytes(2010) + content, name), expected)
+    # A recording of a radio stream begins within a frame.
+    assert len(expected) - len(read(content[100:], name)) == 1152
+
+
+def test_chunks_that_are_not_padded_after_the_sound_of_a_wav_are_not_sound(read):
+    after = b"LIST" + struct.pack("<I", 7) + b"INFOabc" + b"bext" + struct.pack("<I", 602) + bytes(602)
+    np.testing.assert_array_equal(read(encoded("WAV") + after), read(encoded("WAV")))
+
+
+def test_an_mp3_within_a_wav_is_read(read):
+    frames = without_tag(mp3())
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE_HZ, 16000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    count = b"fact" + struct.pack("<II", 4, SECONDS * RATE_HZ + 1500)
+    chunks = (
+        b"WAVEfmt " + struct.pack("<I", len(form)) + form + count + b"data" + struct.pack("<I", len(frames)) + frames
+    )
+    content = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+    assert len(read(content, "sound.wav")) >= SECONDS * RATE_HZ

@@ -4,27 +4,35 @@ What a header says about length is a hint. The file is read until the decoder ha
 that holds more than its header says is read whole, and one that holds less is broken off and refused.
 """
 
+import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 
-from melmask.audio.flac import ends_with_a_whole_frame, flac_samples, without_count
+from melmask.audio.flac import ends_with_a_whole_frame, flac_samples, holds_another_flac, without_count
 from melmask.audio.headers import announced_part, repaired
-from melmask.audio.mp3 import mpeg_stretches
+from melmask.audio.mp3 import MPEG_SUFFIXES, mpeg_stretches
 from melmask.audio.ogg import last_page_is_cut, ogg_links
 from melmask.audio.pieces import Pieces, bytes_at
-from melmask.audio.video import begins_like_a_video, can_read_videos, video_sound
+from melmask.audio.video import begins_like_a_video, begins_like_aac, can_read_videos, video_sound
 from melmask.errors import AudioFileError
 
 # How libsndfile notes a wav, aiff, au or w64 file whose header promises more bytes than follow.
 _CUT_OFF_NOTE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _VOC_CUT_OFF_NOTE = "Seems to be a truncated file."
 _NIST_COUNT, _NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
+_NOT_RECOGNIZED = 1
+"""The number of libsndfile's error for a format that it does not know."""
+_MPEG_DELAY = 2304
+"""Samples, two frames, by which an MP3 within a WAV may be shorter than the WAV says."""
 _STREAM_BYTES = 0x7FF00000
 """Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
 _UNKNOWN = 1 << 62
@@ -95,7 +103,10 @@ def _sources(path: Path, file: BinaryIO) -> list[_Source]:
     if bytes_at(file, 0, 4) == b"OggS":
         links = ogg_links(file)
         return [_Source(path)] if len(links) == 1 else [_Source(Pieces(file, [link])) for link in links]
-    if stretches := mpeg_stretches(file):
+    if begins_like_aac(file):
+        # libsndfile goes by the name here, and takes the AAC of an "x.mp3" for an MP3 that is damaged.
+        raise soundfile.LibsndfileError(_NOT_RECOGNIZED)
+    if stretches := mpeg_stretches(file, called_mpeg=path.suffix.lower() in MPEG_SUFFIXES):
         return [_Source(Pieces(file, stretch.pieces), stretch.samples) for stretch in stretches]
     if pieces := without_count(file) or repaired(file):
         return [_Source(Pieces(file, pieces))]
@@ -107,10 +118,15 @@ def _blocks(
     path: Path, file: BinaryIO, sound: soundfile.SoundFile, block_frames: int, samples: int | None
 ) -> Iterator[np.ndarray]:
     read, restore = 0, "restore or leave out the file"
+    counted = flac_samples(file) if sound.format == "FLAC" else 0
     while True:
         try:
-            block = sound.read(block_frames, dtype="float32", always_2d=True)
+            with _interrupts_wait():
+                block = sound.read(_next_frames(block_frames, read, counted), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
+            if read == counted > 0 and not holds_another_flac(file):
+                # What follows the last frame is a tag, or other bytes that are no sound.
+                break
             reason = str(error).removeprefix("Error : ").rstrip(".")
             raise AudioFileError(f"{path} is damaged within ({reason}); {restore}") from error
         if not len(block):
@@ -126,9 +142,44 @@ def _blocks(
         raise AudioFileError(f"{path} breaks off after {read} of {announced} samples; {restore}")
 
 
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C and the like back for a block.
+
+    Raised in what libsndfile calls, it would be lost, and the file would seem to break off.
+    """
+    caught: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    # Python handles signals in its main thread only.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            # The system's own handling, which ends the process at once, needs no help.
+            if callable(handler):
+                handlers[number] = handler
+    for held in handlers:
+        signal.signal(held, lambda *arrived: caught.append(arrived))
+    try:
+        yield
+    finally:
+        for held, own in handlers.items():
+            signal.signal(held, own)
+    for arrived, frame in caught[:1]:
+        handlers[arrived](arrived, frame)
+
+
+def _next_frames(most: int, read: int, counted: int) -> int:
+    """How much to decode next: up to the count in a FLAC's header, then one sample, to see if there is more sound."""
+    if read == counted > 0:
+        return 1
+    return min(most, counted - read) if read < counted else most
+
+
 def _announced_samples(file: BinaryIO, sound: soundfile.SoundFile) -> int:
     if sound.format == "FLAC":
         return flac_samples(file)
+    if sound.format == "WAV" and sound.subtype.startswith("MPEG"):
+        return sound.frames - _MPEG_DELAY
     if sound.format == "NIST":
         # libsndfile goes by the file's size here, and says nothing.
         count = _NIST_COUNT.search(bytes_at(file, 0, _NIST_HEADER_BYTES))

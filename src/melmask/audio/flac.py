@@ -9,6 +9,8 @@ from melmask.audio.pieces import Piece, bytes_at, skip_id3
 _COUNT_AT, _COUNT_BITS = 18, 36
 """Bytes from "fLaC" to the eight that end with the number of samples, and its bits."""
 _LONGEST_FRAME_BYTES, _MOST_STARTS = 1 << 18, 16
+_BEGIN, _CHUNK_BYTES = b"fLaC\0\0\0\x22", 1 << 20
+"""What every FLAC begins with: the mark, and the head of the block that describes the stream."""
 _FRAME_START = re.compile(rb"\xff[\xf8\xf9]")
 
 
@@ -34,6 +36,16 @@ def ends_with_a_whole_frame(file: BinaryIO) -> bool:
     starts = [match.start() for match in _FRAME_START.finditer(end)]
     # Noise looks like a frame's start once in 32 KB. A file made to have more must not take hours.
     return any(_crc16(end[start:]) == 0 for start in starts[-_MOST_STARTS:])
+
+
+def holds_another_flac(file: BinaryIO) -> bool:
+    """Return whether a second FLAC follows in the same file, as after `cat a.flac b.flac`."""
+    position, size = skip_id3(file) + len(_BEGIN), file.seek(0, os.SEEK_END)
+    while position < size:
+        if _BEGIN in bytes_at(file, position, _CHUNK_BYTES + len(_BEGIN) - 1):
+            return True
+        position += _CHUNK_BYTES
+    return False
 
 
 def _crc16(data: bytes) -> int:

@@ -13,6 +13,21 @@ from melmask.audio.pieces import Piece, bytes_at
 
 _MOST_CHUNKS = 10_000
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+_AFTER_SOUND = (
+    b"LIST",
+    b"bext",
+    b"iXML",
+    b"id3 ",
+    b"cue ",
+    b"smpl",
+    b"junk",
+    b"JUNK",
+    b"PAD ",
+    b"FLLR",
+    b"_PMX",
+    b"afsp",
+)
+"""Chunks that often follow the sound."""
 
 
 def repaired(file: BinaryIO) -> list[Piece] | None:
@@ -98,7 +113,8 @@ def _is_more_sound(file: BinaryIO, position: int, size: int, order: str) -> bool
     if size - position < 8:
         return False
     head = bytes_at(file, position, 12)
-    if head.startswith(_TAGS):
+    if head.startswith((*_TAGS, *_AFTER_SOUND)):
+        # Many programs do not pad a chunk of an odd length, so that those after it are not found.
         return False
     # A last chunk that is cut off is still a chunk.
     return any(not all(0x20 <= byte < 0x7F for byte in name) for name, _, _ in _chunks(file, position, size, order))

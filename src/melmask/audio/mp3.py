@@ -18,6 +18,10 @@ _TAG_FLAGS_WITH_COUNTS = 3
 _CHUNK_BYTES, _LONGEST_DAMAGE_BYTES = 1 << 16, 1 << 24
 _MOST_TRIES = 200_000
 """Places where a frame may begin and does not, in one file; noise of 500 MB has so many, and takes seconds."""
+_LONGEST_START_BYTES = 1 << 16
+MPEG_SUFFIXES = frozenset((".mp3", ".mp2"))
+_OTHERS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b".snd", b"caff")
+"""How sounds begin that may be called an MP3 and are none."""
 _SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)
 """What a frame may begin with."""
 _HEAD_BYTES = 64
@@ -89,10 +93,18 @@ class _Stretch:
         return Mpeg([_made_tag(self.header, self.frames, size), *self.ranges], None)
 
 
-def mpeg_stretches(file: BinaryIO) -> list[Mpeg] | None:
-    """Return the stretches of an MPEG file; None if it needs no help, or is another kind of file."""
+def mpeg_stretches(file: BinaryIO, *, called_mpeg: bool = False) -> list[Mpeg] | None:
+    """Return the stretches of an MPEG file; None if it needs no help, or is another kind of file.
+
+    Args:
+        file: The file.
+        called_mpeg: Whether its name is that of an MPEG file. Then the first frame is looked for, as that of a stream
+            which was cut anywhere, or of a file with zeros behind its tag, is not at the start.
+    """
     size = file.seek(0, os.SEEK_END)
     start = skip_id3(file)
+    if called_mpeg and _frame_at(file, start) is None and not bytes_at(file, 0, 12).startswith(_OTHERS):
+        start = _first_of_three(file, start)
     frame = _frame_at(file, start)
     if frame is None or _frame_at(file, start + frame.size) is None:
         return None
@@ -101,6 +113,19 @@ def mpeg_stretches(file: BinaryIO) -> list[Mpeg] | None:
     if counts is not None and abs(_end_of_sound(file, size) - start - counts[1]) <= 1:
         return None
     return [stretch.as_file() for stretch in _stretches(file, start, size) if stretch.frames]
+
+
+def _first_of_three(file: BinaryIO, start: int) -> int:
+    """Return where the first three frames of one kind follow one another; `start` where there are none."""
+    for match in _SYNC.finditer(bytes_at(file, start, _LONGEST_START_BYTES)):
+        at = position = start + match.start()
+        frames: list[Frame] = []
+        while len(frames) < 3 and (frame := _frame_at(file, position)) is not None:
+            frames.append(frame)
+            position += frame.size
+        if len(frames) == 3 and not any(_differs(frame, frames[0]) for frame in frames):
+            return at
+    return start
 
 
 def _stretches(file: BinaryIO, position: int, size: int) -> list[_Stretch]:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from melmask.audio.pieces import bytes_at
+from melmask.audio.pieces import bytes_at, skip_id3
 from melmask.errors import AudioFileError
 
 _PHONES = ".m4a .m4b .m4r .aac .adts .alac .wma .webm .weba .mka .amr .ac3 .eac3 .dts .ape .wv .tta .mpc .tak .dsf"
@@ -37,10 +37,9 @@ _MARKS = (
     (0, b"wvpk"),
     (0, b"TTA1"),
     (0, b"\x0bw"),
-    (0, b"\xff\xf1"),
-    (0, b"\xff\xf9"),
     (0, b"\0\0\1\xba"),
 )
+_AAC = (b"\xff\xf1", b"\xff\xf9")
 
 
 def can_read_videos() -> bool:
@@ -54,8 +53,15 @@ def needs_ffmpeg(path: Path) -> bool:
         return path.suffix.lower() in VIDEO_SUFFIXES or begins_like_a_video(file)
 
 
+def begins_like_aac(file: BinaryIO) -> bool:
+    """Return whether the first frame, which ID3 tags may precede, is one of AAC."""
+    return bytes_at(file, skip_id3(file), 2) in _AAC
+
+
 def begins_like_a_video(file: BinaryIO) -> bool:
     """Return whether the first bytes are those of a container or stream that FFmpeg reads."""
+    if begins_like_aac(file):
+        return True
     head = bytes_at(file, 0, 16)
     return any(head[at:].startswith(mark) for at, mark in _MARKS)
 

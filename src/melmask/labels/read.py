@@ -26,6 +26,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 # Spreadsheets of western Europe and America write this code page where they do not write UTF-8.
+_HEADER_SAMPLE_BYTES = 8
+"""Bytes by which UTF-16 is known; the shortest header that serves is longer."""
 _CODE_PAGE = "cp1252"
 # In this order: a comma may also be that of a number, and seldom is a tab anything else.
 _SEPARATORS = "\t,;|"
@@ -102,7 +104,11 @@ def _text(path: Path, notes: list[str]) -> str:
         raise InputError(f"{path}: cannot be read ({reason}); expected a CSV table") from None
     if content.startswith(_ZIP):
         raise InputError(f"{path}: is a spreadsheet file or an archive; save the sheet as CSV in UTF-8")
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
+    if encoding is None:
+        encoding = _unmarked(content)
+        if encoding != "utf-8":
+            notes.append(f"has no byte order mark, and is read as {encoding.upper()}")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -114,6 +120,15 @@ def _text(path: Path, notes: list[str]) -> str:
     if found := _NO_TEXT.search(text):
         raise InputError(f"{path}: not a CSV table in UTF-8 (it holds the byte {ord(found[0])}); save it as one")
     return text
+
+
+def _unmarked(content: bytes) -> str:
+    """The encoding of a text without a byte order mark: in UTF-16, every other byte of a Latin header is 0."""
+    start = content[:_HEADER_SAMPLE_BYTES]
+    for encoding, zeros, others in (("utf-16-le", start[1::2], start[::2]), ("utf-16-be", start[::2], start[1::2])):
+        if len(start) == _HEADER_SAMPLE_BYTES and not any(zeros) and all(others):
+            return encoding
+    return "utf-8"
 
 
 def _rows(path: Path, text: str, notes: list[str]) -> list[Row]:

@@ -12,6 +12,7 @@ of data sets are the matter of `read.py`, `columns.py`, `paths.py` and `layouts.
 """
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from melmask.labels.read import report
 
 _SEPARATOR = ";"
 _EVENT_COLUMNS = ("label", "start_s", "end_s")
+_IN_LIST = re.compile("'([^']*)'|\"([^\"]*)\"")
+_LIST = re.compile("\\[\\s*(?:(?:'[^']*'|\"[^\"]*\")\\s*(?:,\\s*|(?=\\])))*\\]")
 _SHARE_OF_LISTS = 0.2
 """In a column called `label`, commas separate labels only if so many cells hold any."""
 T = TypeVar("T")
@@ -224,7 +227,18 @@ def judged_tables(
 
 
 def _columns(path: Path, options: TableOptions, several: bool | None) -> Columns:
-    return (read_folder if path.is_dir() else read_columns)(path, options, several=several)
+    columns = (read_folder if path.is_dir() else read_columns)(path, options, several=several)
+    cells = columns.values.get("label", [])
+    if any(cells) and all(_LIST.fullmatch(cell) for cell in cells if cell):
+        # pandas writes a list of labels as Python shows it: ['dog', 'cat'].
+        lists = [_SEPARATOR.join(_quoted(cell)) for cell in cells]
+        return replace(columns, values={**columns.values, "label": lists}, several=True)
+    return columns
+
+
+def _quoted(cell: str) -> list[str]:
+    """The labels of a list as Python shows it, which are between quotation marks of either kind."""
+    return [single or double for single, double in _IN_LIST.findall(cell)]
 
 
 def _has_times(columns: Columns) -> bool:
