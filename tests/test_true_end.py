@@ -315,6 +315,16 @@ def test_chunks_that_are_not_padded_after_the_sound_of_a_wav_are_not_sound(read)
     np.testing.assert_array_equal(read(encoded("WAV") + after), read(encoded("WAV")))
 
 
+def test_both_data_chunks_of_a_wav_are_read(read):
+    content = encoded("WAV", subtype="PCM_16")
+    start = content.index(b"data") + 8
+    samples, half = content[start:], (len(content) - start) // 4 * 2
+    chunks = [b"data" + struct.pack("<I", len(part)) + part for part in (samples[:half], samples[half:])]
+    body = content[8 : start - 8] + chunks[0] + b"LIST" + struct.pack("<I", 4) + b"INFO" + chunks[1]
+    whole = read(content)
+    np.testing.assert_array_equal(read(b"RIFF" + struct.pack("<I", len(body)) + body), whole)
+
+
 def test_an_mp3_within_a_wav_is_read(read):
     frames = without_tag(mp3())
     form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE_HZ, 16000, 1, 0, 12, 1, 2, 417, 1, 1393)

@@ -66,19 +66,25 @@ def _data_bytes(file: BinaryIO, length: int) -> int:
 def _wav(file: BinaryIO, size: int) -> list[Piece] | None:
     # Where the chunks begin that an RF64 has in common with a WAV.
     common = 12
-    for name, start, length in _chunks(file, 12, size, "<"):
+    chunks = list(_chunks(file, 12, size, "<"))
+    for number, (name, start, length) in enumerate(chunks):
         if name == b"ds64":
             common = start + length
         if name != b"data":
             continue
         length = _data_bytes(file, length)
         stop = start + length
-        if stop >= size or not _is_more_sound(file, stop + length % 2, size, "<"):
+        if stop >= size:
             return None
+        # Some editors append a second data chunk, which decoders pass over.
+        further = [(s, min(s + n, size)) for other, s, n in chunks[number + 1 :] if other == b"data" and n]
+        if not further and not _is_more_sound(file, stop + length % 2, size, "<"):
+            return None
+        sound = [(start, stop), *further] if further else [(start, size)]
         # RF64 (EBU Tech 3306) is a WAV whose sizes have 64 bits.
-        sizes = struct.pack("<QQQI", size + 28, size - start, 0, 0)
-        begin = b"RF64" + b"\xff" * 4 + b"WAVE" + b"ds64" + struct.pack("<I", len(sizes)) + sizes
-        return [begin, (common, start - 8), b"data" + b"\xff" * 4, (start, size)]
+        sizes = struct.pack("<QQQI", size + 28, sum(end - begin for begin, end in sound), 0, 0)
+        head = b"RF64" + b"\xff" * 4 + b"WAVE" + b"ds64" + struct.pack("<I", len(sizes)) + sizes
+        return [head, (common, start - 8), b"data" + b"\xff" * 4, *sound]
     return None
 
 
