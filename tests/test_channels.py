@@ -9,7 +9,7 @@ import pytest
 import melmask
 from melmask.audio.files import read_audio_blocks
 from melmask.cli import main
-from melmask.config import FrontEndConfig
+from melmask.config import FrontEndConfig, Reading, ReadingOptions
 from melmask.corpus.prepare import prepare
 from melmask.embedding.folder import embed_sources
 from melmask.embedding.options import EmbedOptions
@@ -31,28 +31,30 @@ def stereo(tmp_path, as_file, sound):
 
 
 def test_a_channel_is_read_by_its_number(stereo):
-    read = {channel: next(read_audio_blocks(stereo / "stereo/both.wav", RATE_HZ, channel)) for channel in "12"}
+    read = {
+        channel: next(read_audio_blocks(stereo / "stereo/both.wav", RATE_HZ, Reading(channel=channel)))
+        for channel in "12"
+    }
     left, right = (next(read_audio_blocks(stereo / f"{name}.wav", RATE_HZ)) for name in ("left", "right"))
     np.testing.assert_array_equal(read["1"], left)
     np.testing.assert_array_equal(read["2"], right)
     mean = next(read_audio_blocks(stereo / "stereo/both.wav", RATE_HZ))
     np.testing.assert_allclose(mean, (left + right) / 2, atol=1e-7)
     with pytest.raises(AudioFileError, match=r"both.wav has no channel 3, only 2"):
-        next(read_audio_blocks(stereo / "stereo/both.wav", RATE_HZ, "3"))
+        next(read_audio_blocks(stereo / "stereo/both.wav", RATE_HZ, Reading(channel="3")))
 
 
 @pytest.mark.parametrize("channel", ["0", "-1", "left", "", "1.5", "²", "99999"])
-def test_what_is_no_channel_is_refused_before_the_work(stereo, run_folder, channel):
-    with pytest.raises(ConfigError, match="give mean, or the number of a channel from 1"):
-        prepare([stereo], stereo / "store", FrontEndConfig(), channel=channel)
-    with pytest.raises(ConfigError, match="give mean, or the number of a channel from 1"):
-        embed_sources([stereo], run_folder, stereo / "x.parquet", EmbedOptions(device="cpu", channel=channel))
+def test_what_is_no_channel_is_refused(channel):
+    for options in (Reading, ReadingOptions):
+        with pytest.raises(ConfigError, match="give mean, the number of a channel from 1 on, or each"):
+            options(channel=channel)
 
 
 @pytest.mark.parametrize("normalization", ["checkpoint", "dataset"])
 def test_embeddings_are_those_of_the_channel_and_say_so(stereo, run_folder, normalization):
     out = stereo / "x.parquet"
-    options = EmbedOptions(device="cpu", channel="2", normalization=normalization)
+    options = EmbedOptions(device="cpu", reading=ReadingOptions(channel="2"), normalization=normalization)
     embed_sources([stereo / "stereo"], run_folder, out, options)
     alone = EmbedOptions(device="cpu", normalization=normalization)
     embed_sources([stereo / "right.wav"], run_folder, stereo / "right.parquet", alone)
@@ -73,7 +75,12 @@ def test_a_job_is_not_resumed_with_another_channel(stereo, run_folder):
     (parts / "job.json").write_text(settings)
     (parts / "part-00000.parquet").touch()
     with pytest.raises(OutputError, match="belongs to a job with another channel"):
-        embed_sources([stereo / "stereo"], run_folder, stereo / "y.parquet", EmbedOptions(device="cpu", channel="1"))
+        embed_sources(
+            [stereo / "stereo"],
+            run_folder,
+            stereo / "y.parquet",
+            EmbedOptions(device="cpu", reading=ReadingOptions(channel="1")),
+        )
 
 
 def test_a_store_holds_one_choice_of_channel(stereo):
@@ -82,7 +89,7 @@ def test_a_store_holds_one_choice_of_channel(stereo):
     prepare([stereo / "right.wav"], stereo / "alone", FrontEndConfig())
     kept = [(stereo / name / "shard-00000.f16").read_bytes() for name in ("store", "alone")]
     assert kept[0] == kept[1]
-    with pytest.raises(StoreError, match="was made of channel 2, not mean"):
+    with pytest.raises(StoreError, match="was made with --channel 2, not mean"):
         prepare([stereo / "stereo"], stereo / "store", FrontEndConfig())
 
 
@@ -94,4 +101,4 @@ def test_a_file_without_the_channel_is_listed(stereo, capsys):
 
 
 def test_the_encoder_hears_the_mean_unless_told_otherwise(run_folder):
-    assert melmask.load(run_folder, "cpu").channel == "mean"
+    assert melmask.load(run_folder, "cpu").reading == Reading()

@@ -129,7 +129,7 @@ def test_it_begins_with_the_linear_probe(encoder, table, monkeypatch):
     monkeypatch.setattr(network_module, "_PENALTIES", (1.0,))
     model = melmask.load(encoder.name, "cpu")
     rows = [row for row in read_table(table) if row["path"] != "broken.wav"]
-    logmels, _ = read_logmels(model, [table.parent / row["path"] for row in rows])
+    logmels, *_ = read_logmels(model, [table.parent / row["path"] for row in rows])
     numbers = np.array([LABELS.index(row["label"]) for row in rows])
     clips = Clips(list(logmels.values()), list(np.eye(3, dtype=np.float32)[numbers]))
     network = ClassifierNetwork(model.model, "multiclass", 3, "mean+std")

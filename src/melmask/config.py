@@ -6,7 +6,7 @@
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from melmask.errors import ConfigError
@@ -16,6 +16,9 @@ _HIGHEST_RATE = 1000.0
 
 LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
+MEAN, EACH = "mean", "each"
+"""All channels averaged, and every channel by itself."""
+_MOST_EXPANDED = 1000.0
 
 
 def _check(condition: bool, message: str) -> None:
@@ -81,6 +84,71 @@ class FrontEndConfig:
 
 FRONT_END_32_KHZ = FrontEndConfig(sample_rate_hz=32000, n_fft=800, win_samples=800, hop_samples=320, max_hz=16000.0)
 """The front end of the successor's 32-kHz models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How sound files are read, before everything else."""
+
+    channel: str = field(default=MEAN, metadata={"metavar": "N"})
+    """Which channel of each file is taken: the mean of all, the number of one from 1 on, or each as a clip of its
+    own."""
+    expand: float = field(default=1.0, metadata={"metavar": "FACTOR"})
+    """Play the sound this many times slower, which lowers ultrasound to where a model hears. Times in the results stay
+    those of the file."""
+
+    def __post_init__(self) -> None:
+        plain = self.channel.isascii() and self.channel.isdecimal() and len(self.channel) <= 4
+        _check(
+            self.channel in (MEAN, EACH) or (plain and int(self.channel) > 0),
+            f"the channel is {self.channel!r}; give {MEAN}, the number of a channel from 1 on, or {EACH}",
+        )
+        _check(
+            1 <= self.expand <= _MOST_EXPANDED,
+            f"expand is {self.expand:g}; give how many times slower to play, 1 to {_MOST_EXPANDED:g}",
+        )
+
+    @property
+    def channel_number(self) -> int | None:
+        """The number of the channel that is taken, from 1 on; None if there is not one."""
+        return int(self.channel) if self.channel.isdecimal() else None
+
+    def rate_hz(self, front_end: FrontEndConfig) -> int:
+        """Return the rate that files are resampled to, in Hz.
+
+        `expand` times as many samples a second, taken as samples at the front end's rate, last that much longer.
+        """
+        return round(front_end.sample_rate_hz * self.expand)
+
+    def changed_facts(self) -> dict[str, object]:
+        """Return the fields that differ from the defaults, which files of earlier versions do not have."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How a command that has a model reads sound files; `embedding/reading.py` compares it with the model's own."""
+
+    channel: str = field(default=MEAN, metadata={"metavar": "N"})
+    """Which channel of each file is taken: the mean of all, or the number of one, from 1 on. With `embed` and `predict`
+    also each, which gives a row for each channel."""
+    expand: float | None = field(default=None, metadata={"metavar": "FACTOR"})
+    """Play the sound this many times slower, which lowers ultrasound to where the model hears. Times in the results
+    stay those of the file. The default is what the model was trained with."""
+
+    def __post_init__(self) -> None:
+        self.of(Reading())
+
+    def of(self, trained: Reading) -> Reading:
+        """Return how files are read for a model that was trained as `trained` says."""
+        return Reading(channel=self.channel, expand=trained.expand if self.expand is None else self.expand)
+
+    def check_one_clip(self) -> None:
+        """Raise ConfigError if a file gives several clips: a row of labels is about one."""
+        _check(
+            self.channel != EACH,
+            f"the channel is {EACH}, but a file has one row of labels; give {MEAN} or the number of a channel",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Sound files: find them, read them as mono float32 at the wanted rate, in blocks so that 10 hours fit in memory."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +13,22 @@ import soxr
 
 from melmask.audio.decode import decoded
 from melmask.audio.folders import sound_paths
+from melmask.audio.notes import Listener
 from melmask.audio.pieces import bytes_at
 from melmask.audio.video import can_read_videos, needs_ffmpeg
+from melmask.config import EACH, Reading
 from melmask.errors import AudioFileError, ConfigError, InputError
 
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
 """How the files begin that stand for sounds which Git has not fetched, and the command that fetches them."""
-MEAN = "mean"
-"""All channels, averaged."""
 _BLOCK_FRAMES = 1 << 18
 _LOUDEST = 1e12
 """Beyond this the power of a spectrum nears the end of float32; nothing recorded is a thousandth as loud."""
 RESAMPLER_QUALITY = "HQ"
 _LOWEST_HZ, _HIGHEST_HZ = 100, 10_000_000
 """Sampling rates of sound: seismometers and whales need few, and laboratories of ultrasound many."""
+_MOST_FOLD = 20_000
+"""A file of 100 Hz for a model of 2 MHz."""
 _ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
@@ -40,28 +44,44 @@ def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
-def channel_number(channel: str) -> int | None:
-    """Return the number of a channel, from 1; None for `mean`.
+def readings_of(path: Path, reading: Reading) -> list[Reading]:
+    """Return how each clip of a file is read: for `each`, one reading for each of its channels, else `reading`.
 
-    Raises:
-        ConfigError: neither `mean` nor a number.
+    A file that cannot be opened gives one clip, which fails when it is read.
     """
-    if channel == MEAN:
-        return None
-    if not (channel.isascii() and channel.isdecimal() and 1 <= len(channel) <= 4 and int(channel)):
-        raise ConfigError(f"the channel is {channel!r}; give {MEAN}, or the number of a channel from 1 on")
-    return int(channel)
+    if reading.channel != EACH:
+        return [reading]
+    channels: list[int] = []
+
+    def note(_rate_hz: int, count: int) -> int:
+        channels.append(count)
+        return 1
+
+    # Only the header is needed: the blocks of the first stretch are not read.
+    with contextlib.suppress(soundfile.LibsndfileError, OSError, AudioFileError):
+        next(decoded(path, note), None)
+    return [replace(reading, channel=str(number + 1)) for number in range(max(channels, default=1))]
 
 
-def read_audio_blocks(path: Path, sample_rate_hz: int, channel: str = MEAN) -> Iterator[np.ndarray]:
+def read_audio_blocks(
+    path: Path, sample_rate_hz: int, reading: Reading = Reading(), listener: Listener | None = None
+) -> Iterator[np.ndarray]:
     """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty.
 
     Args:
         path: The file.
-        sample_rate_hz: The rate that is wanted.
-        channel: `mean`, or the number of the channel that is taken, from 1.
+        sample_rate_hz: The rate that is wanted; of sound that is played slower, what `Reading.rate_hz` returns.
+        reading: Which channel is taken.
+        listener: It hears the samples before the channels are mixed.
+
+    Raises:
+        ConfigError: the reading takes each channel, which is several sounds.
+        AudioFileError: as `read_audio`.
     """
-    produced, number = 0, channel_number(channel)
+    if reading.channel == EACH:
+        raise ConfigError(f"the channel is {EACH}, which gives several clips; give one, or use `melmask.embed_files`")
+    produced, number = 0, reading.channel_number
+    listener = listener or Listener(reading)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # Opening a pipe that nobody writes to would wait for ever.
@@ -69,7 +89,8 @@ def read_audio_blocks(path: Path, sample_rate_hz: int, channel: str = MEAN) -> I
         for rate_hz, blocks in decoded(
             path, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)
         ):
-            for block in _resampled(_mono(path, blocks, number), rate_hz, sample_rate_hz):
+            listener.at_rate(rate_hz)
+            for block in _resampled(_mono(path, blocks, number, listener), rate_hz, sample_rate_hz):
                 produced += len(block)
                 yield block
     except (soundfile.LibsndfileError, OSError) as error:
@@ -84,19 +105,21 @@ def _block_frames(path: Path, rate_hz: int, channels: int, to_hz: int) -> int:
         raise AudioFileError(
             f"{path} says that its rate is {rate_hz} Hz; expected {_LOWEST_HZ} to {_HIGHEST_HZ}: repair or leave it out"
         )
+    if to_hz > _MOST_FOLD * rate_hz:
+        raise AudioFileError(f"{path} has {rate_hz} Hz, too few for {to_hz} Hz; leave it out, or give less --expand")
     return max(1, min(_BLOCK_FRAMES, 4 * _BLOCK_FRAMES // channels, 4 * _BLOCK_FRAMES * rate_hz // to_hz))
 
 
-def _mono(path: Path, blocks: Iterable[np.ndarray], number: int | None) -> Iterator[np.ndarray]:
+def _mono(path: Path, blocks: Iterable[np.ndarray], number: int | None, listener: Listener) -> Iterator[np.ndarray]:
     for block in blocks:
         if number is not None and number > block.shape[1]:
             raise AudioFileError(f"{path} has no channel {number}, only {block.shape[1]}; choose another")
         if not np.isfinite(block).all():
             raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
-        if np.abs(block).max() > _LOUDEST:
-            raise AudioFileError(
-                f"{path} holds samples of {np.abs(block).max():.3g}; expected -1 to 1: repair or leave out the file"
-            )
+        peak = float(np.abs(block).max())
+        if peak > _LOUDEST:
+            raise AudioFileError(f"{path} holds samples of {peak:.3g}; expected -1 to 1: repair or leave out the file")
+        listener.hear(block, peak)
         if number is not None:
             yield np.ascontiguousarray(block[:, number - 1])
         else:

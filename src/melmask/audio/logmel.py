@@ -31,11 +31,22 @@ def mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < _LOG_START_MEL, mel * _LINEAR_HZ_PER_MEL, log_part)
 
 
+def mel_edges_hz(config: FrontEndConfig) -> np.ndarray:
+    """Return where the bands begin, peak and end, (mels + 2,): band k from edge k to edge k + 2."""
+    ends = hz_to_mel(np.array([config.min_hz, config.max_hz]))
+    return mel_to_hz(np.linspace(ends[0], ends[1], config.mels + 2))
+
+
+def empty_filters(config: FrontEndConfig) -> int:
+    """Return how many bands hold no frequency of the FFT, and so give the same number for every sound."""
+    edges = mel_edges_hz(config) * config.n_fft / config.sample_rate_hz
+    return int(np.sum(np.ceil(edges[2:]) - np.floor(edges[:-2]) <= 1))
+
+
 def mel_filterbank(config: FrontEndConfig) -> np.ndarray:
     """Triangular filters of equal area, (mels, n_fft // 2 + 1) float32; multiplies a power spectrum."""
     bins_hz = np.fft.rfftfreq(config.n_fft, 1 / config.sample_rate_hz)
-    ends = hz_to_mel(np.array([config.min_hz, config.max_hz]))
-    edges_hz = mel_to_hz(np.linspace(ends[0], ends[1], config.mels + 2))
+    edges_hz = mel_edges_hz(config)
     slopes = edges_hz[:, None] - bins_hz[None, :]
     widths_hz = np.diff(edges_hz)
     rising = -slopes[:-2] / widths_hz[:-1, None]

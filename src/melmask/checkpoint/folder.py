@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from melmask.config import FrontEndConfig, ModelConfig, Statistics
+from melmask.config import FrontEndConfig, ModelConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.network import Network, network_with
@@ -33,6 +33,8 @@ class ModelCard:
     model: ModelConfig
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     statistics: Statistics = field(default_factory=Statistics)
+    reading: Reading = Reading()
+    """How the files that it was trained on were read; a card of earlier versions does not say it."""
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,7 +61,11 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
         partial.mkdir(parents=True)
         weights = {name: tensor.float().contiguous().cpu() for name, tensor in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **to_dict(card)})
+        facts = {**to_dict(card), "reading": card.reading.changed_facts()}
+        if not facts["reading"]:
+            # Earlier versions refuse what they do not know.
+            del facts["reading"]
+        write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **facts})
         # safetensors makes its file readable for its owner alone; give it the usual rights.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)
         # The power may fail: the new weights must be on the disk before the previous ones are removed. Windows only

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from melmask.audio.notes import Listener
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, InputError
@@ -206,27 +207,40 @@ class Clips:
         return len(self.logmels)
 
 
-def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
-    """Return the normalized log-mel of each readable file, (frames, mels) float16, and the other files' errors."""
+class ReadFiles(NamedTuple):
+    """Files that were read, by path: what came of each, why others could not be read, and what is to be known."""
+
+    logmels: dict[Path, np.ndarray]
+    """Normalized, (frames, mels) float16."""
+    errors: dict[Path, str]
+    notes: dict[Path, str]
+
+
+def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> ReadFiles:
+    """Return the normalized log-mel of each readable file, the other files' errors, and notes."""
     logmels: dict[Path, np.ndarray] = {}
     errors: dict[Path, str] = {}
+    notes: dict[Path, str] = {}
     statistics, grid = model.card.statistics, model.step_grid()
     for path in track(paths, len(paths), "read"):
+        listener = Listener(model.reading, model.sample_rate_hz)
         try:
-            pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid)]
+            pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid, listener=listener)]
         except AudioFileError as error:
             errors[path] = str(error)
         else:
             logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
             # float16 takes half the memory of float32, and is still finer than the noise in any recording.
             logmels[path] = logmel.T.astype(np.float16)
-    return logmels, errors
+            if listener.note is not None:
+                notes[path] = listener.note
+    return ReadFiles(logmels, errors, notes)
 
 
 def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Path, np.ndarray], part: str) -> Clips:
     """Return the clips of one part ('train', 'valid' or 'test') that could be read."""
     numbers = {label: number for number, label in enumerate(examples.classes)}
-    hop_ms, patch_frames = model.card.front_end.hop_ms, model.card.model.patch_frames
+    hop_ms, patch_frames = model.hop_ms, model.card.model.patch_frames
     kept, targets = [], []
     # Clips keep the order of the examples: batches draw them by number, and a resumed job must draw the same ones.
     for path, labels, own in zip(examples.paths, examples.labels, examples.parts, strict=True):

@@ -6,6 +6,7 @@ OUT/
     finetune.json     what the job is: a `FinetuneJob`
     metrics.jsonl     a line per epoch: an `EpochMetrics`
     failed.csv        files that could not be read, and why
+    notes.csv         files with something to know of, if there are any
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from melmask.audio.notes import summary
 from melmask.classifier.examples import PARTS, Clips, Examples, clips_of, read_examples, read_logmels
 from melmask.classifier.model import (
     CLASSIFIER,
@@ -29,16 +31,18 @@ from melmask.classifier.model import (
 from melmask.classifier.network import ClassifierNetwork
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.classifier.training import EpochMetrics, Finetuning, crop_frames
-from melmask.config import HardwareConfig
+from melmask.config import HardwareConfig, Reading
 from melmask.config_text import from_dict
 from melmask.embedding.encoder import AudioEncoder, load
+from melmask.embedding.reading import read_as
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.system.extras import require
 from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import duration_text
 
-SNAPSHOT, JOB, METRICS, FAILED = "finetune.pt", "finetune.json", "metrics.jsonl", "failed.csv"
+SNAPSHOT, JOB, METRICS = "finetune.pt", "finetune.json", "metrics.jsonl"
+FAILED, NOTES = "failed.csv", "notes.csv"
 _FEWEST_PARTS = 20
 """Warn if there is less than one validation clip for this many training clips."""
 _LABELS_NAMED = 5
@@ -55,12 +59,14 @@ class FinetuneJob:
     fold: str
     labels: str
     """SHA-256 of the examples."""
+    reading: Reading = Reading()
+    """How the files are read."""
     unreadable: Sequence[str] = ()
     """Absolute paths of the files that could not be read, sorted."""
 
     def check_same(self, previous: "FinetuneJob", out: Path) -> None:
         """Raise InputError unless `previous`, the job that `out` holds, trains the same; readability is left aside."""
-        for key in ("model", "config", "fold", "labels"):
+        for key in ("model", "config", "fold", "labels", "reading"):
             if getattr(self, key) != getattr(previous, key):
                 raise InputError(f"{out} was begun with another {key}; choose another --out, or delete this one")
 
@@ -104,26 +110,38 @@ def finetune(
     examples = read_examples(labels, config.seed, options)
     if metric_of(examples.kind) == "mAP":
         require("eval")
-    model = load(source, options.device)
+    model = read_as(load(source, options.device), options.reading)
     with claimed(out):
         previous = _read_job(out)
-        job = FinetuneJob(model=model.sha256, config=config, fold=options.fold, labels=examples.sha256)
+        job = FinetuneJob(
+            model=model.sha256, config=config, fold=options.fold, labels=examples.sha256, reading=model.reading
+        )
         # This check comes before minutes are spent on reading the files.
         if previous is not None:
             job.check_same(previous, out)
-        logmels, errors = read_logmels(model, examples.paths)
+        logmels, errors, notes = read_logmels(model, examples.paths)
         job = replace(job, unreadable=sorted(str(path.resolve()) for path in errors))
         if previous is not None:
             job.check_same_files(previous, out)
         # Nothing is trained yet, so a job that is refused below does not bind the next one: see `_read_job`.
         write_json(out / JOB, asdict(job))
         write_csv(out / FAILED, [("path", "reason"), *((str(path), reason) for path, reason in errors.items())])
+        _report_notes(out / NOTES, notes)
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
         _check_parts(examples, parts, len(errors))
         training = _train(model, examples, config, parts, out)
         report = _report(training, examples, parts, len(errors))
         _save(out / CLASSIFIER, model, training, examples, report)
         return report
+
+
+def _report_notes(path: Path, notes: dict[Path, str]) -> None:
+    """Write the notes on files to `path`, and count them on standard error."""
+    path.unlink(missing_ok=True)
+    if notes:
+        write_csv(path, [("path", "note"), *((str(name), note) for name, note in notes.items())])
+    for line in summary(notes.values(), path):
+        sys.stderr.write(f"{line}\n")
 
 
 def _read_job(out: Path) -> FinetuneJob | None:
@@ -138,7 +156,9 @@ def _read_job(out: Path) -> FinetuneJob | None:
     try:
         facts = dict(json.loads(path.read_text(encoding="utf-8")))
         config, unreadable = from_dict(FinetuneConfig, facts["config"]), [str(name) for name in facts["unreadable"]]
-        return FinetuneJob(**facts | {"config": config, "unreadable": unreadable})
+        # Jobs of earlier versions do not say how they read files.
+        reading = from_dict(Reading, facts.get("reading", {}))
+        return FinetuneJob(**facts | {"config": config, "unreadable": unreadable, "reading": reading})
     except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete {out} to start over, or choose another") from error
 
@@ -245,6 +265,7 @@ def _save(folder: Path, model: AudioEncoder, training: Finetuning, examples: Exa
     card = replace(
         model.card,
         model=replace(model.card.model, decoder_width=0),
+        reading=model.reading,
         training={**model.card.training, "finetuned": finetuned},
     )
     # The decoder was trained with the old encoder. If it were kept, the classifier would reconstruct wrongly.

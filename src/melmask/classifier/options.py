@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from melmask.config import ReadingOptions
 from melmask.errors import ConfigError
 from melmask.labels.options import TableOptions
 
@@ -80,8 +81,12 @@ class FinetuneOptions:
     table: TableOptions = field(default=TableOptions())
     fold: str = ""
     """The fold to test on, if there are folds; the next one validates. Without it, the first fold is tested."""
+    reading: ReadingOptions = field(default=ReadingOptions())
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        self.reading.check_one_clip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,7 @@ class PredictOptions:
     """Smooth events with a median over this time in ms: the largest odd number of whole steps that fits."""
     min_duration_ms: float = 125.0
     """Drop events that are shorter than this, in ms."""
+    reading: ReadingOptions = field(default=ReadingOptions())
 
     def __post_init__(self) -> None:
         _check(0 <= self.threshold < 1, f"threshold is {self.threshold:g}; give a probability from 0 to below 1")

@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from melmask.adapters.hear import default_hop_ms
+from melmask.audio.notes import summary
 from melmask.classifier.model import AudioClassifier
 from melmask.classifier.options import PredictOptions
 from melmask.classifier.predictions import Journal, Prediction, check_table_path, write_predictions
 from melmask.downstream.events import events_of
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import FileEmbedding, embed_files
+from melmask.embedding.reading import read_as
 from melmask.errors import AudioFileError, InputError
 from melmask.system.files import ensure_folder
 from melmask.system.progress import track
@@ -28,6 +32,8 @@ class PredictionReport(NamedTuple):
     files: int
     failed: int
     rows: int
+    noticed: Sequence[str] = ()
+    """Lines that count what is to be known of the files."""
 
 
 def predict_files(
@@ -53,6 +59,8 @@ def predict_files(
     check_table_path(out)
     if not paths:
         raise InputError("no files were given; expected at least one sound file")
+    classifier = copy(classifier)
+    classifier.encoder = read_as(classifier.encoder, options.reading)
     # All checks come before the journal of a previous job is replaced.
     choice = _features(classifier, options)
     ensure_folder(out.parent)
@@ -60,18 +68,23 @@ def predict_files(
     paths = list(dict.fromkeys(paths))
     # The journal names the job as in release 0.1.0, so that jobs which were killed then can still resume.
     numbers = {name: getattr(options, name) for name in ("median_filter_ms", "min_duration_ms", "threshold")}
-    with Journal.of(out, [classifier.sha256, options.events, choice.hop_ms, numbers]) as journal:
+    job = [classifier.sha256, options.events, choice.hop_ms, numbers]
+    if reading := classifier.encoder.reading.changed_facts():
+        job.append(reading)
+    with Journal.of(out, job) as journal:
         todo = [path for path in paths if str(path) not in journal.done]
         embedded = embed_files(classifier.encoder, todo, choice, keep_frames=options.events)
         for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
-            journal.add(str(path), _rows_of(classifier, parts, choice, options))
+            journal.add(str(path), _rows_of_file(classifier, parts, choice, options))
         rows = [(path, row) for path in paths for row in journal.done[str(path)]]
         failed = [row.error for _, row in rows if row.error is not None]
         if len(failed) < len(paths):
             write_predictions(out, rows, options.events)
     if len(failed) == len(paths):
         raise InputError(f"none of the {len(paths)} files could be read; the first error: {failed[0]}")
-    return PredictionReport(len(paths) - len(failed), len(failed), len(rows))
+    notes = {path: row.note for path, row in rows if row.note is not None}
+    noticed = summary(notes.values(), "column note")
+    return PredictionReport(len(paths) - len(failed), len(failed), len(rows), noticed)
 
 
 def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:
@@ -83,10 +96,29 @@ def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureCh
     return choice
 
 
+def _rows_of_file(
+    classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
+) -> list[Prediction]:
+    """Return the rows of one file, or of each of its channels, with what is to be known of the file."""
+    rows = []
+    for channel, of_channel in itertools.groupby(parts, key=lambda part: part.channel):
+        notes: list[str | None] = []
+        found = _rows_of(classifier, _noted(of_channel, notes), choice, options)
+        rows += [replace(row, channel=channel, note=notes[-1]) for row in found]
+    return rows
+
+
+def _noted(parts: _Parts, notes: list[str | None]) -> _Parts:
+    """Yield the parts, and add the note of each to `notes`; the last one has the file's."""
+    for part in parts:
+        notes.append(part.note)
+        yield part
+
+
 def _rows_of(
     classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
 ) -> list[Prediction]:
-    """Return the rows of one file, at least one."""
+    """Return the rows of one clip, at least one."""
     try:
         if options.events:
             rows = _events_in(classifier, parts, choice, options)
@@ -124,11 +156,13 @@ def _events_in(
 ) -> list[Prediction]:
     """Return what sounds when in a file. Only the probabilities of a long file are kept in memory."""
     encoder, labels, duration_s = classifier.encoder, classifier.card.labels, 0.0
+    # The options are about the sound as it is played, and the rows about the file.
+    expand = encoder.reading.expand
 
     def frames() -> Iterator[Float[np.ndarray, "_ dims"]]:
         nonlocal duration_s
         for part in _readable(parts):
-            duration_s = part.duration_s
+            duration_s = part.duration_s * expand
             if part.frames is not None and len(part.frames):
                 yield part.frames
 
@@ -150,6 +184,6 @@ def _events_in(
         end_s = duration_s if event.end_ms >= times_ms[-1] else (event.end_ms + step_ms / 2) / 1000
         # The small constant keeps an event that is just long enough but for rounding.
         if (end_s - start_s) * 1000 > options.min_duration_ms - 1e-6:
-            start_s, end_s = round(start_s, 4), round(end_s, 4)
+            start_s, end_s = round(start_s / expand, 4), round(end_s / expand, 4)
             found.append(Prediction(label=event.label, probability=round(mean, 6), start_s=start_s, end_s=end_s))
     return found

@@ -24,15 +24,21 @@ class Prediction:
     start_s: float | None = None
     """When an event starts and ends; None for whole files."""
     end_s: float | None = None
+    channel: int | None = None
+    """The number of the channel, where each channel of a file has rows of its own."""
+    note: str | None = None
+    """What is to be known of the file."""
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON lines and the journal hold it."""
+        channel = {} if self.channel is None else {"channel": self.channel}
         if self.error is not None:
-            return {"error": self.error}
+            return {**channel, "error": self.error}
         # Rows of whole files have no keys for times.
         times = {} if self.start_s is None else {"start_s": self.start_s, "end_s": self.end_s}
-        return {**times, "label": self.label, "probability": self.probability}
+        note = {} if self.note is None else {"note": self.note}
+        return {**channel, **times, "label": self.label, "probability": self.probability, **note}
 
 
 def check_table_path(out: Path) -> None:
@@ -47,14 +53,17 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
     Raises:
         OutputError: it cannot be written.
     """
-    columns = ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"]
     values = [{"path": str(path), **row.to_dict()} for path, row in rows]
+    # Most tables need neither of these two columns.
+    channel, note = ([name] if any(name in row for row in values) else [] for name in ("channel", "note"))
+    columns = ["path", *channel, *(["start_s", "end_s"] if events else []), "label", "probability", *note, "error"]
     if out.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         # The types are fixed, because an empty column would get another one, and tables of many jobs must fit together.
-        types = {name: pa.float64() if name in ("start_s", "end_s", "probability") else pa.string() for name in columns}
+        kinds = {**dict.fromkeys(("start_s", "end_s", "probability"), pa.float64()), "channel": pa.int64()}
+        types = {name: kinds.get(name, pa.string()) for name in columns}
         with atomic_write(out) as file:
             pq.write_table(pa.Table.from_pylist(values, schema=pa.schema(types)), file)
         return

@@ -39,4 +39,6 @@ def run(options: Options) -> int:
         print("the classifier was trained on events; add --events to get the start and the end of each one")
     if report.failed:
         print(f"{report.failed} files could not be read; their rows hold the reason")
+    for line in report.noticed:
+        print(line)
     return 0

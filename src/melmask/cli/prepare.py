@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.cli.options import THREADS
-from melmask.config import FrontEndConfig
+from melmask.config import FrontEndConfig, Reading
 from melmask.config_text import with_overrides
 from melmask.labels.options import TableOptions
 
@@ -20,21 +20,27 @@ class Options:
     """Folder of the store."""
     threads: int | None = field(default=None, metadata={"limits": THREADS})
     """Number of decoding threads. The default is one for each core."""
-    channel: str = field(default="mean", metadata={"metavar": "N"})
-    """Which channel of each file is taken: the mean of all, or the number of one, from 1 on."""
+    band: str = field(default="speech", metadata={"metavar": "BAND"})
+    """The band of frequency that models hear: a sample rate in Hz, which scales the whole front end, or speech (16000),
+    wide (32000: birds, music), bats (256000) or hydrophone (2000: large whales). KEY=VALUE settings are applied
+    after it."""
+    reading: Reading = field(default=Reading())
     table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
-    """change the front end, such as sample_rate_hz=32000. These are its settings and their defaults:"""
+    """change the front end, such as hop_samples=80. These are its settings and their values for speech:"""
 
 
 def run(options: Options) -> int:
     """Write the store of log-mels."""
+    from melmask.audio.bands import front_end_of
+    from melmask.audio.notes import summary
     from melmask.audio.video import missing_decoder
     from melmask.corpus.prepare import prepare
+    from melmask.corpus.store import NOTES
 
-    front_end = with_overrides(FrontEndConfig(), options.settings)
+    front_end = with_overrides(front_end_of(options.band), options.settings)
     facts = prepare(
-        options.sources, options.out, front_end, options.threads, channel=options.channel, table=options.table
+        options.sources, options.out, front_end, options.threads, reading=options.reading, table=options.table
     )
     print(
         f"{options.out}: {facts.files} files, {facts.hours:.2f} h, log-mel mean {facts.statistics.mean:.3f} and "
@@ -43,7 +49,17 @@ def run(options: Options) -> int:
     if facts.failed:
         failures = options.out / "failed.csv"
         print(f"{facts.failed} files could not be read; the reasons are in {failures}")
-        with failures.open(newline="", encoding="utf-8") as file:
-            note = missing_decoder(row["path"] for row in csv.DictReader(file))
+        note = missing_decoder(_column(failures, "path"))
         print(note, end="\n" if note else "")
+    notes = options.out / NOTES
+    for line in summary(_column(notes, "note"), notes):
+        print(line)
     return 0
+
+
+def _column(path: Path, name: str) -> list[str]:
+    """Return a column of a CSV file; nothing if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row[name] for row in csv.DictReader(file)]

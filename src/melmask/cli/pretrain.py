@@ -54,7 +54,7 @@ def run(options: Options) -> int:
     if options.init is not None and (options.out / SNAPSHOT).exists():
         say(f"{options.out} exists, so it resumes with its own weights and ignores {options.init}")
     elif options.init is not None:
-        weights, text = initial_weights(options.init, config, store.front_end)
+        weights, text = initial_weights(options.init, config, store.front_end, store.reading)
         say(text)
     # Monitors read the store and draw; one process is enough for that.
     hooks = monitors(store, config, options.monitor, options.table) if first else []

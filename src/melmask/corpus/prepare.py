@@ -14,10 +14,12 @@ from typing import IO, NamedTuple
 import numpy as np
 import torch
 
-from melmask.audio.files import MEAN, channel_number, read_audio_blocks
+from melmask.audio.bands import check_filters
+from melmask.audio.files import read_audio_blocks, readings_of
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.notes import Listener
 from melmask.audio.statistics import Moments, moments_of
-from melmask.config import FrontEndConfig
+from melmask.config import FrontEndConfig, Reading
 from melmask.corpus.store import StoreFacts, StoreWriter
 from melmask.errors import AudioFileError
 from melmask.labels.options import TableOptions
@@ -32,12 +34,15 @@ _SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
 
 
 class Clip(NamedTuple):
-    """One file's log-mel: float16 blocks (frames, mels), or why there is none."""
+    """The log-mel of a file or of one of its channels: float16 blocks (frames, mels), or why there is none."""
 
     path: str
     blocks: Iterable[np.ndarray] = ()
     duration_s: float = 0.0
     moments: Moments = Moments()
+    channel: int | None = None
+    channels_left: int = 0
+    note: str | None = None
     error: str | None = None
 
 
@@ -47,7 +52,7 @@ def prepare(
     front_end: FrontEndConfig,
     threads: int | None = None,
     shard_mb: int = 256,
-    channel: str = MEAN,
+    reading: Reading = Reading(),
     table: TableOptions = TableOptions(),
 ) -> StoreFacts:
     """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
@@ -55,27 +60,37 @@ def prepare(
     Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
     are recorded in failed.csv with the reason.
 
-    The store holds the mean of each file's channels, or the channel whose number `channel` is, from 1 on.
+    `reading` says which channel of a file becomes a clip, or whether each does, and how much slower it is played. The
+    store records it, and so do the models trained on it.
 
     Raises:
-        ConfigError: the channel is neither a number nor `mean`.
+        ConfigError: a band of the front end is empty.
         InputError: no sound files, or none of them readable.
-        StoreError: the store was begun with another front end or channel.
+        StoreError: the store was begun with another front end or reading.
         OutputError: the folder cannot be written to, or another job is at it.
     """
-    channel_number(channel)
+    check_filters(front_end)
     paths = dict.fromkeys(_absolute(path) for path in find_sounds(sources, table))
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
-    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, channel)) as writer:
+    with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, reading)) as writer:
         todo = [path for path in paths if path not in writer.done]
-        clips = map_ahead(
-            lambda path: _clip(path, transform, folder, channel), todo, workers, _WAITING_PER_THREAD * workers
+        files = map_ahead(
+            lambda path: _clips(path, transform, folder, reading), todo, workers, _WAITING_PER_THREAD * workers
         )
-        for clip in track(clips, len(todo), "prepare"):
-            if clip.error is None:
-                writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
-            else:
-                writer.add_failure(clip.path, clip.error)
+        for clips in track(files, len(todo), "prepare"):
+            for clip in clips:
+                if clip.error is None:
+                    writer.add(
+                        clip.path,
+                        clip.blocks,
+                        clip.duration_s,
+                        clip.moments,
+                        clip.channel,
+                        clip.channels_left,
+                        clip.note,
+                    )
+                else:
+                    writer.add_failure(clip.path, clip.error)
         return writer.finish()
 
 
@@ -85,15 +100,29 @@ def _absolute(path: Path) -> str:
     return plain if os.path.realpath(plain) == real else real
 
 
+def _clips(path: str, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> list[Clip]:
+    """Return the clip of a file, or those of its channels; if one cannot be read, only why."""
+    readings = readings_of(Path(path), reading)
+    clips = [_clip(path, transform, folder, one) for one in readings]
+    failed = [clip for clip in clips if clip.error is not None]
+    if failed or reading in readings:
+        return failed[:1] or clips
+    last = len(clips)
+    return [clip._replace(channel=number, channels_left=last - number) for number, clip in enumerate(clips, 1)]
+
+
 @torch.inference_mode()
-def _clip(path: str, transform: LogMelSpectrogram, folder: Path, channel: str) -> Clip:
-    rate_hz = transform.config.sample_rate_hz
+def _clip(path: str, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> Clip:
+    rate_hz = reading.rate_hz(transform.config)
+    # Whoever asks for another band than that of speech knows what it leaves out.
+    usual = transform.config.sample_rate_hz == FrontEndConfig.sample_rate_hz
+    listener = Listener(reading, rate_hz if usual else None)
     moments = Moments()
     samples = 0
 
     def sound() -> Iterator[np.ndarray]:
         nonlocal samples
-        for block in read_audio_blocks(Path(path), rate_hz, channel):
+        for block in read_audio_blocks(Path(path), rate_hz, reading, listener):
             samples += len(block)
             yield block
 
@@ -107,7 +136,7 @@ def _clip(path: str, transform: LogMelSpectrogram, folder: Path, channel: str) -
                 moments = moments.plus(moments_of(frames))
     except AudioFileError as error:
         return Clip(path, error=str(error))
-    return Clip(path, spool, samples / rate_hz, moments)
+    return Clip(path, spool, samples / rate_hz, moments, note=listener.note)
 
 
 class _Spool:

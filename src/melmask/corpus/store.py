@@ -2,8 +2,10 @@
 
     store.json              front end, statistics, totals; it is written last
     shard-00000.f16         float16, little-endian, time-major (frames, mels), clips one after another
-    shard-00000.parquet     a row for each file: path, first_frame, frames, duration_s, error (null if it was read)
+    shard-00000.parquet     a row for each file: path, first_frame, frames, duration_s, error (null if it was read), and
+                            where they are needed: channel (of files that give a clip for each), note
     failed.csv              path and reason of the files that could not be read
+    notes.csv               path and note of the files with something to know of, if there are any
 
 A shard counts when its index is there. An index is written only after its data is safely on disk.
 """
@@ -23,15 +25,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from melmask.audio.files import MEAN
 from melmask.audio.statistics import Moments
-from melmask.config import FrontEndConfig, Statistics
+from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import ConfigError, InputError, StoreError
 from melmask.system.files import atomic_write, output_error, write_csv, write_json
 
 FORMAT = "melmask-store"
 VERSION = 1
+NOTES = "notes.csv"
 _DTYPE = np.dtype("<f2")
 _OPEN_SHARDS = 256
 """Many systems let a process open 1,024 files."""
@@ -44,6 +46,8 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+_OPTIONAL = {"channel": pa.int64(), "note": pa.string()}
+"""Columns of a shard in which at least one row needs them; earlier versions ignore them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,15 @@ class StoreFacts:
     hours: float
     statistics: Statistics
     """Mean and standard deviation of all log-mel values."""
+    reading: Reading = Reading()
+    """How the files were read; a store of earlier versions does not say it."""
 
     def write(self, folder: Path) -> None:
         """Write store.json."""
-        write_json(folder / "store.json", {"format": FORMAT, "version": VERSION, **to_dict(self)})
+        values = {**to_dict(self), "reading": self.reading.changed_facts()}
+        if not values["reading"]:
+            del values["reading"]
+        write_json(folder / "store.json", {"format": FORMAT, "version": VERSION, **values})
 
     @classmethod
     def read(cls, folder: Path) -> "StoreFacts":
@@ -99,17 +108,17 @@ class StoreWriter:
     Attributes: `done` (the paths of the files that the store has already).
 
     Raises:
-        StoreError: the folder has shards of another front end or channel, or of a newer melmask.
+        StoreError: the folder has shards of another front end or reading, or of a newer melmask.
         OutputError: a shard cannot be written.
     """
 
-    def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int, channel: str = MEAN):
+    def __init__(self, folder: Path, front_end: FrontEndConfig, shard_mb: int, reading: Reading = Reading()):
         self._folder = folder
-        self._front_end, self._channel = front_end, channel
+        self._front_end, self._reading = front_end, reading
         self._shard_bytes = shard_mb << 20
         indexes = read_indexes(folder)
         for path, table in indexes:
-            _check_same(path, table, front_end, channel)
+            _check_same(path, table, front_end, reading)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         self.done = {row["path"] for _, table in indexes for row in table.to_pylist() if row["frames"]}
         self._known_failures = {
@@ -124,8 +133,21 @@ class StoreWriter:
         self._moments = Moments()
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, path: str, blocks: Iterable[np.ndarray], duration_s: float, moments: Moments) -> None:
-        """Append one clip: float16 blocks (frames, mels)."""
+    def add(
+        self,
+        path: str,
+        blocks: Iterable[np.ndarray],
+        duration_s: float,
+        moments: Moments,
+        channel: int | None = None,
+        channels_left: int = 0,
+        note: str | None = None,
+    ) -> None:
+        """Append one clip: float16 blocks (frames, mels), of a file or of one of its channels.
+
+        Channels of a file come one after another, `channels_left` after this one, and share a shard. So a killed job
+        repeats all of them or none.
+        """
         first, frames = self._frames, 0
         data_path = self._data_path()
         try:
@@ -138,10 +160,9 @@ class StoreWriter:
             raise output_error(data_path, error) from error
         self._frames += frames
         self._moments = self._moments.plus(moments)
-        self._rows.append(
-            {"path": path, "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
-        )
-        if self._frames * self._front_end.mels * _DTYPE.itemsize >= self._shard_bytes:
+        row = {"path": path, "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
+        self._rows.append({**row, "channel": channel, "note": note})
+        if not channels_left and self._frames * self._front_end.mels * _DTYPE.itemsize >= self._shard_bytes:
             self.close_shard()
 
     def add_failure(self, path: str, reason: str) -> None:
@@ -172,10 +193,14 @@ class StoreWriter:
             "front_end": to_dict(self._front_end),
             "moments": asdict(self._moments),
             "version": VERSION,
-            # Versions that know no channels read the mean, and need no word of it.
-            **({} if self._channel == MEAN else {"channel": self._channel}),
+            # Earlier versions read the mean at normal speed, and need no word of it.
+            **self._reading.changed_facts(),
         }
-        schema = _SCHEMA.with_metadata({FORMAT: json.dumps(facts)})
+        schema = _SCHEMA
+        for name, kind in _OPTIONAL.items():
+            if any(row.get(name) is not None for row in self._rows):
+                schema = schema.append(pa.field(name, kind))
+        schema = schema.with_metadata({FORMAT: json.dumps(facts)})
         with atomic_write(data_path.with_suffix(".parquet")) as file:
             pq.write_table(pa.Table.from_pylist(self._rows, schema), file)
         self._shard += 1
@@ -188,37 +213,45 @@ class StoreWriter:
                 self._file.close()
 
     def finish(self) -> StoreFacts:
-        """Close the last shard, add up, write store.json and failed.csv; return what store.json says.
+        """Close the last shard, add up, write store.json, failed.csv and notes.csv; return what store.json says.
 
         Raises:
             InputError: no file could be read, or all of them are silent.
         """
         self.close_shard()
         moments = Moments()
-        good: dict[str, float] = {}
+        good: dict[tuple[str, int | None], float] = {}
         bad: dict[str, str] = {}
+        notes: dict[str, str] = {}
         frames = 0
         for _, table in read_indexes(self._folder):
             moments = moments.plus(Moments(**_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
-                    good[row["path"]] = row["duration_s"]
+                    good[row["path"], row.get("channel")] = row["duration_s"]
                     frames += row["frames"]
+                    if row.get("note"):
+                        notes[row["path"]] = row["note"]
                 else:
                     bad[row["path"]] = row["error"]
         # A file that failed in an earlier job may have been repaired since.
-        bad = {path: reason for path, reason in bad.items() if path not in good}
+        paths = {path for path, _ in good}
+        bad = {path: reason for path, reason in bad.items() if path not in paths}
         failures = self._folder / "failed.csv"
         write_csv(failures, [("path", "reason"), *bad.items()])
+        (self._folder / NOTES).unlink(missing_ok=True)
+        if notes:
+            write_csv(self._folder / NOTES, [("path", "note"), *notes.items()])
         if not good:
             raise InputError(f"none of the {len(bad)} files could be read; the reasons are in {failures}")
         facts = StoreFacts(
             front_end=self._front_end,
-            files=len(good),
+            files=len(paths),
             failed=len(bad),
             frames=frames,
             hours=sum(good.values()) / 3600,
             statistics=moments.statistics(),
+            reading=self._reading,
         )
         facts.write(self._folder)
         return facts
@@ -230,7 +263,7 @@ class StoreWriter:
 class Store:
     """A finished store, from which crops of clips are read.
 
-    Attributes: `front_end`, `statistics`, `frames` (clips,), the number of frames of each clip.
+    Attributes: `front_end`, `reading`, `statistics`, `frames` (clips,), the number of frames of each clip.
 
     Raises:
         StoreError: the folder is not a finished store, or a shard is missing or cut off.
@@ -239,7 +272,7 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         facts = StoreFacts.read(folder)
-        self.front_end, self.statistics = facts.front_end, facts.statistics
+        self.front_end, self.reading, self.statistics = facts.front_end, facts.reading, facts.statistics
         indexes = read_indexes(folder)
         for path, table in indexes:
             size, expected = _data_bytes(path, table, self.front_end)
@@ -249,7 +282,7 @@ class Store:
                 )
         self._paths = [path.with_suffix(".f16") for path, _ in indexes]
         shards = np.repeat(np.arange(len(indexes)), np.array([len(table) for _, table in indexes], dtype=np.int64))
-        rows = pa.concat_tables([_SCHEMA.empty_table(), *(table for _, table in indexes)])
+        rows = pa.concat_tables([_SCHEMA.empty_table(), *(table.select(_SCHEMA.names) for _, table in indexes)])
         # Files that could not be read have rows of zero frames, and are no clips.
         frames = rows["frames"].to_numpy()
         clips = frames > 0
@@ -348,7 +381,7 @@ def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
     return size == expected
 
 
-def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, channel: str) -> None:
+def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, reading: Reading) -> None:
     version = _facts(table)["version"]
     if version > VERSION:
         raise StoreError(f"{path} is {FORMAT} version {version}; this writes {VERSION}: update melmask")
@@ -358,8 +391,11 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, channel:
             f"{path.parent} was made with another front end ({differences(found, front_end)}); "
             "use the same settings or another --out"
         )
-    if (there := _facts(table).get("channel", MEAN)) != channel:
-        raise StoreError(f"{path.parent} was made of channel {there}, not {channel}; use the same or another --out")
+    for name, wanted in to_dict(reading).items():
+        if (there := _facts(table).get(name, getattr(Reading(), name))) != wanted:
+            raise StoreError(
+                f"{path.parent} was made with --{name} {there}, not {wanted}; use the same, or another --out"
+            )
 
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:

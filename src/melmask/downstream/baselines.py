@@ -11,7 +11,7 @@ from melmask.downstream.options import ProbeOptions
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
-from melmask.embedding.extract import decoded_groups
+from melmask.embedding.extract import Piece, decoded_groups
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.errors import InputError
 from melmask.geometry import StepGrid
@@ -33,6 +33,8 @@ class TaskFeatures:
     """Where the mean and std of the log-mels are from, and what they are."""
     unreadable: dict[str, str]
     """Why the other files were left out, by path."""
+    noticed: dict[str, str]
+    """What is to be known of the files that were read, by path; files without a note are left out."""
 
 
 def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions) -> TaskFeatures:
@@ -51,9 +53,12 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
-    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
-        if error is not None:
-            errors[path] = error
+    noticed: dict[str, str] = {}
+    for last, vectors in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
+        if last.error is not None:
+            errors[last.path] = last.error
+        if last.note is not None:
+            noticed[str(last.path)] = last.note
         for representation, vector in vectors.items():
             rows[representation].append(vector)
     readable = np.array([path not in errors for path in paths])
@@ -65,13 +70,14 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
         features={representation: np.array(vectors) for representation, vectors in rows.items()},
         normalization={"from": model.normalization, **to_dict(model.card.statistics)},
         unreadable={str(path): reason for path, reason in errors.items()},
+        noticed=noticed,
     )
 
 
 def _vectors_of_files(
     networks: dict[str, AudioEncoder], paths: Sequence[Path], choice: FeatureChoice
-) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
-    """Yield (path, representation -> vector, error) of each file, in order. A file with an error has no vectors."""
+) -> Iterator[tuple[Piece, dict[str, np.ndarray]]]:
+    """Yield (last piece, representation -> vector) of each file, in order. A file with an error has no vectors."""
     # All networks have the same front end and step grid, so each file is decoded and cut once.
     model = networks[PRETRAINED]
     grid = model.step_grid()
@@ -92,5 +98,5 @@ def _vectors_of_files(
                     vectors.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
             if piece.last:
                 scenes = {name: vectors.scene() for name, vectors in clip.items()} if piece.error is None else {}
-                yield piece.path, scenes, piece.error
+                yield piece, scenes
                 clip = new_clip()

@@ -37,6 +37,7 @@ from melmask.downstream.options import ALL, FewLabelsOptions
 from melmask.downstream.probe import CLASSIFIERS, read_tables
 from melmask.downstream.records import CurvePoint, CurveScore, FewLabelsReport, TaskCurves, curve_rows
 from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.reading import read_as
 from melmask.errors import InputError
 from melmask.figures.few_labels import save_few_labels_picture
 from melmask.labels.splits import Split, leaking_groups, make_splits
@@ -69,11 +70,13 @@ def few_label_curves(
     for table in tables.values():
         make_splits(table, options.scheme, options.seed)
     ensure_folder(out)
+    model = read_as(model, options.reading)
     report = FewLabelsReport(
         model=model.name,
         layer=list(options.choice.layers) or None,
         pooling=options.choice.pooling,
         scene=options.choice.scene,
+        reading=model.reading,
         seed=options.seed,
         scheme=options.scheme,
         per_class=options.numbers,
@@ -83,7 +86,7 @@ def few_label_curves(
     def judge(name: str, table: LabelTable) -> TaskCurves:
         task = features_of_task(model, name, table, options)
         curves = curves_of_features(task.features, task.table, options, f"fit {name}")
-        return replace(curves, normalization=task.normalization, unreadable=task.unreadable)
+        return replace(curves, normalization=task.normalization, unreadable=task.unreadable, noticed=task.noticed)
 
     for name, curves in judged_tables(tables, judge, report.failed):
         report.tasks[name] = curves

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
-from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
+from melmask.config import EACH, MEAN, HardwareConfig, PretrainConfig, Reading
 from melmask.corpus.store import Store
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
 from melmask.embedding.assemble import ClipVectors
@@ -138,7 +138,7 @@ class NearestNeighbors:
         # A table that cannot be used is refused before its files are decoded.
         _held_out(labels, rows, seed)
         self._hardware = config.hardware
-        self._logmels, self.errors = _read_logmels(rows.paths, store.front_end, f"read {labels.name}")
+        self._logmels, self.errors = _read_logmels(rows.paths, store, f"read {labels.name}")
         if not self._logmels:
             reason = next(iter(self.errors.values()))
             raise InputError(f"none of {len(self.errors)} files of {labels} could be read, as {reason}")
@@ -215,25 +215,28 @@ def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
         ) from error
 
 
-def _read_logmels(paths: Sequence[Path], front_end: FrontEndConfig, title: str) -> tuple[list[Tensor], dict[Path, str]]:
-    """Return the log-mels of the readable files in order, and why the others could not be read."""
-    transform = LogMelSpectrogram(front_end)
+def _read_logmels(paths: Sequence[Path], store: Store, title: str) -> tuple[list[Tensor], dict[Path, str]]:
+    """Return the log-mels of the readable files in order, made as the store's, and why the others could not be read."""
+    transform, reading = LogMelSpectrogram(store.front_end), store.reading
+    if reading.channel == EACH:
+        # A labeled file is one clip.
+        reading = replace(reading, channel=MEAN)
     logmels, errors = [], {}
     for path in track(paths, len(paths), title):
         try:
-            logmels.append(_read_logmel(path, transform))
+            logmels.append(_read_logmel(path, transform, reading))
         except AudioFileError as error:
             errors[path] = str(error)
     return logmels, errors
 
 
 @torch.inference_mode()
-def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
+def _read_logmel(path: Path, transform: LogMelSpectrogram, reading: Reading) -> Tensor:
     """Return the log-mel (mels, frames), float16, of the file's first 30 s."""
-    rate_hz = transform.config.sample_rate_hz
+    rate_hz = reading.rate_hz(transform.config)
     longest = frames_of_samples(round(LONGEST_S * rate_hz), transform.config)
     blocks, frames = [], 0
-    for block in logmel_blocks(read_audio_blocks(path, rate_hz), transform):
+    for block in logmel_blocks(read_audio_blocks(path, rate_hz, reading), transform):
         blocks.append(block.half())
         frames += block.shape[1]
         if frames >= longest:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from melmask.config import ReadingOptions
 from melmask.embedding.choice import FeatureChoice
 from melmask.errors import ConfigError
 from melmask.labels.options import TableOptions
@@ -22,12 +23,14 @@ class ProbeOptions:
     """Which features of the model are taken."""
     normalization: Literal["checkpoint", "dataset"] = "checkpoint"
     """Whose mean and standard deviation of log-mels are used: the checkpoint's, or those of each task's files."""
+    reading: ReadingOptions = field(default=ReadingOptions())
     seed: int = field(default=0, metadata={"limits": (0, 2**32 - 1)})
     """Seed of the untrained network and of random splits."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; expected a whole number from 0")
+        self.reading.check_one_clip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.records import ProbedTask, ProbeReport, Score, probe_rows
 from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.reading import read_as
 from melmask.errors import InputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import leaking_groups, make_splits
@@ -35,11 +36,13 @@ def probe_tasks(
     require("eval")
     tables = read_tables(label_files, options)
     ensure_folder(out)
+    model = read_as(model, options.reading)
     report = ProbeReport(
         model=model.name,
         layer=list(options.choice.layers) or None,
         pooling=options.choice.pooling,
         scene=options.choice.scene,
+        reading=model.reading,
         scheme=options.scheme,
         seed=options.seed,
     )
@@ -93,6 +96,7 @@ def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions)
         splits=[split.name for split in splits],
         normalization=task.normalization,
         unreadable=task.unreadable,
+        noticed=task.noticed,
         leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
         scores=scores,
     )

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from melmask.audio.notes import summary
+from melmask.config import Reading
 from melmask.downstream.options import ALL
 
 _CELL, _CURVE_CELL = 20, 24
@@ -22,12 +24,15 @@ class TaskFacts:
     """Where the mean and std of the log-mels are from, and what they are."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Why files were left out, by path."""
+    noticed: dict[str, str] = field(default_factory=dict)
+    """What is to be known of files that were read, by path."""
     leaking_groups: int
 
     def notes(self) -> Iterator[str]:
         """Yield what the reader of the scores should know of the task's files."""
         if self.unreadable:
             yield f"{len(self.unreadable)} files could not be read and were left out"
+        yield from summary(self.noticed.values(), "the report")
         if self.leaking_groups:
             yield f"{self.leaking_groups} groups have clips on both sides of a split"
 
@@ -62,6 +67,8 @@ class ProbeReport:
     scene: str
     scheme: str
     seed: int
+    reading: Reading = Reading()
+    """How the files were read."""
     tasks: dict[str, ProbedTask] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Why tasks have no scores, by name."""
@@ -121,6 +128,8 @@ class FewLabelsReport:
     scheme: str
     per_class: list[int | str]
     draws: int
+    reading: Reading = Reading()
+    """How the files were read."""
     tasks: dict[str, TaskCurves] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Why tasks have no curves, by name."""

@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from melmask.audio.files import MEAN, read_audio_blocks
+from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.notes import Listener
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
-from melmask.config import FrontEndConfig, Statistics
+from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import to_dict
 from melmask.embedding.assemble import ClipVectors, Segmenter
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
@@ -71,7 +72,7 @@ class AudioEncoder:
 
     Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from),
     `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller),
-    `channel` (which channel of files it hears: a number from 1, or 'mean', the mean of all).
+    `reading` (which channel of files it hears, and how much slower: by default the mean, as slow as in training).
     """
 
     def __init__(
@@ -82,20 +83,32 @@ class AudioEncoder:
         device: str = "auto",
         precision: str = "fp32",
         normalization: str = "checkpoint",
-        channel: str = MEAN,
+        reading: Reading | None = None,
     ):
         if precision not in INFERENCE_PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
         self.card, self.name, self.precision = card, name, precision
-        self.normalization, self.channel = normalization, channel
+        self.normalization, self.reading = normalization, reading or Reading(expand=card.reading.expand)
         self.device = pick_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
 
     @property
     def sample_rate_hz(self) -> int:
-        """The sample rate of the model; other audio is resampled to it."""
-        return self.card.front_end.sample_rate_hz
+        """The sample rate of the model; other audio is resampled to it.
+
+        If it hears sound that is played slower (`reading.expand`), its rate is that much higher.
+        """
+        return self.reading.rate_hz(self.card.front_end)
+
+    @property
+    def hop_ms(self) -> float:
+        """Time between frames of the log-mel, in ms of the sound as it is, not as it is played."""
+        return self.card.front_end.hop_ms / self.reading.expand
+
+    def times_ms(self, grid: StepGrid, steps: int) -> np.ndarray:
+        """Return the centers of the steps of `grid`, (steps,) float64, in ms of the sound as it is."""
+        return grid.times_ms(steps, self.card.front_end) / self.reading.expand
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -163,7 +176,7 @@ class AudioEncoder:
             # An array is in memory anyway: encoded all together, its clips fill larger batches.
             self.fill(made, clips, choice, sys.maxsize if path is None else FRAMES_TOGETHER)
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
-        times_ms = grid.times_ms(len(frames[0]), self.card.front_end)
+        times_ms = self.times_ms(grid, len(frames[0]))
         scene_out, frames_out = (scenes[0], frames[0]) if single else (np.stack(scenes), np.stack(frames))
         return Embedding(scene_out, frames_out, times_ms)
 
@@ -172,13 +185,15 @@ class AudioEncoder:
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
-    def segments_of_file(self, path: Path, grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """Read a file block by block; yield its log-mel cut as by `segments_of`.
+    def segments_of_file(
+        self, path: Path, grid: StepGrid, reading: Reading | None = None, listener: Listener | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Read a file block by block, as `self.reading` or `reading` says; yield its log-mel cut as by `segments_of`.
 
         Raises:
             AudioFileError: the file cannot be read.
         """
-        sound = read_audio_blocks(path, self.sample_rate_hz, self.channel)
+        sound = read_audio_blocks(path, self.sample_rate_hz, reading or self.reading, listener)
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:

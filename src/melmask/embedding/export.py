@@ -160,6 +160,8 @@ def _describe(proto: Any, encoder: AudioEncoder, choice: FeatureChoice) -> None:
         "layer": layer,
         "pooling": choice.pooling,
     }
+    # A graph takes samples at the front end's rate, whatever the sound was before it was played slower.
+    facts |= encoder.card.reading.changed_facts()
     facts |= {"front_end": to_dict(encoder.card.front_end), "statistics": to_dict(encoder.card.statistics)}
     entry = proto.metadata_props.add()
     entry.key, entry.value = "melmask", json.dumps(facts)

@@ -8,6 +8,9 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from torch import Tensor
 
+from melmask.audio.files import readings_of
+from melmask.audio.notes import Listener
+from melmask.config import Reading
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder, grouped
@@ -27,6 +30,9 @@ class FileEmbedding(NamedTuple):
 
     The frames of a long file come in several rows, each with the frames from step `first_step` on. Only the `last` row
     has the duration and the scene. If it has an error instead, the file broke off and its earlier rows are void.
+
+    `channel` is the number of the channel where each gives a result, one after another, of which `channels_left` follow
+    this one. `note` says what is to be known of the file.
     """
 
     path: Path
@@ -36,6 +42,9 @@ class FileEmbedding(NamedTuple):
     error: str | None = None
     first_step: int = 0
     last: bool = True
+    channel: int | None = None
+    channels_left: int = 0
+    note: str | None = None
 
 
 class Piece(NamedTuple):
@@ -46,6 +55,9 @@ class Piece(NamedTuple):
     logmel: Tensor | None
     last: bool
     error: str | None = None
+    channel: int | None = None
+    channels_left: int = 0
+    note: str | None = None
 
 
 def embed_files(
@@ -83,15 +95,24 @@ def embed_files(
             # A row is cut off only when there is one vector more, so that the last row is never empty.
             while vectors.ready > steps_per_row:
                 first_step, frames = vectors.taken, vectors.take(steps_per_row)
-                yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False)
+                yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False, channel=piece.channel)
             if piece.last:
                 if piece.error is not None:
-                    yield FileEmbedding(piece.path, error=piece.error)
+                    yield FileEmbedding(piece.path, error=piece.error, channel=piece.channel)
                 else:
                     # Frames are centered, and the first lies at 0 s: n frames span n - 1 hops.
-                    duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
+                    duration_s = (vectors.frames_seen - 1) * model.hop_ms / 1000
                     first_step, rest = vectors.taken, vectors.take() if keep_frames else None
-                    yield FileEmbedding(piece.path, duration_s, vectors.scene(), rest, first_step=first_step)
+                    yield FileEmbedding(
+                        piece.path,
+                        duration_s,
+                        vectors.scene(),
+                        rest,
+                        first_step=first_step,
+                        channel=piece.channel,
+                        channels_left=piece.channels_left,
+                        note=piece.note,
+                    )
                 vectors = ClipVectors(grid, keep_frames, choice.scene)
 
 
@@ -113,10 +134,21 @@ def _begin(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
 
 
 def _pieces_of_file(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
+    readings = readings_of(path, model.reading)
+    for number, reading in enumerate(readings, 1):
+        channel = None if reading == model.reading else reading.channel_number
+        for piece in _pieces_of_clip(model, path, grid, reading):
+            # The error of one channel ends the file, as the error of one piece does.
+            yield piece._replace(channel=channel, channels_left=len(readings) - number)
+            if piece.error is not None:
+                return
+
+
+def _pieces_of_clip(model: AudioEncoder, path: Path, grid: StepGrid, reading: Reading) -> Iterator[Piece]:
     # Each piece waits for the next one. Only then it is clear that it is not the last.
-    held = None
+    held, listener = None, Listener(reading, model.sample_rate_hz)
     try:
-        for phase, logmel in model.segments_of_file(path, grid):
+        for phase, logmel in model.segments_of_file(path, grid, reading, listener):
             if held is not None:
                 yield held
             held = Piece(path, phase, logmel, last=False)
@@ -124,4 +156,4 @@ def _pieces_of_file(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator
         yield Piece(path, 0, None, last=True, error=str(error))
         return
     assert held is not None, "a readable file has at least one frame"
-    yield held._replace(last=True)
+    yield held._replace(last=True, note=listener.note)

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melmask import __version__
-from melmask.audio.files import channel_number
+from melmask.audio.notes import summary
 from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
-from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, digest_of_paths, rows_of
+from melmask.embedding.reading import read_as
+from melmask.embedding.tables import (
+    TableJob,
+    TableSettings,
+    WriteParts,
+    check_suffix,
+    digest_of_paths,
+    notes_in,
+    rows_of,
+)
 from melmask.errors import ConfigError, InputError
 from melmask.labels.sources import find_sounds
 from melmask.system.files import ensure_folder
@@ -42,6 +51,8 @@ class JobReport:
     """Files that changed after a table that was there already had been written."""
     note: str = ""
     """Which of the failed files an extra would read."""
+    noticed: Sequence[str] = ()
+    """Lines that count what is to be known of the files in the table."""
 
     def __str__(self) -> str:
         there_already = not self.wall_s
@@ -56,8 +67,7 @@ class JobReport:
         if self.failed:
             text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
             text += "; they are tried again when the table is rebuilt" if there_already else ""
-        text += f"\n{self.note}" if self.note else ""
-        return text
+        return "\n".join([text, *([self.note] if self.note else []), *self.noticed])
 
 
 def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: EmbedOptions = EmbedOptions()) -> JobReport:
@@ -71,15 +81,13 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
 
     Raises:
         CheckpointError: no model can be loaded.
-        ConfigError: the model has no such layer, pooling or hop, `options.shard` is not of the form I/N, or the
-            channel is not a number.
+        ConfigError: the model has no such layer, pooling or hop, or `options.shard` is not of the form I/N.
         InputError: no file is found, or none can be read.
         OutputError: `out` cannot be written to, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
     # A wrong place or share is refused before the model is loaded, which takes seconds.
     check_suffix(out)
-    channel_number(options.channel)
     ensure_folder(out.parent)
     every_path = find_sounds(sources, options.table)
     paths, table = shard_of(every_path, out, options.shard)
@@ -92,7 +100,7 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
         # The GPUs are left to the workers. Their working directory is another, so they need absolute paths.
         device, paths, table = "cpu", [path.absolute() for path in paths], table.absolute()
     encoder = load(model, device, options.precision)
-    encoder.channel = options.channel
+    encoder = read_as(encoder, options.reading)
     if options.normalization == "dataset":
         # The statistics are those of all files, not of this share, so that all shares of a job are normalized alike.
         encoder = with_dataset_statistics(encoder, every_path, out.with_suffix(".statistics.json"))
@@ -129,7 +137,14 @@ def embed_table(
     if job.complete:
         files, made_s = rows_of(out), out.stat().st_mtime
         newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
-        return JobReport(table=out, files=files, failed=len(paths) - files, dimensions=dimensions, newer=newer)
+        return JobReport(
+            table=out,
+            files=files,
+            failed=len(paths) - files,
+            dimensions=dimensions,
+            newer=newer,
+            noticed=summary(notes_in(out), "its column note"),
+        )
     start_s = time.monotonic()
     with job.claimed():
         if write_parts is not None:
@@ -150,6 +165,7 @@ def embed_table(
         sound_s=sound_s,
         wall_s=time.monotonic() - start_s,
         note=missing_decoder(failed),
+        noticed=summary(notes_in(out), "its column note"),
     )
 
 
@@ -163,7 +179,7 @@ def table_settings(
     """
     card, sha256 = model.card, model.sha256
     choice.check(card.model, card.front_end)
-    first_ms, second_ms = model.step_grid(choice).times_ms(2, card.front_end).tolist()
+    first_ms, second_ms = model.times_ms(model.step_grid(choice), 2).tolist()
     return TableSettings(
         melmask=__version__,
         model=model.name,
@@ -182,7 +198,8 @@ def table_settings(
         statistics=card.statistics,
         files=len(paths),
         files_sha256=digest_of_paths(paths),
-        channel=model.channel,
+        channel=model.reading.channel,
+        expand=model.reading.expand,
     )
 
 

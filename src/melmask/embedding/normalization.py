@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from melmask.audio.files import MEAN
+from melmask.audio.files import readings_of
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.config_text import from_dict, to_dict
@@ -35,8 +35,7 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
         "files_sha256": digest_of_paths(paths),
         "front_end": to_dict(model.card.front_end),
     }
-    if model.channel != MEAN:
-        facts["channel"] = model.channel
+    facts |= model.reading.changed_facts()
     statistics = _kept(kept_in, facts)
     if statistics is None:
         moments = Moments()
@@ -52,15 +51,16 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
             write_json(kept_in, {**facts, "statistics": to_dict(statistics)})
     # Both encoders share the weights.
     card = replace(model.card, statistics=statistics)
-    return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset", model.channel)
+    return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset", model.reading)
 
 
 def _moments_of_file(model: AudioEncoder, path: Path) -> Moments:
     """Return the moments of a file's log-mel values; those of a file that cannot be read are empty."""
     moments = Moments()
     try:
-        for _, logmel in model.segments_of_file(path, model.step_grid()):
-            moments = moments.plus(moments_of(logmel.cpu().numpy()))
+        for reading in readings_of(path, model.reading):
+            for _, logmel in model.segments_of_file(path, model.step_grid(), reading):
+                moments = moments.plus(moments_of(logmel.cpu().numpy()))
     except AudioFileError:
         # A file that breaks off counts for nothing, as it has no embedding either.
         return Moments()

@@ -22,6 +22,7 @@ class PartWriter:
         self._model = load(
             source, device, settings.precision, front_end=settings.front_end, statistics=settings.statistics
         )
+        self._model.reading = settings.reading
         self._choice, self._job = choice, job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

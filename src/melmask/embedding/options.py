@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from melmask.config import ReadingOptions
 from melmask.embedding.choice import FeatureChoice
 from melmask.labels.options import TableOptions
 
@@ -17,8 +18,7 @@ class EmbedOptions:
     """Keep the frame vectors too, not only the scene vector of each file."""
     normalization: Literal["checkpoint", "dataset"] = "checkpoint"
     """Whose mean and standard deviation of log-mels are used: the checkpoint's, or those of the files given."""
-    channel: str = field(default="mean", metadata={"metavar": "N"})
-    """Which channel of each file is embedded: the mean of all, or the number of one, from 1 on."""
+    reading: ReadingOptions = field(default=ReadingOptions())
     shard: str | None = field(default=None, metadata={"metavar": "I/N"})
     """I/N: take every N-th file from the I-th on, 0 <= I < N, as one of N jobs of an array."""
     engine: Literal["local", "ray"] = "local"

@@ -111,5 +111,5 @@ class EmbeddingStream:
             vectors.append(ready.popleft())
             self._steps += 1
         size = self._choice.frame_size(self._model.card.model)
-        times_ms = self._grid.times_ms(self._steps, self._model.card.front_end)[self._steps - len(vectors) :]
+        times_ms = self._model.times_ms(self._grid, self._steps)[self._steps - len(vectors) :]
         return np.array(vectors, dtype=np.float32).reshape(-1, size), times_ms

@@ -1,12 +1,13 @@
 """Embeddings on disk: one Parquet or NumPy file, self-describing, written part by part so that a job can be resumed.
 
-Parquet: a file has one row, with path, duration_s, scene (D float32) and, if kept, first_step and frames (steps x D).
-The settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
-another, and each row has the file's path, duration and scene. first_step is the number of a row's first step; it is 0
-where a file begins.
+Parquet: a file has one row, with path, duration_s, scene (D float32), note and, if kept, first_step and frames (steps x
+D). If each channel is a clip, it has a row for each, with the channel's number. The settings are JSON in the schema's
+metadata under `melmask`. The frames of a long file lie in several rows, one after another, and each row has the file's
+path, duration and scene. first_step is the number of a row's first step; it is 0 where a file begins.
 
-npz: the arrays are path, duration_s, scene (files, D) and, if kept, frames (all steps, D) with frame_offsets
-(files + 1,). The settings are a JSON string. In both formats, step k is centered at first_ms + k * step_ms.
+npz: the arrays are path, duration_s, scene (files, D), note, and, where needed, channel, and frames (all steps, D) with
+frame_offsets (files + 1,). The settings are a JSON string. In both formats, step k is centered at first_ms + k *
+step_ms.
 
 While the job runs, `<name>.parts/part-*.parquet` hold what is done. A part has `FILES_PER_PART` files, also those that
 failed, with their `error`. A file's `last` row has its duration and scene, or the error. A part appears whole or not at
@@ -28,8 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from melmask.audio.files import MEAN
-from melmask.config import FrontEndConfig, Statistics
+from melmask.config import EACH, MEAN, FrontEndConfig, Reading, Statistics
 from melmask.config_text import from_dict
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
@@ -76,6 +76,12 @@ class TableSettings:
     files: int
     files_sha256: str
     channel: str = MEAN
+    expand: float = 1.0
+
+    @property
+    def reading(self) -> Reading:
+        """How the files are read."""
+        return Reading(channel=self.channel, expand=self.expand)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "TableSettings":
@@ -90,11 +96,9 @@ class TableSettings:
         return cls(**values)
 
     def to_json(self) -> str:
-        """Return the settings as a JSON object, without `channel` where it is the mean, as earlier versions wrote."""
-        values = asdict(self)
-        if self.channel == MEAN:
-            del values["channel"]
-        return json.dumps(values)
+        """Return the settings as a JSON object; `channel` and `expand` only where earlier versions read otherwise."""
+        usual = asdict(Reading()).keys() - self.reading.changed_facts().keys()
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in usual})
 
 
 class TableJob:
@@ -122,8 +126,8 @@ class TableJob:
             write_json(job, asdict(self.settings))
             return
         try:
-            # Earlier versions always took the mean, and did not say so.
-            begun = {"channel": MEAN, **json.loads(job.read_text(encoding="utf-8"))}
+            # Earlier versions always took the mean at normal speed, and did not say so.
+            begun = {**asdict(Reading()), **json.loads(job.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
@@ -170,7 +174,7 @@ class TableJob:
             with atomic_write(self._part(part)) as file, _parquet_writer(file, schema) as writer:
                 while files:
                     group.append(row := next(rows))
-                    files -= row.last
+                    files -= row.last and not row.channels_left
                     sound_s += row.duration_s
                     size += sum(array.nbytes for array in (row.scene, row.frames) if array is not None)
                     if size >= _ROW_GROUP_BYTES or not files:
@@ -243,18 +247,35 @@ def rows_of(path: Path) -> int:
     """Return how many files a table holds."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
-            return len(arrays["path"])
+            return len(set(arrays["path"].tolist()))
+    if "channel" in pq.read_schema(path).names:
+        return len(pq.read_table(path, columns=["path"])["path"].unique())
     if "first_step" in pq.read_schema(path).names:
         # A long file has several rows, and only the first of them begins with step 0.
         return int(np.sum(pq.read_table(path, columns=["first_step"])["first_step"].to_numpy() == 0))
     return pq.read_metadata(path).num_rows
 
 
+def notes_in(path: Path) -> list[str]:
+    """Return the notes in a table, one of each file that has one; tables of earlier versions have none."""
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            rows = zip(arrays["path"].tolist(), arrays["note"].tolist(), strict=True) if "note" in arrays else []
+            return list({name: note for name, note in rows if note}.values())
+    if "note" not in pq.read_schema(path).names:
+        return []
+    rows = pq.read_table(path, columns=["path", "note"]).to_pylist()
+    return list({row["path"]: row["note"] for row in rows if row["note"]}.values())
+
+
 def _schema(settings: TableSettings) -> pa.Schema:
     vector, scene = (pa.list_(pa.float32(), size) for size in (settings.dimensions, settings.scene_dimensions))
     fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", scene)]
+    if settings.channel == EACH:
+        fields.insert(1, ("channel", pa.int64()))
     if settings.frames:
         fields += [("first_step", pa.int64()), ("frames", pa.list_(vector))]
+    fields.append(("note", pa.string()))
     return pa.schema(fields).with_metadata({_KEY: settings.to_json()})
 
 
@@ -281,15 +302,20 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
         offsets = np.cumsum([0, *(len(f) for f in frames)], dtype=np.int32)
         columns.append(pa.array([row.first_step for row in rows], pa.int64()))
         columns.append(pa.ListArray.from_arrays(pa.array(offsets), vectors(frames, size)))
+    if settings.channel == EACH:
+        columns.insert(1, pa.array([row.channel for row in rows], pa.int64()))
+    columns.append(pa.array([row.note for row in rows], pa.string()))
     columns += [pa.array([row.error for row in rows], pa.string()), pa.array([row.last for row in rows], pa.bool_())]
     return pa.Table.from_arrays(columns, schema=_part_schema(settings))
 
 
 def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of a part's readable files by row group. Each row gets its file's duration and scene."""
+    """Yield the rows of a part's readable clips by row group. Each row gets its clip's duration, scene and note."""
     with pq.ParquetFile(part) as file:
         numbers = range(file.num_row_groups)
-        small = (file.read_row_group(number, ["duration_s", "scene", "error", "last"]) for number in numbers)
+        # Parts of earlier versions have no notes.
+        of_clip = [name for name in ("duration_s", "scene", "note") if name in file.schema_arrow.names]
+        small = (file.read_row_group(number, [*of_clip, "error", "last"]) for number in numbers)
         files = pa.concat_tables(rows.filter(rows["last"]) for rows in small).combine_chunks()
         closed = 0
         for number in numbers:
@@ -298,8 +324,10 @@ def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             last = table["last"].to_numpy().astype(np.int64)
             of_file = files.take(pa.array(closed + np.cumsum(last) - last))
             closed += int(last.sum())
-            for name in ("duration_s", "scene"):
+            for name in of_clip:
                 table = table.set_column(table.column_names.index(name), name, of_file[name])
+            if "note" not in of_clip:
+                table = table.append_column("note", pa.nulls(len(table), pa.string()))
             # The same name is used again, so that these rows are freed before the next are read.
             table = table.filter(of_file["error"].is_null()).select(schema.names)
             yield table
@@ -325,6 +353,9 @@ def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSetti
         "path": np.array(table["path"].to_pylist()),
         "duration_s": table["duration_s"].to_numpy(),
         "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings.scene_dimensions),
+        "note": np.array([note or "" for note in table["note"].to_pylist()]),
         "settings": np.array(settings.to_json()),
     }
+    if settings.channel == EACH:
+        arrays["channel"] = table["channel"].to_numpy()
     np.savez(file, **arrays, **frames)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from melmask.checkpoint.locate import load_any
-from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.config import FrontEndConfig, PretrainConfig, Reading
 from melmask.config_text import to_dict
 from melmask.errors import ConfigError
 from melmask.models.network import build_network
@@ -16,13 +16,15 @@ from melmask.models.network import build_network
 _EMBEDDING = "encoder.patch_embed.weight"
 
 
-def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndConfig) -> tuple[dict[str, Tensor], str]:
+def initial_weights(
+    source: Path, config: PretrainConfig, front_end: FrontEndConfig, reading: Reading = Reading()
+) -> tuple[dict[str, Tensor], str]:
     """Return weights for a new run of `config` from any model that can be loaded, and a sentence about what was used.
 
     The units of the run may have more or fewer frames and mel bands than the model's, as positions are not stored but
     computed for the new grid. Its patches may have another shape; their embedding is then resized. The decoder is used
     if the model has one of the same shape and positions, else it starts at random. So does a CLS token that the model
-    lacks. The sentence also says how the model's front end differs from `front_end`, the store's.
+    lacks. The sentence also says how the model's front end and reading differ from the store's, which are given.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -58,6 +60,8 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
     own, given_to = to_dict(card.front_end), to_dict(front_end)
     others = [f"{name} {own[name]:g} there and {given_to[name]:g} here" for name in own if own[name] != given_to[name]]
+    own, given_to = to_dict(card.reading), to_dict(reading)
+    others += [f"{name} {own[name]} there and {given_to[name]} here" for name in own if own[name] != given_to[name]]
     return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
 
 

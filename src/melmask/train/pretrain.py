@@ -308,5 +308,6 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
         model=config.model,
         front_end=store.front_end,
         statistics=store.statistics,
+        reading=store.reading,
         training={"config": to_dict(config)},
     )
