@@ -80,7 +80,7 @@ def summary(notes: Iterable[str], where: object) -> list[str]:
     lines = []
     if any(kinds.values()):
         count = sum(any(kind in note for kind in kinds) for note in found)
-        counts = ", ".join(f"{number} with {kind}" for kind, number in kinds.items() if number)
+        counts = ", ".join(f"{kind} in {number}" for kind, number in kinds.items() if number)
         advice = "; --channel N takes one channel instead of the mean" if kinds[CANCEL] or kinds[DEAD] else ""
         lines.append(f"{count} files have notes ({counts}), see {where}{advice}")
     rates_hz = re.findall(rf"{re.escape(HIGH)} \((\d+) Hz, for (\d+) Hz\)", "\n".join(found))

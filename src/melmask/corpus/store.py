@@ -48,6 +48,8 @@ _SCHEMA = pa.schema(
 )
 _OPTIONAL = {"channel": pa.int64(), "note": pa.string()}
 """Columns of a shard in which at least one row needs them; earlier versions ignore them."""
+_INDEX = pa.schema([*_SCHEMA, *_OPTIONAL.items()])
+"""An index as it is read, with empty optional columns where it lacks them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +230,9 @@ class StoreWriter:
             moments = moments.plus(Moments(**_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
-                    good[row["path"], row.get("channel")] = row["duration_s"]
+                    good[row["path"], row["channel"]] = row["duration_s"]
                     frames += row["frames"]
-                    if row.get("note"):
+                    if row["note"]:
                         notes[row["path"]] = row["note"]
                 else:
                     bad[row["path"]] = row["error"]
@@ -351,7 +353,9 @@ def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
             table = pq.read_table(path)
-            table = table.select(_SCHEMA.names).cast(_SCHEMA.with_metadata(table.schema.metadata))
+            for name in _OPTIONAL.keys() - set(table.schema.names):
+                table = table.append_column(name, pa.nulls(len(table)))
+            table = table.select(_INDEX.names).cast(_INDEX.with_metadata(table.schema.metadata))
             _facts(table)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(

@@ -29,12 +29,16 @@ def _differences(trained: Reading, now: Reading) -> list[str]:
         found.append(f"the model was trained on {_named(trained.channel)}, and hears {_named(now.channel)} now{option}")
     if trained.expand != now.expand:
         found.append(
-            f"the model was trained on sound played {trained.expand:g} times slower, and hears it {now.expand:g} times "
-            f"slower now; --expand {trained.expand:g} is as in the training"
+            f"the model was trained on sound {_speed(trained.expand)}, and hears it {_speed(now.expand)} now; "
+            f"--expand {trained.expand:g} is as in the training"
         )
     elif now.expand != 1:
         found.append(f"sound is played {now.expand:g} times slower, as in the training; times are those of the files")
     return found
+
+
+def _speed(expand: float) -> str:
+    return "at its own speed" if expand == 1 else f"played {expand:g} times slower"
 
 
 def _named(channel: str) -> str:
