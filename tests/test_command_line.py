@@ -30,7 +30,12 @@ DIFFERENCES = {
 }
 
 # Options that the release did not have.
-ADDED = {("prepare", "--channel"), ("embed", "--channel")}
+ADDED = {("prepare", "--band")}
+ADDED |= {
+    (command, option)
+    for command in ("prepare", "embed", "probe", "few-labels", "finetune", "predict")
+    for option in ("--channel", "--expand")
+}
 # Every command that takes a table can say where its files are and which columns count.
 ADDED |= {
     (command, "--path-column")

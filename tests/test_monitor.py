@@ -197,7 +197,7 @@ def test_vectors_are_those_of_the_encoder_and_train_rows_vote_on_valid_rows(
 def test_files_of_test_rows_are_not_even_opened(store, configure, labelled, write_table, monkeypatch):
     opened = []
     read = monitor.read_audio_blocks
-    monkeypatch.setattr(monitor, "read_audio_blocks", lambda path, rate: opened.append(path) or read(path, rate))
+    monkeypatch.setattr(monitor, "read_audio_blocks", lambda path, *how: opened.append(path) or read(path, *how))
     hook = NearestNeighbors(write_table(labelled), store, configure())
     assert opened == [row["path"] for row in labelled if row["split"] != "test"]
     assert hook.errors == {}
@@ -279,8 +279,8 @@ def test_only_the_beginning_of_a_long_file_counts(
     monkeypatch.setattr("melmask.audio.files._BLOCK_FRAMES", block_samples)
     read, blocks = monitor.read_audio_blocks, []
 
-    def counted(path, rate_hz):
-        for number, block in enumerate(read(path, rate_hz), start=1):
+    def counted(path, *how):
+        for number, block in enumerate(read(path, *how), start=1):
             blocks.append(number)
             yield block
 

@@ -90,7 +90,7 @@ FRONT_END_32_KHZ = FrontEndConfig(sample_rate_hz=32000, n_fft=800, win_samples=8
 class Reading:
     """How sound files are read, before everything else."""
 
-    channel: str = field(default=MEAN, metadata={"metavar": "N"})
+    channel: str = field(default=MEAN, metadata={"metavar": "N|mean|each"})
     """Which channel of each file is taken: the mean of all, the number of one from 1 on, or each as a clip of its
     own."""
     expand: float = field(default=1.0, metadata={"metavar": "FACTOR"})
@@ -129,7 +129,7 @@ class Reading:
 class ReadingOptions:
     """How a command that has a model reads sound files; `embedding/reading.py` compares it with the model's own."""
 
-    channel: str = field(default=MEAN, metadata={"metavar": "N"})
+    channel: str = field(default=MEAN, metadata={"metavar": "N|mean|each"})
     """Which channel of each file is taken: the mean of all, or the number of one, from 1 on. With `embed` and `predict`
     also each, which gives a row for each channel."""
     expand: float | None = field(default=None, metadata={"metavar": "FACTOR"})

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,11 @@ class FinetuneJob:
     """How the files are read."""
     unreadable: Sequence[str] = ()
     """Absolute paths of the files that could not be read, sorted."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the job as finetune.json holds it; how files are read only if not as in release 0.1.0."""
+        facts = asdict(self) | {"reading": self.reading.changed_facts()}
+        return {name: value for name, value in facts.items() if name != "reading" or value}
 
     def check_same(self, previous: "FinetuneJob", out: Path) -> None:
         """Raise InputError unless `previous`, the job that `out` holds, trains the same; readability is left aside."""
@@ -124,7 +130,7 @@ def finetune(
         if previous is not None:
             job.check_same_files(previous, out)
         # Nothing is trained yet, so a job that is refused below does not bind the next one: see `_read_job`.
-        write_json(out / JOB, asdict(job))
+        write_json(out / JOB, job.to_dict())
         write_csv(out / FAILED, [("path", "reason"), *((str(path), reason) for path, reason in errors.items())])
         _report_notes(out / NOTES, notes)
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
