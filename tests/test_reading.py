@@ -16,6 +16,7 @@ from melmask.cli import main
 from melmask.config import FrontEndConfig, Reading, ReadingOptions
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
+from melmask.downstream.monitor import NearestNeighbors
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import embed_files
 from melmask.embedding.folder import embed_sources, embed_table
@@ -103,6 +104,21 @@ def test_a_store_of_slower_sound_is_that_of_a_lower_rate(tmp_path, as_file, soun
         assert facts.hours == pytest.approx(2 / expand / 3600)
     kept = [(tmp_path / name / "shard-00000.f16").read_bytes() for name in ("fast", "slow")]
     assert kept[0] == kept[1]
+
+
+def test_a_monitor_reads_as_the_store_was_read(folder, tmp_path, configure):
+    labels = folder / "labels.csv"
+    copies = [(folder / f"{name}{number}.wav", name) for name in "ab" for number in range(4)]
+    for path, name in copies:
+        path.write_bytes((folder / f"{name}.wav").read_bytes())
+    rows = [f"{path.name},{name},{('train', 'valid')[number % 2]}" for number, (path, name) in enumerate(copies)]
+    labels.write_text("path,label,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    prepare([folder / "a.wav"], tmp_path / "store", FrontEndConfig(), reading=Reading(channel="each", expand=3.0))
+    store = Store(tmp_path / "store")
+    hook = NearestNeighbors(labels, store, configure("run.picture_interval_steps=2"))
+    # A labeled file is one clip, played as slowly as those of the store.
+    assert [logmel.shape[1] for logmel in hook._logmels[::4]] == [301, 601]
+    assert store.frames.tolist() == [301, 301]
 
 
 def test_a_model_remembers_how_its_store_was_read(encoder, folder, tmp_path, configure, capsys):

@@ -57,9 +57,10 @@ def readings_of(path: Path, reading: Reading) -> list[Reading]:
         channels.append(count)
         return 1
 
-    # Only the header is needed: the blocks of the first stretch are not read.
+    # Only the header is needed: the blocks of the first stretch are not read. A pipe is not opened, as it may hang.
     with contextlib.suppress(soundfile.LibsndfileError, OSError, AudioFileError):
-        next(decoded(path, note), None)
+        if path.is_file():
+            next(decoded(path, note), None)
     return [replace(reading, channel=str(number + 1)) for number in range(max(channels, default=1))]
 
 
