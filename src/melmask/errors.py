@@ -57,6 +57,12 @@ class MissingExtraError(MelmaskError):
         super().__init__(f"this needs {library}, which is not installed; run pip install 'melmask[{extra}]'")
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Return the first four names, each cut to 80 characters, and how many more there are."""
+    listed = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:4])
+    return listed + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> ConfigError:
     """Return the error for a `name` that is not among `known`; it names the nearest one, or all."""
     # difflib returns nothing if no name is similar.

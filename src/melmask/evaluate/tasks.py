@@ -14,6 +14,7 @@ would stop with an assertion or a KeyError, the reader raises an error of one li
 
 import csv
 import difflib
+import io
 import json
 import math
 import sys
@@ -28,6 +29,14 @@ from melmask.downstream.metrics import SCENE_METRICS
 from melmask.errors import InputError, unknown_name
 from melmask.evaluate.options import FEWEST_FOLDS
 from melmask.labels.tables import Event
+from melmask.system.reading import (
+    LARGE_FILE_BYTES,
+    SMALL_FILE_BYTES,
+    DamagedFileError,
+    read_json,
+    read_text,
+    reason_of,
+)
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {"scene": SCENE_METRICS, "event": EVENT_METRICS}
@@ -278,10 +287,9 @@ class _Metadata:
 def _read_vocabulary(path: Path) -> tuple[str, ...]:
     """Return the classes in the order of `idx`, which must run from 0 to n - 1."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); expected a CSV table idx,label") from error
+        rows = list(csv.DictReader(io.StringIO(read_text(path, SMALL_FILE_BYTES), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); expected a CSV table idx,label") from error
     if not rows or not {"idx", "label"} <= rows[0].keys():
         raise InputError(f"{path} has no rows under idx,label; expected one for each class")
     label_of = {str(row["idx"]).strip(): str(row["label"] or "") for row in rows}
@@ -378,15 +386,11 @@ def _is_number(value: Any) -> bool:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LARGE_FILE_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected a HEAR task folder, copy or make it again") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); expected JSON, copy or make it again") from error
+    except (OSError, DamagedFileError) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); expected JSON, copy or make it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
