@@ -5,6 +5,7 @@ On disk it is a checkpoint folder that also holds head.safetensors and classifie
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ class Scores:
         metric: Metric = "accuracy" if "accuracy" in values else "mAP"
         per_class, clips = dict(values[_PER_CLASS[metric]]), values["clips"]
         for score in (values[metric], *per_class.values()):
-            if score is not None and not (isinstance(score, int | float) and 0 <= score <= 1):
-                raise ValueError("a score is no number from 0 to 1")
+            if score is not None and not (isinstance(score, int | float) and math.isfinite(score)):
+                raise ValueError("a score is no finite number")
         if type(clips) is not int or clips < 0:
             raise ValueError("the number of clips is none")
         return Scores(metric=metric, value=values[metric], per_class=per_class, clips=clips)

@@ -125,7 +125,7 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        content = json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+        content = _DECODER.decode(text)
     except DamagedFileError:
         raise
     except RecursionError:
@@ -202,6 +202,10 @@ def _whole_number(digits: str) -> int:
     if len(digits) > _DIGITS:
         raise DamagedFileError(f"it has a number of {len(digits)} digits")
     return int(digits)
+
+
+# Made once: a run's metrics are a million lines of JSON.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
 
 
 def _check_depth(content: Any) -> None:
