@@ -19,6 +19,7 @@ import numpy as np
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import InputError
 from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts, finite
+from melmask.evaluate.tasks import LAST_EVENT_MS
 from melmask.system.files import atomic_write, write_csv, write_json
 from melmask.system.reading import (
     LARGE_FILE_BYTES,
@@ -309,7 +310,12 @@ def read_event_files(outcome: Outcome) -> list[EventFile]:
 
 
 def _events(by_file: Mapping[str, Any], name: str) -> list[tuple[str, float, float]]:
-    return [(str(label), float(start), float(end)) for label, start, end in by_file.get(name, [])]
+    """Return the events of a file; raise ValueError or TypeError if they have no times within a day."""
+    events = [(str(label), float(start), float(end)) for label, start, end in by_file.get(name, [])]
+    # Pages keep a number for each 10 ms up to the last one.
+    if not all(-LAST_EVENT_MS <= start <= end <= LAST_EVENT_MS for _, start, end in events):
+        raise ValueError(name)
+    return events
 
 
 def _arrays(path: Path | None, names: tuple[str, ...]) -> list[np.ndarray] | None:
