@@ -17,9 +17,18 @@ Each message is one line: the value, what was expected, what to do. The command 
 import difflib
 from collections.abc import Sequence
 
+_LONGEST = 1500
+
 
 class MelmaskError(Exception):
-    """The base of all errors that a user can cause; the message is one line."""
+    """The base of all errors that a user can cause; the message is one line.
+
+    A file can hold a name of a million letters. Of a message that is too long, the beginning and the end are kept.
+    """
+
+    def __init__(self, message: str):
+        long = len(message) > _LONGEST
+        super().__init__(f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}" if long else message)
 
 
 class ConfigError(MelmaskError):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from melmask.errors import CheckpointError, some_of
-from melmask.system.reading import DamagedFileError, check_regular, open_file
+from melmask.system.reading import DamagedFileError, check_regular, open_file, reason_of
 
 _HEADER_BYTES = 16 << 20
 """A network of 1,000 blocks has a header of 2 MB."""
@@ -43,7 +43,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
             kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
             shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is cut off or damaged ({error}); copy it again") from error
+        raise CheckpointError(f"{path} is cut off or damaged ({reason_of(error)}); copy it again") from error
     if wrong := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _FLOATS]:
         raise CheckpointError(
             f"{path} has tensors that are no floats of 16 to 64 bits: {some_of(wrong)}; use another checkpoint"
@@ -60,7 +60,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is cut off or damaged ({error}); copy it again") from error
+        raise CheckpointError(f"{path} is cut off or damaged ({reason_of(error)}); copy it again") from error
 
 
 def load_torch_file(path: Path, device: str | torch.device = "cpu") -> Any:

@@ -125,6 +125,8 @@ class ClassifierCard:
         listed = isinstance(card.labels, list) and card.labels and all(isinstance(name, str) for name in card.labels)
         if not known or not listed or len(set(card.labels)) < len(card.labels):
             raise ValueError("its kind, scene or labels are unknown")
+        # A label that no file can hold would end every prediction.
+        "".join(card.labels).encode()
         return card
 
 

@@ -142,11 +142,14 @@ def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
 
 
 def _checked(row: dict[str, Any]) -> Prediction:
-    """Return a row of the journal; raise TypeError if it has other keys or types than a prediction."""
+    """Return a row of the journal; raise TypeError or ValueError if it has other keys or types than a prediction."""
     for name, value in row.items():
         kind = float if name in ("probability", "start_s", "end_s") else str
         if value is not None and (type(value) is not kind or (isinstance(value, float) and not math.isfinite(value))):
             raise TypeError(name)
+        if isinstance(value, str):
+            # What no table can hold is none of our rows.
+            value.encode()
     return Prediction(**row)
 
 

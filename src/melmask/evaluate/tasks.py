@@ -258,7 +258,7 @@ class _Metadata:
         return str(self.take(key, lambda value: value in known, " or ".join(known)))
 
     def duration(self) -> float | None:
-        expected = f"{_SHORTEST_S} to {_LONGEST_S} seconds, or null for clips of any length"
+        expected = f"seconds, or null for clips of any length ({_SHORTEST_S:g} to {_LONGEST_S})"
         value = self.take(
             "sample_duration", lambda s: s is None or (_is_number(s) and _SHORTEST_S <= s <= _LONGEST_S), expected
         )

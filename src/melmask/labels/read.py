@@ -8,6 +8,7 @@ user, because an assumption can be wrong. What the columns mean is the matter of
 import codecs
 import csv
 import io
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import Literal
 
 from melmask.audio.folders import SOUND_SUFFIXES
 from melmask.errors import InputError
-from melmask.system.reading import DamagedFileError, parse_json, read_bytes, reason_of
+from melmask.system.reading import parse_json, read_bytes, reason_of
 
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
 _BYTE_ORDER_MARKS = (
@@ -220,7 +221,8 @@ def _json_lines(path: Path, text: str) -> Sheet:
             continue
         try:
             found = parse_json(line)
-        except DamagedFileError as error:
+            json.dumps(found, ensure_ascii=False).encode()
+        except ValueError as error:
             raise InputError(f"{path}, line {number}: is not JSON ({error}); expected an object a line") from None
         if not isinstance(found, dict):
             raise InputError(f"{path}, line {number}: is no JSON object; expected one with the names of columns")

@@ -8,6 +8,7 @@ expected.
 import errno
 import json
 import math
+import re
 import stat
 import zipfile
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ LARGE_FILE_BYTES = 1 << 30
 _ARRAY_BYTES = 8 << 30
 """The most that an array of an npz file may fill in memory."""
 _LONGEST_REASON = 200
+_HALF_A_LETTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of surrogate pairs. The others stand for bytes in the names of files, and melmask writes such names."""
 _DEEPEST = 64
 """Objects and lists within each other; the deepest JSON file of melmask has eight."""
 _DIGITS = 300
@@ -121,7 +124,8 @@ def parse_json(text: str | bytes) -> Any:
     a float. Who uses a value checks its type and range.
 
     Raises:
-        DamagedFileError: it is no JSON, is nested deeper than 64 levels, names a key twice or has a longer number.
+        DamagedFileError: it is no JSON, is nested deeper than 64 levels, names a key twice, has a longer number, or
+            half of a surrogate pair, which no file can hold.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -134,6 +138,8 @@ def parse_json(text: str | bytes) -> Any:
         raise DamagedFileError(f"it is no JSON: {error}") from None
     # Python itself may still be able to read what the functions that copy and compare it can not.
     _check_depth(content)
+    if "\\ud" in text.lower() and _HALF_A_LETTER.search(json.dumps(content, ensure_ascii=False)):
+        raise DamagedFileError("it has half of a surrogate pair, which is no letter")
     return content
 
 
