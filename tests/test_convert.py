@@ -328,7 +328,7 @@ def test_positions_of_another_table_are_an_error(original, tmp_path):
 
 
 def test_an_image_models_three_channels_are_an_error(original, tmp_path):
-    kernel = original["patch_embed.proj.weight"].expand(-1, 3, -1, -1)
+    kernel = original["patch_embed.proj.weight"].expand(-1, 3, -1, -1).clone()
     assert "3 channels" in refusal(saved(original | {"patch_embed.proj.weight": kernel}, tmp_path))
 
 

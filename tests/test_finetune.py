@@ -577,7 +577,7 @@ def test_what_is_no_classifier_is_refused_in_one_line(run_folder, trained, tmp_p
     folder = trained[0] / "classifier"
     for name, content, message in [
         ("classifier.json", "{}", "is damaged or of a newer melmask"),
-        ("head.safetensors", "x", "is missing or damaged"),
+        ("head.safetensors", "x", "is cut off or damaged"),
     ]:
         copy = tmp_path / name
         copy.mkdir()

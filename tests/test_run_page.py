@@ -323,8 +323,8 @@ def test_only_new_lines_are_read_until_the_file_is_replaced(make_run, monkeypatc
     numbers.read()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     parsed = []
-    read_json = json.loads
-    monkeypatch.setattr(run_record.json, "loads", lambda text: parsed.append(text) or read_json(text))
+    parse = run_record.parse_json
+    monkeypatch.setattr(run_record, "parse_json", lambda text: parsed.append(text) or parse(text))
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5000, "loss": 7.0}\n{"step": 5020, "lo')
         file.flush()

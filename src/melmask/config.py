@@ -14,6 +14,18 @@ from melmask.errors import ConfigError
 # Far above any rate that works; a bound keeps slips such as 1e39, which float32 cannot hold, out of PyTorch.
 _HIGHEST_RATE = 1000.0
 
+# Bounds far beyond anything that has been trained. A file that lies, or a slip of the keyboard, is refused by its
+# setting's name; otherwise the process would fill the memory, or compute for days.
+_LOWEST_HZ, _HIGHEST_HZ = 100, 10_000_000
+_LONGEST_FFT = 1 << 15
+_MOST_OVERLAP = 128
+_MOST_MELS = 1024
+_MOST_FRAMES = 1 << 20
+_WIDEST, _DEEPEST = 1 << 14, 1024
+_MOST_POSITIONS = 1 << 26
+_MOST_STEPS = 10**12
+_LARGEST_BATCH = 2**24
+
 LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
 MEAN, EACH = "mean", "each"
@@ -61,15 +73,25 @@ class FrontEndConfig:
     """Upper edge of the last band, in Hz; at most half the sample rate."""
 
     def __post_init__(self) -> None:
-        _check(self.sample_rate_hz > 0, f"front_end.sample_rate_hz is {self.sample_rate_hz}; give a positive rate")
-        _check_range(self, "front_end.hop_samples", 1)
-        # Half of an even FFT length is whole, which centers the frames.
-        _check(self.n_fft > 1 and self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
+        # From seismometers to laboratories of ultrasound.
+        _check_range(self, "front_end.sample_rate_hz", _LOWEST_HZ, _HIGHEST_HZ)
+        # Longer than a second at the highest rate, a hop would leave sound out everywhere.
+        _check_range(self, "front_end.hop_samples", 1, _HIGHEST_HZ)
+        # Half of an even FFT length is whole, which centers the frames. 2 to the 15 is 2 s at 16 kHz.
+        _check_range(self, "front_end.n_fft", 2, _LONGEST_FFT)
+        _check(self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
+        # Memory grows with the frames that share a sample; published front ends have 2 to 8 of them.
+        _check(
+            self.n_fft <= _MOST_OVERLAP * self.hop_samples,
+            f"front_end.hop_samples is {self.hop_samples}; give at least n_fft / {_MOST_OVERLAP} = "
+            f"{math.ceil(self.n_fft / _MOST_OVERLAP)}",
+        )
         _check(
             1 < self.win_samples <= self.n_fft,
             f"front_end.win_samples is {self.win_samples}; give 2 to n_fft = {self.n_fft}",
         )
-        _check_range(self, "front_end.mels", 1)
+        # Published front ends have 40 to 256 bands.
+        _check_range(self, "front_end.mels", 1, _MOST_MELS)
         _check(
             0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2,
             f"front_end.min_hz and max_hz are {self.min_hz} and {self.max_hz}; give 0 <= min < max <= half the "
@@ -195,6 +217,9 @@ class ModelConfig:
     """1-D sinusoid over the flattened tokens ('line', the paper) or the 2-D table ('grid', its successor)."""
 
     def __post_init__(self) -> None:
+        # A million frames are three hours at a hop of 10 ms.
+        _check_range(self, "model.mels", 1, _MOST_MELS)
+        _check_range(self, "model.frames", 1, _MOST_FRAMES)
         # Patches must cover the input exactly.
         for size, patch in (("mels", "patch_mels"), ("frames", "patch_frames")):
             whole, part = getattr(self, size), getattr(self, patch)
@@ -210,9 +235,18 @@ class ModelConfig:
                 f"model.{part}width and model.{part}heads are {width} and {heads}; give a width that is a multiple of "
                 "4 and of the heads",
             )
-        _check_range(self, "model.depth", 1)
-        _check_range(self, "model.decoder_width", 0)
-        _check_range(self, "model.decoder_depth", 0)
+        # The largest Vision Transformer that has been published is 6144 wide and 48 deep (arXiv 2302.05442).
+        _check_range(self, "model.width", 4, _WIDEST)
+        _check_range(self, "model.depth", 1, _DEEPEST)
+        _check_range(self, "model.decoder_width", 0, _WIDEST)
+        _check_range(self, "model.decoder_depth", 0, _DEEPEST)
+        patches = (self.mels // self.patch_mels) * (self.frames // self.patch_frames)
+        # No file holds the position tables, so only this bounds them: half a gigabyte in float64.
+        _check(
+            patches * max(self.width, self.decoder_width) <= _MOST_POSITIONS,
+            f"model.frames is {self.frames}: {patches} patches of width {max(self.width, self.decoder_width)} have "
+            f"more than {_MOST_POSITIONS} position values; give fewer frames, or larger patches",
+        )
         _check_choice(self, "model.decoder_positions")
 
     @property
@@ -258,7 +292,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         # More crops than any machine holds: a slip of the keyboard should not end as a lack of memory.
-        _check_range(self, "data.batch_size", 1, 2**24)
+        _check_range(self, "data.batch_size", 1, _LARGEST_BATCH)
         _check_choice(self, "data.sampling")
 
 
@@ -303,8 +337,9 @@ class OptimizerConfig:
         for name in ("weight_decay", "max_gradient_norm", "epochs"):
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
-        _check_range(self, "optimizer.steps", 1)
-        _check_range(self, "optimizer.learning_rate_batch", 0)
+        # At 1,000 steps a second, these are 30 years.
+        _check_range(self, "optimizer.steps", 1, _MOST_STEPS)
+        _check_range(self, "optimizer.learning_rate_batch", 0, _MOST_STEPS)
         _check(
             0 <= self.warmup_steps <= self.steps,
             f"optimizer.warmup_steps is {self.warmup_steps}; give 0 to steps = {self.steps}",
@@ -352,7 +387,7 @@ class RunConfig:
         # torch.manual_seed takes signed 64-bit numbers, and NumPy's generators no negative ones.
         _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
         for name in ("log_interval_steps", "keep_checkpoints"):
-            _check_range(self, f"run.{name}", 1)
+            _check_range(self, f"run.{name}", 1, _MOST_STEPS)
         for name in (
             "snapshot_interval_s",
             "picture_interval_steps",
@@ -396,7 +431,7 @@ class HardwareConfig:
         _check_choice(self, "hardware.sharding")
         _check_range(self, "hardware.readers", 1, 1024)
         _check_range(self, "hardware.threads", 0, 1024)
-        _check_range(self, "hardware.micro_batch", 0)
+        _check_range(self, "hardware.micro_batch", 0, _LARGEST_BATCH)
 
 
 @dataclass(frozen=True, kw_only=True)

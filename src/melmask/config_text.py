@@ -17,6 +17,7 @@ from melmask.errors import ConfigError
 
 C = TypeVar("C")
 
+_LONGEST_SHOWN = 200
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a group of facts"}
 
 
@@ -27,7 +28,7 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
         ConfigError: there is a key that `cls` does not have, a value of another type, or one that the class refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or cls.__name__} is {values!r}; expected a group of settings")
+        raise ConfigError(f"{prefix.rstrip('.') or cls.__name__} is {_short(values)}; expected a group of settings")
     fields = field_types(cls)
     built = {}
     for name, value in values.items():
@@ -135,7 +136,7 @@ def _parsed(path: str, kind: Any, text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise ConfigError(f"{path} is {text!r}; expected {kind_name(kind)}") from None
+            raise ConfigError(f"{path} is {_short(text)}; expected {kind_name(kind)}") from None
     return _typed(path, kind, text)
 
 
@@ -145,8 +146,14 @@ def _typed(path: str, kind: Any, value: Any) -> Any:
         return float(value)
     accepted = value in get_args(kind) if get_origin(kind) is Literal else type(value) is (get_origin(kind) or kind)
     if not accepted:
-        raise ConfigError(f"{path} is {value!r}; expected {kind_name(kind)}")
+        raise ConfigError(f"{path} is {_short(value)}; expected {kind_name(kind)}")
     return value
+
+
+def _short(value: Any) -> str:
+    """Return a value as Python shows it, cut to fit an error: a file may hold megabytes for a number."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def kind_name(kind: Any) -> str:

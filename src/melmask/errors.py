@@ -17,9 +17,18 @@ Each message is one line: the value, what was expected, what to do. The command 
 import difflib
 from collections.abc import Sequence
 
+_LONGEST = 1500
+
 
 class MelmaskError(Exception):
-    """The base of all errors that a user can cause; the message is one line."""
+    """The base of all errors that a user can cause; the message is one line.
+
+    A file can hold a name of a million letters. Of a message that is too long, the beginning and the end are kept.
+    """
+
+    def __init__(self, message: str):
+        long = len(message) > _LONGEST
+        super().__init__(f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}" if long else message)
 
 
 class ConfigError(MelmaskError):
@@ -55,6 +64,12 @@ class MissingExtraError(MelmaskError):
 
     def __init__(self, library: str, extra: str):
         super().__init__(f"this needs {library}, which is not installed; run pip install 'melmask[{extra}]'")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first four names, each cut to 80 characters, and how many more there are."""
+    listed = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:4])
+    return listed + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> ConfigError:

@@ -5,10 +5,9 @@ Reading a file runs none of its code: `torch.load` gets weights_only=True, and m
 tensors. The number of heads is not in the file; it is width / 64.
 """
 
-import argparse
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +15,14 @@ import torch
 from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard
+from melmask.checkpoint.weights import check_plain, load_torch_file
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
-from melmask.errors import CheckpointError, ConfigError
+from melmask.errors import CheckpointError, ConfigError, some_of
 from melmask.geometry import PatchGrid, grid_of
 from melmask.models.layers import grid_positions, line_positions
 from melmask.models.network import Network, network_with
 from melmask.system.files import atomic_write
+from melmask.system.reading import reason_of
 
 # What the training scripts and evaluation wrappers of others put before the names of the weights.
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.", "module.")
@@ -73,17 +74,17 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
             f"{source} has no {', '.join(missing)}, so it is no MSM-MAE checkpoint; see melmask.load for known kinds"
         )
     _refuse_unknown([key for key in state if not _USED.fullmatch(key) and not _UNNEEDED.match(key)], source)
+    state = {key: tensor for key, tensor in state.items() if _USED.fullmatch(key)}
+    check_plain(state, source)
     try:
-        state = {key: tensor for key, tensor in state.items() if _USED.fullmatch(key)}
         state = _with_usable_decoder(state)
         card = _card(state, source)
         weights: dict[str, Tensor] = {}
         for key, tensor in state.items():
             weights |= _renamed(key, tensor)
     except (ConfigError, LookupError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{source} has weights that do not fit together ({reason}); copy the file again"
+            f"{source} has weights that do not fit together ({reason_of(error)}); copy the file again"
         ) from error
     return card, weights
 
@@ -119,8 +120,9 @@ def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
 
 def _refuse_unknown(keys: list[str], source: Path) -> None:
     if keys:
-        listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-        raise CheckpointError(f"{source} has keys of an unknown kind: {listed}; it is not one of the known checkpoints")
+        raise CheckpointError(
+            f"{source} has keys of an unknown kind: {some_of(keys)}; it is not one of the known checkpoints"
+        )
 
 
 def _with_usable_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,12 +153,13 @@ def _card(state: dict[str, Tensor], source: Path) -> ModelCard:
 
 def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
     width, channels, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
+    # Tensors without values have been refused, so no size is 0.
     if channels != 1 or _MELS % patch_mels:
         raise ValueError(f"patches of {channels} channels and {patch_mels} of {_MELS} mel bands")
     cls_token = "cls_token" in state
     rows = _MELS // patch_mels
     grid = PatchGrid(rows, (state["pos_embed"].shape[1] - int(cls_token)) // rows)
-    _check_table("pos_embed", state["pos_embed"], [grid_positions(width, grid, cls_token)], source)
+    _check_table("pos_embed", state["pos_embed"], [grid_positions], (width, grid, cls_token), source)
     config = ModelConfig(
         mels=_MELS,
         frames=grid.columns * patch_frames,
@@ -181,8 +184,9 @@ def _heads(width: int) -> int:
 def _with_decoder(config: ModelConfig, state: dict[str, Tensor], source: Path) -> ModelConfig:
     """Add the decoder that the tensors hold; its position table shows of which kind it is."""
     width = state["decoder_embed.weight"].shape[0]
-    tables = [make(width, grid_of(config), config.cls_token) for make in (line_positions, grid_positions)]
-    kind = _check_table("decoder_pos_embed", state["decoder_pos_embed"], tables, source)
+    makers = [line_positions, grid_positions]
+    size = (width, grid_of(config), config.cls_token)
+    kind = _check_table("decoder_pos_embed", state["decoder_pos_embed"], makers, size, source)
     return replace(
         config,
         decoder_width=width,
@@ -193,14 +197,23 @@ def _with_decoder(config: ModelConfig, state: dict[str, Tensor], source: Path) -
     )
 
 
-def _check_table(key: str, stored: Tensor, tables: list[Tensor], source: Path) -> int:
-    """Return which of `tables` the stored positions equal.
+def _check_table(
+    key: str,
+    stored: Tensor,
+    makers: Sequence[Callable[[int, PatchGrid, bool], Tensor]],
+    size: tuple[int, PatchGrid, bool],
+    source: Path,
+) -> int:
+    """Return which of `makers` makes the stored positions (1, tokens, width) for a width, a grid and a CLS token.
 
     Positions are computed, never loaded, so a file with other ones would silently give wrong embeddings.
     """
-    for kind, table in enumerate(tables):
-        if stored[0].shape == table.shape and torch.allclose(stored[0].float(), table, atol=_TABLE_TOLERANCE):
-            return kind
+    width, grid, cls_token = size
+    # The stored table has the size of the true one, or that is not made: another tensor decides the width.
+    if tuple(stored.shape) == (1, grid.patches + int(cls_token), width):
+        for kind, make in enumerate(makers):
+            if torch.allclose(stored[0].float(), make(*size), atol=_TABLE_TOLERANCE):
+                return kind
     raise CheckpointError(
         f"{source} has {key} {tuple(stored.shape)}, which is not the table of its grid; melmask cannot use it"
     )
@@ -243,8 +256,9 @@ def _count(state: Iterable[str], blocks: str) -> int:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({reason_of(error)}); give a .pth file") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a plain weights file (reading it would run code, or it is damaged); "

@@ -4,7 +4,6 @@ model.safetensors holds the weights. config.json holds all else that inference n
 statistics) and a summary of the training.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -12,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from melmask.checkpoint.weights import read_tensors, shapes_in
 from melmask.config import FrontEndConfig, ModelConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import CheckpointError, ConfigError
-from melmask.models.network import Network, network_with
+from melmask.models.network import Network, check_shapes, network_with, weight_shapes
 from melmask.system.files import output_error, write_json
+from melmask.system.reading import DamagedFileError, NewerVersionError, check_version, read_json_object, reason_of
 
 FORMAT = "melmask-model"
 VERSION = 1
@@ -95,12 +96,14 @@ def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
     card = read_card(folder)
     path = folder / WEIGHTS
     try:
-        weights = load_file(path)
+        shapes = shapes_in(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is cut off or damaged ({error}); copy it again") from error
-    return network_with(card.model, weights, path), card
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+    # The header is compared before the values are read, so neither file can claim more than there is.
+    check_shapes(weight_shapes(card.model), shapes, path)
+    return network_with(card.model, read_tensors(path), path), card
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -111,19 +114,17 @@ def read_card(folder: Path) -> ModelCard:
     """
     path = folder / CONFIG
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if facts.pop("format") != FORMAT:
-            raise KeyError("format")
-        version = int(facts.pop("version"))
+        facts = read_json_object(path)
+        # Versions up to this one are read; there is only one so far.
+        check_version(facts, FORMAT, VERSION)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {CONFIG}; give a run, a checkpoint folder or a .pth file") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a {FORMAT} file; give a folder that melmask has written") from error
-    # Versions up to this one are read; there is only one so far.
-    if version > VERSION:
+    except NewerVersionError as error:
+        raise CheckpointError(f"{path}: {error}; update melmask") from error
+    except (OSError, DamagedFileError) as error:
         raise CheckpointError(
-            f"{path} has format version {version}, and this melmask reads up to {VERSION}; update melmask"
-        )
+            f"{path} is not a {FORMAT} file ({reason_of(error)}); give a folder that melmask has written"
+        ) from error
     try:
         return from_dict(ModelCard, facts)
     except (ConfigError, TypeError) as error:

@@ -41,6 +41,7 @@ from melmask.system.extras import require
 from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import duration_text
+from melmask.system.reading import LARGE_FILE_BYTES, parse_json, read_bytes, read_json_object, reason_of
 
 SNAPSHOT, JOB, METRICS = "finetune.pt", "finetune.json", "metrics.jsonl"
 FAILED, NOTES = "failed.csv", "notes.csv"
@@ -160,13 +161,15 @@ def _read_job(out: Path) -> FinetuneJob | None:
     if not path.exists() or not ((out / SNAPSHOT).exists() or (out / CLASSIFIER).exists()):
         return None
     try:
-        facts = dict(json.loads(path.read_text(encoding="utf-8")))
+        facts = read_json_object(path, LARGE_FILE_BYTES)
         config, unreadable = from_dict(FinetuneConfig, facts["config"]), [str(name) for name in facts["unreadable"]]
         # Jobs of earlier versions do not say how they read files.
         reading = from_dict(Reading, facts.get("reading", {}))
         return FinetuneJob(**facts | {"config": config, "unreadable": unreadable, "reading": reading})
     except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete {out} to start over, or choose another") from error
+        raise CheckpointError(
+            f"{path} is damaged ({reason_of(error)}); delete {out} to start over, or choose another"
+        ) from error
 
 
 def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> None:
@@ -238,7 +241,7 @@ def _add_metrics(path: Path, metrics: EpochMetrics) -> None:
         OutputError: it cannot be written.
     """
     # The file is rewritten for each epoch: it is short, and a kill leaves either the old or the new one.
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = read_bytes(path).decode("utf-8", "replace").splitlines() if path.exists() else []
     line = {key: value for key, value in asdict(metrics).items() if value is not None}
     kept = [text for text in lines if _epoch_of(text) < metrics.epoch]
     with atomic_write(path, "w") as file:
@@ -248,7 +251,7 @@ def _add_metrics(path: Path, metrics: EpochMetrics) -> None:
 def _epoch_of(line: str) -> float:
     """Return the epoch of a line of metrics.jsonl; infinity if the line is damaged, so that it is dropped."""
     try:
-        return float(json.loads(line)["epoch"])
+        return float(parse_json(line)["epoch"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -5,7 +5,7 @@ On disk it is a checkpoint folder that also holds head.safetensors and classifie
 
 import hashlib
 import itertools
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
+from melmask.checkpoint.weights import read_tensors, shapes_in
 from melmask.classifier.options import Scene
 from melmask.downstream.metrics import scene_score
 from melmask.embedding.choice import SCENES, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, InputError
 from melmask.labels.options import Kind
-from melmask.models.network import Network
+from melmask.models.network import Network, finite_weights
 from melmask.system.files import output_error, write_json
+from melmask.system.reading import check_version, read_json_object, reason_of
 
 CLASSIFIER, HEAD, CARD = "classifier", "head.safetensors", "classifier.json"
 FORMAT, VERSION = "melmask-classifier", 1
@@ -57,9 +59,14 @@ class Scores:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Scores":
-        """Read what `to_dict` returned; raise KeyError if a key is missing."""
+        """Read what `to_dict` returned; raise KeyError, TypeError or ValueError if it is something else."""
         metric: Metric = "accuracy" if "accuracy" in values else "mAP"
-        per_class, clips = values[_PER_CLASS[metric]], values["clips"]
+        per_class, clips = dict(values[_PER_CLASS[metric]]), values["clips"]
+        for score in (values[metric], *per_class.values()):
+            if score is not None and not (isinstance(score, int | float) and math.isfinite(score)):
+                raise ValueError("a score is no finite number")
+        if type(clips) is not int or clips < 0:
+            raise ValueError("the number of clips is none")
         return Scores(metric=metric, value=values[metric], per_class=per_class, clips=clips)
 
 
@@ -111,13 +118,15 @@ class ClassifierCard:
         Raises:
             KeyError, TypeError, ValueError: it is something else, or of a newer melmask.
         """
-        if facts.pop("format") != FORMAT or int(facts.pop("version")) > VERSION:
-            raise KeyError("format")
+        check_version(facts, FORMAT, VERSION)
         scores = facts.pop("scores", {})
         card = ClassifierCard(**facts, scores=FinetuneReport.from_dict(scores) if scores else None)
         known = card.kind in get_args(Kind) and card.scene in SCENES
-        if not known or not all(isinstance(name, str) for name in card.labels):
+        listed = isinstance(card.labels, list) and card.labels and all(isinstance(name, str) for name in card.labels)
+        if not known or not listed or len(set(card.labels)) < len(card.labels):
             raise ValueError("its kind, scene or labels are unknown")
+        # A label that no file can hold would end every prediction.
+        "".join(card.labels).encode()
         return card
 
 
@@ -196,24 +205,26 @@ def load_classifier(folder: Path, device: str = "auto", precision: str = "fp32")
         folder = folder / CLASSIFIER
     path = folder / CARD
     try:
-        card = ClassifierCard.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        card = ClassifierCard.from_dict(read_json_object(path))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} holds no classifier ({CARD} is missing); make one with melmask finetune"
         ) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or of a newer melmask ({error}); copy it again") from error
+        raise CheckpointError(f"{path} is damaged or of a newer melmask ({reason_of(error)}); copy it again") from error
     encoder = load(folder, device, precision)
     try:
-        weights = load_file(folder / HEAD)
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    except (OSError, SafetensorError) as error:
+        shapes = shapes_in(folder / HEAD)
+    except OSError as error:
         raise CheckpointError(f"{folder / HEAD} is missing or damaged; copy the whole folder again") from error
     dims, classes = FeatureChoice(scene=card.scene).scene_size(encoder.card.model), len(card.labels)
     # Files of two classifiers may have been mixed up.
     expected = {"mean": (dims,), "std": (dims,), "linear.weight": (classes, dims), "linear.bias": (classes,)}
     if shapes != expected:
         raise CheckpointError(f"{folder / HEAD} does not fit its encoder and labels; copy the whole folder again")
+    weights = finite_weights(read_tensors(folder / HEAD), folder / HEAD)
+    if not (weights["std"] > 0).all():
+        raise CheckpointError(f"{folder / HEAD} has standard deviations of 0 or less; copy the whole folder again")
     return AudioClassifier(encoder, card, weights)
 
 

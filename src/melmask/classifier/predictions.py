@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import IO, Any
 
 from melmask.errors import ConfigError
 from melmask.system.files import atomic_write, locked, output_error
+from melmask.system.reading import parse_json, read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -138,14 +140,26 @@ def _opened(path: Path) -> IO[str]:
 def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
     """Return the rows that the same job has written. Failed files are left out, so that they are tried again."""
     try:
-        begun, *lines = path.read_text(encoding="utf-8").split("\n")
+        begun, *lines = read_text(path).split("\n")
         # The text after the last line break is empty, or a line that a kill has cut off.
-        entries = [json.loads(line) for line in lines[:-1]] if begun == head else []
-        rows = {entry["path"]: [Prediction(**row) for row in entry["rows"]] for entry in entries}
+        entries = [parse_json(line) for line in lines[:-1]] if begun == head else []
+        rows = {entry["path"]: [_checked(row) for row in entry["rows"]] for entry in entries}
         return {path: own for path, own in rows.items() if own[0].error is None}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         # The lines are damaged, or another version has written them: the job starts over.
         return {}
+
+
+def _checked(row: dict[str, Any]) -> Prediction:
+    """Return a row of the journal; raise TypeError or ValueError if it has other keys or types than a prediction."""
+    for name, value in row.items():
+        kind = float if name in ("probability", "start_s", "end_s") else str
+        if value is not None and (type(value) is not kind or (isinstance(value, float) and not math.isfinite(value))):
+            raise TypeError(name)
+        if isinstance(value, str):
+            # What no table can hold is none of our rows.
+            value.encode()
+    return Prediction(**row)
 
 
 def _line(path: str, rows: list[Prediction]) -> str:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from melmask.checkpoint.weights import load_torch_file
 from melmask.classifier.examples import Clips
 from melmask.classifier.model import validation_score
 from melmask.classifier.network import ClassifierNetwork
@@ -24,6 +25,7 @@ from melmask.errors import CheckpointError, TrainingError
 from melmask.labels.options import Kind
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
+from melmask.train.optimizer import check_moments
 from melmask.train.snapshot import write_state
 
 _FINETUNE_STREAM = 4
@@ -254,9 +256,10 @@ class Finetuning:
         if not path.exists():
             return None
         try:
-            state = torch.load(path, map_location=self.network.device, weights_only=True)
+            state = load_torch_file(path, self.network.device)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
+            check_moments(self.optimizer)
             self._best = _Best(**state["best"])
             return int(state["epoch"]), list(torch.tensor(state["losses"], device=self.network.device))
         except Exception as error:

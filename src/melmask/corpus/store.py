@@ -13,6 +13,7 @@ A shard counts when its index is there. An index is written only after its data 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterable
@@ -30,11 +31,25 @@ from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import ConfigError, InputError, StoreError
 from melmask.system.files import atomic_write, output_error, write_csv, write_json
+from melmask.system.reading import (
+    DamagedFileError,
+    NewerVersionError,
+    check_regular,
+    check_version,
+    open_file,
+    parse_json,
+    read_json_object,
+    reason_of,
+)
 
 FORMAT = "melmask-store"
 VERSION = 1
 NOTES = "notes.csv"
 _DTYPE = np.dtype("<f2")
+_MOST_ROWS = 1 << 24
+"""Rows of a shard: a gigabyte of clips of one frame has fewer."""
+_MOST_FRAMES = 1 << 36
+"""Frames of a clip: 20 years at a hop of 10 ms. Sums of such numbers fit 64 bits."""
 _OPEN_SHARDS = 256
 """Many systems let a process open 1,024 files."""
 _SCHEMA = pa.schema(
@@ -91,15 +106,17 @@ class StoreFacts:
             )
             raise StoreError(f"{folder} {what}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            kind, version = values.pop("format"), values.pop("version")
-            if kind != FORMAT or version > VERSION:
-                raise StoreError(f"{path} is {kind} version {version}; this reads {FORMAT} to {VERSION}")
+            values = read_json_object(path)
+            check_version(values, FORMAT, VERSION)
             # Later versions may add facts, which this one ignores.
             known = {field.name for field in fields(cls)}
             return from_dict(cls, {name: value for name, value in values.items() if name in known})
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise StoreError(f"{path} is damaged; delete it and run melmask prepare again") from error
+        except NewerVersionError as error:
+            raise StoreError(f"{path}: {error}; update melmask") from error
+        except (OSError, DamagedFileError, TypeError, ConfigError) as error:
+            raise StoreError(
+                f"{path} is damaged ({reason_of(error)}); delete it and run melmask prepare again"
+            ) from error
 
 
 class StoreWriter:
@@ -326,6 +343,7 @@ class _OpenShard:
     """An open file that closes itself after its last use. A reader may still use it when the cache drops it."""
 
     def __init__(self, path: Path):
+        check_regular(path)
         self._file = path.open("rb", buffering=0)
         self._seeking = threading.Lock()
 
@@ -347,33 +365,64 @@ def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
     """Return the path and the index of each closed shard, in order.
 
     Raises:
-        StoreError: an index is damaged.
+        StoreError: an index is damaged, or says what cannot be.
     """
     indexes = []
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
-            table = pq.read_table(path)
-            for name in _OPTIONAL.keys() - set(table.schema.names):
-                table = table.append_column(name, pa.nulls(len(table)))
-            table = table.select(_INDEX.names).cast(_INDEX.with_metadata(table.schema.metadata))
-            _facts(table)
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            indexes.append((path, _read_index(path)))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, ConfigError) as error:
             raise StoreError(
-                f"{path} is not a shard's index ({type(error).__name__}); delete it and prepare again"
+                f"{path} is not a shard's index ({reason_of(error)}); delete it and prepare again"
             ) from error
-        indexes.append((path, table))
     return indexes
 
 
+def _read_index(path: Path) -> pa.Table:
+    """Read the index of a shard, whose rows must follow each other in the data file as `StoreWriter` puts them."""
+    if not path.stem.removeprefix("shard-").isdecimal():
+        raise DamagedFileError("its name has no number")
+    with open_file(path) as file:
+        stored = pq.ParquetFile(file)
+        # A row of a small file may unpack to any number of equal rows.
+        if stored.metadata.num_rows > _MOST_ROWS:
+            raise DamagedFileError(f"it has {stored.metadata.num_rows} rows")
+        table = stored.read(columns=[name for name in _INDEX.names if name in stored.schema_arrow.names])
+    for name in _OPTIONAL.keys() - set(table.schema.names):
+        table = table.append_column(name, pa.nulls(len(table)))
+    table = table.select(_INDEX.names).cast(_INDEX.with_metadata(table.schema.metadata))
+    if empty := [name for name in _SCHEMA.names if name != "error" and table[name].null_count]:
+        raise DamagedFileError(f"its column {empty[0]} has empty values")
+    frames, durations_s = table["frames"].to_numpy(), table["duration_s"].to_numpy()
+    if not (np.all((frames >= 0) & (frames <= _MOST_FRAMES)) and np.all(np.isfinite(durations_s) & (durations_s >= 0))):
+        raise DamagedFileError("its counts of frames or its durations cannot be")
+    ends = np.cumsum(frames)
+    if not np.array_equal(table["first_frame"].to_numpy(), ends - frames):
+        raise DamagedFileError("its clips do not follow each other")
+    facts = _facts(table)
+    moments = Moments(**facts["moments"])
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in asdict(moments).values()):
+        raise DamagedFileError("its statistics are not finite numbers")
+    if moments.count < 0 or moments.squares < 0 or (moments.count > 0) != bool(ends[-1:].sum()):
+        raise DamagedFileError("its statistics do not fit its frames")
+    if type(facts["version"]) is not int:
+        raise DamagedFileError("its version is no whole number")
+    from_dict(FrontEndConfig, facts["front_end"])
+    return table
+
+
 def _facts(table: pa.Table) -> dict[str, Any]:
-    return json.loads(table.schema.metadata[FORMAT.encode()])
+    facts = parse_json((table.schema.metadata or {})[FORMAT.encode()])
+    if not isinstance(facts, dict):
+        raise DamagedFileError("its facts are no JSON object")
+    return facts
 
 
 def _data_bytes(index: Path, table: pa.Table, front_end: FrontEndConfig) -> tuple[int, int]:
     """Return the size of a shard's data in bytes: the true one, and the one that its index implies."""
     data = index.with_suffix(".f16")
     frames = int(table["frames"].to_numpy().sum())
-    return data.stat().st_size if data.exists() else 0, frames * front_end.mels * _DTYPE.itemsize
+    return data.stat().st_size if data.is_file() else 0, frames * front_end.mels * _DTYPE.itemsize
 
 
 def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:

@@ -21,6 +21,7 @@ may differ. If a release of NumPy changes how it draws random numbers, all sampl
 """
 
 import csv
+import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from jaxtyping import Float, Float32
 
 from melmask.errors import ConfigError
 from melmask.system.files import atomic_write, output_error
+from melmask.system.reading import SMALL_FILE_BYTES, read_text
 
 CLIP_S = 3.0
 SAMPLE_RATE_HZ = 16000
@@ -316,8 +318,8 @@ def _clip_seed(seed: int, n: int) -> int:
 def _holds_set(folder: Path, rows: list[tuple[str, str, str]], seed: int) -> bool:
     """Return whether the folder already holds all these clips."""
     try:
-        with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
-            listed = [tuple(row) for row in csv.reader(file)][1:]
+        text = read_text(folder / "labels.csv", SMALL_FILE_BYTES)
+        listed = [tuple(row) for row in csv.reader(io.StringIO(text, newline=""))][1:]
         if listed != rows or not all((folder / path).is_file() for path, _, _ in rows):
             return False
         # Comparing one clip of each class is enough to tell this seed's clips from another seed's.
@@ -326,7 +328,7 @@ def _holds_set(folder: Path, rows: list[tuple[str, str, str]], seed: int) -> boo
             wanted = synthesize(label, _clip_seed(seed, 0))
             if found.shape != wanted.shape or np.abs(found - wanted).max() > 2 * _PCM_STEP:
                 return False
-    except (OSError, UnicodeDecodeError, csv.Error, soundfile.LibsndfileError):
+    except (OSError, ValueError, csv.Error, soundfile.LibsndfileError):
         return False
     return True
 

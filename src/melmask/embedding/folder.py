@@ -135,7 +135,7 @@ def embed_table(
     settings = table_settings(model, paths, choice, keep_frames=keep_frames)
     job, dimensions = TableJob(out, paths, settings), settings.scene_dimensions
     if job.complete:
-        files, made_s = rows_of(out), out.stat().st_mtime
+        files, made_s = rows_of(out) or 0, out.stat().st_mtime
         newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
         return JobReport(
             table=out,

@@ -1,6 +1,5 @@
 """Statistics of the files at hand, for sound unlike the model's corpus: instruments, sonar, another loudness."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.system.files import write_json
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
+from melmask.system.reading import DamagedFileError, read_json_object
 
 _WAITING_PER_THREAD = 4
 
@@ -72,8 +72,8 @@ def _kept(path: Path | None, facts: dict[str, object]) -> Statistics | None:
     if path is None or not path.exists():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json_object(path)
         statistics = from_dict(Statistics, kept.pop("statistics"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+    except (OSError, DamagedFileError, KeyError, ConfigError):
         return None
     return statistics if kept == facts else None

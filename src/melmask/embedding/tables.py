@@ -18,7 +18,7 @@ any length fit in memory. An npz file has to be put together in memory.
 import hashlib
 import json
 import shutil
-import zipfile
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,6 +36,7 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.system.files import atomic_write, claimed, ensure_folder, write_csv, write_json
+from melmask.system.reading import DamagedFileError, open_file, parse_json, read_arrays, read_json_object, reason_of
 
 SUFFIXES = (".parquet", ".npz")
 FILES_PER_PART = 512
@@ -90,7 +91,7 @@ class TableSettings:
         Raises:
             ValueError, TypeError, KeyError, ConfigError: the text is something else.
         """
-        values = json.loads(text)
+        values = dict(parse_json(text))
         values["front_end"] = from_dict(FrontEndConfig, values["front_end"])
         values["statistics"] = from_dict(Statistics, values["statistics"])
         return cls(**values)
@@ -116,7 +117,7 @@ class TableJob:
         # Kept here, because a job may be sent to other processes.
         self._files_per_part = FILES_PER_PART
         self._folder, self._merged = path.with_name(path.name + ".parts"), False
-        self.complete = path.exists() and read_settings(path) == settings
+        self.complete = path.exists() and read_settings(path) == settings and rows_of(path) is not None
         if not self.complete:
             self._begin(ensure_folder(self._folder) / "job.json")
 
@@ -127,9 +128,11 @@ class TableJob:
             return
         try:
             # Earlier versions always took the mean at normal speed, and did not say so.
-            begun = {**asdict(Reading()), **json.loads(job.read_text(encoding="utf-8"))}
-        except (ValueError, TypeError) as error:
-            raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
+            begun = {**asdict(Reading()), **read_json_object(job)}
+        except (OSError, DamagedFileError) as error:
+            raise OutputError(
+                f"{job} is damaged ({reason_of(error)}); delete {self._folder} or use another --out"
+            ) from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
         if wrong and not any(self._folder.glob("part-*")):
             # That job has done nothing yet.
@@ -155,8 +158,29 @@ class TableJob:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def todo(self) -> list[int]:
-        """Return the numbers of the parts that are not there yet."""
+        """Return the numbers of the parts that are not there yet. Damaged parts are set aside, and reported."""
+        for number, part in enumerate(self._parts()):
+            if part.exists() and not self._is_whole(number):
+                self._set_aside(part)
+                sys.stderr.write(f"{part} is damaged or cut off; it is set aside, and its files are embedded again\n")
         return [number for number, part in enumerate(self._parts()) if not part.exists()]
+
+    def _is_whole(self, number: int) -> bool:
+        """Tell whether a part can be opened and has the results of its files; their vectors are not read."""
+        try:
+            with open_file(self._part(number)) as file:
+                stored = pq.ParquetFile(file)
+                # A last row for each file, and as many others as its frames need: no bound for these is known.
+                same = stored.schema_arrow.equals(_part_schema(self.settings))
+                rows = stored.read(columns=["path", "last"]) if same else None
+        except (OSError, ValueError, pa.ArrowException):
+            return False
+        if rows is None or rows["last"].null_count:
+            return False
+        return rows.filter(rows["last"])["path"].to_pylist() == [str(path) for path in self.paths_of([number])]
+
+    def _set_aside(self, part: Path) -> None:
+        part.replace(part.with_name(f"damaged-{part.name}"))
 
     def paths_of(self, parts: Sequence[int]) -> list[Path]:
         """Return the sound files of some parts, in order."""
@@ -189,17 +213,19 @@ class TableJob:
 
         Raises:
             InputError: no file could be read.
+            OutputError: a part is damaged; it is set aside, so that the next job embeds its files again.
         """
         failed: list[tuple[str, str]] = []
         for part in self._parts():
-            rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
+            with self._damage_set_aside(part), open_file(part) as file:
+                rows = pq.ParquetFile(file).read(columns=["path", "error"]).to_pylist()
             failed += [(row["path"], row["error"]) for row in rows if row["error"]]
         if len(failed) == len(self._paths):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
             raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
-            good = (table for part in self._parts() for table in _good_rows(part, _schema(self.settings)))
+            good = (table for part in self._parts() for table in self._good_rows(part))
             if self._path.suffix == ".parquet":
                 with _parquet_writer(file, _schema(self.settings)) as writer:
                     for table in good:
@@ -214,6 +240,26 @@ class TableJob:
             write_csv(failures, [("path", "reason"), *failed])
         self._merged = True
         return failed
+
+    def _good_rows(self, part: Path) -> Iterator[pa.Table]:
+        rows = _good_rows(part, _schema(self.settings))
+        while True:
+            with self._damage_set_aside(part):
+                table = next(rows, None)
+            if table is None:
+                return
+            yield table
+
+    @contextmanager
+    def _damage_set_aside(self, part: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+            self._set_aside(part)
+            raise OutputError(
+                f"{part} is damaged ({reason_of(error)}) and is set aside; run the same command again to embed its "
+                "files again"
+            ) from error
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:06d}.parquet"
@@ -230,11 +276,11 @@ def read_settings(path: Path) -> TableSettings | None:
     """Return the settings in a table; None if melmask did not write it, or it is damaged."""
     try:
         if path.suffix == ".npz":
-            # The file is opened here, because NumPy would not close a damaged one.
-            with path.open("rb") as file, np.load(file) as arrays:
-                return TableSettings.from_json(str(arrays["settings"]))
-        return TableSettings.from_json(pq.read_schema(path).metadata[_KEY])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError, zipfile.BadZipFile, pa.ArrowException):
+            (text,) = read_arrays(path, ["settings"])
+            return TableSettings.from_json(str(text))
+        with open_file(path) as file:
+            return TableSettings.from_json((pq.read_schema(file).metadata or {})[_KEY])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError, pa.ArrowException):
         return None
 
 
@@ -243,29 +289,38 @@ def digest_of_paths(paths: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
 
 
-def rows_of(path: Path) -> int:
-    """Return how many files a table holds."""
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return len(set(arrays["path"].tolist()))
-    if "channel" in pq.read_schema(path).names:
-        return len(pq.read_table(path, columns=["path"])["path"].unique())
-    if "first_step" in pq.read_schema(path).names:
-        # A long file has several rows, and only the first of them begins with step 0.
-        return int(np.sum(pq.read_table(path, columns=["first_step"])["first_step"].to_numpy() == 0))
-    return pq.read_metadata(path).num_rows
+def rows_of(path: Path) -> int | None:
+    """Return how many files a table holds; None if it is damaged."""
+    try:
+        if path.suffix == ".npz":
+            return len(set(read_arrays(path, ["path"])[0].tolist()))
+        with open_file(path) as file:
+            stored = pq.ParquetFile(file)
+            if "channel" in stored.schema_arrow.names:
+                return len(stored.read(columns=["path"])["path"].unique())
+            if "first_step" in stored.schema_arrow.names:
+                # A long file has several rows, and only the first of them begins with step 0.
+                return int(np.sum(stored.read(columns=["first_step"])["first_step"].to_numpy() == 0))
+            return int(stored.metadata.num_rows)
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None
 
 
 def notes_in(path: Path) -> list[str]:
     """Return the notes in a table, one of each file that has one; tables of earlier versions have none."""
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            rows = zip(arrays["path"].tolist(), arrays["note"].tolist(), strict=True) if "note" in arrays else []
-            return list({name: note for name, note in rows if note}.values())
-    if "note" not in pq.read_schema(path).names:
-        return []
-    rows = pq.read_table(path, columns=["path", "note"]).to_pylist()
-    return list({row["path"]: row["note"] for row in rows if row["note"]}.values())
+        try:
+            names, notes = (array.tolist() for array in read_arrays(path, ["path", "note"]))
+        except DamagedFileError:
+            return []
+    else:
+        with open_file(path) as file:
+            stored = pq.ParquetFile(file)
+            if "note" not in stored.schema_arrow.names:
+                return []
+            columns = stored.read(columns=["path", "note"])
+            names, notes = columns["path"].to_pylist(), columns["note"].to_pylist()
+    return list({name: note for name, note in zip(names, notes, strict=True) if note}.values())
 
 
 def _schema(settings: TableSettings) -> pa.Schema:
@@ -311,7 +366,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
 
 def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of a part's readable clips by row group. Each row gets its clip's duration, scene and note."""
-    with pq.ParquetFile(part) as file:
+    with open_file(part) as opened, pq.ParquetFile(opened) as file:
         numbers = range(file.num_row_groups)
         # Parts of earlier versions have no notes.
         of_clip = [name for name in ("duration_s", "scene", "note") if name in file.schema_arrow.names]

@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from melmask.evaluate.tasks import Task
 from melmask.labels.tables import Event
 from melmask.system.files import atomic_write
 from melmask.system.progress import track
+from melmask.system.reading import DamagedFileError, open_file, read_arrays, reason_of
 
 # An interruption costs one part at most. Event clips have a vector for each step, so a part has fewer of them.
 _SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32
@@ -112,7 +112,7 @@ def _audio_folder(task: Task, split: str, rate_hz: int) -> Path:
 def _embedded_part(client: Client, task: Task, folder: Path, names: list[str], cache: Path) -> dict[str, _Clip]:
     """Read a part from the cache, or compute and save it."""
     path = cache / f"{_key(client, task, folder, names)}.npz"
-    vectors, times_ms, steps = _read_part(path) or _compute_part(client, task, folder, names, path)
+    vectors, times_ms, steps = _read_part(path, len(names)) or _compute_part(client, task, folder, names, path)
     # A file has the clips of a part one after another. Scenes have no times.
     ends = np.cumsum(steps)
     return {
@@ -126,20 +126,23 @@ def _key(client: Client, task: Task, folder: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256(f"{client.identity} {task.embedding_type} {batch_size(client, task)}".encode())
     for name in names:
         try:
-            content = (folder / name).read_bytes()
+            with open_file(folder / name) as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise InputError(f"{folder / name}: {error.strerror}; unpack the whole task") from error
-        digest.update(hashlib.sha256(content).digest())
+            raise InputError(f"{folder / name}: {reason_of(error)}; unpack the whole task") from error
     return digest.hexdigest()[:32]
 
 
-def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _read_part(path: Path, clips: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the vectors, times and steps of a part of `clips` clips, or None if it is missing or damaged."""
     try:
-        # The file is opened here, because np.load leaves a damaged one open.
-        with path.open("rb") as file, np.load(file) as part:
-            return part["vectors"], part["times_ms"], part["steps"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        vectors, times_ms, steps = read_arrays(path, ("vectors", "times_ms", "steps"))
+    except (OSError, DamagedFileError):
         return None
+    # A part that does not fit is computed again, as one that is missing.
+    fits = vectors.ndim == 2 and vectors.dtype == np.float32 and steps.shape == (clips,) and steps.dtype.kind == "i"
+    fits = fits and bool((steps > 0).all()) and int(steps.sum()) == len(vectors)
+    return (vectors, times_ms, steps) if fits and times_ms.shape in ((0,), (len(vectors),)) else None
 
 
 def _compute_part(

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from melmask.errors import ConfigError, unknown_name
 from melmask.system.hardware import exact_float32_products
 
 Initialize = Callable[..., Tensor]
@@ -28,6 +29,18 @@ INITIALIZATIONS: dict[str, Initialize] = {
 }
 # Rows are validated in parts, so that the hidden layers need little memory.
 _ROWS_PER_VALIDATION_BATCH = 8192
+
+
+_HEAD_LIMITS = {
+    "hidden_layers": (0, 16),
+    "hidden_dim": (1, 1 << 16),
+    "dropout": (0, 0.999),
+    "learning_rate": (1e-12, 1000),
+    "batch_size": (1, 1 << 24),
+    "max_epochs": (1, 1_000_000_000),
+    "validate_every_epochs": (1, 1_000_000_000),
+    "patience": (1, 1_000_000_000),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +59,15 @@ class HeadConfig:
     """Validations without a better score before training ends."""
     precision: str = "fp32"
     """With 'bf16', training and validation compute the hidden layers in bfloat16."""
+
+    def __post_init__(self) -> None:
+        # Tasks bring values of their own. The bounds are far above what any head needs.
+        for name, (least, most) in _HEAD_LIMITS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigError(f"{name} is {value}; give {least} to {most}")
+        if self.initialization not in INITIALIZATIONS:
+            raise unknown_name("initialization", self.initialization, list(INITIALIZATIONS))
 
 
 class Rows(NamedTuple):

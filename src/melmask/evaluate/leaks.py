@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from melmask.evaluate.tasks import Task
+from melmask.system.reading import open_file
 
 
 class Leaks(NamedTuple):
@@ -50,7 +51,8 @@ def _contents(task: Task, split: str) -> dict[str, str]:
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
 

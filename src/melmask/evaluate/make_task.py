@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from melmask.errors import InputError, OutputError
+from melmask.errors import InputError, OutputError, some_of
 from melmask.evaluate.leaks import find_leaks
 from melmask.evaluate.new_splits import Division, divide
 from melmask.evaluate.options import AUTO, NATIVE, TaskOptions, check_word
@@ -108,6 +108,13 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
     return TaskReport(folder, clips, failed, classes, division.mode, sizes, fixed_s, notes)
 
 
+def _whole_number(text: str) -> str:
+    """Return a whole number as int would print it: "+007" becomes "7"."""
+    # Python converts no text of thousands of digits to an int.
+    digits = text.lstrip("+-").lstrip("0") or "0"
+    return f"-{digits}" if text.startswith("-") and digits != "0" else digits
+
+
 def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
     """Return the table with labels that the kit's table reader does not change, and a note if any had to change.
 
@@ -122,13 +129,13 @@ def as_kit_reads(table: ClipTable) -> tuple[ClipTable, tuple[str, ...]]:
     # pandas converts a column if all of its values are whole numbers, numbers, or true and false.
     read = {name: name for name in names}
     if all(re.fullmatch(r"[+-]?\d+", name) for name in names):
-        read = {name: str(int(name)) for name in names}
+        read = {name: _whole_number(name) for name in names}
     elif all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", name) for name in names):
         read = {name: str(float(name)) for name in names}
     elif all(name.lower() in ("true", "false") for name in names):
         read = {name: name.capitalize() for name in names}
     if len(set(read.values())) < len(names):
-        raise InputError(f"{table.source}: the HEAR kit reads some of {', '.join(names)} as equal; rename them")
+        raise InputError(f"{table.source}: the HEAR kit reads some of {some_of(names)} as equal; rename them")
     changed = [name for name in names if read[name] != name]
     if not changed:
         return table, ()

@@ -32,6 +32,7 @@ from melmask.embedding.encoder import load, untrained
 from melmask.errors import CheckpointError, InputError
 from melmask.evaluate.options import EvaluateOptions
 from melmask.system.hardware import pick_device
+from melmask.system.reading import SMALL_FILE_BYTES, read_bytes
 
 PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
 
@@ -253,7 +254,7 @@ def _file_facts(path: Path) -> list[Any]:
     facts = path.stat()
     # Reading gigabytes of weights on each call would take longer than some tasks take.
     if facts.st_size < 1 << 20:
-        return [hashlib.sha256(path.read_bytes()).hexdigest()]
+        return [hashlib.sha256(read_bytes(path)).hexdigest()]
     return [facts.st_size, facts.st_mtime_ns]
 
 
@@ -288,8 +289,8 @@ def _code_facts(name: str) -> list[Any]:
 def _imports(path: Path) -> Iterator[str]:
     """Yield the first part of the name of each module that a file imports."""
     try:
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
-    except (SyntaxError, ValueError):
+        nodes = list(ast.walk(ast.parse(read_bytes(path, SMALL_FILE_BYTES))))
+    except (SyntaxError, ValueError, RecursionError):
         return
     for node in nodes:
         if isinstance(node, ast.Import):

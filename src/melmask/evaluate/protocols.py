@@ -19,14 +19,15 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from melmask.config_text import from_dict
 from melmask.downstream.linear_and_knn import neighbor_votes, standardize
-from melmask.errors import InputError
+from melmask.errors import ConfigError, InputError
 from melmask.evaluate.heads import HeadConfig, Rows, TrainedHead, TrainingRules, better, train_head
 from melmask.evaluate.options import GRID_POINTS
 from melmask.evaluate.records import Split, finite
@@ -75,7 +76,10 @@ def grid_of(task: Task, points: int = GRID_POINTS, precision: str = "fp32") -> l
     random.Random(_GRID_SEED).shuffle(every_point)
     kit = HeadConfig(precision=precision)
     ours = [{_OUR_NAMES.get(name, name): value for name, value in point.items()} for point in every_point[:points]]
-    return [replace(kit, **settings) for settings in ours]
+    try:
+        return [from_dict(HeadConfig, {**asdict(kit), **settings}) for settings in ours]
+    except ConfigError as error:
+        raise InputError(f"{task.title}: task_specific_param_grid: {error}; correct it") from error
 
 
 def run_task(
@@ -98,15 +102,24 @@ def run_task(
     if protocol == "hear":
         first = splits.pop(0)
         # A finished search is not repeated: the other splits only need its choice.
-        chosen = done.get(first.name)
-        if chosen is None:
+        head = _head_of(done[first.name]) if first.name in done else None
+        if head is None:
             (result,) = run_splits(data, [first], protocol, grid, seed)
             yield result
-            chosen, _ = result
-        grid = [HeadConfig(**{name: value for name, value in chosen.setting.items() if name != "postprocessing"})]
+            head = _head_of(result[0])
+        assert head is not None, "a search has a choice"
+        grid = [head]
     splits = [split for split in splits if split.name not in done]
     with closing(run_splits(data, splits, protocol, grid, seed)) as results:
         yield from results
+
+
+def _head_of(split: Split) -> HeadConfig | None:
+    """Return the head that a search has chosen, or None if the file that the split was read from is damaged."""
+    try:
+        return from_dict(HeadConfig, {name: value for name, value in split.setting.items() if name != "postprocessing"})
+    except ConfigError:
+        return None
 
 
 def run_splits(

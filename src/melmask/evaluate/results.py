@@ -9,8 +9,6 @@ A file may come from another version of melmask. A field that is missing gets it
 is left out.
 """
 
-import json
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,17 @@ import numpy as np
 from melmask.downstream.metrics import higher_is_better
 from melmask.errors import InputError
 from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts, finite
+from melmask.evaluate.tasks import LAST_EVENT_MS
 from melmask.system.files import atomic_write, write_csv, write_json
+from melmask.system.reading import (
+    LARGE_FILE_BYTES,
+    DamagedFileError,
+    parse_json,
+    read_arrays,
+    read_json,
+    read_json_object,
+    reason_of,
+)
 
 RESULTS = "results.json"
 FORMAT = 1
@@ -54,11 +62,11 @@ def read_report(results: Path) -> Report:
     """
     path = results / RESULTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LARGE_FILE_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the folder that melmask evaluate wrote") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); evaluate again") from error
+    except (OSError, DamagedFileError) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); evaluate again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not of format {FORMAT}; evaluate again with this version of melmask")
     try:
@@ -227,7 +235,7 @@ def save_split(results: Path, path: Path, split: Split, arrays: Mapping[str, np.
 def saved_split(results: Path, path: Path, fingerprint: str) -> Split | None:
     """Return the split saved at `path`, or None if it is missing, damaged, or was computed from other data."""
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json_object(path)
         # The fingerprint covers vectors, labels and settings. Without its predictions a split is computed again.
         complete = row["fingerprint"] == fingerprint and path.with_suffix(".npz").exists()
         return _read_split(results, row) if complete else None
@@ -292,7 +300,7 @@ def read_event_files(outcome: Outcome) -> list[EventFile]:
         if arrays is None:
             continue
         try:
-            predicted, reference = (json.loads(str(array)) for array in arrays)
+            predicted, reference = (parse_json(str(array)) for array in arrays)
             for name in dict.fromkeys([*reference, *predicted]):
                 found.append(EventFile(name, split.parts, _events(reference, name), _events(predicted, name)))
         except (ValueError, TypeError, AttributeError):
@@ -302,7 +310,12 @@ def read_event_files(outcome: Outcome) -> list[EventFile]:
 
 
 def _events(by_file: Mapping[str, Any], name: str) -> list[tuple[str, float, float]]:
-    return [(str(label), float(start), float(end)) for label, start, end in by_file.get(name, [])]
+    """Return the events of a file; raise ValueError or TypeError if they have no times within a day."""
+    events = [(str(label), float(start), float(end)) for label, start, end in by_file.get(name, [])]
+    # Pages keep a number for each 10 ms up to the last one.
+    if not all(-LAST_EVENT_MS <= start <= end <= LAST_EVENT_MS for _, start, end in events):
+        raise ValueError(name)
+    return events
 
 
 def _arrays(path: Path | None, names: tuple[str, ...]) -> list[np.ndarray] | None:
@@ -310,8 +323,6 @@ def _arrays(path: Path | None, names: tuple[str, ...]) -> list[np.ndarray] | Non
     if path is None:
         return None
     try:
-        # The file is opened here, because np.load leaves a damaged one open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return read_arrays(path, names)
+    except (OSError, DamagedFileError):
         return None

@@ -19,6 +19,7 @@ from melmask.errors import AudioFileError
 from melmask.evaluate.options import MOST_SAMPLES
 from melmask.system.hardware import available_cores
 from melmask.system.progress import track
+from melmask.system.reading import check_regular
 
 # Clips have a common length if at least this share of them is within a tenth of the median length.
 _USUAL_SHARE = 0.95
@@ -60,7 +61,8 @@ def common_length_s(paths: Sequence[Path]) -> float | None:
     """
     lengths_s = []
     for path in paths:
-        with contextlib.suppress(soundfile.LibsndfileError, OSError, TypeError):
+        with contextlib.suppress(soundfile.LibsndfileError, OSError, TypeError, ArithmeticError):
+            check_regular(path)
             lengths_s.append(soundfile.info(path).duration)
     if not lengths_s:
         return None

@@ -14,6 +14,7 @@ would stop with an assertion or a KeyError, the reader raises an error of one li
 
 import csv
 import difflib
+import io
 import json
 import math
 import sys
@@ -25,9 +26,17 @@ from typing import Any, NamedTuple
 
 from melmask.downstream.events import EVENT_METRICS
 from melmask.downstream.metrics import SCENE_METRICS
-from melmask.errors import InputError, unknown_name
+from melmask.errors import InputError, some_of, unknown_name
 from melmask.evaluate.options import FEWEST_FOLDS
 from melmask.labels.tables import Event
+from melmask.system.reading import (
+    LARGE_FILE_BYTES,
+    SMALL_FILE_BYTES,
+    DamagedFileError,
+    read_json,
+    read_text,
+    reason_of,
+)
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {"scene": SCENE_METRICS, "event": EVENT_METRICS}
@@ -38,6 +47,13 @@ SPLIT_MODES = ("trainvaltest", *FOLD_MODES)
 # The kit has these grids in its source and not in the metadata of the tasks.
 _EVENT_GRID = {"median_filter_ms": [250], "min_duration": [125, 250]}
 _EVENT_DEFAULTS = {"median_filter_ms": [150], "min_duration": [60]}
+_SHORTEST_S, _LONGEST_S = 0.001, 86400
+"""Length of a clip; the kit stacks clips, so a day is more than any memory holds."""
+LAST_EVENT_MS = 1e8
+"""When events may begin and end: within a day. Scores and pages keep a number for each 10 ms."""
+_MOST_POINTS = 10_000
+"""Points of a grid of hyper-parameters; the kit's has eight."""
+_LONGEST_SHOWN = 200
 _GRIDS_BY_NAME = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}
 
 
@@ -182,7 +198,7 @@ def read_task(folder: Path) -> Task:
     stop_on_score = metadata.take(
         "use_scoring_for_early_stopping", lambda value: isinstance(value, bool), "true or false", True
     )
-    event_grid = metadata.grid("event_postprocessing_grid")
+    event_grid = metadata.event_grid()
     task = Task(
         folder=folder,
         name=name,
@@ -213,7 +229,7 @@ class _Metadata:
         self._values = _read_object(path)
 
     def wrong(self, key: str, value: Any, expected: str) -> InputError:
-        return InputError(f"{self._path}: {key} is {json.dumps(value)}; expected {expected}; correct it")
+        return InputError(f"{self._path}: {key} is {_short(value)}; expected {expected}; correct it")
 
     def take(self, key: str, fits: Callable[[Any], bool], expected: str, *default: Any) -> Any:
         """Return a value that `fits`; a `default` stands in for a missing one.
@@ -242,8 +258,10 @@ class _Metadata:
         return str(self.take(key, lambda value: value in known, " or ".join(known)))
 
     def duration(self) -> float | None:
-        expected = "seconds, or null for clips of any length"
-        value = self.take("sample_duration", lambda s: s is None or (_is_number(s) and s > 0), expected)
+        expected = f"seconds, or null for clips of any length ({_SHORTEST_S:g} to {_LONGEST_S})"
+        value = self.take(
+            "sample_duration", lambda s: s is None or (_is_number(s) and _SHORTEST_S <= s <= _LONGEST_S), expected
+        )
         return None if value is None else float(value)
 
     def metrics(self, known: Sequence[str]) -> tuple[str, ...]:
@@ -258,6 +276,18 @@ class _Metadata:
         grid = parameters.get(key, {}) if isinstance(parameters, dict) else parameters
         if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
             raise self.wrong(key, grid, "an object of lists of values")
+        if math.prod(map(len, grid.values())) > _MOST_POINTS:
+            raise self.wrong(key, grid, f"at most {_MOST_POINTS} combinations of values")
+        return grid
+
+    def event_grid(self) -> dict[str, list[Any]]:
+        grid = self.grid("event_postprocessing_grid")
+        for name, values in grid.items():
+            if name not in _EVENT_GRID or not all(
+                _is_number(value) and 0 <= value <= LAST_EVENT_MS for value in values
+            ):
+                known = " and ".join(_EVENT_GRID)
+                raise self.wrong("event_postprocessing_grid", grid, f"{known}, lists of times in ms")
         return grid
 
     def data_splits(self, splits: tuple[str, ...]) -> tuple[DataSplit, ...]:
@@ -278,16 +308,15 @@ class _Metadata:
 def _read_vocabulary(path: Path) -> tuple[str, ...]:
     """Return the classes in the order of `idx`, which must run from 0 to n - 1."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); expected a CSV table idx,label") from error
+        rows = list(csv.DictReader(io.StringIO(read_text(path, SMALL_FILE_BYTES), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); expected a CSV table idx,label") from error
     if not rows or not {"idx", "label"} <= rows[0].keys():
         raise InputError(f"{path} has no rows under idx,label; expected one for each class")
     label_of = {str(row["idx"]).strip(): str(row["label"] or "") for row in rows}
     wanted = [str(index) for index in range(len(rows))]
     if sorted(label_of) != sorted(wanted):
-        raise InputError(f"{path}: idx is {', '.join(label_of)}; expected 0 to {len(rows) - 1}, each once")
+        raise InputError(f"{path}: idx is {some_of(list(label_of))}; expected 0 to {len(rows) - 1}, each once")
     labels = tuple(label_of[index] for index in wanted)
     # pandas, with which the kit reads the table, takes a column of digits for numbers.
     if all(label.isdecimal() for label in labels):
@@ -325,7 +354,7 @@ class _SplitReader(NamedTuple):
                 raise InputError(f"{path}: {name!r} is not the plain name of a file; move it into the split's folder")
             if not isinstance(items, list):
                 what = "events" if is_event else "labels"
-                raise InputError(f"{path}: {name} has {json.dumps(items)}; expected a list of {what}")
+                raise InputError(f"{path}: {name} has {_short(items)}; expected a list of {what}")
         return {name: read_one(f"{path}: {name}", items, known) for name, items in content.items()}
 
     def _scene(self, where: str, items: list[Any], known: set[str]) -> list[str]:
@@ -337,10 +366,12 @@ class _SplitReader(NamedTuple):
         events = []
         for item in items:
             if not isinstance(item, dict) or not {"label", "start", "end"} <= item.keys():
-                raise InputError(f"{where} has {json.dumps(item)}; expected label, start and end")
+                raise InputError(f"{where} has {_short(item)}; expected label, start and end")
             start_ms, end_ms = item["start"], item["end"]
-            if not (_is_number(start_ms) and _is_number(end_ms) and start_ms <= end_ms):
-                times = f"{json.dumps(start_ms)} to {json.dumps(end_ms)}"
+            if not (
+                _is_number(start_ms) and _is_number(end_ms) and -LAST_EVENT_MS <= start_ms <= end_ms <= LAST_EVENT_MS
+            ):
+                times = f"{_short(start_ms)} to {_short(end_ms)}"
                 raise InputError(f"{where} has an event from {times}; expected times in ms, the start first")
             events.append(Event(self._known(where, item["label"], known), float(start_ms), float(end_ms)))
         return events
@@ -366,6 +397,12 @@ def _check_distinct(folder: Path, files: dict[str, dict[str, list[Any]]]) -> Non
             split_of[name] = split
 
 
+def _short(value: Any) -> str:
+    """Return a value as JSON, cut to what fits an error."""
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
@@ -378,15 +415,11 @@ def _is_number(value: Any) -> bool:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LARGE_FILE_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected a HEAR task folder, copy or make it again") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); expected JSON, copy or make it again") from error
+    except (OSError, DamagedFileError) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); expected JSON, copy or make it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]

@@ -12,6 +12,7 @@ from melmask.audio.folders import SOUND_SUFFIXES
 from melmask.errors import InputError
 from melmask.labels.columns import SPLIT_NAMES, Columns, joined, read_columns
 from melmask.labels.options import TableOptions
+from melmask.system.reading import read_bytes
 
 _ESC50 = Path("meta", "esc50.csv")
 _URBANSOUND8K = Path("metadata", "UrbanSound8K.csv")
@@ -170,7 +171,7 @@ def _class_folders(folder: Path) -> Columns | None:
     values = {"label": labels}
     lists = {split: top / name for split, name in _SPEECH_COMMANDS.items() if (top / name).is_file()}
     if lists:
-        texts = {split: path.read_text(encoding="utf-8", errors="replace") for split, path in lists.items()}
+        texts = {split: read_bytes(path).decode("utf-8", "replace") for split, path in lists.items()}
         of_file = {line.strip(): split for split, text in texts.items() for line in text.split("\n")}
         values["split"] = [of_file.get("/".join(parts), "train") for _, parts in rows]
         notes.append(f"takes the split from {' and '.join(path.name for path in lists.values())}")

@@ -18,6 +18,7 @@ from typing import Literal
 
 from melmask.audio.folders import SOUND_SUFFIXES
 from melmask.errors import InputError
+from melmask.system.reading import parse_json, read_bytes, reason_of
 
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
 _BYTE_ORDER_MARKS = (
@@ -93,15 +94,11 @@ def read_sheet(path: Path) -> Sheet:
 
 def _text(path: Path, notes: list[str]) -> str:
     try:
-        if not path.is_file() and path.exists() and not path.is_dir():
-            # Opening a pipe that nobody writes to would wait for ever.
-            raise InputError(f"{path}: is a pipe or device, no file; save the table as a file")
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a CSV table with `path` and `label`") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); expected a CSV table") from None
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); expected a CSV table") from None
     if content.startswith(_ZIP):
         raise InputError(f"{path}: is a spreadsheet file or an archive; save the sheet as CSV in UTF-8")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
@@ -223,8 +220,9 @@ def _json_lines(path: Path, text: str) -> Sheet:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            found = parse_json(line)
+            json.dumps(found, ensure_ascii=False).encode()
+        except ValueError as error:
             raise InputError(f"{path}, line {number}: is not JSON ({error}); expected an object a line") from None
         if not isinstance(found, dict):
             raise InputError(f"{path}, line {number}: is no JSON object; expected one with the names of columns")

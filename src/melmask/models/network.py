@@ -4,7 +4,7 @@ The file reads downwards: patches, the encoder, the decoder, both together. It d
 that is the objective's matter (`objectives/`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from melmask.axes import LogMel, Patches, Tokens
 from melmask.config import ModelConfig
-from melmask.errors import CheckpointError
+from melmask.errors import CheckpointError, some_of
 from melmask.geometry import PatchGrid, grid_of
 from melmask.models.layers import NORM_EPSILON, Block, grid_positions, initialize, line_positions
 
@@ -166,30 +166,47 @@ def build_network(config: ModelConfig, seed: int = 0) -> Network:
         return Network(config)
 
 
-def network_with(config: ModelConfig, weights: dict[str, Tensor], source: Path) -> Network:
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the weights of a network; no memory is made for them."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Network(config).state_dict().items()}
+
+
+def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], source: Path) -> None:
+    """Raise CheckpointError, which names the file `source`, unless both have the same names and shapes."""
+    here, there = ({name: tuple(shape) for name, shape in shapes.items()} for shapes in (expected, found))
+    if wrong := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
+        raise CheckpointError(
+            f"{source} does not fit its architecture in {some_of(wrong)}; it is damaged or of another model"
+        )
+
+
+def finite_weights(weights: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """Return the weights in float32.
+
+    Raises:
+        CheckpointError: a value is NaN, infinite or beyond float32; the error names its tensor and the file `source`.
+    """
+    # A number of float64 may be infinite in float32.
+    floats = {name: tensor.float() for name, tensor in weights.items()}
+    # A network with one NaN embeds every sound as NaN; an error here is easier to understand.
+    if broken := [name for name, tensor in floats.items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(f"{source} has values that are not finite in {some_of(broken)}; use another checkpoint")
+    return floats
+
+
+def network_with(config: ModelConfig, weights: Mapping[str, Tensor], source: Path) -> Network:
     """Build the network that holds `weights`; names and shapes must match exactly, and all values be finite.
 
     Raises:
         CheckpointError: they do not; the error names the file `source`.
     """
+    # The shapes come first: a configuration that lies must not make a network that fills the memory.
+    check_shapes(weight_shapes(config), {name: tensor.shape for name, tensor in weights.items()}, source)
+    floats = finite_weights(weights, source)
     network = build_network(config)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        raise CheckpointError(
-            f"{source} does not fit its architecture in {_some_of(wrong)}; it is damaged or of another model"
-        )
-    # A network with one NaN embeds every sound as NaN; an error here is easier to understand.
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(f"{source} has values that are not finite in {_some_of(broken)}; use another checkpoint")
-    network.load_state_dict(weights)
+    network.load_state_dict(floats)
     return network
-
-
-def _some_of(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 @contextmanager

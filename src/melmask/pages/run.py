@@ -11,6 +11,7 @@ from melmask.pages.charts import CurveChart, Look, curve_chart
 from melmask.pages.images import data_uri
 from melmask.pages.render import write_page
 from melmask.pages.wording import counted
+from melmask.system.reading import read_bytes
 from melmask.train.health import Check, Level, check_health
 from melmask.train.record import PICTURES, RunNumbers, RunRecord, read_record
 
@@ -135,7 +136,7 @@ def _pictures(record: RunRecord) -> Iterable[Shown]:
         link = f"{PICTURES}/{quote(path.name)}"
         try:
             large = path.stat().st_size > _MAX_EMBEDDED_BYTES
-            source = link if large else data_uri("image/png", path.read_bytes())
+            source = link if large else data_uri("image/png", read_bytes(path, _MAX_EMBEDDED_BYTES))
         except OSError:
             # The run may replace or delete pictures while its page is written.
             continue

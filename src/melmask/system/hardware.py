@@ -140,7 +140,9 @@ def use_threads(threads: int, sharing: int = 1) -> None:
     Of several, torchrun sets it to 1, whatever the cores.
     """
     told = os.environ.get("OMP_NUM_THREADS", "") if sharing == 1 else ""
-    cores = int(told) if told.isdecimal() and int(told) else max(1, available_cores() // sharing)
+    # Python converts no text of thousands of digits.
+    plain = told.isdecimal() and len(told) < 10
+    cores = int(told) if plain and int(told) else max(1, available_cores() // sharing)
     torch.set_num_threads(threads or cores)
 
 

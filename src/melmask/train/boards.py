@@ -14,6 +14,7 @@ from melmask.config import PretrainConfig
 from melmask.config_text import to_dict
 from melmask.errors import ConfigError, MissingExtraError
 from melmask.system.files import atomic_write, ensure_folder
+from melmask.system.reading import SMALL_FILE_BYTES, read_text, reason_of
 
 WANDB_ID = "wandb_id"
 """The file with the run's identity at Weights & Biases, so that a resumed run stays the same run there."""
@@ -88,6 +89,13 @@ class _TensorBoard(Board):
         self._writer.close()
 
 
+def _identity(path: Path) -> str:
+    try:
+        return read_text(path, SMALL_FILE_BYTES).strip() if path.exists() else ""
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({reason_of(error)}); delete it, and the run gets a new name") from error
+
+
 class _WeightsAndBiases(Board):
     """Shows numbers as a run of a project; with `WANDB_MODE=offline`, wandb keeps them in the run's folder."""
 
@@ -100,14 +108,14 @@ class _WeightsAndBiases(Board):
             raise MissingExtraError("wandb", "wandb") from None
         path = run / WANDB_ID
         # An empty file holds no identity, and wandb must be given the same one each time.
-        if not path.exists() or not path.read_text(encoding="utf-8").strip():
+        if not (identity := _identity(path)):
             with atomic_write(path, "w") as file:
-                file.write(uuid.uuid4().hex)
+                file.write(identity := uuid.uuid4().hex)
         try:
             self._run: Any = wandb.init(
                 project=config.run.wandb_project,
                 name=run.resolve().name,
-                id=path.read_text(encoding="utf-8").strip(),
+                id=identity,
                 resume="allow",
                 dir=str(run),
                 config=to_dict(config),

@@ -21,7 +21,7 @@ from melmask.errors import ConfigError
 from melmask.models.network import Network, build_network
 from melmask.objectives.base import Objective
 from melmask.system.hardware import exact_float32_products, pick_precision
-from melmask.train.optimizer import build_optimizer
+from melmask.train.optimizer import build_optimizer, check_moments
 from melmask.train.processes import Processes
 
 
@@ -192,6 +192,8 @@ class Engine:
         if self._scaler.is_enabled() and "scaler" in state:
             self._scaler.load_state_dict(state["scaler"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.optimizer, torch.optim.AdamW):
+            check_moments(self.optimizer)
         if self._sharded:
             assert isinstance(self.optimizer, torch.optim.AdamW), "PretrainConfig refuses Muon with sharding"
             for parameter, moments in self.optimizer.state.items():

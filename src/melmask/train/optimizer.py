@@ -57,6 +57,16 @@ class MuonAndAdamW:
         """Restore what `state_dict` returned."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
+            check_moments(part)
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless each moment has the shape of its parameter; counts of steps are single numbers."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            # PyTorch takes what a file holds, and fails in the next step.
+            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size()):
+                raise ValueError(f"the moment {name} does not have its parameter's shape")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW | MuonAndAdamW:

@@ -20,6 +20,16 @@ from melmask.config_text import from_dict, to_dict
 from melmask.corpus.store import Store
 from melmask.errors import CheckpointError
 from melmask.system.files import atomic_write, output_error, write_json
+from melmask.system.reading import (
+    LARGE_FILE_BYTES,
+    DamagedFileError,
+    check_regular,
+    open_file,
+    parse_json,
+    read_bytes,
+    read_json_object,
+    reason_of,
+)
 
 RUN_FILE, METRICS, EVENTS = "run.json", "metrics.jsonl", "events.jsonl"
 CHECKPOINTS, PICTURES = "checkpoints", "pictures"
@@ -74,18 +84,11 @@ def read_run_file(run: Path) -> RunFile | None:
     if not (run / RUN_FILE).exists():
         return None
     try:
-        content = _run_json(run)
+        content = read_json_object(run / RUN_FILE)
         # A newer melmask may have written more fields; they are not needed here.
         return RunFile(**{name: content[name] for name in RunFile.__dataclass_fields__ if name in content})
-    except (OSError, ValueError, RecursionError, TypeError) as error:
-        raise CheckpointError(f"{run / RUN_FILE} is damaged; use another --out") from error
-
-
-def _run_json(run: Path) -> dict[str, Any]:
-    content = json.loads((run / RUN_FILE).read_bytes())
-    if not isinstance(content, dict):
-        raise TypeError(f"{RUN_FILE} holds no group of settings")
-    return content
+    except (OSError, DamagedFileError, TypeError) as error:
+        raise CheckpointError(f"{run / RUN_FILE} is damaged ({reason_of(error)}); use another --out") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +158,11 @@ class MetricsFile:
 def read_metrics(run: Path) -> list[dict[str, int | float]]:
     """Read the run's metrics in order, one dictionary for each step; only those of log intervals have a loss."""
     try:
-        text = (run / METRICS).read_bytes()
+        text = read_bytes(run / METRICS)
     except FileNotFoundError:
         return []
+    except (OSError, DamagedFileError) as error:
+        raise CheckpointError(f"{run / METRICS} cannot be read ({reason_of(error)}); use another --out") from error
     rows: dict[int, dict[str, int | float]] = {}
     for row in _json_lines(text):
         step = row.get("step")
@@ -185,6 +190,8 @@ def add_event(run: Path, event: Event) -> None:
     """
     path = run / EVENTS
     try:
+        if path.exists():
+            check_regular(path)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": event.step, "event": event.kind, "text": event.text}) + "\n")
     except OSError as error:
@@ -194,16 +201,21 @@ def add_event(run: Path, event: Event) -> None:
 def end_last_event(run: Path) -> None:
     """End the last line of events.jsonl if a kill has cut it off, so that the next event gets its own line."""
     path = run / EVENTS
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
+    if not path.exists():
+        return
+    with open_file(path) as file:
+        file.seek(-1 if path.stat().st_size else 0, os.SEEK_END)
+        ended = file.read() in (b"", b"\n")
+    if not ended:
+        with path.open("a", encoding="utf-8") as last:
+            last.write("\n")
 
 
 def read_events(run: Path) -> list[Event]:
     """Read what happened to the run, oldest first; skip damaged lines."""
     try:
-        text = (run / EVENTS).read_bytes()
-    except OSError:
+        text = read_bytes(run / EVENTS)
+    except (OSError, DamagedFileError):
         return []
     found = []
     for row in _json_lines(text):
@@ -254,13 +266,14 @@ class RunNumbers:
 
     def _new_rows(self) -> Iterator[Mapping[str, Any]]:
         try:
-            with self._path.open("rb") as file:
+            with open_file(self._path) as file:
                 status = os.fstat(file.fileno())
                 # A resumed run rewrites the file without the lines beyond its snapshot, so read it from its beginning.
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._forget()
                 file.seek(self._offset)
-                added = file.read()
+                # What is beyond this is left for the next call.
+                added = file.read(LARGE_FILE_BYTES)
         except OSError:
             self._forget()
             return
@@ -341,8 +354,8 @@ class RunRecord(NamedTuple):
 def read_record(run: Path, numbers: RunNumbers) -> RunRecord:
     """Read a run's folder; nothing that is missing, half-written or damaged in it raises an error."""
     try:
-        facts = _run_json(run)
-    except (OSError, ValueError, RecursionError, TypeError):
+        facts = read_json_object(run / RUN_FILE)
+    except (OSError, DamagedFileError):
         facts = {}
     settings = facts.pop("pretrain", {})
     return RunRecord(
@@ -384,9 +397,9 @@ def _step(row: Mapping[str, object]) -> float | None:
 def _json_lines(text: bytes) -> Iterator[Mapping[str, Any]]:
     for line in text.splitlines():
         try:
-            row = json.loads(line)
-        # A kill may have cut off the line; deeply nested brackets exceed Python's stack.
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        # A kill may have cut off the line.
+        except DamagedFileError:
             continue
         if isinstance(row, dict):
             yield row

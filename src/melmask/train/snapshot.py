@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
+from melmask.checkpoint.weights import load_torch_file
 from melmask.config import RunConfig
 from melmask.errors import CheckpointError, OutputError
 from melmask.system.files import atomic_write, output_error
@@ -116,7 +117,7 @@ def load_snapshot(run: Path, engine: Engine) -> RunState:
         return RunState()
     try:
         # A snapshot is data: with weights_only, loading one never runs code.
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = load_torch_file(path)
         state = _state_in(content, engine.device)
     except Exception as error:
         checkpoints = checkpoints_of(run)
@@ -132,9 +133,11 @@ def load_snapshot(run: Path, engine: Engine) -> RunState:
 def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
     """Return where the run stands; what early versions did not save takes its default."""
     state = RunState(step=content.get("step", 0), skipped=content.get("skipped", 0))
-    if not isinstance(state.step, int):
+    if any(type(count) is not int or count < 0 for count in (state.step, state.skipped)):
         raise TypeError("step")
-    state.seconds = content.get("seconds", 0.0)
+    state.seconds = float(content.get("seconds", 0.0))
+    if not 0 <= state.seconds < math.inf:
+        raise ValueError("seconds")
     state.losses = list(torch.tensor(content.get("losses", []), device=device))
     state.recent.extend(content.get("recent", []))
     return state
