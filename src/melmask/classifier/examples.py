@@ -18,10 +18,11 @@ import numpy as np
 
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, InputError, NotFiniteError
 from melmask.evaluate.tasks import METADATA, Task, read_task
 from melmask.labels.options import Kind
 from melmask.labels.tables import ClipTable, Event, read_clips, sorted_names
+from melmask.system.finite import check_finite
 from melmask.system.progress import track
 
 PARTS = ("train", "valid", "test")
@@ -214,12 +215,15 @@ def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> tuple[dict[Path,
     for path in track(paths, len(paths), "read"):
         try:
             pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid)]
-        except AudioFileError as error:
+            with np.errstate(over="ignore"):
+                logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
+                # float16 takes half the memory of float32, and is still finer than the noise in any recording.
+                half = logmel.T.astype(np.float16)
+            check_finite(half, f"{path}: the normalized log-mel")
+        except (AudioFileError, NotFiniteError) as error:
             errors[path] = str(error)
         else:
-            logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
-            # float16 takes half the memory of float32, and is still finer than the noise in any recording.
-            logmels[path] = logmel.T.astype(np.float16)
+            logmels[path] = half
     return logmels, errors
 
 

@@ -15,7 +15,7 @@ from melmask.classifier.predictions import Journal, Prediction, check_table_path
 from melmask.downstream.events import events_of
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import FileEmbedding, embed_files
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, InputError, NotFiniteError
 from melmask.system.files import ensure_folder
 from melmask.system.progress import track
 
@@ -70,7 +70,7 @@ def predict_files(
         if len(failed) < len(paths):
             write_predictions(out, rows, options.events)
     if len(failed) == len(paths):
-        raise InputError(f"none of the {len(paths)} files could be read; the first error: {failed[0]}")
+        raise InputError(f"none of the {len(paths)} files could be labeled; the first error: {failed[0]}")
     return PredictionReport(len(paths) - len(failed), len(failed), len(rows))
 
 
@@ -92,7 +92,7 @@ def _rows_of(
             rows = _events_in(classifier, parts, choice, options)
         else:
             rows = _labels_of(classifier, parts, options.threshold)
-    except AudioFileError as error:
+    except (AudioFileError, NotFiniteError) as error:
         return [Prediction(error=str(error))]
     return rows or [Prediction()]
 

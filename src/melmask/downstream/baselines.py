@@ -13,7 +13,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.embedding.extract import decoded_groups
 from melmask.embedding.normalization import with_dataset_statistics
-from melmask.errors import InputError
+from melmask.errors import InputError, NotFiniteError
 from melmask.geometry import StepGrid
 from melmask.labels.tables import LabelTable, keep_rows
 from melmask.system.progress import track
@@ -91,6 +91,11 @@ def _vectors_of_files(
                 for name, vectors in clip.items():
                     vectors.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
             if piece.last:
-                scenes = {name: vectors.scene() for name, vectors in clip.items()} if piece.error is None else {}
-                yield piece.path, scenes, piece.error
+                scenes, error = {}, piece.error
+                if error is None:
+                    try:
+                        scenes = {name: vectors.scene() for name, vectors in clip.items()}
+                    except NotFiniteError as reason:
+                        error = f"{piece.path}: {reason}"
+                yield piece.path, scenes, error
                 clip = new_clip()

@@ -184,7 +184,7 @@ class TableJob:
         The file `<name>.failed.csv` lists them too.
 
         Raises:
-            InputError: no file could be read.
+            InputError: no file could be embedded.
         """
         failed: list[tuple[str, str]] = []
         for part in self._parts():
@@ -193,7 +193,7 @@ class TableJob:
         if len(failed) == len(self._paths):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
-            raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
+            raise InputError(f"none of the {len(failed)} files could be embedded; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
             good = (table for part in self._parts() for table in _good_rows(part, _schema(self.settings)))
             if self._path.suffix == ".parquet":

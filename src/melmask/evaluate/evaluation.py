@@ -31,6 +31,7 @@ from melmask.evaluate.results import RESULTS, read_report, save_split, saved_spl
 from melmask.evaluate.rows import TaskRows
 from melmask.evaluate.tasks import Task, find_tasks
 from melmask.system.extras import require
+from melmask.system.finite import check_finite
 from melmask.system.files import claimed, remove_partial
 from melmask.system.hardware import cpu_computes_bf16, pick_device
 from melmask.system.progress import track
@@ -187,6 +188,9 @@ def _judge(pair: Pair) -> Outcome:
     # whatever happens here.
     with closing(run_task(data, pair.protocol, grid, seed, dict(splits))) as results:
         for split, predictions in track(results, len(paths) - len(splits), title, "split"):
+            for array in predictions.values():
+                if array.dtype.kind == "f":
+                    check_finite(array, "a prediction")
             splits[split.name] = save_split(pair.out, paths[split.name], split, predictions, fingerprint)
     tested = sum(len(embeddings[name].files) for split in task.data_splits for name in split.test)
     ordered = [splits[name] for name in paths]
