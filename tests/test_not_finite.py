@@ -173,12 +173,16 @@ def test_no_function_returns_what_is_not_finite(name, run_folder, sound):
         FUNCTIONS[name](broken(load(run_folder, "cpu")), sound(1.0, 0))
 
 
-def test_rows_of_a_long_file_end_with_its_error_once_its_frames_are_not_finite(run_folder, tmp_path, sound, monkeypatch):
+def test_rows_of_a_long_file_end_with_its_error_once_its_frames_are_not_finite(
+    run_folder, tmp_path, sound, monkeypatch
+):
     monkeypatch.setattr("melmask.embedding.extract._VALUES_PER_ROW", 1 << 12)
     waveform = np.concatenate([np.zeros(20 * RATE_HZ, np.float32), sound(1.0, 0)])
     for name in ("a.wav", "b.wav"):
         soundfile.write(tmp_path / name, waveform if name == "a.wav" else waveform[: 10 * RATE_HZ], RATE_HZ)
-    rows = list(embed_files(broken(load(run_folder, "cpu")), [tmp_path / "a.wav", tmp_path / "b.wav"], keep_frames=True))
+    rows = list(
+        embed_files(broken(load(run_folder, "cpu")), [tmp_path / "a.wav", tmp_path / "b.wav"], keep_frames=True)
+    )
     assert [row.path.name for row in rows if row.error is not None] == ["a.wav"]
     assert all(np.isfinite(row.frames).all() for row in rows if row.frames is not None)
     assert rows[-1].last and rows[-1].scene is not None

@@ -7,7 +7,6 @@ log-mels with targets.
 import hashlib
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from melmask.labels.options import Kind
 from melmask.labels.tables import ClipTable, Event, read_clips, sorted_names
 from melmask.system.finite import check_finite
 from melmask.system.progress import track
+from melmask.system.terminal import counted, note
 
 PARTS = ("train", "valid", "test")
 _VALID_PARTS, _MOST_PARTS = 10, 5
@@ -119,7 +119,7 @@ def _report_shared_groups(groups: list[str], parts: list[str]) -> None:
     groups_of = {part: {group for group, own in zip(groups, parts, strict=False) if own == part} for part in PARTS}
     shared = set().union(*(a & b for a, b in itertools.combinations(groups_of.values(), 2)))
     if shared:
-        sys.stderr.write(f"{len(shared)} groups have clips in several parts of train, valid and test\n")
+        note(f"{counted(len(shared), 'group')} with clips in several parts of train, valid and test")
 
 
 def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from melmask.adapters.hear import default_hop_ms
+from melmask.audio.video import missing_decoder
 from melmask.classifier.model import AudioClassifier
 from melmask.classifier.options import PredictOptions
 from melmask.classifier.predictions import Journal, Prediction, check_table_path, write_predictions
@@ -23,11 +24,13 @@ _Parts = Iterator[FileEmbedding]
 
 
 class PredictionReport(NamedTuple):
-    """How many files were labeled, how many could not be read, and how many rows were written."""
+    """How many files were labeled, how many could not be, and how many rows were written."""
 
     files: int
     failed: int
     rows: int
+    note: str = ""
+    """Which of the failed files an extra would read."""
 
 
 def predict_files(
@@ -66,12 +69,14 @@ def predict_files(
         for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
             journal.add(str(path), _rows_of(classifier, parts, choice, options))
         rows = [(path, row) for path in paths for row in journal.done[str(path)]]
-        failed = [row.error for _, row in rows if row.error is not None]
+        failed = {path: row.error for path, row in rows if row.error is not None}
         if len(failed) < len(paths):
             write_predictions(out, rows, options.events)
     if len(failed) == len(paths):
-        raise InputError(f"none of the {len(paths)} files could be labeled; the first error: {failed[0]}")
-    return PredictionReport(len(paths) - len(failed), len(failed), len(rows))
+        raise InputError(
+            f"none of the {len(paths)} files could be labeled; the first error: {next(iter(failed.values()))}"
+        )
+    return PredictionReport(len(paths) - len(failed), len(failed), len(rows), missing_decoder(map(str, failed)))
 
 
 def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from melmask.errors import ConfigError
-from melmask.system.files import atomic_write, locked, output_error
+from melmask.system.files import atomic_write, locked, output_error, remove_partial
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -107,6 +107,9 @@ class Journal:
         path = out.with_name(f".{out.name}.partial.jsonl")
         lock, head = path.with_suffix(".lock"), json.dumps(job)
         with locked(lock, out):
+            # A kill may have left a table or journal that was being written.
+            for name in (out.name, path.name):
+                remove_partial(out.parent, name)
             done = _read(path, head)
             # The file is rewritten, because a kill may have cut off its last line.
             with atomic_write(path, "w") as file:

@@ -26,6 +26,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
 from melmask.config_text import entries, field_meanings, field_types, kind_name
+from melmask.system.terminal import shown
 
 if TYPE_CHECKING:
     from melmask.embedding.encoder import AudioEncoder
@@ -77,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line on standard error."""
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {shown(message)}; see {self.prog} --help\n")
 
     def format_help(self) -> str:
         """Return the help page, with every setting that the command takes as KEY=VALUE."""

@@ -35,7 +35,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
-from melmask.system.files import atomic_write, claimed, ensure_folder, write_csv, write_json
+from melmask.system.files import atomic_write, claimed, ensure_folder, remove_partial, write_csv, write_json
 
 SUFFIXES = (".parquet", ".npz")
 FILES_PER_PART = 512
@@ -144,6 +144,9 @@ class TableJob:
         """
         try:
             with claimed(self._folder):
+                # A kill during the merge has left a table that is as large as this one.
+                for name in (self._path.name, f"{self._path.name}.failed.csv"):
+                    remove_partial(self._path.parent, name)
                 yield
         finally:
             # The lock is released before this. On network file systems an open file keeps its folder.

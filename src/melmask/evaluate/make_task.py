@@ -21,6 +21,7 @@ from melmask.evaluate.sounds import SoundReport, common_length_s, move_to_splits
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task
 from melmask.labels.tables import ClipTable, Event, read_clips
 from melmask.system.files import ensure_folder, locked, output_error, write_json
+from melmask.system.terminal import counted, shown
 
 FAILED = "failed.csv"
 # The HEAR kit reads the vocabulary with pandas, which takes these words for missing values.
@@ -57,8 +58,9 @@ class TaskReport(NamedTuple):
     def __str__(self) -> str:
         length = "any length" if self.sample_duration_s is None else f"{self.sample_duration_s:g} s"
         sizes = ", ".join(f"{split} {clips}" for split, clips in self.sizes.items())
-        first = f"{self.folder}: {self.clips} clips of {length}, {self.classes} classes; {self.split_mode}: {sizes}"
-        return "\n".join([first, *self.notes])
+        first = f"{self.folder}: {counted(self.clips, 'clip')} of {length}, {self.classes} classes; "
+        first += f"{self.split_mode}: {sizes}"
+        return "\n".join(map(shown, [first, *self.notes]))
 
 
 def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> TaskReport:
@@ -102,7 +104,9 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
         notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
     notes += tuple(_absence_notes(table, division))
     if failed:
-        notes += (f"{failed} files could not be read and were skipped; {FAILED} in the task folder has the reasons",)
+        notes += (
+            f"{counted(failed, 'file')} could not be read and skipped; {FAILED} in the task folder has the reasons",
+        )
     sizes = {split: division.split_of.count(split) for split in division.splits}
     clips, classes = len(table.paths), len(table.class_names)
     return TaskReport(folder, clips, failed, classes, division.mode, sizes, fixed_s, notes)

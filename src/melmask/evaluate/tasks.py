@@ -16,7 +16,6 @@ import csv
 import difflib
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +27,7 @@ from melmask.downstream.metrics import SCENE_METRICS
 from melmask.errors import InputError, unknown_name
 from melmask.evaluate.options import FEWEST_FOLDS
 from melmask.labels.tables import Event
+from melmask.system.terminal import note
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {"scene": SCENE_METRICS, "event": EVENT_METRICS}
@@ -138,7 +138,7 @@ def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
     if not tasks:
         raise errors[0]
     for reason in errors:
-        sys.stderr.write(f"a task is skipped: {reason}\n")
+        note(f"a task is skipped: {reason}")
     return tasks
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -111,9 +112,15 @@ def locked(path: Path, what: Path) -> Iterator[bool]:
         lock.release()
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what `atomic_write` left in a folder when it was killed; no other job may be writing there."""
-    for path in folder.glob(".*.partial"):
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Remove what `atomic_write` left in a folder when it was killed; no other job may be writing there.
+
+    Args:
+        folder: The folder.
+        name: The name of the file that was being written; by default any.
+    """
+    name = name if name == "*" else f"{glob.escape(name)}.*"
+    for path in (*folder.glob(f".{name}.partial"), *folder.glob(f".{name}.writable")):
         if path.name.split(".")[-2].isdecimal():
             with contextlib.suppress(OSError):
                 path.unlink()

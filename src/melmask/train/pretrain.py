@@ -2,11 +2,10 @@
 
 Everything random is a pure function of (seed, batch number). So a run's state is its weights, moments and position, and
 a resumed run equals an uninterrupted one. A look at the model (pictures, scores) comes before the snapshot of its step:
-if a kill comes between them, the run resumes before that step and looks again. Every process runs this loop. What one process alone knows (signals, the
-time) becomes common knowledge while the device computes a step.
+if a kill comes between them, the run resumes before that step and looks again. Every process runs this loop. What one
+process alone knows (signals, the time) becomes common knowledge while the device computes a step.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from melmask.models.network import Network
 from melmask.objectives.base import build_objective
 from melmask.system.files import claimed
 from melmask.system.hardware import keep_freed_memory, matmul_peak
+from melmask.system.terminal import note
 from melmask.train.boards import open_boards
 from melmask.train.clock import Clock, peak_memory_bytes
 from melmask.train.divergence import Measured, find_fault, roll_back
@@ -249,7 +249,7 @@ def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> Met
     """Open the record of a run that begins, or that resumes at `step`."""
     write_run_file(run, config, store)
     for path in set_aside_beyond(run, step):
-        sys.stderr.write(f"melmask: {path} is of a training that went further than this one, so it was set aside\n")
+        note(f"melmask: {path} is of a training that went further than this one, so it was set aside")
     return MetricsLog(run, step, open_boards(run, step, config))
 
 
