@@ -184,7 +184,7 @@ def _announced_samples(file: BinaryIO, sound: soundfile.SoundFile) -> int:
         # libsndfile goes by the file's size here, and says nothing.
         count = _NIST_COUNT.search(bytes_at(file, 0, _NIST_HEADER_BYTES))
         return int(count[1]) if count else sound.frames
-    if sound.format == "RF64":
+    if sound.format in ("RF64", "W64", "CAF"):
         return round(sound.frames * announced_part(file)) if announced_part(file) > 1 else sound.frames
     # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
     note = _CUT_OFF_NOTE.search(sound.extra_info)

@@ -1,6 +1,5 @@
 """The table of predictions: its rows, how it is written, and the journal from which a killed job resumes."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from melmask.errors import ConfigError
-from melmask.system.files import atomic_write, locked, output_error, remove_partial
+from melmask.system.files import atomic_write, locked, output_error, remove_partial, write_csv
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -58,13 +57,11 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
         with atomic_write(out) as file:
             pq.write_table(pa.Table.from_pylist(values, schema=pa.schema(types)), file)
         return
+    if out.suffix == ".csv":
+        write_csv(out, [columns, *([row.get(column) for column in columns] for row in values)])
+        return
     with atomic_write(out, "w") as file:
-        if out.suffix == ".jsonl":
-            file.writelines(json.dumps(row) + "\n" for row in values)
-        else:
-            table = csv.DictWriter(file, columns, restval="")
-            table.writeheader()
-            table.writerows(values)
+        file.writelines(json.dumps(row) + "\n" for row in values)
 
 
 class Journal:

@@ -138,6 +138,11 @@ def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
     # argparse hands over `--key value` as two words.
     while words:
         word = words.pop(0)
+        # Other commands have options of these names, and a setting of such a name would hide the mistake.
+        places = values.command_parser.places()
+        if word.startswith("--") and word[2:].partition("=")[0].lower() in map(str.lower, places):
+            order = " ".join((values.command_parser.prog, *places))
+            values.command_parser.error(f"{word.partition('=')[0]!r} is no option here; give it by its place: {order}")
         if "=" not in word and word.startswith("--") and words:
             word = f"{word}={words.pop(0)}"
         if not takes_settings or "=" not in word:

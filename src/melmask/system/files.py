@@ -58,7 +58,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of values as CSV, atomically; the first row is the header."""
+    """Write rows of values as CSV (RFC 4180, UTF-8), atomically; the first row is the header.
+
+    Values are written as they are, so that a reader gets back what was written: docs/formats.md says what that means
+    for spreadsheets.
+    """
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
 

@@ -28,11 +28,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def say(text: object) -> None:
-    """Print lines on standard output, with nothing in them that acts on the terminal."""
+def say(line: str) -> None:
+    """Print one line on standard output, whatever is in it."""
     # Python has no standard output where the process was started without one.
     if sys.stdout is not None:
-        sys.stdout.writelines(f"{shown(line)}\n" for line in str(text).split("\n"))
+        sys.stdout.write(f"{shown(line)}\n")
+
+
+def say_lines(text: object) -> None:
+    """Print a text of several lines, such as a table, whose names are already as `shown` gives them."""
+    for line in str(text).split("\n"):
+        say(line)
 
 
 def note(text: str) -> None:
