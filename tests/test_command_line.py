@@ -245,3 +245,24 @@ def test_an_unknown_option_names_the_nearest(capsys):
     assert "unrecognized argument '--pooing=mean'; the nearest is --pooling; see melmask embed --help" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("embed x --modle m --out y.npz", "required: --model; '--modle' is unknown, the nearest is --model"),
+        ("embed x --modle=m --ot y.npz", "'--modle' is unknown, the nearest is --model; '--ot' is unknown"),
+        ("embed x --mod m", "required: --out; see"),
+        ("finetune labels.csv --model m --out o", "give it by its place: melmask finetune MODEL LABELS; see"),
+        ("finetune r --MODEL=m l --out o", "'--MODEL' is no option here; give it by its place"),
+        ("convert --model m --out o", "give it by its place: melmask convert MODEL OUT; see"),
+        ("push --model m hub:a/b", "give it by its place: melmask push MODEL hub:OWNER/NAME; see"),
+        ("pretrain --store s", "give it by its place: melmask pretrain STORE; see"),
+        ("settings --recipe tiny", "give it by its place: melmask settings RECIPE; see"),
+    ],
+)
+def test_an_option_that_is_misspelt_or_has_a_place_instead_is_told(words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and says in line

@@ -1,5 +1,6 @@
 import argparse
 import pickle
+import sys
 from pathlib import Path
 
 import literal
@@ -475,3 +476,12 @@ def test_a_files_front_end_and_statistics_can_be_told(tmp_path):
     assert card.statistics == melmask.Statistics(mean=-6.5, std=3.5)
     assert main(["convert", str(path), str(out), "--statistics", "-6.5", "0"]) == 2
     assert main(["convert", str(path), str(out), "sample_rat_hz=1"]) == 2
+
+
+def test_a_whole_file_of_another_kind_of_model_is_not_called_damaged(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 96)
+    with pytest.raises(
+        CheckpointError, match="its width is 96, and the number of heads is only known where 64"
+    ) as said:
+        convert(published_state(), SOURCE)
+    assert "copy" not in str(said.value)

@@ -1,10 +1,12 @@
 """Folders that jobs write to: one job at a time."""
 
+import csv
 import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hear_folders import write_fold_task
@@ -13,12 +15,14 @@ import melmask
 from melmask.audio.files import find_audio
 from melmask.classifier.finetune import finetune
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
+from melmask.classifier.predictions import Prediction, write_predictions
 from melmask.config import FrontEndConfig
 from melmask.corpus.prepare import prepare
 from melmask.embedding.folder import embed_table
 from melmask.errors import OutputError
 from melmask.evaluate.evaluation import evaluate
 from melmask.evaluate.options import EvaluateOptions
+from melmask.labels.tables import read_labels
 from melmask.system import files
 from melmask.system.files import atomic_write, claimed
 from melmask.train.pretrain import pretrain
@@ -129,3 +133,18 @@ def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folde
         with claimed(out), pytest.raises(OutputError, match="another melmask is writing to"):
             job()
     assert [path.name for path in out.iterdir()] in ([], [".lock"])
+
+
+def test_a_csv_gives_back_what_was_written_and_there_is_one_writer(tmp_path):
+    cells = ["=1+1", "+1", "-1", "@x", "a,b", 'a "b"', "a\r\nb", "\tx", " x ", "음 \u202e", ""]
+    files.write_csv(tmp_path / "x.csv", [("path", "label"), *((cell, cell) for cell in cells)])
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == cells
+    rows = [(path, Prediction(label=f"={path.name}", probability=1.0)) for path in (tmp_path / "-1.wav", Path("@.wav"))]
+    write_predictions(tmp_path / "p.csv", rows, events=False)
+    for path, _ in rows:
+        (tmp_path / path).touch()
+    assert read_labels(tmp_path / "p.csv").class_names == ["=-1.wav", "=@.wav"]
+    package = Path(melmask.__file__).parent
+    writers = [path for path in package.rglob("*.py") if "csv.writer" in path.read_text(encoding="utf-8")]
+    assert [path.name for path in writers] == ["files.py"]

@@ -158,12 +158,12 @@ pretrain(Store(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), config, [k
 
 
 def test_a_killed_run_resumes_from_its_last_snapshot(whole_run, store, configure, tmp_path):
-    # A snapshot after each step's metrics, and pictures after each snapshot: the kill comes between steps 5 and 6.
+    # A snapshot after each step's metrics and pictures: the kill comes between the snapshots of steps 4 and 5.
     config = configure("run.picture_interval_steps=1", "run.snapshot_interval_s=0", "run.log_interval_steps=1")
     arguments = [str(store.folder), str(tmp_path), json.dumps(to_dict(config))]
     killed = subprocess.run([sys.executable, "-c", _KILLED_AT_FIVE, *arguments], check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000004", "step-0000005"]
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000003", "step-0000004"]
     # As if the kill had come in the middle of writing the next ones.
     (tmp_path / ".snapshot.pt.1.partial").write_bytes(b"half")
     (tmp_path / "checkpoints" / ".step-0000006.partial").mkdir()

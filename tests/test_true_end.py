@@ -1,8 +1,12 @@
 """What a header says about length is a hint: files are read to the end of their sound, or refused as broken off."""
 
+import contextlib
 import io
+import os
 import signal
 import struct
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -219,6 +223,69 @@ def test_an_aiff_or_au_that_holds_more_than_its_header_says_is_read_whole(read, 
         place = content.index(b"COMM") + 10
         content[place : place + 4] = struct.pack(">I", 500)
     np.testing.assert_array_equal(read(bytes(content)), expected)
+
+
+def size_at(content, chunk, layout):
+    """Where the size of a chunk is: in a W64 it follows the 16 bytes of the name."""
+    return content.index(chunk, 12) + (16 if layout == "<Q" else 4)
+
+
+# libsndfile goes by the size of the whole file in a W64, so that its own sizes matter only where they are too large.
+SIZES = [
+    ("CAF", {}, ">q", [-1, 0, 4, 1004]),
+    ("WAV", {"endian": "BIG"}, ">I", [0, 2, 1000, 0xFFFFFFFF]),
+    ("W64", {}, "<Q", [24, 1024, (1 << 63) - 1]),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "layout", "sizes"), SIZES, ids=["CAF", "RIFX", "W64"])
+def test_a_caf_rifx_or_w64_that_holds_more_than_its_header_says_is_read_whole(read, kind, options, layout, sizes):
+    content = bytearray(encoded(kind, subtype="PCM_16", **options))
+    expected, place = read(bytes(content)), size_at(content, b"data", layout)
+    after = bytes(content) + (b"info" + struct.pack(">q", 4) + bytes(4) if kind == "CAF" else b"")
+    np.testing.assert_array_equal(read(after), expected)
+    for size in sizes:
+        struct.pack_into(layout, content, place, size)
+        np.testing.assert_array_equal(read(bytes(content)), expected)
+
+
+@pytest.mark.parametrize(("kind", "options", "layout", "sizes"), SIZES, ids=["CAF", "RIFX", "W64"])
+def test_a_caf_rifx_or_w64_that_is_cut_is_refused(read, kind, options, layout, sizes):
+    content = encoded(kind, subtype="PCM_16", **options)
+    with pytest.raises(AudioFileError, match=r"breaks off after \d+ of 132[23]\d\d samples"):
+        read(content[: len(content) // 2])
+
+
+def test_what_the_decoder_prints_of_damage_within_a_frame_is_told_once_with_the_name(read, tmp_path, capfd):
+    whole, rng = mp3(), np.random.default_rng(0)
+    for number in range(200):
+        content = bytearray(whole)
+        for at in rng.integers(2000, len(content), 4):
+            content[at] ^= 16
+        with contextlib.suppress(AudioFileError):
+            read(bytes(content), f"{number}.mp3")
+        if capfd.readouterr().err:
+            break
+    lines, stop = [], threading.Event()
+
+    def chatter():
+        while not stop.is_set():
+            lines.append(f"line {len(lines)}")
+            os.write(2, f"{lines[-1]}\n".encode())
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    for _ in range(3):
+        with contextlib.suppress(AudioFileError):
+            read(bytes(content), "damaged.mp3")
+    stop.set()
+    thread.join()
+    said = capfd.readouterr().err.splitlines()
+    # What other threads write at that time arrives, in order.
+    assert [line for line in said if line.startswith("line ")] == lines
+    (told,) = [line for line in said if not line.startswith("line ")]
+    assert told.startswith(f"{tmp_path / 'damaged.mp3'}: damaged within") and ("libmpg123" in told or "Note" in told)
 
 
 @pytest.mark.parametrize("rate_hz", [0, 1, 2, 99, 20_000_000, 0x7FFFFFFF])

@@ -1,7 +1,6 @@
 """Run the main job end to end in minutes, on labeled sounds that melmask synthesizes itself."""
 
 import csv
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from melmask.pages.run import write_run_page
 from melmask.system.extras import can_draw, require
 from melmask.system.files import write_csv
 from melmask.system.progress import duration_text
+from melmask.system.terminal import note
 from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 
@@ -50,23 +50,23 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     require("eval")
     draws = can_draw()
     start_s = time.monotonic()
-    _say(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")
+    note(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")
     labels = write_sound_set(out / "sounds", _CLIPS_PER_CLASS)
     rows = _rows(labels)
     test = [labels.parent / row["path"] for row in rows if row["split"] == "test"]
     # The test clips stay out of pre-training too, so the probe tests sounds that the model has never heard.
     unlabeled = labels.with_name("unlabeled.csv")
     write_csv(unlabeled, [("path",), *((row["path"],) for row in rows if row["split"] != "test")])
-    _say("2/5 prepare: log-mels of the clips that are not held out for the test")
+    note("2/5 prepare: log-mels of the clips that are not held out for the test")
     prepare([unlabeled], out / "store", FrontEndConfig())
-    _say("3/5 pre-train a small masked autoencoder on them, without labels")
+    note("3/5 pre-train a small masked autoencoder on them, without labels")
     store = Store(out / "store")
     config = resolve_config(out / "run", "demo", overrides, store)
     pretrain(store, out / "run", config, [ReconstructionPictures(store, config)] if draws else [], write_run_page)
-    _say("4/5 embed every clip")
+    note("4/5 embed every clip")
     model = load(out / "run")
     embed_table(model, [labels.parent / row["path"] for row in rows], out / "embeddings.parquet")
-    _say("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
+    note("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", ProbeOptions(scheme="split"))
     if draws:
         _draw(model, out / _PICTURE, test)
@@ -103,9 +103,3 @@ do the same with your own sounds:
   melmask pretrain store --recipe tiny --out runs/mine
   melmask embed FOLDER --model runs/mine --out embeddings.parquet
   melmask probe --model runs/mine --labels labels.csv"""
-
-
-def _say(text: str) -> None:
-    # Standard output is for the result; what is under way goes to standard error.
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

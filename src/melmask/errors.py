@@ -8,6 +8,7 @@
     ├── CheckpointError     a model that is missing, damaged or does not fit
     ├── OutputError         a result that cannot be written
     ├── TrainingError       a run that diverged or lost a process
+    ├── NotFiniteError      a result that is NaN or infinite
     └── MissingExtraError   an optional library that is needed and not installed
 
 Each message is one line: the value, what was expected, what to do. The command line prints it and exits with status 2.
@@ -57,6 +58,10 @@ class OutputError(MelmaskError):
 
 class TrainingError(MelmaskError):
     """A run that cannot continue: its loss diverged, or one of its processes was lost."""
+
+
+class NotFiniteError(MelmaskError):
+    """A vector, a probability or a score that is NaN or infinite."""
 
 
 class MissingExtraError(MelmaskError):

@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NamedTuple
@@ -17,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
+from melmask.audio.decoder_messages import decoder_notes, tell_decoder_notes
 from melmask.audio.flac import ends_with_a_whole_frame, flac_samples, holds_another_flac, without_count
 from melmask.audio.headers import announced_part, repaired
 from melmask.audio.mp3 import MPEG_SUFFIXES, mpeg_stretches
@@ -76,7 +78,9 @@ def decoded(path: Path, block_frames: Callable[[int, int], int]) -> Iterator[Str
         begun = False
         try:
             for source in _sources(path, file):
-                with _StraightOn(source.opened) as sound:
+                with _interrupts_wait(), _notes_of(path, _may_be_mpeg(path, file)):
+                    opened = _StraightOn(source.opened)
+                with opened as sound:
                     frames = block_frames(sound.samplerate, sound.channels)
                     begun = True
                     yield Stretch(sound.samplerate, _blocks(path, file, sound, frames, source.samples))
@@ -84,6 +88,18 @@ def decoded(path: Path, block_frames: Callable[[int, int], int]) -> Iterator[Str
             if begun or not can_read_videos():
                 raise
             yield from _by_ffmpeg(path, file, block_frames, refusal)
+        finally:
+            tell_decoder_notes(path)
+
+
+def _may_be_mpeg(path: Path, file: BinaryIO) -> bool:
+    head = bytes_at(file, 0, 3)
+    sync = len(head) == 3 and head[0] == 0xFF and head[1] >= 0xE0
+    return sync or head == b"ID3" or path.suffix.lower() in MPEG_SUFFIXES
+
+
+def _notes_of(path: Path, is_mpeg: bool) -> AbstractContextManager[None]:
+    return decoder_notes(path) if is_mpeg else contextlib.nullcontext()
 
 
 def _by_ffmpeg(
@@ -121,7 +137,7 @@ def _blocks(
     counted = flac_samples(file) if sound.format == "FLAC" else 0
     while True:
         try:
-            with _interrupts_wait():
+            with _interrupts_wait(), _notes_of(path, sound.subtype.startswith("MPEG")):
                 block = sound.read(_next_frames(block_frames, read, counted), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             if read == counted > 0 and not holds_another_flac(file):
@@ -184,7 +200,7 @@ def _announced_samples(file: BinaryIO, sound: soundfile.SoundFile) -> int:
         # libsndfile goes by the file's size here, and says nothing.
         count = _NIST_COUNT.search(bytes_at(file, 0, _NIST_HEADER_BYTES))
         return int(count[1]) if count else sound.frames
-    if sound.format == "RF64":
+    if sound.format in ("RF64", "W64", "CAF"):
         return round(sound.frames * announced_part(file)) if announced_part(file) > 1 else sound.frames
     # For wav and aiff libsndfile goes by the file's size and mentions the header's only in its log.
     note = _CUT_OFF_NOTE.search(sound.extra_info)

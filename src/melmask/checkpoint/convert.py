@@ -48,6 +48,10 @@ _UNNEEDED = re.compile(
 )
 
 
+class _UnlikeError(Exception):
+    """A whole file, which is not damaged, of a model that melmask cannot use."""
+
+
 def read_foreign(path: Path) -> tuple[Network, ModelCard]:
     """Read a .pth file of MSM-MAE or its successor.
 
@@ -86,6 +90,8 @@ def convert(state: dict[str, Tensor], source: Path) -> tuple[ModelCard, dict[str
         raise CheckpointError(
             f"{source} has weights that do not fit together ({reason_of(error)}); copy the file again"
         ) from error
+    except _UnlikeError as error:
+        raise CheckpointError(f"{source} is unlike all MSM-MAE models: {error}; melmask cannot read it") from error
     return card, weights
 
 
@@ -155,7 +161,7 @@ def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
     width, channels, patch_mels, patch_frames = state["patch_embed.proj.weight"].shape
     # Tensors without values have been refused, so no size is 0.
     if channels != 1 or _MELS % patch_mels:
-        raise ValueError(f"patches of {channels} channels and {patch_mels} of {_MELS} mel bands")
+        raise _UnlikeError(f"its patches have {channels} channels and {patch_mels} of {_MELS} mel bands")
     cls_token = "cls_token" in state
     rows = _MELS // patch_mels
     grid = PatchGrid(rows, (state["pos_embed"].shape[1] - int(cls_token)) // rows)
@@ -177,7 +183,8 @@ def _config(state: dict[str, Tensor], source: Path) -> ModelConfig:
 
 def _heads(width: int) -> int:
     if width % _DIMENSIONS_PER_HEAD:
-        raise ValueError(f"width {width} is not a multiple of {_DIMENSIONS_PER_HEAD}")
+        known = f"only known where {_DIMENSIONS_PER_HEAD} divides it"
+        raise _UnlikeError(f"its width is {width}, and the number of heads is {known}")
     return width // _DIMENSIONS_PER_HEAD
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, save_checkpoint
-from melmask.errors import CheckpointError, MissingExtraError, OutputError
+from melmask.errors import CheckpointError, OutputError
 from melmask.models.network import Network
+from melmask.system.extras import require
 
 PREFIX = "hub:"
 
@@ -100,8 +101,7 @@ def _reason(error: Exception) -> str:
 
 
 def _hub() -> ModuleType:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "hub") from None
+    require("hub")
+    import huggingface_hub
+
     return huggingface_hub

@@ -7,7 +7,6 @@ log-mels with targets.
 import hashlib
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ import numpy as np
 from melmask.audio.notes import Listener
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, InputError, NotFiniteError
 from melmask.evaluate.tasks import METADATA, Task, read_task
 from melmask.labels.options import Kind
 from melmask.labels.tables import ClipTable, Event, read_clips, sorted_names
+from melmask.system.finite import check_finite
 from melmask.system.progress import track
+from melmask.system.terminal import counted, note
 
 PARTS = ("train", "valid", "test")
 _VALID_PARTS, _MOST_PARTS = 10, 5
@@ -119,7 +120,7 @@ def _report_shared_groups(groups: list[str], parts: list[str]) -> None:
     groups_of = {part: {group for group, own in zip(groups, parts, strict=False) if own == part} for part in PARTS}
     shared = set().union(*(a & b for a, b in itertools.combinations(groups_of.values(), 2)))
     if shared:
-        sys.stderr.write(f"{len(shared)} groups have clips in several parts of train, valid and test\n")
+        note(f"{counted(len(shared), 'group')} with clips in several parts of train, valid and test")
 
 
 def _parts(table: ClipTable, seed: int, fold: str) -> list[str]:
@@ -226,12 +227,15 @@ def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> ReadFiles:
         listener = Listener(model.reading, model.sample_rate_hz)
         try:
             pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid, listener=listener)]
-        except AudioFileError as error:
+            with np.errstate(over="ignore"):
+                logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
+                # float16 takes half the memory of float32, and is still finer than the noise in any recording.
+                half = logmel.T.astype(np.float16)
+            check_finite(half, f"{path}: the normalized log-mel")
+        except (AudioFileError, NotFiniteError) as error:
             errors[path] = str(error)
         else:
-            logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
-            # float16 takes half the memory of float32, and is still finer than the noise in any recording.
-            logmels[path] = logmel.T.astype(np.float16)
+            logmels[path] = half
             if listener.note is not None:
                 notes[path] = listener.note
     return ReadFiles(logmels, errors, notes)

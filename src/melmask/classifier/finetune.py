@@ -11,7 +11,6 @@ OUT/
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import duration_text
 from melmask.system.reading import LARGE_FILE_BYTES, parse_json, read_bytes, read_json_object, reason_of
+from melmask.system.terminal import note
 
 SNAPSHOT, JOB, METRICS = "finetune.pt", "finetune.json", "metrics.jsonl"
 FAILED, NOTES = "failed.csv", "notes.csv"
@@ -148,7 +148,7 @@ def _report_notes(path: Path, notes: dict[Path, str]) -> None:
     if notes:
         write_csv(path, [("path", "note"), *((str(name), note) for name, note in notes.items())])
     for line in summary(notes.values(), path):
-        sys.stderr.write(f"{line}\n")
+        note(line)
 
 
 def _read_job(out: Path) -> FinetuneJob | None:
@@ -184,11 +184,11 @@ def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> No
     if len(known) < fewest:
         there = ", ".join(map(repr, known)) or "no label"
         raise InputError(f"the readable files to train on have {there}; expected {fewest} or more labels")
-    sys.stderr.write(", ".join(f"{part} {len(clips)}" for part, clips in parts.items()) + " clips\n")
+    note(", ".join(f"{part} {len(clips)}" for part, clips in parts.items()) + " clips")
     if len(valid) * _FEWEST_PARTS < len(train):
-        sys.stderr.write(
+        note(
             "there are few validation clips, so the choice of the best epoch depends on chance; mark more rows `valid` "
-            "in a column `split`\n"
+            "in a column `split`"
         )
     _report_missing("train", known, examples.classes, "stay unknown")
     _report_missing("validate", _labels_in(valid, examples.classes), examples.classes, "do not affect the best epoch")
@@ -205,7 +205,7 @@ def _report_missing(purpose: str, there: list[str], classes: list[str], effect: 
     missing = [label for label in classes if label not in there]
     if missing:
         named = ", ".join(missing[:_LABELS_NAMED]) + (", ..." if len(missing) > _LABELS_NAMED else "")
-        sys.stderr.write(f"no clip to {purpose} on has {named}: {len(missing)} of {len(classes)} labels {effect}\n")
+        note(f"no clip to {purpose} on has {named}: {len(missing)} of {len(classes)} labels {effect}")
 
 
 def _train(
@@ -226,9 +226,7 @@ def _train(
         text = f"validation {metric_of(examples.kind)} {metrics.score:.4f}"
         if metrics.loss is not None and left_s is not None:
             text = f"loss {metrics.loss:.4f}  {text}  at most {duration_text(left_s)} left"
-        sys.stderr.write(f"epoch {metrics.epoch}/{config.epochs}  {text}\n")
-        # Standard error is buffered if it is redirected to a file, and an epoch may take minutes.
-        sys.stderr.flush()
+        note(f"epoch {metrics.epoch}/{config.epochs}  {text}")
 
     training.run(parts["train"], parts["valid"], out / SNAPSHOT, report)
     return training

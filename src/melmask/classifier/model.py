@@ -27,6 +27,7 @@ from melmask.errors import CheckpointError, InputError
 from melmask.labels.options import Kind
 from melmask.models.network import Network, finite_weights
 from melmask.system.files import output_error, write_json
+from melmask.system.finite import check_finite
 from melmask.system.reading import check_version, read_json_object, reason_of
 
 CLASSIFIER, HEAD, CARD = "classifier", "head.safetensors", "classifier.json"
@@ -157,13 +158,22 @@ class AudioClassifier:
         Args:
             vectors: Vectors of `encoder`, last layer, pooling 'concat': scene vectors as the card's `scene` says, or
                 frame vectors if that is 'mean'.
+
+        Raises:
+            NotFiniteError: they are NaN.
         """
-        logits = ((vectors - self._mean) / self._std) @ self._weight.T + self._bias
-        if self.card.kind == "multiclass":
-            # The largest logit is subtracted, so that no exponential overflows.
-            exponentials = np.exp(logits - logits.max(1, keepdims=True))
-            return (exponentials / exponentials.sum(1, keepdims=True)).astype(np.float32)
-        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+        # What is not finite is refused below, and an exponential that overflows gives the probability 0, as it should.
+        with np.errstate(all="ignore"):
+            logits = ((vectors - self._mean) / self._std) @ self._weight.T + self._bias
+            if self.card.kind == "multiclass":
+                # The largest logit is subtracted, so that no exponential overflows.
+                exponentials = np.exp(logits - logits.max(1, keepdims=True))
+                probabilities = exponentials / exponentials.sum(1, keepdims=True)
+            else:
+                probabilities = 1 / (1 + np.exp(-logits))
+        # An infinite logit would give a probability of 0 or 1.
+        check_finite(logits + probabilities, "the prediction")
+        return probabilities.astype(np.float32)
 
     def of_steps(
         self, parts: Iterable[Float[np.ndarray, "_ dims"]], step_ms: float

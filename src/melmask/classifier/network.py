@@ -18,6 +18,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.geometry import step_durations_frames
 from melmask.labels.options import Kind
 from melmask.models.network import Network
+from melmask.system.finite import check_finite
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
 
@@ -137,8 +138,15 @@ class ClassifierNetwork(nn.Module):
         return np.concatenate(found), np.concatenate(targets)
 
     def start_head(self, train: Clips, valid: Clips) -> None:
-        """Set the head to the linear probe of the encoder as it is."""
-        fit_head(self.head, self.kind, self.head_rows(train), self.head_rows(valid))
+        """Set the head to the linear probe of the encoder as it is.
+
+        Raises:
+            NotFiniteError: what the encoder makes of the clips is not finite.
+        """
+        rows = self.head_rows(train), self.head_rows(valid)
+        for vectors, _ in rows:
+            check_finite(vectors.cpu().numpy(), "the embedding of the labeled files")
+        fit_head(self.head, self.kind, *rows)
 
     @torch.no_grad()
     def head_rows(self, clips: Clips) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from melmask.adapters.hear import default_hop_ms
 from melmask.audio.notes import summary
+from melmask.audio.video import missing_decoder
 from melmask.classifier.model import AudioClassifier
 from melmask.classifier.options import PredictOptions
 from melmask.classifier.predictions import Journal, Prediction, check_table_path, write_predictions
@@ -19,7 +20,7 @@ from melmask.downstream.events import events_of
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.reading import read_as
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, InputError, NotFiniteError
 from melmask.system.files import ensure_folder
 from melmask.system.progress import track
 
@@ -27,13 +28,15 @@ _Parts = Iterator[FileEmbedding]
 
 
 class PredictionReport(NamedTuple):
-    """How many files were labeled, how many could not be read, and how many rows were written."""
+    """How many files were labeled, how many could not be, and how many rows were written."""
 
     files: int
     failed: int
     rows: int
     noticed: Sequence[str] = ()
     """Lines that count what is to be known of the files."""
+    note: str = ""
+    """Which of the failed files an extra would read."""
 
 
 def predict_files(
@@ -77,14 +80,17 @@ def predict_files(
         for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
             journal.add(str(path), _rows_of_file(classifier, parts, choice, options))
         rows = [(path, row) for path in paths for row in journal.done[str(path)]]
-        failed = [row.error for _, row in rows if row.error is not None]
+        failed = {path: row.error for path, row in rows if row.error is not None}
         if len(failed) < len(paths):
             write_predictions(out, rows, options.events)
     if len(failed) == len(paths):
-        raise InputError(f"none of the {len(paths)} files could be read; the first error: {failed[0]}")
+        raise InputError(
+            f"none of the {len(paths)} files could be labeled; the first error: {next(iter(failed.values()))}"
+        )
     notes = {path: row.note for path, row in rows if row.note is not None}
     noticed = summary(notes.values(), "column note")
-    return PredictionReport(len(paths) - len(failed), len(failed), len(rows), noticed)
+    missing = missing_decoder(map(str, failed))
+    return PredictionReport(len(paths) - len(failed), len(failed), len(rows), noticed, missing)
 
 
 def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:
@@ -124,7 +130,7 @@ def _rows_of(
             rows = _events_in(classifier, parts, choice, options)
         else:
             rows = _labels_of(classifier, parts, options.threshold)
-    except AudioFileError as error:
+    except (AudioFileError, NotFiniteError) as error:
         return [Prediction(error=str(error))]
     return rows or [Prediction()]
 

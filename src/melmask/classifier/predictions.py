@@ -1,6 +1,5 @@
 """The table of predictions: its rows, how it is written, and the journal from which a killed job resumes."""
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from melmask.errors import ConfigError
-from melmask.system.files import atomic_write, locked, output_error
+from melmask.system.files import atomic_write, locked, output_error, remove_partial, write_csv
 from melmask.system.reading import parse_json, read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -69,13 +68,11 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
         with atomic_write(out) as file:
             pq.write_table(pa.Table.from_pylist(values, schema=pa.schema(types)), file)
         return
+    if out.suffix == ".csv":
+        write_csv(out, [columns, *([row.get(column) for column in columns] for row in values)])
+        return
     with atomic_write(out, "w") as file:
-        if out.suffix == ".jsonl":
-            file.writelines(json.dumps(row) + "\n" for row in values)
-        else:
-            table = csv.DictWriter(file, columns, restval="")
-            table.writeheader()
-            table.writerows(values)
+        file.writelines(json.dumps(row) + "\n" for row in values)
 
 
 class Journal:
@@ -118,6 +115,9 @@ class Journal:
         path = out.with_name(f".{out.name}.partial.jsonl")
         lock, head = path.with_suffix(".lock"), json.dumps(job)
         with locked(lock, out):
+            # A kill may have left a table or journal that was being written.
+            for name in (out.name, path.name):
+                remove_partial(out.parent, name)
             done = _read(path, head)
             # The file is rewritten, because a kill may have cut off its last line.
             with atomic_write(path, "w") as file:

@@ -22,6 +22,7 @@ from typing import Any
 from melmask import __version__
 from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, CommandList, Parser, add_options, options_of
 from melmask.errors import MelmaskError, unknown_name
+from melmask.system.terminal import note
 
 # Help lists the commands in this order, which is the order of the work.
 COMMANDS = (
@@ -137,6 +138,11 @@ def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
     # argparse hands over `--key value` as two words.
     while words:
         word = words.pop(0)
+        # Other commands have options of these names, and a setting of such a name would hide the mistake.
+        places = values.command_parser.places()
+        if word.startswith("--") and word[2:].partition("=")[0].lower() in map(str.lower, places):
+            order = " ".join((values.command_parser.prog, *places))
+            values.command_parser.error(f"{word.partition('=')[0]!r} is no option here; give it by its place: {order}")
         if "=" not in word and word.startswith("--") and words:
             word = f"{word}={words.pop(0)}"
         if not takes_settings or "=" not in word:
@@ -149,6 +155,5 @@ def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _fail(message: str) -> int:
     # Scripts read errors line by line, but file names and other libraries' messages may hold line breaks.
-    line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message)
-    sys.stderr.write(f"melmask: error: {line}\n")
+    note(f"melmask: error: {message}")
     return EXIT_BAD_INPUT

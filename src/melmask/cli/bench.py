@@ -5,6 +5,7 @@ from pathlib import Path
 
 from melmask.cli.settings import chosen_config
 from melmask.recipes import DEFAULT_RECIPE, RECIPES
+from melmask.system.terminal import say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ def run(options: Options) -> int:
 
     config = chosen_config(options.recipe, options.settings)
     report = run_bench(config, Store(options.store) if options.store else None, options.seconds)
-    print(report)
+    say_lines(report)
     if options.json:
         write_json(options.json, report.as_dict())
     return 0

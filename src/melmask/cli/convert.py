@@ -7,6 +7,7 @@ from typing import Literal
 from melmask.config import FrontEndConfig, Statistics
 from melmask.config_text import with_overrides
 from melmask.errors import OutputError
+from melmask.system.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +49,20 @@ def run(options: Options) -> int:
     else:
         save_checkpoint(options.out, model, card)
     m = card.model
-    print(
+    say(
         f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}, "
         f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
         f"{card.front_end.sample_rate_hz} Hz, "
         f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
     )
     if options.to == "msm-mae":
-        print(
+        say(
             "the file has no room for the statistics, the front end and the number of heads; tell its reader what they "
             f"are (melmask takes --statistics {card.statistics.mean:g} {card.statistics.std:g})"
         )
         # They derive the number of heads from the width of the network.
         if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
-            print(
+            say(
                 "readers of this format assume heads of width 64; this model's heads differ, so its features would be "
                 "wrong there"
             )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from melmask.system.terminal import say_lines
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -18,5 +20,5 @@ def run(options: Options) -> int:
     """Run the demo and print what it found."""
     from melmask.demo import run_demo
 
-    print(run_demo(options.out, options.settings))
+    say_lines(run_demo(options.out, options.settings))
     return 0

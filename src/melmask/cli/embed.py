@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.embedding.options import EmbedOptions
+from melmask.system.terminal import say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +24,5 @@ def run(options: Options) -> int:
     """Write the embeddings and print where they are."""
     from melmask.embedding.folder import embed_sources
 
-    print(embed_sources(options.sources, options.model, options.out, options.job))
+    say_lines(embed_sources(options.sources, options.model, options.out, options.job))
     return 0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.evaluate.options import EvaluateOptions
+from melmask.system.terminal import counted, say, say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,10 @@ def run(options: Options) -> int:
     from melmask.pages.evaluation import write_evaluation_page
 
     report = evaluate(options.model, options.tasks, options.out, options.job, page=write_evaluation_page)
-    print(table_text(report))
+    say_lines(table_text(report))
     for task in report.tasks:
         if task.leaking_files or task.leaking_groups:
-            groups = "" if task.leaking_groups is None else f" and {task.leaking_groups} groups"
-            print(f"{task.title}: {task.leaking_files} sounds{groups} are used both to train and to test")
-    print(f"scores and predictions are in {options.out}; open {options.out / 'report.html'} in a browser")
+            groups = "" if task.leaking_groups is None else f" and {counted(task.leaking_groups, 'group')}"
+            say(f"{task.title}: used both to train and to test: {counted(task.leaking_files, 'sound')}{groups}")
+    say(f"scores and predictions are in {options.out}; open {options.out / 'report.html'} in a browser")
     return 0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.embedding.choice import FeatureChoice
+from melmask.system.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,5 +27,5 @@ def run(options: Options) -> int:
     require("onnx")
     cosine = export_onnx(load(options.model, "cpu"), options.onnx, options.choice)
     megabytes = options.onnx.stat().st_size >> 20
-    print(f"{options.onnx}: {megabytes} MB; the lowest cosine similarity to PyTorch's embeddings is {cosine:.6f}")
+    say(f"{options.onnx}: {megabytes} MB; the lowest cosine similarity to PyTorch's embeddings is {cosine:.6f}")
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from melmask.cli.options import ModelOptions
 from melmask.downstream.options import FewLabelsOptions
+from melmask.system.terminal import say, say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,6 @@ def run(options: Options) -> int:
     require("eval")
     drawn = "curves and pictures" if can_draw() else "curves"
     report = few_label_curves(options.model.load(), options.labels, options.out, options.job)
-    print(curves_text(report.tasks))
-    print(f"{drawn}: {options.out}")
+    say_lines(curves_text(report.tasks))
+    say(f"{drawn}: {options.out}")
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.config_text import with_overrides
+from melmask.system.terminal import counted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ def run(options: Options) -> int:
         if scores is not None:
             # A metric over labels has no value if no clip has one.
             value = "unknown, as no label occurs" if scores.value is None else f"{scores.value:.4f}"
-            print(f"{part:<6}{scores.metric} {value} on {scores.clips} clips")
+            say(f"{part:<6}{scores.metric} {value} on {counted(scores.clips, 'clip')}")
     if report.unreadable:
-        print(f"{report.unreadable} files could not be read; the reasons are in {options.out / 'failed.csv'}")
-    print(f"next: melmask predict FILES --model {options.out} --out X.csv")
+        say(f"{counted(report.unreadable, 'file')} could not be read; the reasons are in {options.out / 'failed.csv'}")
+    say(f"next: melmask predict FILES --model {options.out} --out X.csv")
     return 0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.evaluate.options import TaskOptions
+from melmask.system.terminal import say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +24,5 @@ def run(options: Options) -> int:
     from melmask.evaluate.make_task import make_task
 
     # The first line says what was written, and each further line warns of something in it.
-    print(make_task(options.labels, options.out, options.task))
+    say_lines(make_task(options.labels, options.out, options.task))
     return 0

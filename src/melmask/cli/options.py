@@ -21,11 +21,13 @@ import dataclasses
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
 from melmask.config_text import entries, field_meanings, field_types, kind_name
+from melmask.system.terminal import shown
 
 if TYPE_CHECKING:
     from melmask.embedding.encoder import AudioEncoder
@@ -74,10 +76,32 @@ class Parser(argparse.ArgumentParser):
 
     listed_settings: Any = None
     """The configuration whose settings help lists."""
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words, and keep them: `error` looks for misspelt options in them."""
+        self._words = [str(word) for word in args or ()]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line on standard error."""
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        message += self._misspelt(message)
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {shown(message)}; see {self.prog} --help\n")
+
+    def places(self) -> list[str]:
+        """Return the names of the arguments that are given by their place."""
+        return [str(action.metavar) for action in self._actions if not action.option_strings and action.metavar]
+
+    def _misspelt(self, message: str) -> str:
+        """Return which unknown words may stand for the required options that argparse misses; else nothing."""
+        _, found, names = message.partition("arguments are required: ")
+        missing = [name for name in names.split(", ") if name.startswith("--")] if found else []
+        # argparse takes the beginning of an option for the option.
+        known = [name for action in self._actions for name in action.option_strings]
+        given = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        unknown = [word for word in given if not any(name.startswith(word) for name in known)]
+        pairs = ((word, get_close_matches(word, missing, 1)) for word in unknown)
+        return "".join(f"; {word!r} is unknown, the nearest is {near[0]}" for word, near in pairs if near)
 
     def format_help(self) -> str:
         """Return the help page, with every setting that the command takes as KEY=VALUE."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from melmask.classifier.options import PredictOptions
 from melmask.cli.options import ComputeOptions
 from melmask.labels.options import TableOptions
+from melmask.system.terminal import counted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,14 @@ def run(options: Options) -> int:
     paths = find_sounds(options.sources, options.table)
     classifier = load_classifier(options.model, options.compute.device, options.compute.precision)
     report = predict_files(classifier, paths, options.out, options.job)
-    print(f"{options.out}: {report.rows} rows of {report.files} files")
+    say(f"{options.out}: {counted(report.rows, 'row')} of {counted(report.files, 'file')}")
     if options.job.events and classifier.card.kind != "event":
-        print("the classifier was trained on whole clips, so an event here is a stretch that sounds like such a clip")
+        say("the classifier was trained on whole clips, so an event here is a stretch that sounds like such a clip")
     if classifier.card.kind == "event" and not options.job.events:
-        print("the classifier was trained on events; add --events to get the start and the end of each one")
+        say("the classifier was trained on events; add --events to get the start and the end of each one")
     if report.failed:
-        print(f"{report.failed} files could not be read; their rows hold the reason")
-    for line in report.noticed:
-        print(line)
+        say(f"{counted(report.failed, 'file')} could not be labeled; their rows hold the reason")
+    for line in [*report.noticed, report.note]:
+        if line:
+            say(line)
     return 0

@@ -8,6 +8,7 @@ from melmask.cli.options import THREADS
 from melmask.config import FrontEndConfig, Reading
 from melmask.config_text import with_overrides
 from melmask.labels.options import TableOptions
+from melmask.system.terminal import counted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +43,19 @@ def run(options: Options) -> int:
     facts = prepare(
         options.sources, options.out, front_end, options.threads, reading=options.reading, table=options.table
     )
-    print(
-        f"{options.out}: {facts.files} files, {facts.hours:.2f} h, log-mel mean {facts.statistics.mean:.3f} and "
-        f"std {facts.statistics.std:.3f}"
+    say(
+        f"{options.out}: {counted(facts.files, 'file')}, {facts.hours:.2f} h, log-mel mean "
+        f"{facts.statistics.mean:.3f} and std {facts.statistics.std:.3f}"
     )
     if facts.failed:
         failures = options.out / "failed.csv"
-        print(f"{facts.failed} files could not be read; the reasons are in {failures}")
+        say(f"{counted(facts.failed, 'file')} could not be read; the reasons are in {failures}")
         note = missing_decoder(_column(failures, "path"))
-        print(note, end="\n" if note else "")
+        if note:
+            say(note)
     notes = options.out / NOTES
     for line in summary(_column(notes, "note"), notes):
-        print(line)
+        say(line)
     return 0
 
 

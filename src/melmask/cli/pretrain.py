@@ -8,6 +8,7 @@ from pathlib import Path
 from melmask.cli.options import EXIT_SIGNAL
 from melmask.labels.options import TableOptions
 from melmask.recipes import RECIPES
+from melmask.system.terminal import counted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +49,24 @@ def run(options: Options) -> int:
         require("wandb")
     # torchrun starts several processes of this command. Only the first one prints and draws.
     first = is_first_process()
-    say = print if first else lambda _: None
+    tell = say if first else lambda _: None
     # A run that has begun keeps its weights in its snapshot, and they are newer than those of --init.
     weights = None
     if options.init is not None and (options.out / SNAPSHOT).exists():
-        say(f"{options.out} exists, so it resumes with its own weights and ignores {options.init}")
+        tell(f"{options.out} exists, so it resumes with its own weights and ignores {options.init}")
     elif options.init is not None:
         weights, text = initial_weights(options.init, config, store.front_end, store.reading)
-        say(text)
+        tell(text)
     # Monitors read the store and draw; one process is enough for that.
     hooks = monitors(store, config, options.monitor, options.table) if first else []
     page = partial(write_run_page, numbers=RunNumbers(options.out))
     outcome = pretrain(store, options.out, config, hooks, page, weights)
     if outcome.step < outcome.steps:
-        say(f"the run stopped at step {outcome.step} of {outcome.steps} and was saved; {_resumption(options)}")
+        tell(f"the run stopped at step {outcome.step} of {outcome.steps} and was saved; {_resumption(options)}")
         # A scheduler tells a preempted job from a finished one by the signal in the exit status.
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
-    say(
-        f"{options.out}: {outcome.steps} steps done; the run's page is {options.out / 'index.html'}; "
+    tell(
+        f"{options.out}: {counted(outcome.steps, 'step')} done; the run's page is {options.out / 'index.html'}; "
         f"next: melmask embed FOLDER --model {options.out} --out X.parquet"
     )
     return 0

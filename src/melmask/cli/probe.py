@@ -5,6 +5,7 @@ from pathlib import Path
 
 from melmask.cli.options import ModelOptions
 from melmask.downstream.options import ProbeOptions
+from melmask.system.terminal import say, say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,9 @@ def run(options: Options) -> int:
     require("eval")
     drawn = "scores and confusion pictures" if can_draw() else "scores"
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
-    print(table_text(report))
+    say_lines(table_text(report))
     for name, task in report.tasks.items():
         for note in task.notes():
-            print(f"{name}: {note}")
-    print(f"{drawn}: {options.out}")
+            say(f"{name}: {note}")
+    say(f"{drawn}: {options.out}")
     return 0

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from melmask.system.terminal import say
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -24,5 +26,5 @@ def run(options: Options) -> int:
 
     require("hub")
     model, card, _ = load_any(options.model)
-    print(push(options.name, model, card, options.license))
+    say(push(options.name, model, card, options.license))
     return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from melmask.config import PretrainConfig
 from melmask.config_text import describe, with_overrides
 from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from melmask.system.terminal import say_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Print every setting of a recipe."""
-    print(describe(chosen_config(options.recipe, options.settings)))
+    say_lines(describe(chosen_config(options.recipe, options.settings)))
     return 0
 
 

@@ -33,7 +33,7 @@ import soundfile
 from jaxtyping import Float, Float32
 
 from melmask.errors import ConfigError
-from melmask.system.files import atomic_write, output_error
+from melmask.system.files import output_error, write_csv
 from melmask.system.reading import SMALL_FILE_BYTES, read_text
 
 CLIP_S = 3.0
@@ -369,8 +369,7 @@ def write_sound_set(folder: Path, clips_per_class: int, seed: int = 0) -> Path:
         for index, (path, label, _) in enumerate(rows):
             clip = synthesize(label, _clip_seed(seed, index % clips_per_class))
             soundfile.write(folder / path, clip, SAMPLE_RATE_HZ, subtype="PCM_16")
-        with atomic_write(table, "w") as file:
-            csv.writer(file, lineterminator="\n").writerows([("path", "label", "split"), *rows])
+        write_csv(table, [("path", "label", "split"), *rows])
     except (OSError, soundfile.LibsndfileError) as error:
         raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
     return table

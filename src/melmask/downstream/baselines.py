@@ -13,7 +13,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, untrained
 from melmask.embedding.extract import Piece, decoded_groups
 from melmask.embedding.normalization import with_dataset_statistics
-from melmask.errors import InputError
+from melmask.errors import InputError, NotFiniteError
 from melmask.geometry import StepGrid
 from melmask.labels.tables import LabelTable, keep_rows
 from melmask.system.progress import track
@@ -97,6 +97,11 @@ def _vectors_of_files(
                 for name, vectors in clip.items():
                     vectors.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
             if piece.last:
-                scenes = {name: vectors.scene() for name, vectors in clip.items()} if piece.error is None else {}
+                scenes: dict[str, np.ndarray] = {}
+                if piece.error is None:
+                    try:
+                        scenes = {name: vectors.scene() for name, vectors in clip.items()}
+                    except NotFiniteError as reason:
+                        piece = piece._replace(error=f"{piece.path}: {reason}")
                 yield piece, scenes
                 clip = new_clip()

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from melmask.errors import MissingExtraError
 from melmask.labels.tables import Event
+from melmask.system.extras import require
 
 _SEGMENT_S = 1.0
 _EPSILON = float(np.spacing(1))
@@ -121,11 +121,10 @@ def event_score(metric: str, predicted: Events, reference: Events, labels: Seque
 
 def _matches(predicted: Sequence[Event], reference: Sequence[Event], collar: _Collar) -> int:
     """Return the largest number of pairs of a predicted and a true event of one label that are near enough."""
-    try:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import maximum_bipartite_matching
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
+    require("eval")
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     if not reference:
         return 0
     # Times are compared in seconds, so that rounding at the edge of the collar is the same as in the kit.

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from melmask.errors import InputError, MissingExtraError
+from melmask.errors import InputError
 from melmask.labels.splits import Split
+from melmask.system.extras import require
 
 # L-BFGS stops when the largest entry of the mean loss's gradient is below this. With scikit-learn's own 1e-4 and 960
 # correlated features, the fit was 1 point of accuracy and 6 % of the predictions away from the optimum. With 1e-5 it
@@ -70,10 +71,9 @@ def t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float] | No
     Raises:
         MissingExtraError: scikit-learn, with which SciPy comes, is not installed.
     """
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
+    require("eval")
+    from scipy.stats import t
+
     if len(values) < 2:
         return None
     half_width = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -115,11 +115,10 @@ def logistic_predictions(
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
+    require("eval")
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=1.0, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         # A fit that reaches the limit of iterations is good enough: its predictions stopped changing long before.

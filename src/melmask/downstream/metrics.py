@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from melmask.errors import MissingExtraError
+from melmask.system.extras import require
 
 SCENE_METRICS = ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc")
 _SMALLER_IS_BETTER = ("segment_1s_er",)
@@ -36,11 +36,10 @@ def scene_score(
         return float(np.mean(probabilities.argmax(1) == targets.argmax(1)))
     if metric == "chroma_acc":
         return float(np.mean(probabilities.argmax(1) % _SEMITONES == targets.argmax(1) % _SEMITONES))
-    try:
-        from scipy.special import ndtri
-        from sklearn.metrics import average_precision_score, roc_auc_score
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
+    require("eval")
+    from scipy.special import ndtri
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     with warnings.catch_warnings():
         # Scikit-learn warns of classes without positives; the docstring says how they count.
         warnings.simplefilter("ignore")

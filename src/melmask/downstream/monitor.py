@@ -22,7 +22,7 @@ from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
-from melmask.errors import AudioFileError, ConfigError, InputError
+from melmask.errors import AudioFileError, ConfigError, InputError, NotFiniteError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
 from melmask.labels.options import TableOptions
@@ -78,8 +78,11 @@ class FeatureRank:
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """Return the rank of the units' vectors under the model of this step."""
-        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice(pooling="mean"))
-        return {"feature_rank": rankme(vectors), "rank_units": len(vectors)} if np.isfinite(vectors).all() else {}
+        try:
+            vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice(pooling="mean"))
+        except NotFiniteError:
+            return {}
+        return {"feature_rank": rankme(vectors), "rank_units": len(vectors)}
 
 
 def _even_units(frames: np.ndarray, unit_frames: int, most: int) -> list[tuple[int, int]]:
@@ -149,8 +152,9 @@ class NearestNeighbors:
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """Return the score of the model of this step."""
-        vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice())
-        if not np.isfinite(vectors).all():
+        try:
+            vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice())
+        except NotFiniteError:
             return {}
         return {"knn_accuracy": knn_probe(vectors, self._labels, self._splits).mean}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from melmask.audio.notes import summary
 from melmask.config import Reading
 from melmask.downstream.options import ALL
+from melmask.system.terminal import counted, shown
 
 _CELL, _CURVE_CELL = 20, 24
 """Characters of a column of scores, and of one of scores with intervals."""
@@ -31,10 +32,10 @@ class TaskFacts:
     def notes(self) -> Iterator[str]:
         """Yield what the reader of the scores should know of the task's files."""
         if self.unreadable:
-            yield f"{len(self.unreadable)} files could not be read and were left out"
+            yield f"{counted(len(self.unreadable), 'file')} could not be used, and left out"
         yield from summary(self.noticed.values(), "the report")
         if self.leaking_groups:
-            yield f"{self.leaking_groups} groups have clips on both sides of a split"
+            yield f"{counted(self.leaking_groups, 'group')} with clips on both sides of a split"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ def table_text(report: ProbeReport) -> str:
 
     A row is a task and a column a representation. The means over tasks come last.
     """
-    scores_of = {name: task.scores for name, task in report.tasks.items()}
+    scores_of = {shown(name): task.scores for name, task in report.tasks.items()}
+    splits_of = {shown(name): len(task.splits) for name, task in report.tasks.items()}
     representations = next(iter(scores_of.values()))
     width = max(12, *(len(name) for name in scores_of))
     lines = []
@@ -171,7 +173,7 @@ def table_text(report: ProbeReport) -> str:
         lines.append(f"{classifier + ' probe':<{width}}  {'splits':<8}{header}")
         for name, scores in scores_of.items():
             cells = "".join(_cell(scores[representation][classifier]) for representation in representations)
-            lines.append(f"{name:<{width}}  {len(report.tasks[name].splits):<8}{cells}")
+            lines.append(f"{name:<{width}}  {splits_of[name]:<8}{cells}")
         if len(scores_of) > 1:
             sums = [sum(of[name][classifier].accuracy for of in scores_of.values()) for name in representations]
             means = "".join(f"{total / len(scores_of):.3f}".rjust(_CELL) for total in sums)
@@ -194,7 +196,7 @@ def _task_lines(name: str, task: TaskCurves) -> Iterator[str]:
     splits, draws = len(task.splits), task.points[0].draws
     facts = f"{task.classes} classes, chance {task.chance:.3f}, {splits} split{'s' * (splits > 1)}, "
     for judge in next(iter(task.scores.values())):
-        yield f"{name}, {judge} probe: {facts}{draws} draw{'s' * (draws > 1)}"
+        yield f"{shown(name)}, {judge} probe: {facts}{draws} draw{'s' * (draws > 1)}"
         yield f"{'labels per class':<18}" + "".join(representation.rjust(_CURVE_CELL) for representation in task.scores)
         for index, point in enumerate(task.points):
             label = f"{point.per_class}{'*' * bool(point.classes_with_fewer)}"

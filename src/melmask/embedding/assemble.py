@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from melmask.geometry import StepGrid, step_durations_frames
+from melmask.system.finite import check_finite
 
 
 class Segmenter:
@@ -71,11 +72,13 @@ class ClipVectors:
         # The unshifted phase covers all audio once, so the scene vector does not depend on the hop. Sums are in float64
         # because a day of sound has half a million steps.
         if phase == 0:
+            # `scene` refuses what is not finite, so NumPy need not warn of it on standard error.
             weights = step_durations_frames(logmel_frames, self._grid.patch_frames)
             values = vectors.astype(np.float64)
-            self._sum = self._sum + weights @ values
-            if self._scene == "mean+std":
-                self._squares = self._squares + weights @ values**2
+            with np.errstate(invalid="ignore"):
+                self._sum = self._sum + weights @ values
+                if self._scene == "mean+std":
+                    self._squares = self._squares + weights @ values**2
             self.frames_seen += logmel_frames
         if self._kept:
             self._kept[phase].append(vectors)
@@ -83,7 +86,12 @@ class ClipVectors:
             self._dimensions = vectors.shape[1]
 
     def scene(self) -> np.ndarray:
-        """Return the clip's scene vector, (D,) or (2 D,) float32, each step weighted by its true audio."""
+        """Return the clip's scene vector, (D,) or (2 D,) float32, each step weighted by its true audio.
+
+        Raises:
+            NotFiniteError: the vectors are NaN or infinite.
+        """
+        check_finite(self._sum, "the embedding")
         mean = np.asarray(self._sum / self.frames_seen)
         if self._scene == "mean":
             return mean.astype(np.float32)
@@ -105,6 +113,9 @@ class ClipVectors:
         """Return the next frame vectors, (steps, D) float32, in order of time: all that are `ready`, or `most` of them.
 
         Taken to the end, they are all frame vectors of the clip.
+
+        Raises:
+            NotFiniteError: they are NaN or infinite.
         """
         steps = self.ready if most is None else min(most, self.ready)
         out = np.empty((steps, self._dimensions), dtype=np.float32)
@@ -119,4 +130,5 @@ class ClipVectors:
                     parts.insert(0, part[len(rows) :])
                 rows = rows[len(part) :]
         self.taken += steps
+        check_finite(out, "the embedding")
         return out

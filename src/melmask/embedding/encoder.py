@@ -162,6 +162,7 @@ class AudioEncoder:
             AudioFileError: the file cannot be read.
             InputError: the array is empty, not finite, of another shape or type, or has no rate.
             ConfigError: the model has no such layer, pooling, hop or scene.
+            NotFiniteError: the embedding is NaN or infinite.
             TypeError: a keyword is not a field of `FeatureChoice`.
         """
         choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
@@ -263,6 +264,7 @@ class AudioEncoder:
         Raises:
             InputError: the shapes do not fit, or a clip has no hidden or no visible patch.
             ConfigError: the model has no decoder.
+            NotFiniteError: what it makes is NaN or infinite.
         """
         x = torch.as_tensor(logmel, dtype=torch.float32, device=self.device)
         hidden = torch.as_tensor(masked, device=self.device).bool()

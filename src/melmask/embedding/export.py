@@ -25,6 +25,7 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, OutputError
 from melmask.system.extras import require
 from melmask.system.files import atomic_write
+from melmask.system.finite import check_finite
 
 OPSET = 18
 _LEAST_COSINE = 0.9999
@@ -101,6 +102,7 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
         ConfigError: the choice is not one layer, with one step a patch and the mean as its scene vector.
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         OutputError: the file cannot be written, or its outputs are not PyTorch's.
+        NotFiniteError: its outputs are not finite.
     """
     if len(choice.layers) > 1 or choice.scene != "mean" or choice.hop_ms is not None:
         raise ConfigError("an exported graph gives one layer, a step a patch and the scene 'mean'; choose those")
@@ -129,13 +131,12 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     _describe(proto, encoder, choice)
     content = proto.SerializeToString()
     onnx.checker.check_model(content)
-    with atomic_write(path) as file:
-        file.write(content)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     cosine = _least_cosine(session, encoder, choice)
     if not cosine > _LEAST_COSINE:
-        path.unlink()
         raise OutputError(f"the exported graph gives other embeddings (cosine {cosine:.6f}); nothing was written")
+    with atomic_write(path) as file:
+        file.write(content)
     return cosine
 
 
@@ -177,5 +178,7 @@ def _least_cosine(session: Any, encoder: AudioEncoder, choice: FeatureChoice) ->
         ours = encoder.embed(audio, encoder.sample_rate_hz, choice)
         scene, frames, _ = session.run(None, {"waveform": audio})
         for a, b in ((ours.scene, scene), (ours.frames, frames)):
+            check_finite(b, "the exported graph's embedding")
             cosines.append(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
-    return float(min(cosines))
+    # Python's own minimum passes over NaN.
+    return float(np.min(cosines))

@@ -14,7 +14,7 @@ from melmask.config import Reading
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder, grouped
-from melmask.errors import AudioFileError
+from melmask.errors import AudioFileError, NotFiniteError
 from melmask.geometry import StepGrid
 from melmask.system.hardware import map_ahead
 
@@ -68,7 +68,9 @@ def embed_files(
     keep_frames: bool = False,
     **changes: Unpack[ChoiceChanges],
 ) -> Iterator[FileEmbedding]:
-    """Embed `paths` in order; yield one result for each. The result of a file that cannot be read is its error.
+    """Embed `paths` in order; yield one result for each.
+
+    The result of a file that cannot be read, or whose embedding is not finite, is its error.
 
     With `keep_frames` a long file has several results, one after another. Memory is bounded even if files last hours.
 
@@ -86,34 +88,55 @@ def embed_files(
     # A scene vector needs the unshifted pass only, whatever the hop.
     grid = model.step_grid(choice if keep_frames else FeatureChoice())
     steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))
-    vectors = ClipVectors(grid, keep_frames, choice.scene)
+    vectors, error = ClipVectors(grid, keep_frames, choice.scene), None
     for pieces in decoded_groups(model, paths, grid):
         encoded = iter(model.embed_segments([piece.logmel for piece in pieces if piece.logmel is not None], choice))
         for piece in pieces:
             if piece.logmel is not None:
                 vectors.add(piece.phase, next(encoded), piece.logmel.shape[1])
-            # A row is cut off only when there is one vector more, so that the last row is never empty.
-            while vectors.ready > steps_per_row:
-                first_step, frames = vectors.taken, vectors.take(steps_per_row)
-                yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False, channel=piece.channel)
+            try:
+                rows = list(_rows_of(piece, vectors, model, steps_per_row if keep_frames else None))
+            except NotFiniteError as reason:
+                # The file goes on to its end, as its other pieces are decoded already, and then fails.
+                error, rows = f"{piece.path}: {reason}", []
+            if error is None:
+                yield from rows
             if piece.last:
-                if piece.error is not None:
-                    yield FileEmbedding(piece.path, error=piece.error, channel=piece.channel)
-                else:
-                    # Frames are centered, and the first lies at 0 s: n frames span n - 1 hops.
-                    duration_s = (vectors.frames_seen - 1) * model.hop_ms / 1000
-                    first_step, rest = vectors.taken, vectors.take() if keep_frames else None
-                    yield FileEmbedding(
-                        piece.path,
-                        duration_s,
-                        vectors.scene(),
-                        rest,
-                        first_step=first_step,
-                        channel=piece.channel,
-                        channels_left=piece.channels_left,
-                        note=piece.note,
-                    )
-                vectors = ClipVectors(grid, keep_frames, choice.scene)
+                if error is not None:
+                    # Other channels of the file may follow, unless it could not be read.
+                    left = piece.channels_left if piece.error is None else 0
+                    yield FileEmbedding(piece.path, error=error, channel=piece.channel, channels_left=left)
+                vectors, error = ClipVectors(grid, keep_frames, choice.scene), None
+
+
+def _rows_of(
+    piece: Piece, vectors: ClipVectors, model: AudioEncoder, steps_per_row: int | None
+) -> Iterator[FileEmbedding]:
+    """Yield the rows that are complete with this piece; without `steps_per_row`, frame vectors are not kept.
+
+    Raises:
+        NotFiniteError: the vectors are not finite.
+    """
+    # A row is cut off only when there is one vector more, so that the last row is never empty.
+    while steps_per_row is not None and vectors.ready > steps_per_row:
+        first_step, frames = vectors.taken, vectors.take(steps_per_row)
+        yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False, channel=piece.channel)
+    if piece.error is not None:
+        yield FileEmbedding(piece.path, error=piece.error, channel=piece.channel)
+    elif piece.last:
+        # Frames are centered, and the first lies at 0 s: n frames span n - 1 hops.
+        duration_s = (vectors.frames_seen - 1) * model.hop_ms / 1000
+        first_step, rest = vectors.taken, None if steps_per_row is None else vectors.take()
+        yield FileEmbedding(
+            piece.path,
+            duration_s,
+            vectors.scene(),
+            rest,
+            first_step=first_step,
+            channel=piece.channel,
+            channels_left=piece.channels_left,
+            note=piece.note,
+        )
 
 
 def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:

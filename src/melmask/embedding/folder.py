@@ -29,6 +29,7 @@ from melmask.labels.sources import find_sounds
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
+from melmask.system.terminal import counted, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class JobReport:
 
     def __str__(self) -> str:
         there_already = not self.wall_s
-        text = f"{self.table}: {self.files} files, {self.dimensions} dimensions"
+        text = f"{shown(self.table)}: {counted(self.files, 'file')}, {self.dimensions} dimensions"
         if there_already:
             text += "; the table was there already, with the same files and settings"
             text += f"; {self.newer} of the files have changed since" if self.newer else ""
@@ -65,7 +66,9 @@ class JobReport:
             sound, wall = duration_text(self.sound_s), duration_text(self.wall_s)
             text += f"; {sound} of sound in {wall}, {self.sound_s / self.wall_s:.0f} x real time"
         if self.failed:
-            text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
+            text += (
+                f"\n{counted(self.failed, 'file')} could not be embedded; the reasons are in the table's .failed.csv"
+            )
             text += "; they are tried again when the table is rebuilt" if there_already else ""
         return "\n".join([text, *([self.note] if self.note else []), *self.noticed])
 

@@ -11,7 +11,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
 from melmask.embedding.tables import TableJob, WriteParts
-from melmask.errors import MissingExtraError
+from melmask.system.extras import require
 
 
 class PartWriter:
@@ -41,10 +41,8 @@ def ray_writer(workers: int, device: str) -> WriteParts:
     Raises:
         MissingExtraError: Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError("ray", "ray") from None
+    require("ray")
+    import ray
 
     def write_parts(model: AudioEncoder, choice: FeatureChoice, job: TableJob) -> float:
         todo = job.todo()

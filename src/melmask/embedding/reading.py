@@ -1,10 +1,10 @@
 """How the files of a command are read, beside how those of the model's training were."""
 
-import sys
 from copy import copy
 
 from melmask.config import EACH, MEAN, Reading, ReadingOptions
 from melmask.embedding.encoder import AudioEncoder
+from melmask.system.terminal import note
 
 
 def read_as(model: AudioEncoder, options: ReadingOptions) -> AudioEncoder:
@@ -17,7 +17,7 @@ def read_as(model: AudioEncoder, options: ReadingOptions) -> AudioEncoder:
     model = copy(model)
     model.reading = options.of(model.card.reading)
     for difference in _differences(model.card.reading, model.reading):
-        sys.stderr.write(f"melmask: {difference}\n")
+        note(f"melmask: {difference}")
     return model
 
 

@@ -11,6 +11,7 @@ from melmask.config import ModelConfig
 from melmask.errors import InputError
 from melmask.models.network import Network, unpatchify
 from melmask.objectives import mae
+from melmask.system.finite import check_finite
 
 
 class Reconstruction(NamedTuple):
@@ -49,7 +50,10 @@ def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor)
         shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
     picture = unpatchify(shown, rows, card.model.patch_mels)
     restored = picture * card.statistics.std + card.statistics.mean
-    return Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
+    made = Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
+    for part in made:
+        check_finite(part, "the reconstruction")
+    return made
 
 
 def _check(config: ModelConfig, rows: int, logmel: Tensor, hidden: Tensor) -> None:

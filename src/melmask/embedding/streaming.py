@@ -19,6 +19,7 @@ from melmask.embedding.assemble import Segmenter
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
+from melmask.system.finite import check_finite
 
 
 class EmbeddingStream:
@@ -65,6 +66,7 @@ class EmbeddingStream:
 
         Raises:
             InputError: the block is not one-dimensional or not finite.
+            NotFiniteError: the vectors are not finite.
         """
         if block.ndim != 1 or not np.isfinite(block).all():
             raise InputError(f"the block is {block.shape}; expected finite samples (samples,) of one channel")
@@ -80,6 +82,7 @@ class EmbeddingStream:
 
         Raises:
             InputError: no sound was pushed.
+            NotFiniteError: the vectors are not finite.
         """
         if not self._samples:
             raise InputError("the stream ended without a sample; push at least one block of sound")
@@ -100,6 +103,7 @@ class EmbeddingStream:
 
     def _encode(self, phase: int, pieces: list[Tensor]) -> None:
         for vectors in self._model.embed_segments(pieces, self._choice):
+            check_finite(vectors, "the embedding")
             self._ready[phase].extend(vectors)
 
     def _emit(self, end: int | None) -> tuple[np.ndarray, np.ndarray]:

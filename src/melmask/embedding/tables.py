@@ -18,7 +18,6 @@ any length fit in memory. An npz file has to be put together in memory.
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,8 +34,9 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
-from melmask.system.files import atomic_write, claimed, ensure_folder, write_csv, write_json
+from melmask.system.files import atomic_write, claimed, ensure_folder, remove_partial, write_csv, write_json
 from melmask.system.reading import DamagedFileError, open_file, parse_json, read_arrays, read_json_object, reason_of
+from melmask.system.terminal import note
 
 SUFFIXES = (".parquet", ".npz")
 FILES_PER_PART = 512
@@ -151,6 +151,9 @@ class TableJob:
         """
         try:
             with claimed(self._folder):
+                # A kill during the merge has left a table that is as large as this one.
+                for name in (self._path.name, f"{self._path.name}.failed.csv"):
+                    remove_partial(self._path.parent, name)
                 yield
         finally:
             # The lock is released before this. On network file systems an open file keeps its folder.
@@ -162,7 +165,7 @@ class TableJob:
         for number, part in enumerate(self._parts()):
             if part.exists() and not self._is_whole(number):
                 self._set_aside(part)
-                sys.stderr.write(f"{part} is damaged or cut off; it is set aside, and its files are embedded again\n")
+                note(f"{part} is damaged or cut off; it is set aside, and its files are embedded again")
         return [number for number, part in enumerate(self._parts()) if not part.exists()]
 
     def _is_whole(self, number: int) -> bool:
@@ -212,7 +215,7 @@ class TableJob:
         The file `<name>.failed.csv` lists them too.
 
         Raises:
-            InputError: no file could be read.
+            InputError: no file could be embedded.
             OutputError: a part is damaged; it is set aside, so that the next job embeds its files again.
         """
         failed: list[tuple[str, str]] = []
@@ -223,7 +226,7 @@ class TableJob:
         if len(failed) == len(self._paths):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
-            raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
+            raise InputError(f"none of the {len(failed)} files could be embedded; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
             good = (table for part in self._parts() for table in self._good_rows(part))
             if self._path.suffix == ".parquet":

@@ -8,7 +8,6 @@ import datetime
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -32,8 +31,10 @@ from melmask.evaluate.rows import TaskRows
 from melmask.evaluate.tasks import Task, find_tasks
 from melmask.system.extras import require
 from melmask.system.files import claimed, remove_partial
+from melmask.system.finite import check_finite
 from melmask.system.hardware import cpu_computes_bf16, pick_device
 from melmask.system.progress import track
+from melmask.system.terminal import counted, note, shown
 
 _PROTOCOL_VERSION = 2
 """Raise this if a protocol changes, so that splits saved by earlier versions are computed again."""
@@ -80,7 +81,8 @@ def evaluate(
     # Two jobs at once would overwrite each other's results.json.
     with claimed(out):
         # A killed call may have left a file that it was writing.
-        remove_partial(out / "embeddings")
+        for folder in (out / "embeddings", *(out / "models").glob("*/*/*")):
+            remove_partial(folder)
         report = _earlier_report(out, tasks_folder)
         # A model that never produced a result frees its name for a repaired one.
         judged = {outcome.column.model for outcome in report.results}
@@ -155,7 +157,7 @@ def _with_pair(report: Report, pair: Pair) -> tuple[Report, str | None]:
     if pair.protocol == "knn" and pair.task.embedding_type == "event":
         # This is no fault of the model, so it is not listed as a failure.
         reason = "the knn protocol is for scene tasks; use hear or linear for events"
-        sys.stderr.write(f"{column.model} on {title}: skipped, because {reason}\n")
+        note(f"{column.model} on {title}: skipped, because {reason}")
         return report, reason
     try:
         return report.with_outcome(_judge(pair)), None
@@ -187,6 +189,9 @@ def _judge(pair: Pair) -> Outcome:
     # whatever happens here.
     with closing(run_task(data, pair.protocol, grid, seed, dict(splits))) as results:
         for split, predictions in track(results, len(paths) - len(splits), title, "split"):
+            for array in predictions.values():
+                if array.dtype.kind == "f":
+                    check_finite(array, "a prediction")
             splits[split.name] = save_split(pair.out, paths[split.name], split, predictions, fingerprint)
     tested = sum(len(embeddings[name].files) for split in task.data_splits for name in split.test)
     ordered = [splits[name] for name in paths]
@@ -247,7 +252,7 @@ def _with_task(report: Report, facts: TaskFacts) -> Report:
         before = len(report.results)
         report = report.without_task(facts.title)
         gone = before - len(report.results)
-        sys.stderr.write(f"{facts.title} has other labels or sounds than before: {gone} scores of it were removed\n")
+        note(f"{facts.title} has other labels or sounds than before: {counted(gone, 'score')} of it removed")
     return report.with_task(facts)
 
 
@@ -270,7 +275,7 @@ def _task_facts(task: Task) -> TaskFacts:
 
 def table_text(report: Report) -> str:
     """Return the primary scores as text: a row per task and protocol, a column per model, and failures below."""
-    names = [model.name for model in report.models]
+    names = [shown(model.name) for model in report.models]
     # 24 characters have room for a mean and a deviation.
     width = max([24, *(len(name) + 2 for name in names)])
     rows: dict[str, dict[str, str]] = {}
@@ -278,11 +283,11 @@ def table_text(report: Report) -> str:
         score = outcome.score
         text = "undefined" if score.mean is None else f"{score.mean:.3f}"
         text += "" if score.mean is None or score.std is None else f" ± {score.std:.3f}"
-        row = rows.setdefault(f"{outcome.title}  {outcome.column.protocol}  {outcome.primary}", {})
-        row[outcome.column.model] = text
+        row = rows.setdefault(f"{shown(outcome.title)}  {outcome.column.protocol}  {outcome.primary}", {})
+        row[shown(outcome.column.model)] = text
     first = max([4, *map(len, rows)])
     lines = [" " * first + "".join(name.rjust(width) for name in names)]
     for title, cells in rows.items():
         lines.append(title.ljust(first) + "".join(cells.get(name, "-").rjust(width) for name in names))
-    lines += [f"{failure.column.model} on {failure.title} failed: {failure.reason}" for failure in report.failed]
+    lines += [shown(f"{failure.column.model} on {failure.title} failed: {failure.reason}") for failure in report.failed]
     return "\n".join(lines)

@@ -5,7 +5,6 @@ of each sound file that could not be read and was skipped, and the reason.
 """
 
 import contextlib
-import csv
 import dataclasses
 import re
 import shutil
@@ -20,7 +19,8 @@ from melmask.evaluate.options import AUTO, NATIVE, TaskOptions, check_word
 from melmask.evaluate.sounds import SoundReport, common_length_s, move_to_splits, wav_names, write_sounds
 from melmask.evaluate.tasks import GROUPS, METADATA, VOCABULARY, read_task
 from melmask.labels.tables import ClipTable, Event, read_clips
-from melmask.system.files import ensure_folder, locked, output_error, write_json
+from melmask.system.files import ensure_folder, locked, output_error, write_csv, write_json
+from melmask.system.terminal import counted, shown
 
 FAILED = "failed.csv"
 # The HEAR kit reads the vocabulary with pandas, which takes these words for missing values.
@@ -57,8 +57,9 @@ class TaskReport(NamedTuple):
     def __str__(self) -> str:
         length = "any length" if self.sample_duration_s is None else f"{self.sample_duration_s:g} s"
         sizes = ", ".join(f"{split} {clips}" for split, clips in self.sizes.items())
-        first = f"{self.folder}: {self.clips} clips of {length}, {self.classes} classes; {self.split_mode}: {sizes}"
-        return "\n".join([first, *self.notes])
+        first = f"{self.folder}: {counted(self.clips, 'clip')} of {length}, {self.classes} classes; "
+        first += f"{self.split_mode}: {sizes}"
+        return "\n".join(map(shown, [first, *self.notes]))
 
 
 def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> TaskReport:
@@ -102,7 +103,9 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
         notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
     notes += tuple(_absence_notes(table, division))
     if failed:
-        notes += (f"{failed} files could not be read and were skipped; {FAILED} in the task folder has the reasons",)
+        notes += (
+            f"{counted(failed, 'file')} could not be read and skipped; {FAILED} in the task folder has the reasons",
+        )
     sizes = {split: division.split_of.count(split) for split in division.splits}
     clips, classes = len(table.paths), len(table.class_names)
     return TaskReport(folder, clips, failed, classes, division.mode, sizes, fixed_s, notes)
@@ -189,7 +192,7 @@ def _readable(
     if len(failures) == len(sounds):
         raise InputError(f"none of the {len(failures)} files could be read; the first: {failures[0][1]}")
     if failures:
-        _write_table(building / FAILED, [("path", "reason"), *failures])
+        write_csv(building / FAILED, [("path", "reason"), *failures])
     kept = [row for row, sound in enumerate(sounds) if sound.error is None]
     return table.rows(kept), [names[row] for row in kept], [sounds[row] for row in kept], len(failures)
 
@@ -243,7 +246,7 @@ def _metadata(
 
 
 def _write_labels(building: Path, table: ClipTable, names: list[str], division: Division) -> None:
-    _write_table(building / VOCABULARY, [("idx", "label"), *enumerate(table.class_names)])
+    write_csv(building / VOCABULARY, [("idx", "label"), *enumerate(table.class_names)])
     content: dict[str, dict[str, list[Any]]] = {split: {} for split in division.splits}
     for name, split, items in zip(names, division.split_of, table.targets, strict=True):
         content[split][name] = [
@@ -254,11 +257,6 @@ def _write_labels(building: Path, table: ClipTable, names: list[str], division: 
         write_json(building / f"{split}.json", labels)
     if table.groups is not None:
         write_json(building / GROUPS, dict(zip(names, table.groups, strict=True)))
-
-
-def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _leak_notes(folder: Path) -> tuple[str, ...]:

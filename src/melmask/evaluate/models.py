@@ -33,6 +33,7 @@ from melmask.errors import CheckpointError, InputError
 from melmask.evaluate.options import EvaluateOptions
 from melmask.system.hardware import pick_device
 from melmask.system.reading import SMALL_FILE_BYTES, read_bytes
+from melmask.system.terminal import note
 
 PYTHON, UNTRAINED, LOGMEL = "python:", "untrained:", "logmel"
 
@@ -110,9 +111,9 @@ class Client:
         # If a model gave seconds or samples, its events would be at wrong times, and yet it would get a score.
         if steps > 1 and not self._warned_of_times and not length_ms / 10 < times.max() < 2 * length_ms:
             self._warned_of_times = True
-            sys.stderr.write(
+            note(
                 f"{self.source} gave times up to {times.max():g} for clips of {length_ms:g} ms: HEAR's are in ms, and "
-                "in another unit the scores of events are wrong\n"
+                "in another unit the scores of events are wrong"
             )
         return vectors, times
 

@@ -17,7 +17,6 @@ import difflib
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,6 +36,7 @@ from melmask.system.reading import (
     read_text,
     reason_of,
 )
+from melmask.system.terminal import note
 
 METADATA, VOCABULARY, GROUPS = "task_metadata.json", "labelvocabulary.csv", "groups.json"
 METRICS = {"scene": SCENE_METRICS, "event": EVENT_METRICS}
@@ -154,7 +154,7 @@ def _readable_tasks(folders: Sequence[Path]) -> list[Task]:
     if not tasks:
         raise errors[0]
     for reason in errors:
-        sys.stderr.write(f"a task is skipped: {reason}\n")
+        note(f"a task is skipped: {reason}")
     return tasks
 
 

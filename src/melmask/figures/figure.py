@@ -1,14 +1,15 @@
 """What all figures share: their ink, their fonts, and how they are saved."""
 
 import functools
-import sys
 import unicodedata
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from melmask.errors import MissingExtraError, OutputError
+from melmask.errors import OutputError
+from melmask.system.extras import require
 from melmask.system.files import atomic_write
+from melmask.system.terminal import note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,10 +27,9 @@ def new_figure(width_inches: float, height_inches: float) -> "Figure":
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot") from None
+    require("plot")
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
@@ -73,9 +73,9 @@ def _choose_fonts(figure: "Figure") -> None:
     scripts = {_script_of(letter): letter for letter in sorted(without, reverse=True)}
     for script in sorted(scripts.keys() - _told):
         _told.add(script)
-        sys.stderr.write(
+        note(
             f"melmask: no font here has the letter {scripts[script]} ({script}), so pictures show boxes; install a "
-            "font that has it, such as one of the Noto fonts\n"
+            "font that has it, such as one of the Noto fonts"
         )
 
 

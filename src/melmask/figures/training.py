@@ -1,5 +1,6 @@
 """Draw pictures of a run as it goes: the current model reconstructs the same few crops every time."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from melmask.config import PretrainConfig
 from melmask.corpus.store import Store
 from melmask.embedding.encoder import AudioEncoder
+from melmask.errors import NotFiniteError
 from melmask.figures.reconstruction import save_reconstruction_picture
 from melmask.train.pretrain import StepState
 
@@ -38,5 +40,7 @@ class ReconstructionPictures:
         # AudioEncoder freezes its model, so it gets a copy.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")
         path = state.run / "pictures" / f"step-{state.step:07d}.png"
-        save_reconstruction_picture(path, encoder, self._logmels, self._titles, mask_ratio=self._mask_ratio)
+        # The training loop ends a run whose numbers are no longer finite; there is nothing to see of its model.
+        with contextlib.suppress(NotFiniteError):
+            save_reconstruction_picture(path, encoder, self._logmels, self._titles, mask_ratio=self._mask_ratio)
         return {}

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Literal
 from melmask.audio.folders import SOUND_SUFFIXES
 from melmask.errors import InputError
 from melmask.system.reading import parse_json, read_bytes, reason_of
+from melmask.system.terminal import note
 
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
 _BYTE_ORDER_MARKS = (
@@ -65,11 +65,8 @@ def is_table(path: Path) -> bool:
 
 def report(path: Path, notes: Iterable[str]) -> None:
     """Write a line on standard error for each different note on the table `path`."""
-    for note in dict.fromkeys(notes):
-        line = f"{path}: {note}"
-        # Names come from files: control characters and marks of direction must not reach the terminal.
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        sys.stderr.write(f"{shown}\n")
+    for line in dict.fromkeys(notes):
+        note(f"{path}: {line}")
 
 
 def read_sheet(path: Path) -> Sheet:

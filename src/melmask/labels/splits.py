@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from melmask.errors import InputError, MissingExtraError
+from melmask.errors import InputError
 from melmask.labels.tables import LabelTable, sorted_names
+from melmask.system.extras import require
 
 SCHEMES = ("auto", "fold", "split", "group", "random")
 
@@ -122,10 +123,9 @@ def _split(name: str, roles: np.ndarray) -> Split:
 
 def _stratified_splits(table: LabelTable, grouped: bool, seed: int, folds: int) -> list[Split]:
     """Shuffled k-fold with each class spread as evenly as the groups allow."""
-    try:
-        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "eval") from None
+    require("eval")
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     if folds < 2:
         raise InputError(f"{folds} folds were asked for; expected at least 2")
     if grouped and table.groups is None:

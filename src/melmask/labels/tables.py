@@ -13,7 +13,6 @@ of data sets are the matter of `read.py`, `columns.py`, `paths.py` and `layouts.
 
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from melmask.labels.layouts import read_folder
 from melmask.labels.options import Kind, TableOptions
 from melmask.labels.paths import resolved
 from melmask.labels.read import report
+from melmask.system.terminal import note
 
 _SEPARATOR = ";"
 _EVENT_COLUMNS = ("label", "start_s", "end_s")
@@ -223,7 +223,7 @@ def judged_tables(
             if len(failed) == len(tables) - 1:
                 raise
             failed[name] = str(error)
-            sys.stderr.write(f"{name} is left out: {error}\n")
+            note(f"{name} is left out: {error}")
 
 
 def _columns(path: Path, options: TableOptions, several: bool | None) -> Columns:

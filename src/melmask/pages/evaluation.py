@@ -12,7 +12,8 @@ from melmask.pages.charts import COLORS, Bar, BarChart
 from melmask.pages.render import write_page
 from melmask.pages.sound import SoundBudget
 from melmask.pages.task import task_section
-from melmask.pages.wording import column_name, counted, is_percent, score_text
+from melmask.pages.wording import column_name, is_percent, score_text
+from melmask.system.terminal import counted
 
 PAGE = "report.html"
 # A single model has no rank, so the page begins with a list of its scores. Nobody would read more than four.

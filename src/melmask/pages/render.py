@@ -6,8 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from melmask.pages.wording import counted, metric_text, rounded, setting_text, span, spread_text, thousands
+from melmask.pages.wording import metric_text, rounded, setting_text, span, spread_text, thousands
 from melmask.system.files import atomic_write
+from melmask.system.terminal import counted, shown
 from melmask.train.health import number_text
 
 
@@ -25,7 +26,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_position,
+        finalize=_text,
     )
     made.filters |= {"thousands": thousands, "counted": counted, "number": number_text, "rounded": rounded}
     made.filters |= {"span": span, "metric": metric_text, "spread": spread_text, "settings": setting_text}
@@ -53,6 +54,12 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     return path
 
 
-def _position(value: Any) -> Any:
-    """Write a float with at most two decimals: on these pages it is a place in a drawing, in pixels."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+def _text(value: Any) -> Any:
+    """Return what a template inserts as it is shown.
+
+    A float gets at most two decimals: on these pages it is a place in a drawing, in pixels. A text may be a name from a
+    file, whose marks of direction would turn what follows it; what is HTML already stays as it is.
+    """
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

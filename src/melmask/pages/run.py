@@ -10,8 +10,8 @@ from urllib.parse import quote
 from melmask.pages.charts import CurveChart, Look, curve_chart
 from melmask.pages.images import data_uri
 from melmask.pages.render import write_page
-from melmask.pages.wording import counted
 from melmask.system.reading import read_bytes
+from melmask.system.terminal import counted
 from melmask.train.health import Check, Level, check_health
 from melmask.train.record import PICTURES, RunNumbers, RunRecord, read_record
 

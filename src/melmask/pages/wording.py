@@ -77,11 +77,6 @@ def thousands(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else MISSING
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number with its noun: '1 task', '3 tasks'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def rounded(value: float) -> str:
     """Write a number with two digits, or all digits before the point: '0.17', '1,234'."""
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}"

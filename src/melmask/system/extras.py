@@ -1,10 +1,10 @@
 """Optional libraries: which extra brings which one, and whether it is there. Looked up before work that needs it."""
 
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 
 from melmask.errors import MissingExtraError
+from melmask.system.terminal import note
 
 EXTRAS: dict[str, dict[str, str]] = {
     # SciPy comes with scikit-learn, which is what a user installs.
@@ -41,9 +41,7 @@ def can_draw() -> bool:
     for library in _missing("plot"):
         if "plot" not in _told:
             _told.add("plot")
-            sys.stderr.write(
-                f"melmask: {library} is not installed, so no pictures are drawn: pip install 'melmask[plot]'\n"
-            )
+            note(f"melmask: {library} is not installed, so no pictures are drawn: pip install 'melmask[plot]'")
         return False
     return True
 
@@ -58,5 +56,5 @@ def _missing(extra: str) -> Iterator[str]:
             yield library
         else:
             # A folder of that name is imported as an empty package; Weights & Biases leaves one where it has run.
-            if found.__file__ is None:
+            if getattr(found, "__file__", "") is None:
                 yield library

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -57,7 +58,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of values as CSV, atomically; the first row is the header."""
+    """Write rows of values as CSV (RFC 4180, UTF-8), atomically; the first row is the header.
+
+    Values are written as they are, so that a reader gets back what was written: docs/formats.md says what that means
+    for spreadsheets.
+    """
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
 
@@ -111,9 +116,15 @@ def locked(path: Path, what: Path) -> Iterator[bool]:
         lock.release()
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what `atomic_write` left in a folder when it was killed; no other job may be writing there."""
-    for path in folder.glob(".*.partial"):
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Remove what `atomic_write` left in a folder when it was killed; no other job may be writing there.
+
+    Args:
+        folder: The folder.
+        name: The name of the file that was being written; by default any.
+    """
+    name = name if name == "*" else f"{glob.escape(name)}.*"
+    for path in (*folder.glob(f".{name}.partial"), *folder.glob(f".{name}.writable")):
         if path.name.split(".")[-2].isdecimal():
             with contextlib.suppress(OSError):
                 path.unlink()

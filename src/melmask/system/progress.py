@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from melmask.system.terminal import shown
+
 T = TypeVar("T")
 
 _LINE_INTERVAL_S = 10.0
@@ -17,6 +19,7 @@ def track(items: Iterable[T], total: int, title: str, unit: str = "file", leave:
 
     Without `leave`, a bar on a terminal goes when it is done.
     """
+    title = shown(title)
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=title, unit=unit, dynamic_ncols=True, leave=leave)
         return

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -12,9 +11,11 @@ from typing import Any
 
 from melmask.config import PretrainConfig
 from melmask.config_text import to_dict
-from melmask.errors import ConfigError, MissingExtraError
+from melmask.errors import ConfigError
+from melmask.system.extras import require
 from melmask.system.files import atomic_write, ensure_folder
 from melmask.system.reading import SMALL_FILE_BYTES, read_text, reason_of
+from melmask.system.terminal import note
 
 WANDB_ID = "wandb_id"
 """The file with the run's identity at Weights & Biases, so that a resumed run stays the same run there."""
@@ -53,7 +54,7 @@ def open_boards(run: Path, first_step: int, config: PretrainConfig) -> list[Boar
     except Exception as error:
         # TensorBoard is optional, and an installation of it may be broken in many ways: that must not stop a run.
         reason = " ".join(str(error).split())
-        sys.stderr.write(f"melmask: TensorBoard takes no numbers ({reason}); the run continues without it\n")
+        note(f"melmask: TensorBoard takes no numbers ({reason}); the run continues without it")
     return boards
 
 
@@ -102,10 +103,9 @@ class _WeightsAndBiases(Board):
     name = "Weights & Biases"
 
     def __init__(self, run: Path, config: PretrainConfig):
-        try:
-            import wandb
-        except ImportError:
-            raise MissingExtraError("wandb", "wandb") from None
+        require("wandb")
+        import wandb
+
         path = run / WANDB_ID
         # An empty file holds no identity, and wandb must be given the same one each time.
         if not (identity := _identity(path)):

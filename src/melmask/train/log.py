@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from melmask.system.progress import duration_text
+from melmask.system.terminal import shown
 from melmask.train.boards import Board
 from melmask.train.record import Event, MetricsFile, MetricsRow, add_event, end_last_event
 
@@ -62,7 +63,7 @@ class MetricsLog(Log):
         """Record something that happened at `step`; the terminal shows what went wrong, too."""
         add_event(self._run, Event(step, kind, text))
         if kind in ("rollback", "spike"):
-            _say(f"\nmelmask: step {step}: {text}\n")
+            _say(f"\nmelmask: step {step}: {shown(text)}\n")
 
     def _add(self, step: int, numbers: Mapping[str, float]) -> None:
         self._metrics.add(step, numbers)
@@ -73,7 +74,7 @@ class MetricsLog(Log):
                 # A board may be any service, and its failure must not stop the run.
                 self._boards.remove(board)
                 _close(board)
-                reason = " ".join(str(error).split())
+                reason = shown(" ".join(str(error).split()))
                 _say(f"\nmelmask: {board.name} takes no more numbers ({reason}); the run continues without it\n")
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""The pre-training loop: batch, draws, rate, step, log, save, look.
+"""The pre-training loop: batch, draws, rate, step, log, look, save.
 
 Everything random is a pure function of (seed, batch number). So a run's state is its weights, moments and position, and
-a resumed run equals an uninterrupted one. Every process runs this loop. What one process alone knows (signals, the
-time) becomes common knowledge while the device computes a step.
+a resumed run equals an uninterrupted one. A look at the model (pictures, scores) comes before the snapshot of its step:
+if a kill comes between them, the run resumes before that step and looks again. Every process runs this loop. What one
+process alone knows (signals, the time) becomes common knowledge while the device computes a step.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from melmask.models.network import Network
 from melmask.objectives.base import build_objective
 from melmask.system.files import claimed
 from melmask.system.hardware import keep_freed_memory, matmul_peak
+from melmask.system.terminal import note
 from melmask.train.boards import open_boards
 from melmask.train.clock import Clock, peak_memory_bytes
 from melmask.train.divergence import Measured, find_fault, roll_back
@@ -34,7 +35,7 @@ from melmask.train.processes import Processes, joined_processes
 from melmask.train.record import MetricsRow, write_run_file
 from melmask.train.resume import check_store
 from melmask.train.signals import collected_signals
-from melmask.train.snapshot import load_snapshot, save_snapshot, set_aside_beyond
+from melmask.train.snapshot import finish_snapshot, load_snapshot, remove_leftovers, save_snapshot, set_aside_beyond
 from melmask.train.state import RunState, Training
 
 
@@ -104,6 +105,9 @@ def pretrain(
             # A kill would lose the weights of another model, and a rollback needs a snapshot to return to.
             save_snapshot(training, state, [])
 
+        finish_snapshot(training, state)
+        if state.look_pending:
+            training.log.note(state.step, _look(training, state, hooks))
         # This loop turns once, and once more after each rollback, which skips the batches that led to it.
         while not state.ended:
             with closing(training.stream.batches(state.batch, steps - state.step, config.hardware.readers)) as batches:
@@ -137,10 +141,12 @@ def pretrain(
                     with clock.beside():
                         if due.log and page is not None and clock.page_due(_PAGE_INTERVAL_S):
                             page(run)
+                        # A scheduler that stops a run may soon kill it: it looks when it resumes.
+                        state.look_pending = due.look and state.stopped_by > 0 and state.step < steps
+                        if due.look and not state.look_pending:
+                            training.log.note(state.step, _look(training, state, hooks))
                         if due.save:
                             save_snapshot(training, state, [] if due.log else losses.tolist())
-                        if due.look:
-                            training.log.note(state.step, _look(training, state, hooks))
                     if due.end:
                         state.ended = True
                         break
@@ -243,7 +249,7 @@ def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> Met
     """Open the record of a run that begins, or that resumes at `step`."""
     write_run_file(run, config, store)
     for path in set_aside_beyond(run, step):
-        sys.stderr.write(f"melmask: {path} is of a training that went further than this one, so it was set aside\n")
+        note(f"melmask: {path} is of a training that went further than this one, so it was set aside")
     return MetricsLog(run, step, open_boards(run, step, config))
 
 
@@ -285,6 +291,7 @@ def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
     if processes.first:
         try:
             own.enter_context(claimed(run))
+            remove_leftovers(run)
         except OutputError as error:
             refused = error
     (stop,) = processes.maximum(float(refused is not None))

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from melmask.config import HardwareConfig
 from melmask.errors import ConfigError, TrainingError
 from melmask.system.hardware import pick_device, use_threads
+from melmask.system.terminal import note
 
 _PATIENCE = timedelta(hours=1)
 """How long the other processes wait for the first one, which alone runs the hooks."""
@@ -189,8 +189,8 @@ def _default_signals() -> Iterator[None]:
 def _reporting_a_long_wait(what: str) -> Iterator[None]:
     """Report what this process waits for, and where, unless the waiting ends soon."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    line = f"melmask: {what} at {where}; check that they run, with the same address, port and WORLD_SIZE\n"
-    timer = threading.Timer(_TELL_AFTER_S, sys.stderr.write, [line])
+    line = f"melmask: {what} at {where}; check that they run, with the same address, port and WORLD_SIZE"
+    timer = threading.Timer(_TELL_AFTER_S, note, [line])
     # A daemon does not keep a process alive that ends during the waiting.
     timer.daemon = True
     timer.start()

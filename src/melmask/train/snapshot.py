@@ -22,9 +22,9 @@ from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.checkpoint.weights import load_torch_file
 from melmask.config import RunConfig
 from melmask.errors import CheckpointError, OutputError
-from melmask.system.files import atomic_write, output_error
+from melmask.system.files import atomic_write, output_error, remove_partial
 from melmask.train.engine import Engine
-from melmask.train.record import CHECKPOINTS, RUN_FILE
+from melmask.train.record import CHECKPOINTS, PICTURES, RUN_FILE
 from melmask.train.state import RunState, Training
 
 SNAPSHOT = "snapshot.pt"
@@ -32,7 +32,9 @@ _ASIDE = "set-aside-"
 
 
 def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) -> None:
-    """Write a checkpoint, then the state to resume from; the previous ones stay until these are complete.
+    """Write the state to resume from, then a checkpoint; the previous ones stay until these are complete.
+
+    A kill between the two leaves a state without its checkpoint, which `finish_snapshot` writes.
 
     Every process must call this; the first one writes.
 
@@ -50,27 +52,59 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
         "seconds": state.seconds,
         "losses": list(losses),
         "recent": list(state.recent),
+        "look_pending": state.look_pending,
     }
     content = {**position, **training.engine.state()}
     if processes.first:
-        checkpoint = run / CHECKPOINTS / f"step-{state.step:07d}"
-        known = checkpoint.exists()
-        save_checkpoint(checkpoint, model, _with_training(training.card, state))
         try:
             write_state(run / SNAPSHOT, content)
         except OutputError:
-            # On a full disk, each start would leave one more checkpoint that nothing resumes from, so remove it. But if
-            # there is no snapshot at all, the checkpoint is all that is left of the training.
-            if not known and (run / SNAPSHOT).exists():
-                shutil.rmtree(checkpoint, ignore_errors=True)
+            # On a full disk, each start would leave one more checkpoint that nothing resumes from. But if there is no
+            # snapshot at all, the checkpoint, which is smaller, is all that is left of the training.
+            if not (run / SNAPSHOT).exists():
+                save_checkpoint(_checkpoint(run, state), model, _with_training(training.card, state))
             raise
-        for old in superfluous(checkpoints_of(run), training.config.run):
-            shutil.rmtree(old, ignore_errors=True)
+        save_checkpoint(_checkpoint(run, state), model, _with_training(training.card, state))
+        _keep_to_rules(training)
     # A run may end right after this, so the other processes wait until the files are complete.
     processes.wait()
     training.clock.saved()
     # A new snapshot is progress, so earlier rollbacks no longer count.
     state.rollbacks = 0
+
+
+def finish_snapshot(training: Training, state: RunState) -> None:
+    """Write what a kill has left out of saving the snapshot that the run resumes from. Every process must call this."""
+    run, processes = training.run, training.processes
+    (missing,) = processes.maximum(
+        float(processes.first and (run / SNAPSHOT).exists() and not _checkpoint(run, state).exists())
+    )
+    if missing:
+        # Gathering a sharded model takes all processes.
+        model = training.engine.inference_model()
+        if processes.first:
+            save_checkpoint(_checkpoint(run, state), model, _with_training(training.card, state))
+    if processes.first:
+        _keep_to_rules(training)
+    processes.wait()
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a kill has left in the run's folders of files and checkpoints that it was writing."""
+    for folder in (run / CHECKPOINTS, run / PICTURES):
+        remove_partial(folder)
+    for state in ("partial", "old"):
+        for checkpoint in (run / CHECKPOINTS).glob(f".step-*.{state}"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _checkpoint(run: Path, state: RunState) -> Path:
+    return run / CHECKPOINTS / f"step-{state.step:07d}"
+
+
+def _keep_to_rules(training: Training) -> None:
+    for old in superfluous(checkpoints_of(training.run), training.config.run):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _with_training(card: ModelCard, state: RunState) -> ModelCard:
@@ -138,6 +172,7 @@ def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
     state.seconds = float(content.get("seconds", 0.0))
     if not 0 <= state.seconds < math.inf:
         raise ValueError("seconds")
+    state.look_pending = content.get("look_pending", False) is True
     state.losses = list(torch.tensor(content.get("losses", []), device=device))
     state.recent.extend(content.get("recent", []))
     return state

@@ -28,7 +28,9 @@ class RunState:
     """Batches skipped after rollbacks."""
     seconds: float = 0.0
     """Training time up to the last snapshot."""
-    # Only `step`, `skipped`, `seconds`, `losses` and `recent` are in a snapshot; the rest belongs to one call.
+    look_pending: bool = False
+    """Whether the hooks have yet to look at the model of this step, because a signal stopped the run."""
+    # These, `losses` and `recent` are in a snapshot; the rest belongs to one call.
     losses: list[Tensor] = field(default_factory=list)
     """Losses of the steps since the last log. They stay on the device, as reading one would wait for it."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED_INTERVALS))
