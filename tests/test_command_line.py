@@ -30,7 +30,7 @@ DIFFERENCES = {
 }
 
 # Options that the release did not have.
-ADDED = {("prepare", "--channel"), ("embed", "--channel")}
+ADDED = {("prepare", "--channel"), ("embed", "--channel"), ("pretrain", "--minutes")}
 # Every command that takes a table can say where its files are and which columns count.
 ADDED |= {
     (command, "--path-column")

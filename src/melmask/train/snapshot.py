@@ -20,10 +20,12 @@ import torch
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.config import RunConfig
+from melmask.config_text import to_dict
 from melmask.errors import CheckpointError, OutputError
 from melmask.system.files import atomic_write, output_error
 from melmask.train.engine import Engine
 from melmask.train.record import CHECKPOINTS, RUN_FILE
+from melmask.train.schedule import Schedule, scheduled
 from melmask.train.state import RunState, Training
 
 SNAPSHOT = "snapshot.pt"
@@ -50,11 +52,13 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
         "losses": list(losses),
         "recent": list(state.recent),
     }
+    if training.config.optimizer.minutes:
+        position["schedule"] = [list(part) for part in state.schedule.parts]
     content = {**position, **training.engine.state()}
     if processes.first:
         checkpoint = run / CHECKPOINTS / f"step-{state.step:07d}"
         known = checkpoint.exists()
-        save_checkpoint(checkpoint, model, _with_training(training.card, state))
+        save_checkpoint(checkpoint, model, _with_training(training, state))
         try:
             write_state(run / SNAPSHOT, content)
         except OutputError:
@@ -72,8 +76,9 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
     state.rollbacks = 0
 
 
-def _with_training(card: ModelCard, state: RunState) -> ModelCard:
-    """Return the card with what is known about the training so far."""
+def _with_training(run: Training, state: RunState) -> ModelCard:
+    """Return the run's card with what is known about the training so far."""
+    card = run.card
     # The loss is NaN before the first log interval ends, and JSON has no NaN.
     known = state.loss if math.isfinite(state.loss) else None
     training: dict[str, float | str | None] = {
@@ -84,7 +89,9 @@ def _with_training(card: ModelCard, state: RunState) -> ModelCard:
     decay = card.training["config"]["optimizer"]["ema_decay"]
     if decay:
         training["weights"] = f"exponential moving average, decay {decay}"
-    return replace(card, training=training | card.training)
+    # A run with `optimizer.minutes` has planned its steps since the card was made.
+    known_steps = {"config": to_dict(scheduled(run.config, state.schedule))} if run.config.optimizer.minutes else {}
+    return replace(card, training=training | card.training | known_steps)
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -137,6 +144,7 @@ def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
     state.seconds = content.get("seconds", 0.0)
     state.losses = list(torch.tensor(content.get("losses", []), device=device))
     state.recent.extend(content.get("recent", []))
+    state.schedule = Schedule.read(content.get("schedule", []))
     return state
 
 
