@@ -191,10 +191,13 @@ def _losses(results: Results) -> Iterable[tuple[str, LinesChart]]:
         names = {point.name for point, _ in of_axis}
         # In a random search no two settings differ on one axis only.
         if len(of_axis) > 1 and not names <= drawn:
-            chart = lines_chart("loss", [(point.values[axis.name], one) for point, one in of_axis[:COLORS]])
             drawn |= names
-            if chart is not None:
-                yield axis.name, chart
+            # A chart has as many curves as there are colors.
+            for start in range(0, len(of_axis), COLORS):
+                shown = [(point.values[axis.name], one) for point, one in of_axis[start : start + COLORS]]
+                chart = lines_chart("loss", shown)
+                if chart is not None:
+                    yield f"{axis.name}, continued" if start else axis.name, chart
     rest = [(name, one) for name, one in series.items() if name not in drawn and len(one.steps)]
     for start in range(0, len(rest), COLORS):
         chart = lines_chart("loss", rest[start : start + COLORS])
@@ -248,7 +251,7 @@ def _run_cells(results: Results, outcome: Outcome | None) -> Iterator[str]:
         score = results.score(outcome, probe, None)
         yield f"{100 * score:.1f}" if score is not None else MISSING
     for value in (outcome.loss, outcome.feature_rank, outcome.steps, outcome.minutes, outcome.crops_per_s):
-        yield number_text(value) if value is not None else MISSING
+        yield number_text(float(value)) if value is not None else MISSING
 
 
 def _final_rows(results: Results) -> Iterator[tuple[str, str, str]]:

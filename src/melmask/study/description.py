@@ -96,9 +96,6 @@ class Study:
     choose_by: Probe = "linear"
 
     def __post_init__(self) -> None:
-        for name, known in (("search", get_args(Search)), ("choose_by", get_args(Probe)), ("scene", SCENES)):
-            if getattr(self, name) not in known:
-                raise unknown_name(name, getattr(self, name), known)
         if self.minutes < 0 or self.steps < 0 or (self.minutes and self.steps):
             raise ConfigError(f"minutes is {self.minutes} and steps {self.steps}; give one of them, above 0")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -155,11 +152,18 @@ def study_from(content: Mapping[str, Any], name: str, folder: Path) -> Study:
     for key in content:
         if key not in known:
             raise unknown_name("part of a study", key, known)
-    given: dict[str, Any] = {"name": name, **content}
+    given: dict[str, Any] = {"name": name, "random_runs": 20, "side_by_side": 1, **content}
     for key, kind in (("minutes", float), ("steps", int), ("random_runs", int), ("side_by_side", int), ("clips", int)):
         value = given.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
             raise ConfigError(f"{key} is {value!r}; give a number")
+        given[key] = kind(value)
+    for key, words in (("search", get_args(Search)), ("choose_by", get_args(Probe)), ("scene", SCENES)):
+        if key in given and given[key] not in words:
+            raise unknown_name(key, str(given[key]), words)
+    for key in ("recipe", "about", "name"):
+        if not isinstance(given.get(key, ""), str):
+            raise ConfigError(f"{key} is {given[key]!r}; give a text")
     for key in _PATHS:
         given[key] = tuple(folder / path for path in _list(key, given.get(key, []), str))
     given["seeds"] = tuple(_list("seeds", given.get("seeds", [0]), int))

@@ -82,9 +82,9 @@ def _differences(
     ours, theirs_all = (_all_scores(results, axis, one, probe, task) for one in (value, reference))
     if not len(ours) or not len(theirs_all):
         return None
-    own, other = _half_width(ours), _half_width(theirs_all)
-    half_width = None if own is None or other is None else math.hypot(own, other)
-    return float(ours.mean() - theirs_all.mean()), half_width
+    half_width, their_half = _half_width(ours), _half_width(theirs_all)
+    known = None if half_width is None or their_half is None else math.hypot(half_width, their_half)
+    return float(ours.mean() - theirs_all.mean()), known
 
 
 def _all_scores(results: Results, axis: str, value: str, probe: Probe, task: str | None) -> np.ndarray:

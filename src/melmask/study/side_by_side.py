@@ -8,6 +8,7 @@ from pathlib import Path
 
 from melmask.study.outcomes import LOG_FILE, run_folder
 from melmask.system.files import ensure_folder
+from melmask.system.hardware import environment_with
 
 Ended = Callable[[str, int], None]
 """Called with the name of a run that has ended, and its exit status (`melmask.study.worker`)."""
@@ -69,5 +70,9 @@ def _last_line(folder: Path, name: str) -> str:
 def _start(folder: Path, name: str, threads: int) -> "subprocess.Popen[bytes]":
     with (ensure_folder(run_folder(folder, name)) / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
-            command(folder, name, threads), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            command(folder, name, threads),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment_with(threads),
         )
