@@ -9,7 +9,7 @@
     random_runs = 20                    # how many settings "random" draws
     side_by_side = 1                    # runs at once
     scene = "mean+std"                  # what a clip's vector holds
-    clips = 0                           # at most so many rows of each table; 0: all
+    clips = 0                           # choose by at most so many rows of each table; 0: all
     choose_by = "linear"                # the probe that names the winner, or "k-NN"
 
     [settings]                          # ... and changes of it, also of the front end

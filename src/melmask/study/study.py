@@ -60,7 +60,8 @@ def run_study(study: Study, folder: Path, options: StudyOptions, pages: Pages) -
     runs = _shard(runs_of(study), options.shard)
     write_study(ensure_folder(folder), study)
     progress = _Progress(study, folder, options.merge, pages)
-    left = [run for run in runs if run.name not in progress.results().outcomes]
+    known = progress.results().outcomes
+    left = [run for run in runs if not _is_judged(study, known.get(run.name))]
     progress.begin(len(runs), len(left))
     left = [run for run in left if _can_run(study, folder, run, progress)]
     for front_end in dict.fromkeys(run.point.front_end for run in left):
@@ -191,6 +192,13 @@ def _shard(runs: list[Run], shard: str | None) -> list[Run]:
     if not (plain and int(number) < int(count)):
         raise ConfigError(f"--shard is {shard!r}; expected I/N with 0 <= I < N, as 0/8 to 7/8")
     return runs[int(number) :: int(count)]
+
+
+def _is_judged(study: Study, outcome: Outcome | None) -> bool:
+    """Tell whether a run has ended and knows all tables; a study may get more of them later."""
+    if outcome is None or outcome.status == "failed":
+        return outcome is not None
+    return {path.absolute().stem for path in study.labels} <= {*outcome.scores, *outcome.failed_tasks}
 
 
 def _check_tables(study: Study) -> None:

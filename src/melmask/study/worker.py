@@ -20,7 +20,7 @@ from melmask.embedding.encoder import load
 from melmask.errors import InputError, MelmaskError, OutputError
 from melmask.study.description import Study
 from melmask.study.judging import TaskScore, judge
-from melmask.study.outcomes import STORES, Outcome, read_begun, run_folder, write_outcome
+from melmask.study.outcomes import STORES, Outcome, read_begun, read_outcome, run_folder, write_outcome
 from melmask.study.settings import Run, digest_of, pretrain_settings, runs_of
 from melmask.system.files import ensure_folder, locked
 from melmask.system.hardware import use_threads
@@ -74,12 +74,19 @@ def _do(folder: Path, study: Study, run: Run, threads: int) -> Outcome | int:
     if ended.step < ended.steps:
         return ended.stopped_by
     use_threads(config.hardware.threads)
-    scores: dict[str, dict[str, TaskScore]] = {}
+    # A study that has grown judges its earlier runs on the added tables only.
+    known = read_outcome([folder], run.name)
+    scores: dict[str, dict[str, TaskScore]] = dict(known.scores) if known is not None else {}
     failed: dict[str, str] = {}
     model = load(path, config.hardware.device)
     for name, table in read_tables(study.labels, study.probe).items():
+        if name in scores:
+            continue
         try:
             scores[name] = judge(model, name, table, study, "valid")
+            sys.stderr.write(
+                f"{name}: {', '.join(f'{probe} {one.score:.3f}' for probe, one in scores[name].items())}\n"
+            )
         except InputError as error:
             failed[name] = str(error)
     rows = read_metrics(path)
