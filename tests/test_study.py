@@ -127,8 +127,8 @@ def outcomes(folder, study, score_of):
         outcome = Outcome(setting=run.point.name, seed=run.seed, status="failed", reason="<it> broke")
         if found is not None:
             scores = {
-                task: {"linear": TaskScore(score=score, low_95=0.0, high_95=1.0),
-                       "k-NN": TaskScore(score=score - 0.1, low_95=0.0, high_95=1.0)}
+                task: {"linear": TaskScore(score=score, low_95=0.0, high_95=1.0, tested=100),
+                       "k-NN": TaskScore(score=score - 0.1, low_95=0.0, high_95=1.0, tested=100)}
                 for task, score in found.items()
             }  # fmt: skip
             outcome = Outcome(setting=run.point.name, seed=run.seed, steps=5, loss=0.5, minutes=1.0 + run.seed,
@@ -157,6 +157,9 @@ def test_an_effect_is_the_difference_of_pairs_with_an_interval_over_seeds(tmp_pa
     assert pitch.difference == pytest.approx(0.02) and pitch.half_width == pytest.approx(0.02484, abs=1e-5)
     assert effects["k-NN", "words"].difference == pytest.approx(0.0)
     assert effects["linear", None].difference == pytest.approx(0.01)
+    # The same difference of two seeds has an interval of zero width, but it may be one clip in all.
+    even = replace(pitch, half_width=0.0)
+    assert even.tested == 100 and not even.measured and replace(even, tested=200).measured
 
 
 def test_the_summary_names_the_winner_the_gains_and_the_failures(tmp_path):
@@ -194,7 +197,7 @@ def test_test_rows_are_opened_once(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "load", lambda path: path.name)
     monkeypatch.setattr(work, "read_tables", lambda *_: {"pitch": None})
     monkeypatch.setattr(work, "judge", lambda model, *_: opened.append(model) or {
-        "linear": TaskScore(score=0.5, low_95=0.0, high_95=1.0)})  # fmt: skip
+        "linear": TaskScore(score=0.5, low_95=0.0, high_95=1.0, tested=100)})  # fmt: skip
     results = judge_winner(results, pages)
     assert results.final.scores == {"pitch": {"linear": [0.5, 0.5]}} and len(opened) == 2
     assert judge_winner(results, pages).final == results.final and len(opened) == 2

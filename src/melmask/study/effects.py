@@ -16,6 +16,8 @@ from melmask.study.description import Axis, Probe
 from melmask.study.results import Results
 from melmask.study.settings import Point, axis_text, reference_of
 
+# Of fewer clips that one run gets right and the other wrong, all may be one-sided by chance (McNemar's test at 5 %).
+_LEAST_CLIPS = 4
 PROBES: tuple[Probe, ...] = ("linear", "k-NN")
 
 
@@ -32,11 +34,14 @@ class Effect:
     difference: float
     half_width: float | None
     """Half of the 95 % interval; None for a single seed."""
+    tested: int
+    """Clips that each of the compared runs was judged on."""
 
     @property
     def measured(self) -> bool:
-        """Whether the difference is larger than seeds explain."""
-        return self.half_width is not None and abs(self.difference) > self.half_width
+        """Whether the difference is larger than chance explains, that of seeds and that of few clips."""
+        clips = abs(self.difference) * self.tested
+        return self.half_width is not None and abs(self.difference) > self.half_width and clips >= _LEAST_CLIPS
 
     @property
     def text(self) -> str:
@@ -56,9 +61,25 @@ def effects_of(results: Results, axis: Axis) -> list[Effect]:
                 differences = _differences(results, (axis.name, value, reference), probe, task)
                 if differences is not None:
                     mean, half_width = differences
-                    found.append(Effect(axis=axis.name, value=value, reference=reference, probe=probe, task=task,
-                                        difference=mean, half_width=half_width))  # fmt: skip
+                    effect = Effect(
+                        axis=axis.name,
+                        value=value,
+                        reference=reference,
+                        probe=probe,
+                        task=task,
+                        difference=mean,
+                        half_width=half_width,
+                        tested=_tested(results, probe, task),
+                    )
+                    found.append(effect)
     return found
+
+
+def _tested(results: Results, probe: Probe, task: str | None) -> int:
+    """Return how many clips a run is judged on, in a task or in all of them."""
+    judged = [outcome.scores for outcome in results.outcomes.values() if outcome.scores]
+    tasks = results.tasks if task is None else [task]
+    return sum(max(scores[name][probe].tested for scores in judged if name in scores) for name in tasks)
 
 
 def _differences(
@@ -127,7 +148,7 @@ def _sentences(results: Results) -> Iterator[str]:
     if silent:
         one_seed = all(effect.half_width is None for effect in silent)
         why = "One seed cannot show which of these differences are chance" if one_seed else (
-            "These differences are no larger than those between seeds"
+            "These differences are no larger than those by chance"
         )  # fmt: skip
         listed = "; ".join(f"{effect.axis} {effect.value} {effect.text}" for effect in silent)
         yield f"{why} (points of the {silent[0].probe} probe against the reference): {listed}."

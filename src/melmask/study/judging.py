@@ -33,6 +33,8 @@ class TaskScore:
     low_95: float
     high_95: float
     """The interval says how many clips were judged, not how much seeds differ."""
+    tested: int = 0
+    """How often a clip was judged."""
 
 
 def judge(model: AudioEncoder, name: str, table: LabelTable, study: Study, rows: Rows) -> dict[str, TaskScore]:
@@ -61,7 +63,7 @@ def judge(model: AudioEncoder, name: str, table: LabelTable, study: Study, rows:
     for probe, classifier in PROBES.items():
         score = classifier(features, held.label_indices, splits)
         low, high = score.interval_95
-        scores[probe] = TaskScore(score=score.mean, low_95=low, high_95=high)
+        scores[probe] = TaskScore(score=score.mean, low_95=low, high_95=high, tested=score.tested)
     return scores
 
 

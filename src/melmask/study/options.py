@@ -27,6 +27,8 @@ class StudyOptions:
     """Seeds of the runs, instead of the study's."""
     side_by_side: int | None = field(default=None, metadata={"limits": (1, 1024)})
     """How many runs are under way at once, instead of the study's number. They share the cores."""
+    clips: int | None = field(default=None, metadata={"limits": (1, 2**31)})
+    """Choose by at most so many rows of each table, instead of the study's number."""
     shard: str | None = field(default=None, metadata={"metavar": "I/N"})
     """I/N: do every N-th run from the I-th on, 0 <= I < N, as one of N jobs of an array."""
     engine: Literal["local", "ray"] = "local"
@@ -52,6 +54,7 @@ def chosen_study(source: str, options: StudyOptions, settings: tuple[str, ...] =
         "recipe": options.recipe,
         "seeds": options.seeds,
         "side_by_side": options.side_by_side,
+        "clips": options.clips,
         "settings": (*study.settings, *settings) if settings else (),
     }
     changes = {name: value for name, value in given.items() if value}
