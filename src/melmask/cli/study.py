@@ -17,7 +17,7 @@ class Options:
     """Folder of the study: its runs, numbers and page."""
     job: StudyOptions = field(default=StudyOptions())
     settings: tuple[str, ...] = field(default=(), metadata={"settings": None})
-    """change settings that all runs share, such as data.batch_size=64 or front_end.hop_samples=320."""
+    """change settings that all runs share, such as data.batch_size=64 or front_end.win_samples=320."""
 
 
 def run(options: Options) -> int:

@@ -14,7 +14,7 @@
 
     [settings]                          # ... and changes of it, also of the front end
     "masking.normalize_target" = true
-    "front_end.hop_samples" = 160
+    "front_end.win_samples" = 400
 
     [[axes]]
     name = "patch"
