@@ -43,7 +43,21 @@ def hide(what):
         sys.modules[name] = None
 
 
+STUDY = """recipe = "demo"
+sounds = ["."]
+labels = ["labels.csv"]
+settings = [%s]
+steps = 2
+
+[[axes]]
+setting = "masking.ratio"
+values = [0.5]
+"""
+
+
 def commands(folder):
+    own = [text for text in SMALL if not text.startswith("optimizer.")]
+    (folder / "study.toml").write_text(STUDY % ", ".join(f'"{text}"' for text in own), encoding="utf-8")
     run, labels, several = folder / "run", folder / "labels.csv", folder / "several.csv"
     table, tasks = folder / "e.parquet", folder / "tasks"
     return {
@@ -60,6 +74,7 @@ def commands(folder):
         "few-labels": ["few-labels", "--model", run, "--labels", labels, "--out", folder / "few", "--draws", "1"],
         "make-task": ["make-task", labels, "--out", tasks, "--name", "toy"],
         "evaluate": ["evaluate", "--model", run, "--tasks", tasks, "--out", folder / "results", "--protocol", "knn"],
+        "study": ["study", folder / "study.toml", "--out", folder / "study"],
         "finetune": ["finetune", run, labels, "--out", folder / "fine", "epochs=1"],
         "finetune, several": ["finetune", run, several, "--out", folder / "fine-2", "epochs=1"],
         "predict": ["predict", folder, "--model", folder / "fine", "--out", folder / "p.csv"],

@@ -42,7 +42,7 @@ HOMES = {
     "tensorboard": {"train"},
     "wandb": {"train"},
     "tqdm": {"system"},
-    "pyarrow": {"classifier", "corpus", "embedding"},
+    "pyarrow": {"classifier", "corpus", "embedding", "study"},
     "jinja2": {"pages"},
     # Text that it marks as safe would not be escaped.
     "markupsafe": set(),
@@ -260,7 +260,7 @@ def test_text_files_are_opened_with_an_encoding():
                 name = ast.unparse(node.func)
                 mode = next((a.value for a in node.args if isinstance(a, ast.Constant) and a.value != ""), "")
                 # The functions of this name in `av`, `wave`, `os` and of a zip archive know no text.
-                bytes_only = ("av.open", "wave.open", "os.open", "archive.open", "safe_open")
+                bytes_only = ("av.open", "wave.open", "os.open", "archive.open", "safe_open", "subprocess.Popen")
                 opens = name.endswith("open") and name not in bytes_only and "b" not in str(mode)
                 if name.endswith((".read_text", ".write_text")) or (opens and not name.endswith("_open")):
                     yield node

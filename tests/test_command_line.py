@@ -30,7 +30,7 @@ DIFFERENCES = {
 }
 
 # Options that the release did not have.
-ADDED = {("prepare", "--band")}
+ADDED = {("prepare", "--band"), ("pretrain", "--minutes")}
 ADDED |= {
     (command, option)
     for command in ("prepare", "embed", "probe", "few-labels", "finetune", "predict")

@@ -316,7 +316,12 @@ class OptimizerConfig:
     steps: int = 10000
     """Optimizer steps of the whole run."""
     warmup_steps: int = 1000
-    """Steps of linear warm-up from zero."""
+    """Steps of linear warm-up from zero, where `warmup_share` is 0."""
+    warmup_share: float = 0.0
+    """Share of the steps that is warm-up. If above 0, it decides `warmup_steps`, unless a new run sets those."""
+    minutes: float = 0.0
+    """Minutes of training of the whole run. If above 0, the run plans `steps` and `warmup_steps` from the speed of its
+    first steps, so that the decay ends with the minutes. When the speed changes, it plans the rest again."""
     epochs: float = 0.0
     """Passes over the store. If above 0, a new run computes `steps` and `warmup_steps` from the epochs."""
     warmup_epochs: float = 0.0
@@ -334,15 +339,20 @@ class OptimizerConfig:
             f"optimizer.learning_rate is {self.learning_rate}; give a positive rate, at most {_HIGHEST_RATE:g}",
         )
         # Written this way round, the comparisons refuse NaN, too.
-        for name in ("weight_decay", "max_gradient_norm", "epochs"):
+        for name in ("weight_decay", "max_gradient_norm", "epochs", "minutes"):
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
         # At 1,000 steps a second, these are 30 years.
         _check_range(self, "optimizer.steps", 1, _MOST_STEPS)
         _check_range(self, "optimizer.learning_rate_batch", 0, _MOST_STEPS)
         _check(
-            0 <= self.warmup_steps <= self.steps,
-            f"optimizer.warmup_steps is {self.warmup_steps}; give 0 to steps = {self.steps}",
+            0 <= self.warmup_share < 1,
+            f"optimizer.warmup_share is {self.warmup_share}; give a share from 0 to below 1",
+        )
+        _check(
+            0 <= self.warmup <= self.steps,
+            f"optimizer.warmup_steps is {self.warmup_steps}; give 0 to steps = {self.steps}, or give "
+            "optimizer.warmup_share",
         )
         _check(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
@@ -353,6 +363,11 @@ class OptimizerConfig:
             f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 to epochs = {self.epochs}",
         )
         _check(0 <= self.ema_decay < 1, f"optimizer.ema_decay is {self.ema_decay}; give a value from 0 to below 1")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up, whichever setting decides them."""
+        return round(self.warmup_share * self.steps) if self.warmup_share else self.warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,8 @@ def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     # `lr` is short for `learning_rate`, but has too few letters in common with it for difflib.
     initials = {"".join(word[:1] for word in tail.split("_")): key for tail, key in tails.items() if "_" in tail}
     tail = path.rsplit(".", 1)[-1]
-    near = [initials[tail]] if tail in initials else difflib.get_close_matches(path, list(known), 1)
+    exact = tails.get(tail) or initials.get(tail)
+    near = [exact] if exact else difflib.get_close_matches(path, list(known), 1)
     near = near or [tails[close] for close in difflib.get_close_matches(tail, list(tails), 1)]
     hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(known)}"
     return f"unknown configuration key {path!r}; {hint}"

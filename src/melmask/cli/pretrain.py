@@ -21,6 +21,9 @@ class Options:
     """Recipe of a new run. The default is tiny. A run that is resumed keeps its recipe."""
     out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
     """Folder of the run."""
+    minutes: float | None = None
+    """Train for this many minutes, whatever the speed: a new run plans its steps from its first ones, so that the
+    learning rate falls to zero at the end."""
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})
     """Start a new run from the weights of this model."""
     monitor: Path | None = field(default=None, metadata={"metavar": "CSV"})
@@ -44,7 +47,8 @@ def run(options: Options) -> int:
     from melmask.train.snapshot import SNAPSHOT
 
     store = Store(options.store)
-    config = resolve_config(options.out, options.recipe, options.settings, store)
+    budget = () if options.minutes is None else (f"optimizer.minutes={options.minutes}",)
+    config = resolve_config(options.out, options.recipe, (*options.settings, *budget), store)
     if config.run.wandb_project:
         require("wandb")
     # torchrun starts several processes of this command. Only the first one prints and draws.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from melmask.config import PretrainConfig
-from melmask.config_text import describe, with_overrides
-from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from melmask.config_text import describe
+from melmask.recipes import DEFAULT_RECIPE, RECIPES, recipe, with_settings
 from melmask.system.terminal import say_lines
 
 
@@ -33,5 +33,5 @@ def chosen_config(name: str, settings: Sequence[str]) -> PretrainConfig:
     """
     # RECIPE can be left out. Then argparse takes the first setting for it.
     if "=" in name:
-        return with_overrides(recipe(DEFAULT_RECIPE), [name.lstrip("-"), *settings])
-    return with_overrides(recipe(name), settings)
+        return with_settings(recipe(DEFAULT_RECIPE), [name.lstrip("-"), *settings])
+    return with_settings(recipe(name), settings)

@@ -339,3 +339,136 @@ class ConfusionChart:
         # The floor of 0.12 keeps a single clip of a large class visible.
         seen = np.where(self.counts > 0, np.maximum(self.shares, 0.12), 0)
         return png_data_uri(np.round(255 * seen).astype(np.uint8), _SHADES)
+
+
+class Difference(NamedTuple):
+    """A difference to draw: its value, half of its interval or None, its text, and the number of its color."""
+
+    value: float
+    half_width: float | None
+    text: str
+    color: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceChart:
+    """Rows of differences around zero, each a dot with a whisker."""
+
+    rows: Sequence[tuple[str, Sequence[Difference]]]
+    """A name and its differences, which stand below each other."""
+    width: int = 520
+    left: int = 130
+    step: int = 15
+    """Height of a difference; a row has as much again above it."""
+
+    @property
+    def axis(self) -> Axis:
+        """The scale of the values; zero always lies on it."""
+        ends = [0.0]
+        for _, differences in self.rows:
+            for one in differences:
+                half = one.half_width or 0.0
+                # An interval of two seeds may be as long as the whole scale; its dot must stay visible.
+                ends += [one.value, *(one.value + sign * min(half, 0.5) for sign in (-1, 1))]
+        room = max(1e-4, 0.06 * (max(ends) - min(ends)))
+        return Axis(min(ends) - room, max(ends) + room, self.left, self.width - 8)
+
+    @property
+    def ticks(self) -> list[Tick]:
+        """Round differences, in points."""
+        return self.axis.ticks(lambda value: f"{100 * value:+.6g}" if value else "0", most=6, inside=True)
+
+    @property
+    def places(self) -> list[tuple[str, float, list[tuple[Difference, float]]]]:
+        """Each row: its name, the height of the name, and its differences with their heights."""
+        found, top = [], 0.0
+        for name, differences in self.rows:
+            heights = [top + self.step * (number + 1) for number in range(len(differences))]
+            found.append((name, (heights[0] + heights[-1]) / 2, list(zip(differences, heights, strict=True))))
+            top = heights[-1] + self.step
+        return found
+
+    @property
+    def bottom(self) -> float:
+        """Where the axis lies."""
+        return self.places[-1][2][-1][1] + self.step
+
+
+class Spot(NamedTuple):
+    """A point of a scatter chart, with its tooltip and the number of its color."""
+
+    x: float
+    y: float
+    text: str
+    color: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatterChart:
+    """Points by two numbers; the vertical one is a share, written in %."""
+
+    spots: Sequence[Spot]
+    unit: str
+    """What the horizontal axis counts."""
+    frame: Frame = CURVE
+
+    @property
+    def across(self) -> Axis:
+        """The horizontal scale, from zero."""
+        return Axis(0.0, 1.08 * max([1e-9, *(spot.x for spot in self.spots)]), self.frame.left, self.frame.right)
+
+    @property
+    def up(self) -> Axis:
+        """The vertical scale."""
+        values = [spot.y for spot in self.spots]
+        low, high = _value_range(min(values), max(values), Look("", percent=True))
+        return Axis(max(0.0, low), high, self.frame.bottom, self.frame.top)
+
+    @property
+    def x_ticks(self) -> list[Tick]:
+        """Round values of the horizontal axis."""
+        return self.across.ticks(lambda value: _tick_text(value, False))
+
+    @property
+    def y_ticks(self) -> list[Tick]:
+        """Round values of the vertical axis."""
+        return self.up.ticks(lambda value: _tick_text(value, True), most=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinesChart:
+    """Several curves of one number over the steps."""
+
+    title: str
+    lines: Sequence[tuple[str, str, int]]
+    """Name, path and color of each."""
+    across: list[Tick]
+    up: list[Tick]
+    frame: Frame = CURVE
+
+
+def lines_chart(title: str, series: Sequence[tuple[str, Series]]) -> LinesChart | None:
+    """Lay out the curves of several runs, such as their losses; return None if there is nothing to draw."""
+    shown = []
+    for name, one in series:
+        finite = one.finite()
+        kept = np.abs(finite.values) < _HUGE
+        curve = thin_out(Series(finite.steps[kept], finite.values[kept]))
+        if len(curve.steps):
+            shown.append((name, curve))
+    if not shown:
+        return None
+    last = max(float(curve.steps.max()) for _, curve in shown)
+    across = Axis(0.0, max(1.0, last), CURVE.left, CURVE.right)
+    lows, highs = ([float(pick(curve.middles)) for _, curve in shown] for pick in (np.min, np.max))
+    up = Axis(*_value_range(min(lows), max(highs), Look(title)), CURVE.bottom, CURVE.top)
+    lines = []
+    for number, (name, curve) in enumerate(shown):
+        points = _points(across.place(curve.steps), up.place(curve.middles))
+        lines.append((name, "".join(f"{'L' if i else 'M'}{point}" for i, point in enumerate(points)), number % COLORS))
+    return LinesChart(
+        title=title,
+        lines=lines,
+        across=[Tick(across.at(s), _tick_text(s, False)) for s in across.round_values() if s == int(s)],
+        up=up.ticks(lambda value: _tick_text(value, False)),
+    )

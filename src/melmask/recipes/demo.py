@@ -10,6 +10,6 @@ def config() -> PretrainConfig:
         model=preset("tiny", depth=4, decoder_width=96, decoder_heads=3),
         masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=128),
-        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=800, warmup_steps=60),
+        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=800, warmup_share=0.075),
         run=RunConfig(log_interval_steps=25, snapshot_interval_s=30.0, picture_interval_steps=200),
     )

@@ -21,6 +21,6 @@ def config() -> PretrainConfig:
         model=preset("small"),
         masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=256),
-        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=1800, warmup_steps=150),
+        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=1800, warmup_share=0.0833),
         run=RunConfig(log_interval_steps=20, picture_interval_steps=500),
     )

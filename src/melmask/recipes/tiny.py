@@ -21,6 +21,6 @@ def config() -> PretrainConfig:
         model=preset("tiny"),
         masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=128),
-        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=2800, warmup_steps=200),
+        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=2800, warmup_share=0.0714),
         run=RunConfig(log_interval_steps=20, picture_interval_steps=500),
     )

@@ -146,6 +146,13 @@ def use_threads(threads: int, sharing: int = 1) -> None:
     torch.set_num_threads(threads or cores)
 
 
+def environment_with(threads: int) -> dict[str, str]:
+    """Return the variables of this process for one that it starts, whose libraries then use so many CPU threads."""
+    # NumPy's products have threads of their own, which PyTorch's setting does not reach.
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads))}
+
+
 def map_ahead(work: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
     """Yield `work(item)` of each item in order, computed by `threads` threads at most `ahead` items in advance.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from melmask.config import OptimizerConfig
 from melmask.errors import ConfigError
+from melmask.train.schedule import Schedule
 
 
 class MuonAndAdamW:
@@ -92,7 +93,7 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
-def learning_rate(step: int, config: OptimizerConfig, views: int) -> float:
+def learning_rate(step: int, config: OptimizerConfig, views: int, schedule: Schedule | None = None) -> float:
     """Return the learning rate of step 0 .. steps - 1.
 
     It rises linearly from peak / warm-up steps to the peak, then falls to zero along half a cosine.
@@ -101,12 +102,14 @@ def learning_rate(step: int, config: OptimizerConfig, views: int) -> float:
         step: Steps already done.
         config: Peak, scaling rule and numbers of steps.
         views: Views of crops in a batch, over all processes.
+        schedule: The numbers of steps that the run has planned; None for those of `config`.
     """
+    schedule = schedule or Schedule.of(config)
     peak = config.learning_rate
     if config.learning_rate_batch:
         # The linear scaling rule (arXiv 1706.02677): twice the views, twice the rate.
         peak *= views / config.learning_rate_batch
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    warmup_steps = schedule.warmup_at(step)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * 0.5 * (1 + math.cos(math.pi * schedule.progress(step)))

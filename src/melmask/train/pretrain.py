@@ -32,8 +32,9 @@ from melmask.train.engine import Engine
 from melmask.train.log import Log, MetricsLog
 from melmask.train.optimizer import learning_rate
 from melmask.train.processes import Processes, joined_processes
-from melmask.train.record import MetricsRow, write_run_file
+from melmask.train.record import MetricsRow, update_run_file, write_run_file
 from melmask.train.resume import check_store
+from melmask.train.schedule import Planner, Schedule, scheduled
 from melmask.train.signals import collected_signals
 from melmask.train.snapshot import finish_snapshot, load_snapshot, remove_leftovers, save_snapshot, set_aside_beyond
 from melmask.train.state import RunState, Training
@@ -58,6 +59,7 @@ Page = Callable[[Path], object]
 once in half a minute, and at the end."""
 
 _PAGE_INTERVAL_S = 30.0
+_ENDLESS = 2**62
 _PEAK_PRODUCT_SIZE = 1024
 """Products of this size show in milliseconds, within a few per cent, how fast the machine is."""
 
@@ -97,7 +99,8 @@ def pretrain(
     """
     with ExitStack() as own:
         training, state = _set_up(own, store, run, config, initial_weights)
-        engine, processes, clock, steps = training.engine, training.processes, training.clock, config.optimizer.steps
+        engine, processes, clock = training.engine, training.processes, training.clock
+        planner = Planner(config.optimizer, state.step, clock.seconds())
         # Only the first process writes, draws pictures and prints.
         page, hooks = (page, hooks) if processes.first else (None, ())
         own.enter_context(_recorded(training, state, page))
@@ -110,16 +113,20 @@ def pretrain(
             training.log.note(state.step, _look(training, state, hooks))
         # This loop turns once, and once more after each rollback, which skips the batches that led to it.
         while not state.ended:
-            with closing(training.stream.batches(state.batch, steps - state.step, config.hardware.readers)) as batches:
+            # A run that plans its steps does not know yet how many batches it takes.
+            count = _ENDLESS if config.optimizer.minutes else state.schedule.steps - state.step
+            with closing(training.stream.batches(state.batch, count, config.hardware.readers)) as batches:
                 for crops in clock.waits(batches):
                     drawn = engine.objective.draw(state.batch, processes.rank, processes.count)
-                    rate = learning_rate(state.step, config.optimizer, training.views)
+                    rate = learning_rate(state.step, config.optimizer, training.views, state.schedule)
                     # Each process sees only its own signals and time. They exchange them while the device computes.
                     asked = processes.begin_maximum(lambda: _wishes(training))
                     loss, norm = engine.step(crops, drawn, rate)
                     state.stepped(loss)
 
-                    due = _due(training, state, *asked())
+                    *wishes, seconds = asked()
+                    _plan(training, state, planner.look(state.schedule, state.step, seconds))
+                    due = _due(training, state, *wishes)
                     # Most steps end here, without waiting for the device.
                     if not any(due):
                         continue
@@ -142,7 +149,7 @@ def pretrain(
                         if due.log and page is not None and clock.page_due(_PAGE_INTERVAL_S):
                             page(run)
                         # A scheduler that stops a run may soon kill it: it looks when it resumes.
-                        state.look_pending = due.look and state.stopped_by > 0 and state.step < steps
+                        state.look_pending = due.look and state.stopped_by > 0 and state.step < _steps(training, state)
                         if due.look and not state.look_pending:
                             training.log.note(state.step, _look(training, state, hooks))
                         if due.save:
@@ -150,7 +157,7 @@ def pretrain(
                     if due.end:
                         state.ended = True
                         break
-        return Outcome(state.step, steps, state.loss, state.stopped_by)
+        return Outcome(state.step, _steps(training, state), state.loss, state.stopped_by)
 
 
 def _set_up(
@@ -171,6 +178,9 @@ def _set_up(
     card = build_card(store, config)
     engine = Engine(objective, config, store.statistics, processes)
     state = load_snapshot(run, engine)
+    if not state.schedule.parts:
+        state.schedule = Schedule.of(config.optimizer)
+    planned = scheduled(config, state.schedule)
     training = Training(
         run=run,
         config=config,
@@ -179,7 +189,7 @@ def _set_up(
         processes=processes,
         stream=CropStream(store, config.data, config.model.frames, config.run.seed, processes.rank, processes.count),
         clock=Clock(state.step, state.seconds),
-        log=own.enter_context(closing(_open_log(run, config, store, state.step) if processes.first else Log())),
+        log=own.enter_context(closing(_open_log(run, planned, store, state.step) if processes.first else Log())),
         signals=own.enter_context(collected_signals(processes.count)),
         peak_flops=matmul_peak(processes.device, engine.precision, _PEAK_PRODUCT_SIZE) * processes.count,
     )
@@ -195,18 +205,34 @@ class _Due(NamedTuple):
     end: bool
 
 
-def _wishes(training: Training) -> tuple[float, float, float]:
-    """Return what this process asks for: the signal to stop by, or 0; whether its time is over; whether to save."""
+def _wishes(training: Training) -> tuple[float, float, float, float]:
+    """Return the signal to stop by, or 0, whether this process' time is over, whether to save, and the run's time."""
     config, clock = training.config.run, training.clock
     out_of_time = 0 < config.max_minutes * 60 <= clock.seconds_here()
     save = clock.seconds_since_save() >= config.snapshot_interval_s
-    return float(sum(training.signals[:1])), float(out_of_time), float(save)
+    return float(sum(training.signals[:1])), float(out_of_time), float(save), clock.seconds()
+
+
+def _plan(training: Training, state: RunState, schedule: Schedule) -> None:
+    """Continue with this schedule; record it if it is another one."""
+    if schedule is state.schedule:
+        return
+    state.schedule = schedule
+    if training.processes.first:
+        update_run_file(training.run, scheduled(training.config, schedule))
+    minutes = training.config.optimizer.minutes
+    training.log.event(state.step, "plan", f"{schedule.steps} steps in {minutes:g} minutes")
+
+
+def _steps(training: Training, state: RunState) -> int:
+    """Return the steps of the whole run; those of the recipe before a run has planned its own."""
+    return state.schedule.steps or max(training.config.optimizer.steps, state.step + 1)
 
 
 def _due(training: Training, state: RunState, stopped_by: float, out_of_time: float, save: float) -> _Due:
     """Decide what to do after this step; the last three arguments are what any process asks for."""
     config = training.config
-    last = state.step == config.optimizer.steps
+    last = state.step >= _steps(training, state)
 
     def every(interval_steps: int) -> bool:
         """Tell whether an interval ends here; one of 0 steps ends only with the run."""
@@ -221,7 +247,7 @@ def _due(training: Training, state: RunState, stopped_by: float, out_of_time: fl
 def _log(training: Training, state: RunState, measured: Measured, rate: float) -> None:
     """Log the interval that ends with this step, and begin the next one."""
     config = training.config
-    batch_size, steps = config.data.batch_size, config.optimizer.steps
+    batch_size, steps = config.data.batch_size, _steps(training, state)
     rates = training.clock.rates(state.step, steps, batch_size)
     flops_per_s = training.engine.objective.step_flops(batch_size) * rates.crops_per_s / batch_size
     row = MetricsRow(
@@ -256,9 +282,9 @@ def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> Met
 @contextmanager
 def _recorded(training: Training, state: RunState, page: Page | None) -> Iterator[None]:
     """Record that the run begins and how this call of `pretrain` ends, and show it at the end."""
-    run, log, steps = training.run, training.log, training.config.optimizer.steps
+    run, log = training.run, training.log
     show = page or (lambda _: None)
-    state.loss, state.ended = log.last_loss, state.step >= steps
+    state.loss, state.ended = log.last_loss, state.step >= _steps(training, state)
     count = training.processes.count
     # The run's page reads the number from this text.
     log.event(state.step, "resume" if state.step else "start", "1 process" if count == 1 else f"{count} processes")
@@ -273,7 +299,7 @@ def _recorded(training: Training, state: RunState, page: Page | None) -> Iterato
         # `roll_back` has recorded the reason.
         show(run)
         raise
-    if state.step < steps:
+    if state.step < _steps(training, state):
         why = f"signal {state.stopped_by}" if state.stopped_by else "run.max_minutes"
         log.event(state.step, "stop", why)
     else:

@@ -9,7 +9,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -73,6 +73,17 @@ def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
         hop_ms=store.front_end.hop_ms,
     )
     write_json(run / RUN_FILE, asdict(file))
+
+
+def update_run_file(run: Path, config: PretrainConfig) -> None:
+    """Write the run's configuration anew, because the run has planned its steps.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = read_run_file(run)
+    assert file is not None, "a run writes the file when it begins"
+    write_json(run / RUN_FILE, asdict(replace(file, pretrain=to_dict(config))))
 
 
 def read_run_file(run: Path) -> RunFile | None:

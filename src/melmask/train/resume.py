@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from melmask.config import PretrainConfig
-from melmask.config_text import to_dict, with_overrides
+from melmask.config_text import to_dict
 from melmask.corpus.store import Store
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
-from melmask.recipes import DEFAULT_RECIPE, recipe
+from melmask.recipes import DEFAULT_RECIPE, recipe, with_settings
 from melmask.train.record import RUN_FILE, flat, read_run_file
 from melmask.train.snapshot import SNAPSHOT
 
@@ -30,27 +30,31 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     if begun is None:
         if (run / SNAPSHOT).exists():
             raise CheckpointError(f"{path} is missing, but {SNAPSHOT} is there; put it back, or use another --out")
-        return _with_steps(with_overrides(recipe(recipe_name or DEFAULT_RECIPE), overrides), overrides, store)
+        return _with_steps(with_settings(recipe(recipe_name or DEFAULT_RECIPE), overrides), overrides, store)
     try:
         saved = begun.config()
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or of another melmask ({error}); use another --out") from error
     # This comes before epochs become steps: a store that has grown would silently change the number of steps.
     check_store(run, store)
-    wanted = _with_steps(with_overrides(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
+    wanted = _with_steps(with_settings(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = flat(to_dict(saved)), flat(to_dict(wanted))
+    # What follows from other settings is not compared: the share of the warm-up, or the steps that minutes plan.
+    derived = ("optimizer.steps", "optimizer.warmup_steps") if saved.optimizer.minutes else ("optimizer.warmup_share",)
     # In a run that has begun, only settings that do not affect the result may change.
     for key, value in after.items():
-        fixed = key in _MAY_NOT_CHANGE or not key.startswith(_MAY_CHANGE)
+        fixed = key in _MAY_NOT_CHANGE or not key.startswith((*_MAY_CHANGE, *derived))
         if fixed and value != before[key]:
             raise ConfigError(f"{run} began with {key} = {before[key]}, not {value}; use another --out for another run")
     return wanted
 
 
 def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) -> PretrainConfig:
+    steps = [text for text in overrides if text.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
+    if config.optimizer.minutes:
+        return _with_minutes(config, steps)
     if not config.optimizer.epochs:
         return config
-    steps = [text for text in overrides if text.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
     if steps:
         raise ConfigError(
             f"{steps[0]} does not fit optimizer.epochs, which decides the steps; add optimizer.epochs=0 and "
@@ -64,6 +68,20 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
         steps=max(1, round(config.optimizer.epochs * steps_per_epoch)),
         warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
     )
+    return replace(config, optimizer=optimizer)
+
+
+def _with_minutes(config: PretrainConfig, steps: Sequence[str]) -> PretrainConfig:
+    """Return the configuration of a run that plans its steps itself, with the share of its warm-up."""
+    if steps:
+        raise ConfigError(
+            f"{steps[0]} does not fit optimizer.minutes, which decides the steps; give either of the two, and the "
+            "warm-up as optimizer.warmup_share"
+        )
+    old = config.optimizer
+    by_steps = old.warmup_share or old.warmup / old.steps
+    share = old.warmup_epochs / old.epochs if old.epochs else by_steps
+    optimizer = replace(old, epochs=0.0, warmup_epochs=0.0, warmup_share=share, warmup_steps=round(share * old.steps))
     return replace(config, optimizer=optimizer)
 
 

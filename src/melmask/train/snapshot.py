@@ -21,10 +21,12 @@ import torch
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.checkpoint.weights import load_torch_file
 from melmask.config import RunConfig
+from melmask.config_text import to_dict
 from melmask.errors import CheckpointError, OutputError
 from melmask.system.files import atomic_write, output_error, remove_partial
 from melmask.train.engine import Engine
 from melmask.train.record import CHECKPOINTS, PICTURES, RUN_FILE
+from melmask.train.schedule import Schedule, scheduled
 from melmask.train.state import RunState, Training
 
 SNAPSHOT = "snapshot.pt"
@@ -54,6 +56,8 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
         "recent": list(state.recent),
         "look_pending": state.look_pending,
     }
+    if training.config.optimizer.minutes:
+        position["schedule"] = [list(part) for part in state.schedule.parts]
     content = {**position, **training.engine.state()}
     if processes.first:
         try:
@@ -62,9 +66,9 @@ def save_snapshot(training: Training, state: RunState, losses: Sequence[float]) 
             # On a full disk, each start would leave one more checkpoint that nothing resumes from. But if there is no
             # snapshot at all, the checkpoint, which is smaller, is all that is left of the training.
             if not (run / SNAPSHOT).exists():
-                save_checkpoint(_checkpoint(run, state), model, _with_training(training.card, state))
+                save_checkpoint(_checkpoint(run, state), model, _with_training(training, state))
             raise
-        save_checkpoint(_checkpoint(run, state), model, _with_training(training.card, state))
+        save_checkpoint(_checkpoint(run, state), model, _with_training(training, state))
         _keep_to_rules(training)
     # A run may end right after this, so the other processes wait until the files are complete.
     processes.wait()
@@ -83,7 +87,7 @@ def finish_snapshot(training: Training, state: RunState) -> None:
         # Gathering a sharded model takes all processes.
         model = training.engine.inference_model()
         if processes.first:
-            save_checkpoint(_checkpoint(run, state), model, _with_training(training.card, state))
+            save_checkpoint(_checkpoint(run, state), model, _with_training(training, state))
     if processes.first:
         _keep_to_rules(training)
     processes.wait()
@@ -107,8 +111,9 @@ def _keep_to_rules(training: Training) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _with_training(card: ModelCard, state: RunState) -> ModelCard:
-    """Return the card with what is known about the training so far."""
+def _with_training(run: Training, state: RunState) -> ModelCard:
+    """Return the run's card with what is known about the training so far."""
+    card = run.card
     # The loss is NaN before the first log interval ends, and JSON has no NaN.
     known = state.loss if math.isfinite(state.loss) else None
     training: dict[str, float | str | None] = {
@@ -119,7 +124,9 @@ def _with_training(card: ModelCard, state: RunState) -> ModelCard:
     decay = card.training["config"]["optimizer"]["ema_decay"]
     if decay:
         training["weights"] = f"exponential moving average, decay {decay}"
-    return replace(card, training=training | card.training)
+    # A run with `optimizer.minutes` has planned its steps since the card was made.
+    known_steps = {"config": to_dict(scheduled(run.config, state.schedule))} if run.config.optimizer.minutes else {}
+    return replace(card, training=training | card.training | known_steps)
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -175,6 +182,7 @@ def _state_in(content: dict[str, Any], device: torch.device) -> RunState:
     state.look_pending = content.get("look_pending", False) is True
     state.losses = list(torch.tensor(content.get("losses", []), device=device))
     state.recent.extend(content.get("recent", []))
+    state.schedule = Schedule.read(content.get("schedule", []))
     return state
 
 

@@ -13,6 +13,7 @@ from melmask.train.clock import Clock
 from melmask.train.engine import Engine
 from melmask.train.log import Log
 from melmask.train.processes import Processes
+from melmask.train.schedule import Schedule
 
 JUDGED_INTERVALS = 11
 """A spike is judged by the mean losses of this many log intervals."""
@@ -30,11 +31,13 @@ class RunState:
     """Training time up to the last snapshot."""
     look_pending: bool = False
     """Whether the hooks have yet to look at the model of this step, because a signal stopped the run."""
-    # These, `losses` and `recent` are in a snapshot; the rest belongs to one call.
+    # Only the fields from `step` to `schedule` are in a snapshot; the others belong to one call.
     losses: list[Tensor] = field(default_factory=list)
     """Losses of the steps since the last log. They stay on the device, as reading one would wait for it."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED_INTERVALS))
     """Mean losses of the last log intervals, oldest first."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """The planned steps; a snapshot of a run with `optimizer.minutes` has them, too."""
     loss: float = float("nan")
     """The last logged loss; NaN before the first one."""
     rollbacks: int = 0

@@ -1,0 +1,1 @@
+"""Studies: many short runs of one recipe that differ in a few settings, judged on labeled files."""

@@ -1,0 +1,164 @@
+"""The settings that a study tries, and the run of each with each seed."""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from melmask.config import FrontEndConfig, PretrainConfig
+from melmask.config_text import to_dict, with_overrides
+from melmask.recipes import recipe, with_settings
+from melmask.study.description import Axis, Study, Value, value_text
+from melmask.train.record import flat
+
+_FRONT_END = "front_end."
+_LONGEST_NAME = 100
+
+
+class Point(NamedTuple):
+    """One setting of a study: what it is called, its value on each axis as text, and what differs from the recipe."""
+
+    name: str
+    values: dict[str, str]
+    settings: tuple[str, ...]
+
+    @property
+    def front_end(self) -> FrontEndConfig:
+        """The front end of the store that it needs.
+
+        Raises:
+            ConfigError: a setting is unknown, or its value is refused.
+        """
+        return front_end_of(self.settings)
+
+
+class Run(NamedTuple):
+    """One run of a study."""
+
+    name: str
+    """The name of its folder."""
+    point: Point
+    seed: int
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Return all runs, seed by seed, so that a study that is stopped early has tried every setting once.
+
+    Raises:
+        ConfigError: the recipe or a setting that all runs share cannot be used.
+    """
+    points = points_of(study)
+    return [Run(_folder_name(f"{point.name} seed {seed}"), point, seed) for seed in study.seeds for point in points]
+
+
+def points_of(study: Study) -> list[Point]:
+    """Return the settings that the study tries, the reference first where there is one.
+
+    Raises:
+        ConfigError: the recipe or a setting that all runs share cannot be used.
+    """
+    usual = [reference_of(study, axis) for axis in study.axes]
+    if study.search == "one":
+        chosen = [tuple(usual)]
+        for index, axis in enumerate(study.axes):
+            others = (value for value in axis.values if value != usual[index])
+            chosen += [(*usual[:index], value, *usual[index + 1 :]) for value in others]
+        return [_point(study, values, usual) for values in chosen]
+    lengths = [len(axis.values) for axis in study.axes]
+    numbers: Sequence[int] = range(math.prod(lengths))
+    if study.search == "random" and study.random_runs < len(numbers):
+        numbers = _drawn(len(numbers), study.random_runs)
+    found = []
+    for number in numbers:
+        places = np.unravel_index(number, lengths)
+        found.append(tuple(axis.values[int(place)] for axis, place in zip(study.axes, places, strict=True)))
+    return [_point(study, values, None) for values in found]
+
+
+def reference_of(study: Study, axis: Axis) -> tuple[Value, ...]:
+    """Return the value that the others of an axis are compared with: the recipe's, or else the first.
+
+    Raises:
+        ConfigError: the recipe or a setting that all runs share cannot be used.
+    """
+    config, front_end = base_of(study)
+    known = flat(to_dict(config)) | flat({"front_end": to_dict(front_end)})
+    own = tuple(known.get(setting) for setting in axis.settings)
+    if study.search == "one" and not any(value is None for value in own):
+        # The recipe's value counts even where the axis does not list it.
+        return tuple(value for value in own if isinstance(value, bool | int | float | str))
+    return next((value for value in axis.values if value == own), axis.values[0])
+
+
+def base_of(study: Study) -> tuple[PretrainConfig, FrontEndConfig]:
+    """Return the configuration and the front end that all runs share.
+
+    Raises:
+        ConfigError: the recipe or a setting cannot be used.
+    """
+    return with_settings(recipe(study.recipe), pretrain_settings(study.settings)), front_end_of(study.settings)
+
+
+def front_end_of(settings: Sequence[str]) -> FrontEndConfig:
+    """Return the front end that some settings ask for.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value is refused.
+    """
+    own = [text.removeprefix(_FRONT_END) for text in settings if text.startswith(_FRONT_END)]
+    return with_overrides(FrontEndConfig(), own)
+
+
+def pretrain_settings(settings: Sequence[str]) -> list[str]:
+    """Return the settings that are not the front end's; the network gets as many mel bands as the front end has."""
+    own = [text for text in settings if not text.startswith(_FRONT_END)]
+    mels = [text for text in settings if text.startswith(f"{_FRONT_END}mels=")]
+    if mels and not any(text.startswith("model.mels=") for text in own):
+        own.append(f"model.mels={mels[-1].partition('=')[2]}")
+    return own
+
+
+def axis_text(value: tuple[Value, ...]) -> str:
+    """Write a value of an axis: (16, 8) -> "16x8"."""
+    return "x".join(map(value_text, value))
+
+
+def digest_of(front_end: FrontEndConfig) -> str:
+    """Return a short name for a front end, the same on every machine."""
+    return hashlib.sha256(json.dumps(to_dict(front_end), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _drawn(count: int, most: int) -> list[int]:
+    """Return `most` of the numbers below `count`, the same ones in every process."""
+    return sorted(np.random.default_rng(0).choice(count, most, replace=False).tolist())
+
+
+def _point(study: Study, values: Sequence[tuple[Value, ...]], usual: Sequence[tuple[Value, ...]] | None) -> Point:
+    texts = {axis.name: axis_text(value) for axis, value in zip(study.axes, values, strict=True)}
+    # Around a reference, only what differs is named.
+    named = [
+        f"{axis.name} {axis_text(value)}"
+        for number, (axis, value) in enumerate(zip(study.axes, values, strict=True))
+        if usual is None or value != usual[number]
+    ]
+    settings = itertools.chain.from_iterable(
+        _settings(axis, value) for axis, value in zip(study.axes, values, strict=True)
+    )
+    return Point(", ".join(named) or "base", texts, (*study.settings, *settings))
+
+
+def _settings(axis: Axis, value: tuple[Value, ...]) -> Iterator[str]:
+    yield from (f"{name}={value_text(one)}" for name, one in zip(axis.settings, value, strict=True))
+
+
+def _folder_name(text: str) -> str:
+    plain = re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-.")
+    if len(plain) <= _LONGEST_NAME and len(re.findall(r"[^\w.+ ,-]", text, flags=re.ASCII)) == 0:
+        return plain
+    # Names of other scripts, or long ones, could fall together.
+    return f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
