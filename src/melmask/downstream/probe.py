@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from melmask.downstream.baselines import PRETRAINED, TaskFeatures, features_of_task
-from melmask.downstream.linear_and_knn import knn_probe, linear_probe
+from melmask.downstream.linear_and_knn import probe_features
 from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.records import ProbedTask, ProbeReport, Score, probe_rows
@@ -16,8 +16,6 @@ from melmask.labels.splits import leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables, read_labels
 from melmask.system.extras import can_draw, require
 from melmask.system.files import ensure_folder, write_csv, write_json
-
-CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
 
 
 def probe_tasks(
@@ -76,10 +74,9 @@ def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions)
     # The splits are made of the readable files alone.
     splits = make_splits(table, options.scheme, options.seed)
     scores: dict[str, dict[str, Score]] = {}
-    for representation, rows in task.features.items():
+    for representation, found in probe_features(task.features, labels, splits, f"fit {name}").items():
         scores[representation] = {}
-        for classifier, judge in CLASSIFIERS.items():
-            score = judge(rows, labels, splits)
+        for classifier, score in found.items():
             scores[representation][classifier] = Score(
                 accuracy=score.mean, std=score.std, interval_95=score.interval_95, splits=score.accuracies
             )
