@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from melmask.classifier.examples import Clips
 from melmask.classifier.model import validation_score
-from melmask.classifier.network import ClassifierNetwork
+from melmask.classifier.network import ClassifierNetwork, set_linear
 from melmask.classifier.options import FinetuneConfig
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import CheckpointError, TrainingError
@@ -95,9 +95,11 @@ class Finetuning:
         self._weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
         if resumed is None:
             # Start from the probe: with a random head, the first gradients would spoil the encoder (arXiv 2202.10054).
-            self.network.start_head(train, valid)
+            first = self.network.start_head(train, valid)
+            set_linear(self.network.head, first.best)
             score = validation_score(self.network.kind, *self.network.predict(valid))
             self._keep_if_best(score, 0)
+            set_linear(self.network.head, first.calm)
             report(EpochMetrics(epoch=0, score=score), None)
             self._save(snapshot, 0, [])
         start = time.monotonic()

@@ -35,10 +35,12 @@ class TaskFeatures:
     """Why the other files were left out, by path."""
 
 
-def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions) -> TaskFeatures:
+def features_of_task(
+    model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions, title: str = ""
+) -> TaskFeatures:
     """Compute scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
-    Every file is decoded once for all three; progress goes to standard error.
+    Every file is decoded once for all three; progress goes to standard error, under `title` or the name.
 
     Raises:
         ConfigError: the model does not have what the choice asks for.
@@ -51,7 +53,7 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
-    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
+    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {title or name}"):
         if error is not None:
             errors[path] = error
         for representation, vector in vectors.items():
