@@ -104,7 +104,9 @@ class Finetuning:
             self._save(snapshot, 0, [])
         start = time.monotonic()
         for number in range(epoch, self.config.epochs):
-            if number - self._best.epoch >= self.config.patience_epochs:
+            # A training seldom beats the probe before its rate falls, so the probe is given until half of the epochs.
+            best = self._best.epoch or self.config.epochs // 2
+            if number - best >= self.config.patience_epochs:
                 break
             loss = self._epoch(number, train, losses if number == epoch else [], snapshot)
             probabilities, targets = self.network.predict(valid)
@@ -227,7 +229,9 @@ class Finetuning:
         return [
             {
                 "params": parameters,
-                "share": self.config.layer_decay ** (depth + 1 - level),
+                # The only matrix of the last level is that of the head.
+                "share": self.config.layer_decay ** (depth + 1 - level)
+                * (self.config.head_share if matrix and level == depth + 1 else 1.0),
                 "weight_decay": self.config.weight_decay if matrix else 0.0,
             }
             for (level, matrix), parameters in groups.items()

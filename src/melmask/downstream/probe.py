@@ -32,8 +32,8 @@ def probe_tasks(
     Raises:
         InputError: a table cannot be used, or no table has readable files.
         OutputError: `out` cannot be written to.
-        MissingExtraError: scikit-learn is not installed, which holds out rows of a table without folds and splits. Without
-            matplotlib, only the pictures are left out.
+        MissingExtraError: scikit-learn is not installed, which holds out rows of a table without folds and
+            splits. Without matplotlib, only the pictures are left out.
     """
     tables = read_tables(label_files, options)
     for table in tables.values():
