@@ -91,8 +91,7 @@ def main():
     from melmask.cli import main as melmask
 
     chosen = commands(folder)
-    # The demo takes minutes; it is asked for only where it must refuse at once.
-    chosen |= {"demo": ["demo", "--out", folder / "demo"]} if what == "extras" else {}
+    # The demo takes minutes.
     assert {arguments[0] for arguments in chosen.values()} >= set(COMMANDS) - {"demo"}
     found = {}
     for name, arguments in chosen.items():

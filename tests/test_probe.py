@@ -4,9 +4,12 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from melmask.downstream.linear_and_knn import ProbeScore, knn_probe, linear_probe
+from melmask.downstream.linear_and_knn import ProbeScore, knn_probe, linear_probe, neighbor_votes
 from melmask.downstream.metrics import confusion_counts
+from melmask.downstream.regression import Regressions, fit_regressions
 from melmask.errors import InputError, MissingExtraError, OutputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import Split
@@ -157,11 +160,51 @@ def test_zero_neighbours_are_refused():
         knn_probe(features, labels, folds(300), neighbors=0)
 
 
-def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch):
-    features, labels = clusters()
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(MissingExtraError, match=r"melmask\[eval\]"):
-        linear_probe(features, labels, folds(300))
+def test_splits_are_fitted_together_as_each_is_alone():
+    features, labels = clusters(rows=400, classes=5, dims=60, spread=3.0)
+    together = linear_probe(features, labels, folds(400))
+    alone = [linear_probe(features, labels, [split]).mean for split in folds(400)]
+    assert together.accuracies == pytest.approx(alone, abs=0.008)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_optimum_of_every_kind_penalty_and_start(kind, warm):
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((200, 12)) @ rng.standard_normal((12, 12))
+    inputs = ((inputs - inputs.mean(0)) / inputs.std(0)).astype(np.float32)
+    labels = (inputs[:, :4] + rng.standard_normal((200, 4))).argmax(1)
+    targets = np.eye(5, dtype=np.float32)[labels]
+    trained, penalties = np.ones((2, 200), dtype=bool), np.ones((2, 12), dtype=np.float32)
+    trained[1, 150:], penalties[0] = False, 30.0
+    problem = Regressions(
+        inputs=torch.from_numpy(inputs),
+        targets=torch.from_numpy(targets),
+        trained=torch.from_numpy(trained),
+        penalties=torch.from_numpy(penalties),
+        kind=kind,
+    )
+    first = fit_regressions(problem)
+    found = fit_regressions(problem, first) if warm else first
+    for fit in range(2):
+        rows, penalty = trained[fit], penalties[fit, 0]
+        x, y = torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows])
+        weight = found.weight[fit].double().requires_grad_()
+        logits = x.double() @ weight + found.bias[fit]
+        if kind == "multiclass":
+            loss = -(y * logits.log_softmax(1)).sum()
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, y.double(), reduction="sum")
+        (loss + 0.5 * penalty * weight.square().sum()).backward()
+        assert weight.grad.abs().max() < 0.02 * rows.sum() / penalty.clip(1)
+        # No row has the last class, so it is never predicted.
+        assert (found.logits(torch.from_numpy(1e3 * inputs))[fit].argmax(1) < 4).all()
+
+
+def test_equally_near_neighbours_come_in_the_order_of_the_rows():
+    train = np.repeat(np.eye(3, dtype=np.float32), 50, axis=0)
+    votes = neighbor_votes(train, np.eye(3, dtype=np.float32), np.eye(150), 10)
+    assert [np.flatnonzero(row).tolist() for row in votes] == [list(range(k, k + 10)) for k in (0, 50, 100)]
 
 
 @pytest.mark.parametrize("classes", [2, 12, 50, 70])

@@ -20,7 +20,7 @@ from melmask.embedding.folder import embed_table
 from melmask.figures.reconstruction import save_reconstruction_picture
 from melmask.figures.training import ReconstructionPictures
 from melmask.pages.run import write_run_page
-from melmask.system.extras import can_draw, require
+from melmask.system.extras import can_draw
 from melmask.system.files import write_csv
 from melmask.system.progress import duration_text
 from melmask.system.terminal import note
@@ -45,9 +45,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     Raises:
         ConfigError: a setting is not known, or its value is refused.
         OutputError: `out` cannot be written to.
-        MissingExtraError: scikit-learn, which the probe needs, is not installed.
     """
-    require("eval")
     draws = can_draw()
     start_s = time.monotonic()
     note(f"1/5 sounds: {_CLIPS_PER_CLASS} clips of each of {len(CLASSES)} classes")

@@ -5,6 +5,7 @@ The head starts as a linear probe of the untouched encoder (`fit_head`), and the
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from melmask.classifier.examples import Clips
 from melmask.classifier.options import Scene
+from melmask.downstream.regression import Regressions, Weights, fit_regressions
 from melmask.embedding.choice import FeatureChoice
 from melmask.geometry import step_durations_frames
 from melmask.labels.options import Kind
@@ -28,8 +30,8 @@ _HEAD_STEPS = 10_000
 
 _PENALTIES = (1000.0, 100.0, 10.0, 1.0)
 """Factors of half the sum of squared weights, which is added to the summed loss; tried from strongest to weakest."""
-_ITERATIONS = 200
-"""L-BFGS stops after this many iterations, which is enough for a fit that training will change anyway."""
+_RAREST = -15.0
+"""The least bias of a class. That of a label without training rows has no optimum but minus infinity."""
 _CONSTANT = 1e-3
 """A feature that varies less than this share of the median feature carries no information."""
 _IGNORED = 1e9
@@ -55,14 +57,28 @@ class Head(nn.Module):
         return self.linear((vectors - self.mean) / self.std)
 
 
-def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
+class LinearWeights(NamedTuple):
+    """The weights of the linear layer of a head."""
+
+    weight: Float[Tensor, "classes dims"]
+    bias: Float[Tensor, " classes"]
+
+
+class FirstHeads(NamedTuple):
+    """Two linear probes of the encoder as it is."""
+
+    calm: LinearWeights
+    """The one with the least loss on the validation rows, from which training starts. A more confident one has nothing
+    left to learn from its training rows, or gradients that spoil the encoder."""
+    best: LinearWeights
+    """The one with the best accuracy on the validation rows, which a trained network has to beat. With several labels
+    per row, or events, it is the calm one."""
+
+
+def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> FirstHeads:
     """Fit a head to vectors (rows, dims) and targets (rows, classes), as a linear probe (arXiv 2202.10054).
 
-    The penalty with the least loss on the validation rows is chosen. An overconfident head has large gradients, which
-    would spoil the encoder before it has learned anything.
-
-    `downstream.probe.linear_probe` cannot be used here: it needs scikit-learn, an optional library, takes one label per
-    row, and has one fixed penalty.
+    The probe is that of `melmask probe`, with several penalties. The head gets the calm weights.
     """
     # The deviation over time is 0 for clips of a single patch, but not for longer clips that may come later. So a
     # feature that hardly varies here is ignored forever.
@@ -70,33 +86,40 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
         std = train[0].std(0, correction=0)
         head.mean.copy_(train[0].mean(0))
         head.std.copy_(torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED))
-    inputs, checked = (((rows - head.mean) / head.std).double().cpu() for rows, _ in (train, valid))
-    targets, truth = train[1].double(), valid[1].double()
-    weight = torch.zeros(targets.shape[1], inputs.shape[1], dtype=torch.double, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], dtype=torch.double, requires_grad=True)
-    least = math.inf
-    # Each fit starts from the previous one, so four fits cost little more than one.
-    for penalty in _PENALTIES:
-        _fit(weight, bias, inputs, targets, kind, penalty)
-        with torch.no_grad():
-            loss = float(_summed_loss(checked @ weight.T + bias, truth, kind))
-            if loss < least:
-                least = loss
-                head.linear.weight.copy_(weight)
-                head.linear.bias.copy_(bias)
+    inputs, checked = (((rows - head.mean) / head.std).cpu() for rows, _ in (train, valid))
+    targets, truth = train[1], valid[1]
+    fitted: Weights | None = None
+    found: list[tuple[float, float, LinearWeights]] = []
+    # Each fit starts from the previous one, so all fits cost little more than one.
+    for penalty in track(_PENALTIES, len(_PENALTIES), "fit the first head", "probe", leave=False):
+        fitted = fit_regressions(
+            Regressions(
+                inputs=inputs,
+                targets=targets,
+                trained=torch.ones(1, len(inputs), dtype=torch.bool),
+                penalties=torch.full((1, inputs.shape[1]), penalty),
+                kind=kind,
+            ),
+            fitted,
+        )
+        weights = LinearWeights(fitted.weight[0].T, fitted.bias[0].clamp(min=_RAREST))
+        logits = checked @ weights.weight.T + weights.bias
+        loss = float(_summed_loss(logits, truth, kind))
+        right = float((logits.argmax(1) == truth.argmax(1)).float().mean())
+        # Average precision would need labels in the validation rows, which a sample of the steps may lack.
+        found.append((loss, right if kind == "multiclass" else -loss, weights))
+    calm = min(found, key=lambda entry: entry[0])[2]
+    # The strongest penalty of equally good ones is taken.
+    best = max(found, key=lambda entry: entry[1])[2]
+    set_linear(head, calm)
+    return FirstHeads(calm, best)
 
 
-def _fit(weight: Tensor, bias: Tensor, inputs: Tensor, targets: Tensor, kind: Kind, penalty: float) -> None:
-    """Minimize the penalized loss over `weight` and `bias`, in place."""
-    lbfgs = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        lbfgs.zero_grad()
-        total = _summed_loss(inputs @ weight.T + bias, targets, kind) + 0.5 * penalty * weight.square().sum()
-        total.backward()
-        return total
-
-    lbfgs.step(loss)
+@torch.no_grad()
+def set_linear(head: Head, weights: LinearWeights) -> None:
+    """Copy weights into the head."""
+    head.linear.weight.copy_(weights.weight)
+    head.linear.bias.copy_(weights.bias)
 
 
 def _summed_loss(logits: Tensor, targets: Tensor, kind: Kind) -> Tensor:
@@ -137,8 +160,8 @@ class ClassifierNetwork(nn.Module):
         self.train()
         return np.concatenate(found), np.concatenate(targets)
 
-    def start_head(self, train: Clips, valid: Clips) -> None:
-        """Set the head to the linear probe of the encoder as it is.
+    def start_head(self, train: Clips, valid: Clips) -> FirstHeads:
+        """Set the head to a linear probe of the encoder as it is, the calm one.
 
         Raises:
             NotFiniteError: what the encoder makes of the clips is not finite.
@@ -146,7 +169,7 @@ class ClassifierNetwork(nn.Module):
         rows = self.head_rows(train), self.head_rows(valid)
         for vectors, _ in rows:
             check_finite(vectors.cpu().numpy(), "the embedding of the labeled files")
-        fit_head(self.head, self.kind, *rows)
+        return fit_head(self.head, self.kind, *rows)
 
     @torch.no_grad()
     def head_rows(self, clips: Clips) -> tuple[Tensor, Tensor]:

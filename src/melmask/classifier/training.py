@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from melmask.checkpoint.weights import load_torch_file
 from melmask.classifier.examples import Clips
 from melmask.classifier.model import validation_score
-from melmask.classifier.network import ClassifierNetwork
+from melmask.classifier.network import ClassifierNetwork, set_linear
 from melmask.classifier.options import FinetuneConfig
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import CheckpointError, TrainingError
@@ -97,14 +97,18 @@ class Finetuning:
         self._weights = self._class_weights(train) if self.config.class_weights == "balanced" else None
         if resumed is None:
             # Start from the probe: with a random head, the first gradients would spoil the encoder (arXiv 2202.10054).
-            self.network.start_head(train, valid)
+            first = self.network.start_head(train, valid)
+            set_linear(self.network.head, first.best)
             score = validation_score(self.network.kind, *self.network.predict(valid))
             self._keep_if_best(score, 0)
+            set_linear(self.network.head, first.calm)
             report(EpochMetrics(epoch=0, score=score), None)
             self._save(snapshot, 0, [])
         start = time.monotonic()
         for number in range(epoch, self.config.epochs):
-            if number - self._best.epoch >= self.config.patience_epochs:
+            # A training seldom beats the probe before its rate falls, so the probe is given until half of the epochs.
+            best = self._best.epoch or self.config.epochs // 2
+            if number - best >= self.config.patience_epochs:
                 break
             loss = self._epoch(number, train, losses if number == epoch else [], snapshot)
             probabilities, targets = self.network.predict(valid)
@@ -227,7 +231,9 @@ class Finetuning:
         return [
             {
                 "params": parameters,
-                "share": self.config.layer_decay ** (depth + 1 - level),
+                # The only matrix of the last level is that of the head.
+                "share": self.config.layer_decay ** (depth + 1 - level)
+                * (self.config.head_share if matrix and level == depth + 1 else 1.0),
                 "weight_decay": self.config.weight_decay if matrix else 0.0,
             }
             for (level, matrix), parameters in groups.items()

@@ -25,9 +25,8 @@ def run(options: Options) -> int:
     """Score the model, and print its scores beside those of the baselines."""
     from melmask.downstream.probe import probe_tasks
     from melmask.downstream.records import table_text
-    from melmask.system.extras import can_draw, require
+    from melmask.system.extras import can_draw
 
-    require("eval")
     drawn = "scores and confusion pictures" if can_draw() else "scores"
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
     say_lines(table_text(report))

@@ -37,10 +37,12 @@ class TaskFeatures:
     """What is to be known of the files that were read, by path; files without a note are left out."""
 
 
-def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions) -> TaskFeatures:
+def features_of_task(
+    model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions, title: str = ""
+) -> TaskFeatures:
     """Compute scene vectors of the model, of the same network untrained, and each band's mean and std over time.
 
-    Every file is decoded once for all three; progress goes to standard error.
+    Every file is decoded once for all three; progress goes to standard error, under `title` or the name.
 
     Raises:
         ConfigError: the model does not have what the choice asks for.
@@ -54,7 +56,8 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Path, str] = {}
     noticed: dict[str, str] = {}
-    for last, vectors in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
+    embedded = _vectors_of_files(networks, paths, choice)
+    for last, vectors in track(embedded, len(paths), f"embed {title or name}"):
         if last.error is not None:
             errors[last.path] = last.error
         if last.note is not None:

@@ -1,24 +1,25 @@
 """`melmask probe`: one or more labeled tasks, three representations, two classifiers; files and a table."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from melmask.downstream.baselines import PRETRAINED, TaskFeatures, features_of_task
-from melmask.downstream.linear_and_knn import knn_probe, linear_probe
+from melmask.downstream.linear_and_knn import probe_features
 from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.records import ProbedTask, ProbeReport, Score, probe_rows
+from melmask.downstream.resume import inputs_of, read_task, write_task
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.reading import read_as
 from melmask.errors import InputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables, read_labels
-from melmask.system.extras import can_draw, require
+from melmask.system.extras import can_draw
 from melmask.system.files import ensure_folder, write_csv, write_json
-
-CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
+from melmask.system.terminal import note
 
 
 def probe_tasks(
@@ -26,15 +27,20 @@ def probe_tasks(
 ) -> ProbeReport:
     """Probe `model` and the two baselines on each table; write probe.json, probe.csv and confusion pictures to `out`.
 
-    Returns what probe.json holds.
+    The result of each task is kept, too. If this is called again with the same `out`, only tasks whose model, options,
+    table or files have changed are computed. Returns what probe.json holds.
 
     Raises:
         InputError: a table cannot be used, or no table has readable files.
         OutputError: `out` cannot be written to.
-        MissingExtraError: scikit-learn is not installed. Without matplotlib, only the pictures are left out.
+        MissingExtraError: scikit-learn is not installed, which holds out rows of a table without folds and
+            splits. Without matplotlib, only the pictures are left out.
     """
-    require("eval")
     tables = read_tables(label_files, options)
+    for table in tables.values():
+        # A missing library is reported before any work. A table that cannot be used is reported in its turn.
+        with suppress(InputError):
+            make_splits(table, options.scheme, options.seed)
     ensure_folder(out)
     model = read_as(model, options.reading)
     report = ProbeReport(
@@ -50,7 +56,15 @@ def probe_tasks(
     def judge(name: str, table: LabelTable) -> ProbedTask:
         # A table that cannot be used is refused before its files are read.
         make_splits(table, options.scheme, options.seed)
-        return _probe_task(name, features_of_task(model, name, table, options), out, options)
+        inputs = inputs_of(model, table, options)
+        task = read_task(out, name, inputs)
+        if task is not None:
+            note(f"{name} is done, and its inputs are as they were: {out / 'tasks' / name}.json")
+            return task
+        title = f"{name} (task {list(tables).index(name) + 1} of {len(tables)})"
+        task = _probe_task(name, title, features_of_task(model, name, table, options, title), out, options)
+        write_task(out, name, inputs, task)
+        return task
 
     # The files are written after each task, so that a job that breaks off leaves the scores of the tasks before.
     for name, task in judged_tables(tables, judge, report.failed):
@@ -74,15 +88,14 @@ def read_tables(label_files: Sequence[Path], options: ProbeOptions) -> dict[str,
     return tables
 
 
-def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions) -> ProbedTask:
+def _probe_task(name: str, title: str, task: TaskFeatures, out: Path, options: ProbeOptions) -> ProbedTask:
     table, labels = task.table, task.table.label_indices
     # The splits are made of the readable files alone.
     splits = make_splits(table, options.scheme, options.seed)
     scores: dict[str, dict[str, Score]] = {}
-    for representation, rows in task.features.items():
+    for representation, found in probe_features(task.features, labels, splits, f"fit {title}").items():
         scores[representation] = {}
-        for classifier, judge in CLASSIFIERS.items():
-            score = judge(rows, labels, splits)
+        for classifier, score in found.items():
             scores[representation][classifier] = Score(
                 accuracy=score.mean, std=score.std, interval_95=score.interval_95, splits=score.accuracies
             )
