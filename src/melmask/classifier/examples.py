@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 
+from melmask.audio.logmel import normalize
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, InputError
@@ -217,7 +219,7 @@ def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> tuple[dict[Path,
         except AudioFileError as error:
             errors[path] = str(error)
         else:
-            logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
+            logmel = normalize(torch.from_numpy(np.concatenate(pieces, axis=1)), statistics).numpy()
             # float16 takes half the memory of float32, and is still finer than the noise in any recording.
             logmels[path] = logmel.T.astype(np.float16)
     return logmels, errors

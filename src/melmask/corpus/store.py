@@ -14,7 +14,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +57,7 @@ class StoreFacts:
     frames: int
     hours: float
     statistics: Statistics
-    """Mean and standard deviation of all log-mel values."""
+    """Mean and standard deviation of all log-mel values, for each resolution."""
 
     def write(self, folder: Path) -> None:
         """Write store.json."""
@@ -141,7 +141,7 @@ class StoreWriter:
         self._rows.append(
             {"path": path, "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
         )
-        if self._frames * self._front_end.mels * _DTYPE.itemsize >= self._shard_bytes:
+        if self._frames * self._front_end.bands * _DTYPE.itemsize >= self._shard_bytes:
             self.close_shard()
 
     def add_failure(self, path: str, reason: str) -> None:
@@ -170,7 +170,7 @@ class StoreWriter:
             raise output_error(data_path, error) from error
         facts = {
             "front_end": to_dict(self._front_end),
-            "moments": asdict(self._moments),
+            "moments": self._moments.as_dict(),
             "version": VERSION,
             # Versions that know no channels read the mean, and need no word of it.
             **({} if self._channel == MEAN else {"channel": self._channel}),
@@ -199,7 +199,7 @@ class StoreWriter:
         bad: dict[str, str] = {}
         frames = 0
         for _, table in read_indexes(self._folder):
-            moments = moments.plus(Moments(**_facts(table)["moments"]))
+            moments = moments.plus(Moments.from_dict(_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
                     good[row["path"]] = row["duration_s"]
@@ -275,7 +275,7 @@ class Store:
         return hashlib.sha256(facts.encode() + self.frames.astype("<i8").tobytes()).hexdigest()
 
     def read_into(self, out: np.ndarray, clip: int, first_frame: int) -> None:
-        """Fill `out` (frames, mels), float16 and C-contiguous, with the clip's frames from `first_frame` on.
+        """Fill `out` (frames, bands), float16 and C-contiguous, with the clip's frames from `first_frame` on.
 
         Raises:
             StoreError: the shard is shorter than its index says.
@@ -336,7 +336,7 @@ def _data_bytes(index: Path, table: pa.Table, front_end: FrontEndConfig) -> tupl
     """Return the size of a shard's data in bytes: the true one, and the one that its index implies."""
     data = index.with_suffix(".f16")
     frames = int(table["frames"].to_numpy().sum())
-    return data.stat().st_size if data.exists() else 0, frames * front_end.mels * _DTYPE.itemsize
+    return data.stat().st_size if data.exists() else 0, frames * front_end.bands * _DTYPE.itemsize
 
 
 def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
@@ -364,5 +364,9 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, channel:
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:
     """Say what differs between two front ends: 'hop_samples 160 there, 320 asked for'."""
-    here = to_dict(expected)
-    return ", ".join(f"{k} {v} there, {here[k]} asked for" for k, v in to_dict(found).items() if v != here[k])
+    pairs = [(field.name, getattr(found, field.name), getattr(expected, field.name)) for field in fields(found)]
+    return ", ".join(f"{name} {_shown(a)} there, {_shown(b)} asked for" for name, a, b in pairs if a != b)
+
+
+def _shown(value: object) -> object:
+    return json.dumps([to_dict(part) for part in value]) if isinstance(value, tuple) else value

@@ -60,7 +60,7 @@ def _moments_of_file(model: AudioEncoder, path: Path) -> Moments:
     moments = Moments()
     try:
         for _, logmel in model.segments_of_file(path, model.step_grid()):
-            moments = moments.plus(moments_of(logmel.cpu().numpy()))
+            moments = moments.plus(moments_of(logmel.cpu().numpy().T, model.card.front_end.resolutions))
     except AudioFileError:
         # A file that breaks off counts for nothing, as it has no embedding either.
         return Moments()

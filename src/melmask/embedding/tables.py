@@ -20,7 +20,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from melmask.audio.files import MEAN
 from melmask.config import FrontEndConfig, Statistics
-from melmask.config_text import from_dict
+from melmask.config_text import from_dict, to_dict
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
@@ -91,7 +91,7 @@ class TableSettings:
 
     def to_json(self) -> str:
         """Return the settings as a JSON object, without `channel` where it is the mean, as earlier versions wrote."""
-        values = asdict(self)
+        values = to_dict(self)
         if self.channel == MEAN:
             del values["channel"]
         return json.dumps(values)
@@ -119,17 +119,17 @@ class TableJob:
     def _begin(self, job: Path) -> None:
         """Write the settings of the parts to `job`, or check that the settings that are there already are the same."""
         if not job.exists():
-            write_json(job, asdict(self.settings))
+            write_json(job, to_dict(self.settings))
             return
         try:
             # Earlier versions always took the mean, and did not say so.
             begun = {"channel": MEAN, **json.loads(job.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
-        wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
+        wrong = [key for key, value in to_dict(self.settings).items() if begun.get(key) != value]
         if wrong and not any(self._folder.glob("part-*")):
             # That job has done nothing yet.
-            write_json(job, asdict(self.settings))
+            write_json(job, to_dict(self.settings))
         elif wrong:
             # Where the number of files differs, their digest differs as well. One word is enough for both.
             what = ", ".join(dict.fromkeys(key.removesuffix("_sha256") for key in wrong))

@@ -5,7 +5,7 @@ from importlib import import_module
 from melmask.config import PretrainConfig
 from melmask.errors import unknown_name
 
-RECIPES = ("demo", "tiny", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
+RECIPES = ("demo", "tiny", "tiny_two_resolutions", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
 DEFAULT_RECIPE = "tiny"
 
 

@@ -283,7 +283,7 @@ def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray,
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)
         return stream.batches(0, _ENDLESS, config.hardware.readers)
-    shape = (config.data.batch_size, config.model.frames, config.model.mels)
+    shape = (config.data.batch_size, config.model.frames, config.model.bands)
     normal = np.random.default_rng(config.run.seed).standard_normal(shape, np.float32)
     made_up = (Statistics().mean + Statistics().std * normal).astype(np.float16)
     return (made_up for _ in itertools.count())

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from melmask.checkpoint.locate import load_any
-from melmask.config import FrontEndConfig, PretrainConfig
-from melmask.config_text import to_dict
+from melmask.config import FrontEndConfig, ModelConfig, PretrainConfig
+from melmask.corpus.store import differences
 from melmask.errors import ConfigError
 from melmask.models.network import build_network
 
@@ -47,8 +47,8 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
     # The model's weights replace the random ones of the same names; what the model lacks stays random.
     weights |= {name: given[name] for name in encoder | (decoder if same_decoder else set())}
     there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
-    if there != here:
-        weights[_EMBEDDING] = resized_embedding(given[_EMBEDDING], there, here)
+    if there != here or has.resolutions != wanted.resolutions:
+        weights[_EMBEDDING] = _adapted_embedding(given[_EMBEDDING], has, wanted)
     text = f"starting from {path}: its encoder"
     if decoder:
         text += f" and {'its' if same_decoder else 'a new'} decoder"
@@ -56,9 +56,23 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
         text += f", units of {wanted.mels}x{wanted.frames} instead of {has.mels}x{has.frames}"
     if there != here:
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
-    own, given_to = to_dict(card.front_end), to_dict(front_end)
-    others = [f"{name} {own[name]:g} there and {given_to[name]:g} here" for name in own if own[name] != given_to[name]]
-    return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
+    if has.resolutions != wanted.resolutions:
+        text += f", {wanted.resolutions} resolutions instead of {has.resolutions}"
+    others = differences(card.front_end, front_end)
+    return weights, text + (f"; its log-mels differ from the store's: {others}" if others else "")
+
+
+def _adapted_embedding(weight: Tensor, has: ModelConfig, wanted: ModelConfig) -> Tensor:
+    """Return the patch embedding for patches of another shape, or of more or fewer resolutions.
+
+    A resolution that the model lacks is embedded as 0, so that the network starts as if it did not hear it.
+    """
+    there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
+    parts = list(weight.chunk(has.resolutions, dim=1))[: wanted.resolutions]
+    if there != here:
+        parts = [resized_embedding(part, there, here) for part in parts]
+    parts += [torch.zeros_like(parts[0])] * (wanted.resolutions - len(parts))
+    return torch.cat(parts, dim=1)
 
 
 def resized_embedding(
