@@ -1,5 +1,6 @@
 """Continued pre-training: a run that begins with the weights of another model."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -9,7 +10,6 @@ from torch.nn import functional
 
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, ModelConfig, PretrainConfig
-from melmask.corpus.store import differences
 from melmask.errors import ConfigError
 from melmask.models.network import build_network
 
@@ -58,8 +58,13 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
     if has.resolutions != wanted.resolutions:
         text += f", {wanted.resolutions} resolutions instead of {has.resolutions}"
-    others = differences(card.front_end, front_end)
-    return weights, text + (f"; its log-mels differ from the store's: {others}" if others else "")
+    pairs = [(f.name, getattr(card.front_end, f.name), getattr(front_end, f.name)) for f in fields(front_end)]
+    others = [f"{name} {_shown(own)} there and {_shown(its)} here" for name, own, its in pairs if own != its]
+    return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
+
+
+def _shown(value: object) -> str:
+    return f"{len(value)}" if isinstance(value, tuple) else f"{value:g}"
 
 
 def _adapted_embedding(weight: Tensor, has: ModelConfig, wanted: ModelConfig) -> Tensor:
