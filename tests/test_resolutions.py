@@ -228,7 +228,7 @@ def test_a_reconstruction_keeps_the_level_of_each_resolution(two):
 def test_a_model_of_one_resolution_starts_one_of_two_that_hears_the_same(run_folder, configure):
     config = configure("model.resolutions=2")
     weights, text = initial_weights(run_folder, config, TWO)
-    assert "its encoder and a new decoder, 2 resolutions instead of 1" in text
+    assert "its encoder and a new decoder, 2 instead of 1 resolutions" in text
     network = build_network(config.model)
     network.load_state_dict(weights)
     one, _ = load_checkpoint(sorted((run_folder / "checkpoints").iterdir())[-1])
@@ -240,7 +240,7 @@ def test_a_model_of_one_resolution_starts_one_of_two_that_hears_the_same(run_fol
 
 def test_and_one_of_two_starts_one_of_one(two_run, configure):
     weights, text = initial_weights(two_run, configure(), ONE)
-    assert "1 resolutions instead of 2" in text and weights["encoder.patch_embed.weight"].shape == (32, 256)
+    assert "1 instead of 2 resolutions" in text and weights["encoder.patch_embed.weight"].shape == (32, 256)
 
 
 def test_what_does_not_fit_is_refused_with_what_to_type(two_store, store, two, configure, tmp_path, capsys):

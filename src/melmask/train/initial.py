@@ -57,7 +57,7 @@ def initial_weights(source: Path, config: PretrainConfig, front_end: FrontEndCon
     if there != here:
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
     if has.resolutions != wanted.resolutions:
-        text += f", {wanted.resolutions} resolutions instead of {has.resolutions}"
+        text += f", {wanted.resolutions} instead of {has.resolutions} resolutions"
     pairs = [(f.name, getattr(card.front_end, f.name), getattr(front_end, f.name)) for f in fields(front_end)]
     others = [f"{name} {_shown(own)} there and {_shown(its)} here" for name, own, its in pairs if own != its]
     return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
