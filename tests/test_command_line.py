@@ -43,6 +43,7 @@ ADDED |= {
 }
 ADDED |= {(command, "--label-column") for command in ("pretrain", "probe", "few-labels", "make-task", "finetune")}
 ADDED |= {(command, "--audio-root") for command in ("prepare", "embed", "predict")}
+ADDED.add(("prepare", "--second-resolution"))
 
 
 @pytest.fixture

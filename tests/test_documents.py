@@ -17,6 +17,7 @@ from melmask.cli import main
 from melmask.config import ModelConfig
 from melmask.embedding.encoder import load, untrained
 from melmask.embedding.folder import embed_table
+from melmask.models.network import build_network
 from melmask.recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +239,6 @@ def test_an_example_is_short_and_says_how_to_run_it():
 def test_every_recipe_builds_and_its_settings_can_be_listed(name, capsys):
     config = recipe(name)
     visible = {"msm_mae_512": 40, "msm_mae_608": 47}.get(name, 16)
-    network = untrained(ModelCard(model=config.model), device="cpu").model
-    assert network.encoder.grid.visible_patches(config.masking.ratio) == visible
+    assert build_network(config.model).encoder.grid.visible_patches(config.masking.ratio) == visible
     assert main(["settings", name]) == 0
     assert f"optimizer.steps = {config.optimizer.steps}" in capsys.readouterr().out

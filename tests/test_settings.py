@@ -9,7 +9,7 @@ from melmask.config_text import describe, from_dict, to_dict, with_overrides
 from melmask.errors import ConfigError
 
 CHANGED = PretrainConfig(
-    model=ModelConfig(frames=512, patch_frames=8, cls_token=False, decoder_positions="grid"),
+    model=ModelConfig(frames=512, patch_frames=8, cls_token=False, decoder_positions="grid", resolutions=2),
     optimizer=OptimizerConfig(learning_rate=1e-3, steps=77, warmup_steps=5),
     run=RunConfig(seed=3, max_minutes=1.5),
 )

@@ -25,6 +25,8 @@ _WIDEST, _DEEPEST = 1 << 14, 1024
 _MOST_POSITIONS = 1 << 26
 _MOST_STEPS = 10**12
 _LARGEST_BATCH = 2**24
+LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}
+"""Metadata of a field that files do not hold where it has its default, so that they stay what version 0.1.0 wrote."""
 
 LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
@@ -54,6 +56,26 @@ def _check_choice(config: object, key: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResolutionConfig:
+    """A further spectrogram of the same sound, with a window of its own. It has as many bands as the first one has."""
+
+    window_ms: float = 128.0
+    """Length of the Hann window, in ms. A longer one resolves pitch, a shorter one resolves time."""
+    scale: Literal["log", "mel"] = "log"
+    """'log' has the same number of bands in each octave, up to `max_hz`. 'mel' has the range of the first one."""
+    bands_per_octave: float = 12.0
+    """Bands in an octave, for the scale 'log'; 12 are semitones. 80 of them reach from 79 Hz to 8 kHz."""
+    max_hz: float = 0.0
+    """Upper edge of the last band, in Hz, for the scale 'log'; 0: that of the first spectrogram."""
+
+    def __post_init__(self) -> None:
+        _check_range(self, "further_resolutions.window_ms", 1, 10_000)
+        _check_choice(self, "further_resolutions.scale")
+        _check_range(self, "further_resolutions.bands_per_octave", 1, 1000)
+        _check_range(self, "further_resolutions.max_hz", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:
     """How a waveform becomes a log-mel. The defaults are MSM-MAE's (PMLR 166, section 4.1), at 16 kHz."""
 
@@ -71,6 +93,8 @@ class FrontEndConfig:
     """Lower edge of the first band, in Hz."""
     max_hz: float = 8000.0
     """Upper edge of the last band, in Hz; at most half the sample rate."""
+    further_resolutions: tuple[ResolutionConfig, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    """Further spectrograms with other windows, at the same frames, as JSON: `[{"window_ms": 128, "scale": "log"}]`."""
 
     def __post_init__(self) -> None:
         # From seismometers to laboratories of ultrasound.
@@ -97,6 +121,36 @@ class FrontEndConfig:
             f"front_end.min_hz and max_hz are {self.min_hz} and {self.max_hz}; give 0 <= min < max <= half the "
             f"sample rate, {self.sample_rate_hz / 2}",
         )
+        _check(len(self.further_resolutions) < 8, "front_end.further_resolutions has 8 or more; give 7 at most")
+        for further in self.further_resolutions:
+            _check(
+                further.max_hz <= self.sample_rate_hz / 2 and further.window_ms * self.sample_rate_hz >= 2000,
+                f"front_end.further_resolutions has window_ms {further.window_ms} and max_hz {further.max_hz}; at "
+                f"{self.sample_rate_hz} Hz give a window of 2 samples or more, and at most {self.sample_rate_hz / 2}",
+            )
+
+    @property
+    def resolutions(self) -> int:
+        """Number of spectrograms, one above the other in a log-mel; the first has the settings of this class."""
+        return 1 + len(self.further_resolutions)
+
+    @property
+    def bands(self) -> int:
+        """Rows of a log-mel: the bands of all resolutions."""
+        return self.resolutions * self.mels
+
+    @property
+    def reach_samples(self) -> int:
+        """How far the longest FFT reaches to either side of a frame's center."""
+        return max([self.n_fft, *map(self.fft_samples, self.further_resolutions)]) // 2
+
+    def window_samples(self, further: ResolutionConfig) -> int:
+        """Return the window length of a further resolution."""
+        return round(further.window_ms * self.sample_rate_hz / 1000)
+
+    def fft_samples(self, further: ResolutionConfig) -> int:
+        """Return the FFT length of a further resolution: the next even number from its window's on."""
+        return -(-self.window_samples(further) // 2) * 2
 
     @property
     def hop_ms(self) -> float:
@@ -181,10 +235,26 @@ class Statistics:
     """Mean of ln(power + eps)."""
     std: float = 4.2
     """Standard deviation of ln(power + eps)."""
+    further_means: tuple[float, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    """The means of further resolutions; `mean` is that of the first."""
+    further_stds: tuple[float, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
+    """The standard deviations of further resolutions."""
 
     def __post_init__(self) -> None:
+        _check(
+            len(self.further_means) == len(self.further_stds),
+            f"statistics have {len(self.further_means)} further means and {len(self.further_stds)} further standard "
+            "deviations; give one of each for each further resolution",
+        )
+        for mean, std in zip(self.further_means, self.further_stds, strict=True):
+            Statistics(mean=mean, std=std)
         _check(math.isfinite(self.mean), f"statistics.mean is {self.mean}; give a finite number")
         _check(0 < self.std < math.inf, f"statistics.std is {self.std}; a standard deviation is above 0 and finite")
+
+    @property
+    def resolutions(self) -> int:
+        """Number of resolutions that have a mean and a standard deviation here."""
+        return 1 + len(self.further_means)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +285,8 @@ class ModelConfig:
     """Decoder attention heads."""
     decoder_positions: Literal["line", "grid"] = "line"
     """1-D sinusoid over the flattened tokens ('line', the paper) or the 2-D table ('grid', its successor)."""
+    resolutions: int = field(default=1, metadata=LEFT_OUT_AT_DEFAULT)
+    """Spectrograms of the input, each of `mels` bands. A patch has the same bands and frames of each of them."""
 
     def __post_init__(self) -> None:
         # A million frames are three hours at a hop of 10 ms.
@@ -248,6 +320,17 @@ class ModelConfig:
             f"more than {_MOST_POSITIONS} position values; give fewer frames, or larger patches",
         )
         _check_choice(self, "model.decoder_positions")
+        _check_range(self, "model.resolutions", 1, 8)
+
+    @property
+    def bands(self) -> int:
+        """Rows of the input: the bands of all resolutions."""
+        return self.resolutions * self.mels
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        return self.resolutions * self.patch_mels * self.patch_frames
 
     @property
     def has_decoder(self) -> bool:

@@ -4,10 +4,12 @@ An error about a key or a type names the key, the nearest known key, or the expe
 """
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -18,7 +20,14 @@ from melmask.errors import ConfigError
 C = TypeVar("C")
 
 _LONGEST_SHOWN = 200
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a group of facts"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "a group of facts",
+    tuple: "a list",
+}
 
 
 def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
@@ -30,13 +39,15 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or cls.__name__} is {_short(values)}; expected a group of settings")
     fields = field_types(cls)
-    built = {}
+    built: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
             raise ConfigError(_unknown(prefix + str(name), [prefix + known for known in fields]))
         kind = fields[name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             built[name] = from_dict(kind, value, f"{prefix}{name}.")
+        elif get_origin(kind) is tuple:
+            built[name] = _tuple_of(get_args(kind)[0], value, prefix + name)
         else:
             built[name] = _typed(prefix + name, kind, value)
     return cls(**built)
@@ -44,7 +55,19 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the nested dictionary that `from_dict` reads back. It can be written as JSON."""
-    return dataclasses.asdict(config)
+    return cast("dict[str, Any]", _plain(config))
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` made of dictionaries and lists, without the fields that files do not hold at their defaults."""
+    if dataclasses.is_dataclass(value):
+        fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _plain(v) for f, v in fields if not (f.metadata.get("left_out_at_default") and v == f.default)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return copy.deepcopy(value)
 
 
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
@@ -79,7 +102,8 @@ def entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         if dataclasses.is_dataclass(value):
             yield from entries(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value, meanings.get(name, "")
+            shown = json.dumps(_plain(value)) if isinstance(value, tuple) else value
+            yield prefix + name, shown, meanings.get(name, "")
 
 
 def field_meanings(cls: Any) -> dict[str, str]:
@@ -131,6 +155,11 @@ def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _parsed(path: str, kind: Any, text: str) -> Any:
+    if get_origin(kind) is tuple:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{path} is {text!r}; expected {kind_name(kind)}, as JSON") from None
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if kind in (int, float):
@@ -139,6 +168,15 @@ def _parsed(path: str, kind: Any, text: str) -> Any:
         except ValueError:
             raise ConfigError(f"{path} is {_short(text)}; expected {kind_name(kind)}") from None
     return _typed(path, kind, text)
+
+
+def _tuple_of(kind: Any, values: Any, path: str) -> tuple[Any, ...]:
+    """Return the items of a list, each checked as `kind`, a dataclass or a plain type."""
+    if not isinstance(values, (list, tuple)):
+        raise ConfigError(f"{path} is {values!r}; expected a list in square brackets")
+    if dataclasses.is_dataclass(kind):
+        return tuple(from_dict(cast("type", kind), value, f"{path}.") for value in values)
+    return tuple(_typed(path, kind, value) for value in values)
 
 
 def _typed(path: str, kind: Any, value: Any) -> Any:

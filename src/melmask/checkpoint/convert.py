@@ -106,6 +106,8 @@ def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
         Float32 tensors on the CPU, sharing no memory with the model.
     """
     config = card.model
+    if config.resolutions > 1:
+        raise ConfigError(f"the model has {config.resolutions} resolutions, and MSM-MAE's format has room for only one")
     state = {}
     for name, tensor in model.state_dict().items():
         part, rest = name.split(".", 1)

@@ -43,6 +43,11 @@ class ModelCard:
             raise ConfigError(
                 f"model.mels is {self.model.mels} and front_end.mels {self.front_end.mels}; make them equal"
             )
+        counts = self.model.resolutions, self.front_end.resolutions, self.statistics.resolutions
+        if len(set(counts)) > 1:
+            raise ConfigError(
+                "model, front end and statistics have {}, {} and {} resolutions; make them equal".format(*counts)
+            )
 
 
 def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:

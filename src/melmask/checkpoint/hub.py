@@ -85,7 +85,7 @@ e.scene, e.frames, e.times_ms
 
 - input: {front_end.sample_rate_hz} Hz mono (other rates are resampled), {front_end.mels} mel bands from
   {front_end.min_hz:g} to {front_end.max_hz:g} Hz each {front_end.hop_ms:g} ms, normalized with mean
-  {card.statistics.mean:.4f} and standard deviation {card.statistics.std:.4f}
+  {card.statistics.mean:.4f} and standard deviation {card.statistics.std:.4f}{_further(card)}
 - network: {model.width} wide, {model.depth} blocks, patches {model.patch_mels} x {model.patch_frames}, units of
   {model.mels} x {model.frames}; {"with" if model.has_decoder else "without"} decoder
 
@@ -93,6 +93,18 @@ e.scene, e.frames, e.times_ms
 
 {facts}
 """
+
+
+def _further(card: ModelCard) -> str:
+    """Say what else the input has, in words that follow a sentence about the first resolution."""
+    front_end, statistics = card.front_end, card.statistics
+    parts = zip(front_end.further_resolutions, statistics.further_means, statistics.further_stds, strict=True)
+    texts = [
+        f"; {front_end.mels} more bands ({further.scale}) with a window of {further.window_ms:g} ms, mean {mean:.4f} "
+        f"and standard deviation {std:.4f}"
+        for further, mean, std in parts
+    ]
+    return "".join(texts)
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 
+from melmask.audio.logmel import normalize
 from melmask.audio.notes import Listener
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
@@ -228,7 +230,7 @@ def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> ReadFiles:
         try:
             pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid, listener=listener)]
             with np.errstate(over="ignore"):
-                logmel = (np.concatenate(pieces, axis=1) - statistics.mean) / statistics.std
+                logmel = normalize(torch.from_numpy(np.concatenate(pieces, axis=1)), statistics).numpy()
                 # float16 takes half the memory of float32, and is still finer than the noise in any recording.
                 half = logmel.T.astype(np.float16)
             check_finite(half, f"{path}: the normalized log-mel")

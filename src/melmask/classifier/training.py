@@ -173,7 +173,9 @@ class Finetuning:
             labels.append(target[frames] if event else target)
         x = np.stack(crops)
         _blank(x, round(config.time_mask_ms / self._hop_ms), 2, rng)
-        _blank(x, config.frequency_mask_mels, 1, rng)
+        # The same bands of each resolution, as a patch has them: (batch, mels, resolutions, frames).
+        by_band = x.reshape(len(x), self.network.encoder.config.resolutions, -1, length).swapaxes(1, 2)
+        _blank(by_band, config.frequency_mask_mels, 1, rng)
         if event:
             steps = length // self.network.encoder.config.patch_frames
             labels = [self.network.step_targets(target, steps) for target in labels]

@@ -50,7 +50,8 @@ def run(options: Options) -> int:
         save_checkpoint(options.out, model, card)
     m = card.model
     say(
-        f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}, "
+        f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}"
+        f"{f' of {m.resolutions} resolutions' if m.resolutions > 1 else ''}, "
         f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
         f"{card.front_end.sample_rate_hz} Hz, "
         f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"

@@ -1,12 +1,13 @@
 """`melmask prepare`."""
 
 import csv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from melmask.cli.options import THREADS
-from melmask.config import FrontEndConfig, Reading
+from melmask.config import FrontEndConfig, Reading, ResolutionConfig
 from melmask.config_text import with_overrides
+from melmask.errors import ConfigError
 from melmask.labels.options import TableOptions
 from melmask.system.terminal import counted, say
 
@@ -25,6 +26,9 @@ class Options:
     """The band of frequency that models hear: a sample rate in Hz, which scales the whole front end, or speech (16000),
     wide (32000: birds, music), bats (256000) or hydrophone (2000: large whales). KEY=VALUE settings are applied
     after it."""
+    second_resolution: bool = False
+    """Add a second spectrogram with a window of 128 ms, which resolves pitch: as many bands as there are mel bands, 12
+    an octave. The store is twice as large, and is for recipes such as tiny_two_resolutions."""
     reading: Reading = field(default=Reading())
     table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
@@ -40,6 +44,10 @@ def run(options: Options) -> int:
     from melmask.corpus.store import NOTES
 
     front_end = with_overrides(front_end_of(options.band), options.settings)
+    if options.second_resolution:
+        if front_end.further_resolutions:
+            raise ConfigError("--second-resolution and further_resolutions= say the same; give one of them")
+        front_end = replace(front_end, further_resolutions=(ResolutionConfig(),))
     facts = prepare(
         options.sources, options.out, front_end, options.threads, reading=options.reading, table=options.table
     )
@@ -47,6 +55,9 @@ def run(options: Options) -> int:
         f"{options.out}: {counted(facts.files, 'file')}, {facts.hours:.2f} h, log-mel mean "
         f"{facts.statistics.mean:.3f} and std {facts.statistics.std:.3f}"
     )
+    further = zip(facts.statistics.further_means, facts.statistics.further_stds, strict=True)
+    for number, (mean, std) in enumerate(further, 2):
+        print(f"resolution {number}: mean {mean:.3f} and std {std:.3f}")
     if facts.failed:
         failures = options.out / "failed.csv"
         say(f"{counted(facts.failed, 'file')} could not be read; the reasons are in {failures}")

@@ -126,14 +126,14 @@ def _clip(path: str, transform: LogMelSpectrogram, folder: Path, reading: Readin
             samples += len(block)
             yield block
 
-    spool = _Spool(folder, transform.config.mels)
+    spool = _Spool(folder, transform.config.bands)
     try:
         for logmel in logmel_blocks(sound(), transform):
             # A short block may complete no frame.
             if logmel.shape[1]:
                 frames = logmel.T.numpy()
                 spool.add(frames)
-                moments = moments.plus(moments_of(frames))
+                moments = moments.plus(moments_of(frames, transform.config.resolutions))
     except AudioFileError as error:
         return Clip(path, error=str(error))
     return Clip(path, spool, samples / rate_hz, moments, note=listener.note)

@@ -17,7 +17,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -78,7 +78,7 @@ class StoreFacts:
     frames: int
     hours: float
     statistics: Statistics
-    """Mean and standard deviation of all log-mel values."""
+    """Mean and standard deviation of all log-mel values, for each resolution."""
     reading: Reading = Reading()
     """How the files were read; a store of earlier versions does not say it."""
 
@@ -181,7 +181,7 @@ class StoreWriter:
         self._moments = self._moments.plus(moments)
         row = {"path": path, "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
         self._rows.append({**row, "channel": channel, "note": note})
-        if not channels_left and self._frames * self._front_end.mels * _DTYPE.itemsize >= self._shard_bytes:
+        if not channels_left and self._frames * self._front_end.bands * _DTYPE.itemsize >= self._shard_bytes:
             self.close_shard()
 
     def add_failure(self, path: str, reason: str) -> None:
@@ -210,7 +210,7 @@ class StoreWriter:
             raise output_error(data_path, error) from error
         facts = {
             "front_end": to_dict(self._front_end),
-            "moments": asdict(self._moments),
+            "moments": self._moments.as_dict(),
             "version": VERSION,
             # Earlier versions read the mean at normal speed, and need no word of it.
             **self._reading.changed_facts(),
@@ -244,7 +244,7 @@ class StoreWriter:
         notes: dict[str, str] = {}
         frames = 0
         for _, table in read_indexes(self._folder):
-            moments = moments.plus(Moments(**_facts(table)["moments"]))
+            moments = moments.plus(Moments.from_dict(_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
                     good[row["path"], row["channel"]] = row["duration_s"]
@@ -327,7 +327,7 @@ class Store:
         return hashlib.sha256(facts.encode() + self.frames.astype("<i8").tobytes()).hexdigest()
 
     def read_into(self, out: np.ndarray, clip: int, first_frame: int) -> None:
-        """Fill `out` (frames, mels), float16 and C-contiguous, with the clip's frames from `first_frame` on.
+        """Fill `out` (frames, bands), float16 and C-contiguous, with the clip's frames from `first_frame` on.
 
         Raises:
             StoreError: the shard is shorter than its index says.
@@ -371,7 +371,7 @@ def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
             indexes.append((path, _read_index(path)))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, ConfigError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise StoreError(
                 f"{path} is not a shard's index ({reason_of(error)}); delete it and prepare again"
             ) from error
@@ -400,14 +400,18 @@ def _read_index(path: Path) -> pa.Table:
     if not np.array_equal(table["first_frame"].to_numpy(), ends - frames):
         raise DamagedFileError("its clips do not follow each other")
     facts = _facts(table)
-    moments = Moments(**facts["moments"])
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in asdict(moments).values()):
+    moments = Moments.from_dict(facts["moments"])
+    parts = (moments, *moments.further)
+    numbers = [value for part in parts for value in (part.count, part.mean, part.squares)]
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
         raise DamagedFileError("its statistics are not finite numbers")
-    if moments.count < 0 or moments.squares < 0 or (moments.count > 0) != bool(ends[-1:].sum()):
+    if any(part.count < 0 or part.squares < 0 or (part.count > 0) != bool(ends[-1:].sum()) for part in parts):
         raise DamagedFileError("its statistics do not fit its frames")
     if type(facts["version"]) is not int:
         raise DamagedFileError("its version is no whole number")
-    from_dict(FrontEndConfig, facts["front_end"])
+    # A shard without a readable file has the moments of none.
+    if len(parts) != from_dict(FrontEndConfig, facts["front_end"]).resolutions and moments.count:
+        raise DamagedFileError("its statistics are not those of its resolutions")
     return table
 
 
@@ -422,7 +426,7 @@ def _data_bytes(index: Path, table: pa.Table, front_end: FrontEndConfig) -> tupl
     """Return the size of a shard's data in bytes: the true one, and the one that its index implies."""
     data = index.with_suffix(".f16")
     frames = int(table["frames"].to_numpy().sum())
-    return data.stat().st_size if data.is_file() else 0, frames * front_end.mels * _DTYPE.itemsize
+    return data.stat().st_size if data.is_file() else 0, frames * front_end.bands * _DTYPE.itemsize
 
 
 def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
@@ -453,5 +457,9 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, reading:
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:
     """Say what differs between two front ends: 'hop_samples 160 there, 320 asked for'."""
-    here = to_dict(expected)
-    return ", ".join(f"{k} {v} there, {here[k]} asked for" for k, v in to_dict(found).items() if v != here[k])
+    pairs = [(field.name, getattr(found, field.name), getattr(expected, field.name)) for field in fields(found)]
+    return ", ".join(f"{name} {_shown(a)} there, {_shown(b)} asked for" for name, a, b in pairs if a != b)
+
+
+def _shown(value: object) -> object:
+    return json.dumps([to_dict(part) for part in value]) if isinstance(value, tuple) else value

@@ -56,7 +56,7 @@ class CropStream:
         lengths = self._store.frames[clips]
         taken = np.minimum(lengths, self._crop_frames)
         firsts = (self._draws(positions) * (lengths - taken + 1)).astype(np.int64)
-        out = np.empty((len(positions), self._crop_frames, self._store.front_end.mels), dtype="<f2")
+        out = np.empty((len(positions), self._crop_frames, self._store.front_end.bands), dtype="<f2")
         places = zip(positions.tolist(), clips.tolist(), firsts.tolist(), taken.tolist(), strict=True)
         for crop, (position, clip, first, frames) in zip(out, places, strict=True):
             self._store.read_into(crop[:frames], clip, first)

@@ -40,7 +40,7 @@ class TaskFeatures:
 def features_of_task(
     model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions, title: str = ""
 ) -> TaskFeatures:
-    """Compute scene vectors of the model, of the same network untrained, and each band's mean and std over time.
+    """Compute scene vectors of the model, of the same network untrained, and each mel band's mean and std over time.
 
     Every file is decoded once for all three; progress goes to standard error, under `title` or the name.
 
@@ -94,7 +94,9 @@ def _vectors_of_files(
     for pieces in decoded_groups(model, paths, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
         encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
-        encoded[LOGMEL] = iter([logmel.T.cpu().numpy() for logmel in logmels])
+        # Only the first resolution, so that the baseline of a task is the same beside any model.
+        mels = model.card.front_end.mels
+        encoded[LOGMEL] = iter([logmel[:mels].T.cpu().numpy() for logmel in logmels])
         for piece in pieces:
             if piece.logmel is not None:
                 for name, vectors in clip.items():

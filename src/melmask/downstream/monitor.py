@@ -72,7 +72,7 @@ class FeatureRank:
         self._hardware = config.hardware
         self._logmels: list[Tensor] = []
         for clip, first in _even_units(store.frames, config.model.frames, RANK_UNITS):
-            crop = np.empty((min(config.model.frames, int(store.frames[clip])), store.front_end.mels), dtype="<f2")
+            crop = np.empty((min(config.model.frames, int(store.frames[clip])), store.front_end.bands), dtype="<f2")
             store.read_into(crop, clip, first)
             self._logmels.append(torch.from_numpy(crop).T)
 

@@ -15,9 +15,12 @@ from melmask.system.finite import check_finite
 
 
 class Segmenter:
-    """Cut one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames or less."""
+    """Cut one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames or less.
 
-    def __init__(self, phase: int, length: int, fill: float):
+    What lies before the audio gets the value `fill`, a number or a column (mels, 1).
+    """
+
+    def __init__(self, phase: int, length: int, fill: float | Tensor):
         self._length = length
         self._fill = fill
         # A phase is the frame where the first step starts. Before the audio, frames are missing; after its start, some
@@ -30,7 +33,8 @@ class Segmenter:
         """Take in (mels, frames); return the pieces that are complete."""
         # Missing frames get the corpus mean, which is 0 after normalization.
         if self._lead:
-            block = torch.cat([block.new_full((block.shape[0], self._lead), self._fill), block], dim=1)
+            missing = block.new_zeros((block.shape[0], self._lead)) + self._fill
+            block = torch.cat([missing, block], dim=1)
             self._lead = 0
         dropped = min(self._drop, block.shape[1])
         self._drop -= dropped

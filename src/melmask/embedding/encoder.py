@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
-from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks, normalize, scales
 from melmask.audio.notes import Listener
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
@@ -109,6 +109,11 @@ class AudioEncoder:
     def times_ms(self, grid: StepGrid, steps: int) -> np.ndarray:
         """Return the centers of the steps of `grid`, (steps,) float64, in ms of the sound as it is."""
         return grid.times_ms(steps, self.card.front_end) / self.reading.expand
+
+    @property
+    def corpus_mean(self) -> float | Tensor:
+        """The mean of the corpus, which becomes 0: a number or, for several resolutions, a column (bands, 1)."""
+        return scales(self.card.statistics, self.card.front_end.mels, self.device)[0]
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -205,7 +210,7 @@ class AudioEncoder:
         # A piece is a whole number of units, so that no unit is cut in two.
         unit = self.card.model.frames
         length = max(1, _SEGMENT_FRAMES // unit) * unit
-        cutters = {phase: Segmenter(phase, length, self.card.statistics.mean) for phase in grid.phases}
+        cutters = {phase: Segmenter(phase, length, self.corpus_mean) for phase in grid.phases}
         for block in blocks:
             for phase, cutter in cutters.items():
                 yield from ((phase, piece) for piece in cutter.push(block))
@@ -236,7 +241,7 @@ class AudioEncoder:
         units: list[Tensor] = []
         counts = []
         for segment in segments:
-            x = (segment.to(self.device) - statistics.mean) / statistics.std
+            x = normalize(segment.to(self.device), statistics)
             lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
             # The last patch is filled with 0, which is the mean of the corpus after normalization.
             units += F.pad(x, (0, sum(lengths) - x.shape[1])).split(lengths, dim=1)
@@ -283,7 +288,7 @@ class AudioEncoder:
         for number, unit in enumerate(units):
             by_length.setdefault(unit.shape[1], []).append(number)
         for numbers in by_length.values():
-            size = max(1, tokens * config.patch_mels * config.patch_frames // units[numbers[0]].numel())
+            size = max(1, tokens * config.patch_values // units[numbers[0]].numel())
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from melmask import __version__
-from melmask.audio.logmel import mel_filterbank
+from melmask.audio.logmel import mel_filterbank, resolution_filterbank, scales
 from melmask.config import LOG_EPSILON
 from melmask.config_text import to_dict
 from melmask.embedding.choice import FeatureChoice
@@ -34,9 +34,6 @@ _LEAST_COSINE = 0.9999
 class ExportedEncoder(nn.Module):
     """Front end, encoder and pooling as one graph of free batch and length."""
 
-    kernels: Tensor
-    filters: Tensor
-
     def __init__(self, encoder: AudioEncoder, choice: FeatureChoice):
         super().__init__()
         self.card, self.choice = encoder.card, choice
@@ -44,17 +41,20 @@ class ExportedEncoder(nn.Module):
         self.blocks = self.vit.blocks[: choice.layers[0]] if choice.layers else self.vit.blocks
         self.norm = nn.Identity() if choice.layers else self.vit.norm
         config = encoder.card.front_end
-        bins = np.arange(config.n_fft // 2 + 1)[:, None]
-        angle = 2 * np.pi * bins * np.arange(config.n_fft)[None] / config.n_fft
-        window = encoder.front_end.window.cpu().numpy()
-        kernels = np.concatenate([np.cos(angle), -np.sin(angle)]) * window
-        self.register_buffer("kernels", torch.from_numpy(kernels.astype(np.float32))[:, None])
-        self.register_buffer("filters", torch.from_numpy(mel_filterbank(config)))
+        for number in range(config.resolutions):
+            name = f"_{number}" if number else ""
+            window = encoder.front_end.get_buffer(f"window{name}").cpu().numpy()
+            filters = resolution_filterbank(config, number) if number else mel_filterbank(config)
+            self.register_buffer(f"kernels_{number}", _kernels(window))
+            self.register_buffer(f"filters_{number}", torch.from_numpy(filters))
+        mean, std = scales(encoder.card.statistics, config.mels)
+        self.register_buffer("mean", torch.as_tensor(mean))
+        self.register_buffer("std", torch.as_tensor(std))
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(clips, samples) to scene, frames, times_ms."""
         model, front_end = self.card.model, self.card.front_end
-        x = (self._logmel(waveform) - self.card.statistics.mean) / self.card.statistics.std
+        x = (self._logmel(waveform) - self.get_buffer("mean")) / self.get_buffer("std")
         clips, frames = x.shape[0], x.shape[2]
         units = (frames + model.frames - 1) // model.frames
         steps = (frames + model.patch_frames - 1) // model.patch_frames
@@ -77,22 +77,37 @@ class ExportedEncoder(nn.Module):
 
     def _logmel(self, waveform: Tensor) -> Tensor:
         config = self.card.front_end
-        half = config.n_fft // 2
+        half = config.reach_samples
         # Mirrored at both ends as often as a short clip needs, which ONNX's own padding does once. The length is
         # counted, not taken from the shape: the exporter would conclude that it is never 1.
         length = torch.ones_like(waveform[0], dtype=torch.int64).sum()
         period = (2 * (length - 1)).clamp(min=1)
         ids = (torch.arange(waveform.shape[1] + 2 * half) - half).remainder(period)
         padded = waveform[:, torch.minimum(ids, period - ids)]
-        spectrum = F.conv1d(padded[:, None], self.kernels, stride=config.hop_samples)
-        real, imaginary = spectrum.chunk(2, dim=1)
-        return (self.filters @ (real.square() + imaginary.square()) + LOG_EPSILON).log()
+        logmels = []
+        for number in range(config.resolutions):
+            kernels, filters = self.get_buffer(f"kernels_{number}"), self.get_buffer(f"filters_{number}")
+            # A shorter window does not reach as far as the longest one, and its frames have the same centers.
+            unused = half - kernels.shape[2] // 2
+            inner = padded[:, unused : padded.shape[1] - unused] if unused else padded
+            spectrum = F.conv1d(inner[:, None], kernels, stride=config.hop_samples)
+            real, imaginary = spectrum.chunk(2, dim=1)
+            logmels.append((filters @ (real.square() + imaginary.square()) + LOG_EPSILON).log())
+        return torch.cat(logmels, dim=1) if len(logmels) > 1 else logmels[0]
 
     def _encode(self, units: Tensor, seen: Tensor) -> Tensor:
         x = self.vit.embed_all(units)
         for block in self.blocks:
             x = block(x, seen)
         return self.norm(x)
+
+
+def _kernels(window: np.ndarray) -> Tensor:
+    """Return the discrete Fourier transform of windowed sound as the kernels of a convolution: cosines, then sines."""
+    bins = np.arange(len(window) // 2 + 1)[:, None]
+    angle = 2 * np.pi * bins * np.arange(len(window))[None] / len(window)
+    kernels = np.concatenate([np.cos(angle), -np.sin(angle)]) * window
+    return torch.from_numpy(kernels.astype(np.float32))[:, None]
 
 
 def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = FeatureChoice()) -> float:
@@ -114,7 +129,8 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     graph = ExportedEncoder(encoder, choice).eval().cpu()
     rate = encoder.sample_rate_hz
     example = torch.randn(2, 3 * rate) * 0.1
-    dynamic = ({0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=encoder.card.front_end.n_fft)},)
+    longest_fft = 2 * encoder.card.front_end.reach_samples
+    dynamic = ({0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=longest_fft)},)
     program = torch.onnx.export(
         graph,
         (example,),

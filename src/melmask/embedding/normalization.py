@@ -60,7 +60,7 @@ def _moments_of_file(model: AudioEncoder, path: Path) -> Moments:
     try:
         for reading in readings_of(path, model.reading):
             for _, logmel in model.segments_of_file(path, model.step_grid(), reading):
-                moments = moments.plus(moments_of(logmel.cpu().numpy()))
+                moments = moments.plus(moments_of(logmel.cpu().numpy().T, model.card.front_end.resolutions))
     except AudioFileError:
         # A file that breaks off counts for nothing, as it has no embedding either.
         return Moments()

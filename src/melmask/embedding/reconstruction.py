@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from melmask.audio.logmel import denormalize, normalize
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import ModelConfig
 from melmask.errors import InputError
@@ -32,7 +33,7 @@ def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor)
     """Let the decoder of `model` fill in the hidden patches; arguments and errors as in `AudioEncoder.reconstruct`."""
     rows = model.encoder.grid.rows
     _check(card.model, rows, logmel, hidden)
-    x = (logmel - card.statistics.mean) / card.statistics.std
+    x = normalize(logmel, card.statistics)
     normalized = bool(card.training.get("config", {}).get("masking", {}).get("normalize_target", False))
     # Clips with different numbers of visible patches do not fit into one batch, so they are computed one by one.
     together = bool((hidden.sum(1) == hidden[0].sum()).all())
@@ -46,10 +47,11 @@ def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor)
     if normalized:
         # Such a model predicts each patch without its level and contrast, so these are taken from the true patch. The
         # constant is the one of the training target.
-        truth = model.encoder.patches_of(x)
-        shown = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
-    picture = unpatchify(shown, rows, card.model.patch_mels)
-    restored = picture * card.statistics.std + card.statistics.mean
+        truth = model.encoder.patches_of(x).unflatten(-1, (card.model.resolutions, -1))
+        levels, contrasts = truth.mean(-1, keepdim=True), (truth.var(-1, keepdim=True) + 1e-6).sqrt()
+        shown = (prediction.unflatten(-1, truth.shape[2:]) * contrasts + levels).flatten(-2)
+    picture = unpatchify(shown, rows, card.model.patch_mels, card.model.resolutions)
+    restored = denormalize(picture, card.statistics)
     made = Reconstruction(loss, prediction.cpu().numpy(), restored.cpu().numpy())
     for part in made:
         check_finite(part, "the reconstruction")
@@ -59,13 +61,13 @@ def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor)
 def _check(config: ModelConfig, rows: int, logmel: Tensor, hidden: Tensor) -> None:
     fits = (
         logmel.ndim == 3
-        and logmel.shape[1] == config.mels
+        and logmel.shape[1] == config.bands
         and 0 < logmel.shape[2] <= config.frames
         and logmel.shape[2] % config.patch_frames == 0
     )
     if not fits:
         raise InputError(
-            f"the log-mel is {tuple(logmel.shape)}; expected (clips, {config.mels}, frames) with frames a multiple "
+            f"the log-mel is {tuple(logmel.shape)}; expected (clips, {config.bands}, frames) with frames a multiple "
             f"of {config.patch_frames} up to {config.frames}"
         )
     expected = (logmel.shape[0], rows * logmel.shape[2] // config.patch_frames)

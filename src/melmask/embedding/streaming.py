@@ -1,7 +1,8 @@
 """Embeddings of sound as it arrives: blocks in, frame vectors out.
 
 A frame vector depends on its whole unit, so the vectors of a unit come out together when the unit is complete. The
-latency is at most the trained length. The vectors are equal to those of the offline path.
+latency is at most the trained length, and half of the front end's longest window: 12.5 ms, or 64 ms for a second
+resolution of 128 ms. The vectors are equal to those of the offline path.
 """
 
 from collections import deque
@@ -56,7 +57,7 @@ class EmbeddingStream:
             self._resampler = soxr.ResampleStream(
                 sample_rate_hz, model.sample_rate_hz, 1, dtype="float32", quality=RESAMPLER_QUALITY
             )
-        unit, fill = model.card.model.frames, model.card.statistics.mean
+        unit, fill = model.card.model.frames, model.corpus_mean
         self._cutters = {phase: Segmenter(phase, unit, fill) for phase in self._grid.phases}
         self._ready: dict[int, deque[np.ndarray]] = {phase: deque() for phase in self._grid.phases}
         self._samples = self._frames = self._steps = 0

@@ -20,7 +20,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melmask.config import EACH, MEAN, FrontEndConfig, Reading, Statistics
-from melmask.config_text import from_dict
+from melmask.config_text import from_dict, to_dict
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
@@ -98,8 +98,8 @@ class TableSettings:
 
     def to_json(self) -> str:
         """Return the settings as a JSON object; `channel` and `expand` only where earlier versions read otherwise."""
-        usual = asdict(Reading()).keys() - self.reading.changed_facts().keys()
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in usual})
+        usual = to_dict(Reading()).keys() - self.reading.changed_facts().keys()
+        return json.dumps({name: value for name, value in to_dict(self).items() if name not in usual})
 
 
 class TableJob:
@@ -124,19 +124,19 @@ class TableJob:
     def _begin(self, job: Path) -> None:
         """Write the settings of the parts to `job`, or check that the settings that are there already are the same."""
         if not job.exists():
-            write_json(job, asdict(self.settings))
+            write_json(job, to_dict(self.settings))
             return
         try:
             # Earlier versions always took the mean at normal speed, and did not say so.
-            begun = {**asdict(Reading()), **read_json_object(job)}
+            begun = {**to_dict(Reading()), **read_json_object(job)}
         except (OSError, DamagedFileError) as error:
             raise OutputError(
                 f"{job} is damaged ({reason_of(error)}); delete {self._folder} or use another --out"
             ) from error
-        wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
+        wrong = [key for key, value in to_dict(self.settings).items() if begun.get(key) != value]
         if wrong and not any(self._folder.glob("part-*")):
             # That job has done nothing yet.
-            write_json(job, asdict(self.settings))
+            write_json(job, to_dict(self.settings))
         elif wrong:
             # Where the number of files differs, their digest differs as well. One word is enough for both.
             what = ", ".join(dict.fromkeys(key.removesuffix("_sha256") for key in wrong))

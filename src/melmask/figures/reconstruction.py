@@ -1,6 +1,7 @@
 """Draw what a model hears, what it is shown of that, and what it reconstructs."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,10 +34,12 @@ _WIDTH_INCHES, _ROW_INCHES, _MARGIN_INCHES = 9.0, 1.55, 0.75
 
 
 class _Row(NamedTuple):
-    """What is drawn of one clip."""
+    """What is drawn of one resolution of a clip."""
 
     title: str
     loss: float
+    """The error over all resolutions of the clip."""
+    resolution: int
     truth: np.ndarray
     """The input in dB, (mels, frames)."""
     shown: np.ndarray
@@ -83,6 +86,7 @@ def reconstruction_figure(
 ) -> "Figure":
     """Draw a row for each clip: its log-mel, its visible patches, and the model's prediction of the hidden ones.
 
+    A model of several resolutions has a row for each of them, one below the other.
     Only the first unit of a clip longer than the model's unit is drawn, and only the whole patches of a shorter one.
     The third picture keeps the visible patches of the input, framed, because a model is not trained to predict those.
     Values are in dB relative to a mel power of 1. Each row has one color scale, which reaches from the loudest value
@@ -125,9 +129,9 @@ def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_
         raise InputError(f"{len(logmels)} clips with {len(titles)} titles; give 1 to {MAX_CLIPS} and a title for each")
     columns = min(logmels.shape[2], config.frames) // config.patch_frames
     grid = PatchGrid(grid_of(config).rows, columns)
-    if logmels.shape[1] != config.mels or grid.patches < 2:
+    if logmels.shape[1] != config.bands or grid.patches < 2:
         raise InputError(
-            f"the log-mels are {logmels.shape[1:]}; give ({config.mels}, frames) with frames for two patches or more, "
+            f"the log-mels are {logmels.shape[1:]}; give ({config.bands}, frames) with frames for two patches or more, "
             f"each ({config.patch_mels}, {config.patch_frames})"
         )
     logmels = logmels[:, :, : columns * config.patch_frames].astype(np.float32)
@@ -138,9 +142,21 @@ def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_
         # Clips are reconstructed one at a time, because each title needs the loss of its own clip.
         result = model.reconstruct(logmel[None], masked=masked[None])
         by_patch = masked.reshape(grid.rows, grid.columns)
-        shown = np.where(_of_bands(by_patch, logmel.shape), result.logmel[0], logmel)
-        rows.append(_Row(title, result.loss, logmel * DB_PER_NATURAL_LOG, shown * DB_PER_NATURAL_LOG, by_patch))
+        pairs = [np.split(values, config.resolutions) for values in (logmel, result.logmel[0])]
+        for number, (truth, predicted) in enumerate(zip(*pairs, strict=True)):
+            shown = np.where(_of_bands(by_patch, truth.shape), predicted, truth)
+            name = title if config.resolutions == 1 else _with_window(title, model.card.front_end, number)
+            decibels = (truth * DB_PER_NATURAL_LOG, shown * DB_PER_NATURAL_LOG)
+            rows.append(_Row(name, result.loss, number, *decibels, by_patch))
     return rows
+
+
+def _with_window(title: str, config: FrontEndConfig, resolution: int) -> str:
+    """Say which resolution of a clip a row shows."""
+    window_ms = 1000 * config.win_samples / config.sample_rate_hz
+    if resolution:
+        window_ms = config.further_resolutions[resolution - 1].window_ms
+    return f"{title}, window of {window_ms:g} ms"
 
 
 def _of_bands(by_patch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -154,11 +170,12 @@ def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: Fron
     heard, seen, made = axes_of_row
     limits = _limits_db(row.truth)
     hidden = _of_bands(row.masked, row.truth.shape)
-    image = draw_spectrogram(heard, row.truth, config, limits)
+    draw = partial(draw_spectrogram, config=config, limits=limits, resolution=row.resolution)
+    image = draw(heard, row.truth)
     # NaN stays transparent, so hidden patches show the color of the background.
-    draw_spectrogram(seen, np.where(hidden, np.nan, row.truth), config, limits)
+    draw(seen, np.where(hidden, np.nan, row.truth))
     seen.set_facecolor(_HIDDEN)
-    draw_spectrogram(made, row.shown, config, limits)
+    draw(made, row.shown)
     frames = row.truth.shape[1]
     _draw_grid(seen, PatchGrid(*row.masked.shape), config, frames)
     _outline_visible(made, row.masked, config, frames)

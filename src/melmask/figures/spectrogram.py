@@ -1,4 +1,4 @@
-"""Draw log-mels with axes: time in s, frequency in Hz on the mel scale, values in dB.
+"""Draw log-mels with axes: time in s, frequency in Hz on the scale of the bands, values in dB.
 
 Each mel band is a row of the figure, and the lowest band is at the bottom. A band's center frequency is the peak of its
 filter, so a tone is brightest at the tick of its frequency.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from melmask.audio.logmel import hz_to_mel
+from melmask.audio.logmel import band_edges_hz, hz_to_mel
 from melmask.config import FrontEndConfig
 from melmask.figures.figure import INK, MUTED
 
@@ -25,18 +25,22 @@ _MIN_TICK_GAP = 0.085
 
 
 def band_positions(
-    frequencies_hz: Float[np.ndarray, " frequencies"], config: FrontEndConfig
+    frequencies_hz: Float[np.ndarray, " frequencies"], config: FrontEndConfig, resolution: int = 0
 ) -> Float[np.ndarray, " frequencies"]:
     """Return where frequencies lie on the axis of bands: 0.0 is the peak of the lowest filter, 1.0 of the next one."""
+    further = config.further_resolutions[resolution - 1] if resolution else None
+    if further is not None and further.scale == "log":
+        lowest_hz = band_edges_hz(config, resolution)[1]
+        return np.log2(frequencies_hz / lowest_hz) * further.bands_per_octave
     first, last = hz_to_mel(np.array([config.min_hz, config.max_hz]))
     # The filters' peaks divide the mel range into mels + 1 equal parts.
     return (hz_to_mel(frequencies_hz) - first) / (last - first) * (config.mels + 1) - 1
 
 
-def frequency_ticks_hz(config: FrontEndConfig) -> Float[np.ndarray, " ticks"]:
+def frequency_ticks_hz(config: FrontEndConfig, resolution: int = 0) -> Float[np.ndarray, " ticks"]:
     """Return the round frequencies (1, 2, 5 times a power of ten) in the figure whose labels do not overlap."""
     candidates = np.array([step * 10.0**power for power in range(1, 6) for step in (1, 2, 5)])
-    positions = band_positions(candidates, config)
+    positions = band_positions(candidates, config, resolution)
     inside = (positions >= -0.5) & (positions <= config.mels - 0.5)
     ticks: list[float] = []
     last = -np.inf
@@ -60,6 +64,7 @@ def draw_spectrogram(
     config: FrontEndConfig,
     limits: tuple[float, float],
     colormap: str = COLORMAP,
+    resolution: int = 0,
 ) -> "AxesImage":
     """Draw (mels, frames) values, low frequencies at the bottom, with ticks in s and Hz.
 
@@ -69,6 +74,7 @@ def draw_spectrogram(
         config: the front end that the values came from.
         limits: the values of the first and the last color.
         colormap: a matplotlib color map.
+        resolution: which resolution of the front end the values are of; 0 is the first.
     """
     left, right = time_edges_s(values.shape[1], config)
     image = axes.imshow(
@@ -81,8 +87,8 @@ def draw_spectrogram(
         vmax=limits[1],
         extent=(left, right, -0.5, config.mels - 0.5),
     )
-    ticks_hz = frequency_ticks_hz(config)
-    axes.set_yticks(band_positions(ticks_hz, config), [f"{tick:,.0f}" for tick in ticks_hz])
+    ticks_hz = frequency_ticks_hz(config, resolution)
+    axes.set_yticks(band_positions(ticks_hz, config, resolution), [f"{tick:,.0f}" for tick in ticks_hz])
     axes.tick_params(length=2.5, width=0.6, color=MUTED, labelcolor=INK, labelsize=7.5, pad=2)
     for spine in axes.spines.values():
         spine.set(edgecolor=MUTED, linewidth=0.6)

@@ -26,7 +26,7 @@ class ReconstructionPictures:
         # A crop with a single patch in time shows nothing, so a store of such clips gets no pictures.
         self._worth_it = frames >= 2 * config.model.patch_frames
         # Stores hold half precision, time first; the network takes (mels, frames) in single precision.
-        crops = np.empty((len(chosen), frames, store.front_end.mels), dtype="<f2")
+        crops = np.empty((len(chosen), frames, store.front_end.bands), dtype="<f2")
         for crop, clip in zip(crops, chosen, strict=True):
             store.read_into(crop, int(clip), 0)
         self._logmels = crops.astype(np.float32).transpose(0, 2, 1)

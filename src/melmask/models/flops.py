@@ -20,7 +20,7 @@ def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
     grid, cls = grid_of(config), int(config.cls_token)
     embedding = 2 * (visible + cls) * config.width * config.decoder_width
     blocks = config.decoder_depth * _block_flops(config.decoder_width, grid.patches + cls)
-    prediction = 2 * (grid.patches - visible) * config.decoder_width * config.patch_mels * config.patch_frames
+    prediction = 2 * (grid.patches - visible) * config.decoder_width * config.patch_values
     return embedding + blocks + prediction
 
 
@@ -35,7 +35,7 @@ def step_flops(config: ModelConfig, ratio: float, crops: int) -> int:
 
 
 def _patch_embedding_flops(config: ModelConfig, patches: int) -> int:
-    return 2 * patches * config.patch_mels * config.patch_frames * config.width
+    return 2 * patches * config.patch_values * config.width
 
 
 def _block_flops(width: int, tokens: int) -> int:

@@ -22,17 +22,20 @@ _TOKEN_STD = 0.02
 """Spread of the first values of learned tokens, as in BERT and in the image MAE."""
 
 
-def patchify(logmel: LogMel, patch_mels: int, patch_frames: int) -> Patches:
-    """Cut into patches, frequency-major; a patch's values are ordered (mel in patch, frame in patch)."""
-    # (batch, rows, mel in patch, columns, frame in patch); then both indices within a patch go last.
-    x = logmel.unflatten(2, (-1, patch_frames)).unflatten(1, (-1, patch_mels))
-    return x.transpose(2, 3).flatten(3).flatten(1, 2)
+def patchify(logmel: LogMel, patch_mels: int, patch_frames: int, resolutions: int = 1) -> Patches:
+    """Cut into patches, frequency-major; a patch's values are ordered (resolution, mel in patch, frame in patch).
+
+    A patch holds the bands of the same numbers of each resolution, so their number does not depend on `resolutions`.
+    """
+    # (batch, resolution, rows, mel in patch, columns, frame in patch); then the indices within a patch go last.
+    x = logmel.unflatten(2, (-1, patch_frames)).unflatten(1, (resolutions, -1, patch_mels))
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def unpatchify(patches: Patches, rows: int, patch_mels: int) -> LogMel:
+def unpatchify(patches: Patches, rows: int, patch_mels: int, resolutions: int = 1) -> LogMel:
     """Undo `patchify`; `rows` is the number of patches over frequency."""
-    x = patches.unflatten(2, (patch_mels, -1)).unflatten(1, (rows, -1))
-    return x.transpose(2, 3).flatten(3).flatten(1, 2)
+    x = patches.unflatten(2, (resolutions, patch_mels, -1)).unflatten(1, (rows, -1))
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(1, 3)
 
 
 def gather_tokens(tokens: Tokens, ids: Int[Tensor, "batch ids"]) -> Float[Tensor, "batch ids dim"]:
@@ -50,7 +53,7 @@ class ViT(nn.Module):
         self.config = config
         self.grid = grid_of(config)
         # A linear layer on flattened patches computes what a convolution with stride = kernel would.
-        self.patch_embed = nn.Linear(config.patch_mels * config.patch_frames, config.width)
+        self.patch_embed = nn.Linear(config.patch_values, config.width)
         self.cls_token = nn.Parameter(torch.zeros(config.width)) if config.cls_token else None
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
@@ -62,7 +65,7 @@ class ViT(nn.Module):
 
     def patches_of(self, logmel: LogMel) -> Patches:
         """Cut a normalized log-mel of whole patches, as wide as a unit or narrower."""
-        return patchify(logmel, self.config.patch_mels, self.config.patch_frames)
+        return patchify(logmel, self.config.patch_mels, self.config.patch_frames, self.config.resolutions)
 
     def positions_for(self, columns: int) -> Float[Tensor, "patches dim"]:
         """Return the positions of a unit of `columns` patches in time: the first columns of the trained grid."""
@@ -113,7 +116,7 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.predict = nn.Linear(width, config.patch_mels * config.patch_frames)
+        self.predict = nn.Linear(width, config.patch_values)
         table = line_positions if config.decoder_positions == "line" else grid_positions
         self.register_buffer("positions", table(width, grid_of(config), config.cls_token), persistent=False)
         initialize(self)

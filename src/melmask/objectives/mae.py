@@ -112,7 +112,10 @@ def _predict(network: Network, logmel: LogMel, ids: tuple[Tensor, Tensor, Tensor
     target = gather_tokens(patches, predicted_ids)
     if normalize_target:
         # The network need not predict a patch's own level and contrast (image MAE, arXiv 2111.06377, section 4.2).
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        # In each resolution by itself: neither predicts the level of the other.
+        parts = target.unflatten(-1, (network.config.resolutions, -1))
+        parts = (parts - parts.mean(-1, keepdim=True)) / (parts.var(-1, keepdim=True) + 1e-6).sqrt()
+        target = parts.flatten(-2)
     error = (prediction - target).square().mean(-1)
     if hidden_ids is not predicted_ids:
         # A reconstruction shows all patches, but what was visible does not count as predicted.

@@ -8,7 +8,7 @@ from melmask.config import PretrainConfig
 from melmask.config_text import with_overrides
 from melmask.errors import unknown_name
 
-RECIPES = ("demo", "tiny", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
+RECIPES = ("demo", "tiny", "tiny_two_resolutions", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
 DEFAULT_RECIPE = "tiny"
 
 

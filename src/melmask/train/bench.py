@@ -117,13 +117,14 @@ class BenchReport:
 
     def __str__(self) -> str:
         m, patches = self.config.model, grid_of(self.config.model).patches
+        resolutions = f" of {m.resolutions} resolutions" if m.resolutions > 1 else ""
         low, high = min(self.steps_s), max(self.steps_s)
         # On a GPU this is more than a step takes, because each part waits for the device.
         whole_s = sum(self.parts_s.values())
         return "\n".join(
             [
                 f"network      {m.width} x {m.depth}, decoder {m.decoder_width} x {m.decoder_depth}",
-                f"input        {m.mels} x {m.frames}, patches {m.patch_mels} x {m.patch_frames}, "
+                f"input        {m.mels} x {m.frames}, patches {m.patch_mels} x {m.patch_frames}{resolutions}, "
                 f"{self.encoded_patches} of {patches} visible; {self.config.data.batch_size} crops a step, {self.data}",
                 f"device       {self.device}, {self.precision}, {self.threads} threads, torch {torch.__version__}",
                 f"products     {max(self.peaks) / 1e9:.0f} GFLOP/s at best "
@@ -283,7 +284,7 @@ def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray,
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)
         return stream.batches(0, _ENDLESS, config.hardware.readers)
-    shape = (config.data.batch_size, config.model.frames, config.model.mels)
+    shape = (config.data.batch_size, config.model.frames, config.model.bands)
     normal = np.random.default_rng(config.run.seed).standard_normal(shape, np.float32)
     made_up = (Statistics().mean + Statistics().std * normal).astype(np.float16)
     return (made_up for _ in itertools.count())

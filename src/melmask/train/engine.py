@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from melmask.audio.logmel import scales
 from melmask.config import PretrainConfig, Statistics
 from melmask.errors import ConfigError
 from melmask.models.network import Network, build_network
@@ -36,7 +37,9 @@ class Engine:
 
     def __init__(self, objective: Objective, config: PretrainConfig, statistics: Statistics, processes: Processes):
         self.objective, self.device = objective, processes.device
-        self._config, self._statistics, self._processes = config, statistics, processes
+        self._config, self._processes = config, processes
+        # Made once: numbers that travel to a GPU in each step would make it wait.
+        self._scales = scales(statistics, config.model.mels, processes.device)
         self.precision = pick_precision(config.hardware, processes.device)
         self._sharded = config.hardware.sharding == "fsdp" and processes.count > 1
         if self._sharded and self.precision == torch.float16:
@@ -98,7 +101,8 @@ class Engine:
         for part, random, share, last in self._micro_batches(crops, drawn):
             # Crops travel to the device as float16, half the bytes, and become float32 there.
             logmel = _to_device(torch.from_numpy(part), device).float().transpose(1, 2)
-            logmel = (logmel - self._statistics.mean) / self._statistics.std
+            mean, std = self._scales
+            logmel = (logmel - mean) / std
             with self._exchange_gradients(last):
                 random = _to_device(random, device)
                 self.lap("data")

@@ -1,5 +1,6 @@
 """Continued pre-training: a run that begins with the weights of another model."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -8,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from melmask.checkpoint.locate import load_any
-from melmask.config import FrontEndConfig, PretrainConfig, Reading
-from melmask.config_text import to_dict
+from melmask.config import FrontEndConfig, ModelConfig, PretrainConfig, Reading
 from melmask.errors import ConfigError
 from melmask.models.network import build_network
 
@@ -49,8 +49,8 @@ def initial_weights(
     # The model's weights replace the random ones of the same names; what the model lacks stays random.
     weights |= {name: given[name] for name in encoder | (decoder if same_decoder else set())}
     there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
-    if there != here:
-        weights[_EMBEDDING] = resized_embedding(given[_EMBEDDING], there, here)
+    if there != here or has.resolutions != wanted.resolutions:
+        weights[_EMBEDDING] = _adapted_embedding(given[_EMBEDDING], has, wanted)
     text = f"starting from {path}: its encoder"
     if decoder:
         text += f" and {'its' if same_decoder else 'a new'} decoder"
@@ -58,11 +58,31 @@ def initial_weights(
         text += f", units of {wanted.mels}x{wanted.frames} instead of {has.mels}x{has.frames}"
     if there != here:
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
-    own, given_to = to_dict(card.front_end), to_dict(front_end)
-    others = [f"{name} {own[name]:g} there and {given_to[name]:g} here" for name in own if own[name] != given_to[name]]
-    own, given_to = to_dict(card.reading), to_dict(reading)
-    others += [f"{name} {own[name]} there and {given_to[name]} here" for name in own if own[name] != given_to[name]]
+    if has.resolutions != wanted.resolutions:
+        text += f", {wanted.resolutions} instead of {has.resolutions} resolutions"
+    pairs = [(f.name, getattr(card.front_end, f.name), getattr(front_end, f.name)) for f in fields(front_end)]
+    pairs += [(f.name, getattr(card.reading, f.name), getattr(reading, f.name)) for f in fields(reading)]
+    others = [f"{name} {_shown(own)} there and {_shown(its)} here" for name, own, its in pairs if own != its]
     return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)}"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _adapted_embedding(weight: Tensor, has: ModelConfig, wanted: ModelConfig) -> Tensor:
+    """Return the patch embedding for patches of another shape, or of more or fewer resolutions.
+
+    A resolution that the model lacks is embedded as 0, so that the network starts as if it did not hear it.
+    """
+    there, here = (has.patch_mels, has.patch_frames), (wanted.patch_mels, wanted.patch_frames)
+    parts = list(weight.chunk(has.resolutions, dim=1))[: wanted.resolutions]
+    if there != here:
+        parts = [resized_embedding(part, there, here) for part in parts]
+    parts += [torch.zeros_like(parts[0])] * (wanted.resolutions - len(parts))
+    return torch.cat(parts, dim=1)
 
 
 def resized_embedding(

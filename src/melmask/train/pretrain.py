@@ -337,6 +337,13 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
             f"model.mels is {config.model.mels} but {store.folder} has {store.front_end.mels} mel bands; "
             f"set model.mels={store.front_end.mels} or prepare another store"
         )
+    has, wants = store.front_end.resolutions, config.model.resolutions
+    if has != wants:
+        hint = "with --second-resolution" if wants == 2 else "without --second-resolution" if wants == 1 else "anew"
+        raise ConfigError(
+            f"model.resolutions is {wants} but {store.folder} has {has}; prepare another store {hint}, or set "
+            f"model.resolutions={has}"
+        )
     return ModelCard(
         model=config.model,
         front_end=store.front_end,

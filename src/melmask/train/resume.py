@@ -42,10 +42,12 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     # What follows from other settings is not compared: the share of the warm-up, or the steps that minutes plan.
     derived = ("optimizer.steps", "optimizer.warmup_steps") if saved.optimizer.minutes else ("optimizer.warmup_share",)
     # In a run that has begun, only settings that do not affect the result may change.
-    for key, value in after.items():
+    for key in {**before, **after}:
         fixed = key in _MAY_NOT_CHANGE or not key.startswith((*_MAY_CHANGE, *derived))
-        if fixed and value != before[key]:
-            raise ConfigError(f"{run} began with {key} = {before[key]}, not {value}; use another --out for another run")
+        # Some settings are left out where they have their default.
+        had, value = (values.get(key, "its default") for values in (before, after))
+        if fixed and value != had:
+            raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run")
     return wanted
 
 
