@@ -1,0 +1,180 @@
+"""Measure how training and embedding get on beside other programs: the former way and the new way, in turns.
+
+    python benchmarks/contention.py [--recipe tiny] [--jobs train embed] [--loops 0 2 6] [--seconds 6] [--pairs 3] [--out X.md]
+
+The former way has all threads share every operation. The new way computes independent shares of a batch side by side,
+and starts with the environment that the command `melmask` sets. Each way is a process of its own, which sleeps while
+the other one is measured. `loops` busy programs, one thread each, run beside it.
+
+A fair share: the system gives every thread that can run as much time as any other. With t threads of ours and n busy
+loops on t cores, t of t + n threads are ours, so a fair share is the idle rate of the new way times t / (t + n).
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+UNITS = {"train": "crops/s", "embed": "s of sound/s"}
+WAYS = ("former", "new")
+LOOP = "while True: pass"
+
+
+class Way:
+    """One way to do a job, in a process of its own: `rate(seconds)` measures it."""
+
+    def __init__(self, way: str, job: str, recipe: str):
+        environment = dict(os.environ)
+        if way == "new":
+            # In a process of its own, because it must be set before PyTorch is loaded.
+            from melmask.system.environment import thread_environment
+
+            environment |= thread_environment(environment)
+        command = [sys.executable, __file__, "--worker", way, "--jobs", job, "--recipe", recipe]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self._answer()
+
+    def rate(self, seconds: float) -> float:
+        """Return units per second over at least one step."""
+        print(seconds, file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker has ended; its message is above")
+        return line
+
+
+def work(way: str, job: str, recipe: str) -> None:
+    """Answer each number of seconds on standard input with a rate."""
+    from melmask.system.hardware import keep_freed_memory, use_threads
+
+    use_threads(0)
+    keep_freed_memory()
+    step, units = (training if job == "train" else embedding)(way, recipe)
+    step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start_s, done = time.monotonic(), 0
+        while time.monotonic() - start_s < float(line) or not done:
+            step()
+            done += 1
+        print(done * units / (time.monotonic() - start_s), flush=True)
+
+
+def training(way: str, recipe: str):
+    """Return a function that takes a step, and the crops in a step."""
+    from melmask.config_text import with_overrides
+    from melmask.recipes import recipe as recipe_of
+    from melmask.train.bench import TrainingStep
+
+    config = with_overrides(recipe_of(recipe), ("hardware.shares=1",) if way == "former" else ())
+    return TrainingStep(config), config.data.batch_size
+
+
+def embedding(way: str, recipe: str):
+    """Return a function that encodes ten clips of 10 s, and the seconds of sound in them."""
+    import torch
+
+    from melmask.checkpoint.folder import ModelCard
+    from melmask.config import FrontEndConfig, Statistics
+    from melmask.embedding import encoder
+    from melmask.recipes import recipe as recipe_of
+
+    if way == "former":
+        cores = encoder.Cores
+        encoder.Cores = lambda threads: cores(threads, 1)
+    card = ModelCard(
+        model=recipe_of(recipe).model, front_end=FrontEndConfig(), statistics=Statistics(), training={}
+    )
+    model = encoder.untrained(card)
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(80, 1000, generator=generator) * 4 - 7 for _ in range(10)]
+    return lambda: model.embed_segments(clips), 100
+
+
+@contextlib.contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Run busy loops while the work inside is measured."""
+    running = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for loop in running:
+            loop.kill()
+            loop.wait()
+
+
+def measured(job: str, options: argparse.Namespace) -> list[str]:
+    """Return the rows of a job's table."""
+    ways = {name: Way(name, job, options.recipe) for name in WAYS}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows, idle = [], {}
+    for loops in options.loops:
+        rates = {name: [] for name in WAYS}
+        with busy(loops):
+            for pair in range(options.pairs):
+                # Each way goes first in every other pair.
+                for name in WAYS if pair % 2 else WAYS[::-1]:
+                    rates[name].append(ways[name].rate(options.seconds))
+        former, new = (median(rates[name]) for name in WAYS)
+        idle = idle or {"loops": loops, "new": new}
+        fair = idle["new"] * cores / (cores + loops) if not idle["loops"] else float("nan")
+        spread = ", ".join(f"{name} {min(of):.1f} to {max(of):.1f}" for name, of in rates.items())
+        rows.append(
+            f"| {job} | {loops} | {former:.1f} | {new:.1f} | {new / former:.2f} | {fair:.1f} | {new / fair:.0%} | {spread} |"
+        )
+        print(rows[-1], flush=True)
+    for way in ways.values():
+        way.close()
+    return rows
+
+
+def main() -> None:
+    """Measure, print a table and write it to a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--jobs", nargs="+", choices=UNITS, default=list(UNITS))
+    parser.add_argument("--loops", type=int, nargs="+", default=[0, 2, 6])
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options.jobs[0], options.recipe)
+        return
+    head = [
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, load before: {os.getloadavg()[0]:.2f}",
+        "",
+        f"    {' '.join(['python benchmarks/contention.py', *sys.argv[1:]])}",
+        "",
+        f"Recipe {options.recipe}. Rates are medians of {options.pairs} pairs: "
+        + ", ".join(f"{job} in {UNITS[job]}" for job in options.jobs) + ".",
+        "",
+        "| job | busy loops | former way | new way | ratio | fair share | of the fair share | least and most |",
+        "|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    print("\n".join(head), flush=True)
+    rows = [row for job in options.jobs for row in measured(job, options)]
+    if options.out:
+        options.out.write_text("\n".join(["# Beside other programs", "", *head, *rows]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
