@@ -1,6 +1,7 @@
 """Measure how training and embedding get on beside other programs: the former way and the new way, in turns.
 
-    python benchmarks/contention.py [--recipe tiny] [--jobs train embed] [--loops 0 2 6] [--seconds 6] [--pairs 3] [--out X.md]
+    python benchmarks/contention.py [--recipe tiny] [--jobs train embed] [--loops 0 2 6] [--seconds 6] [--pairs 3]
+        [--out X.md]
 
 The former way has all threads share every operation. The new way computes independent shares of a batch side by side,
 and starts with the environment that the command `melmask` sets. Each way is a process of its own, which sleeps while
@@ -99,9 +100,7 @@ def embedding(way: str, recipe: str):
     if way == "former":
         cores = encoder.Cores
         encoder.Cores = lambda threads: cores(threads, 1)
-    card = ModelCard(
-        model=recipe_of(recipe).model, front_end=FrontEndConfig(), statistics=Statistics(), training={}
-    )
+    card = ModelCard(model=recipe_of(recipe).model, front_end=FrontEndConfig(), statistics=Statistics(), training={})
     model = encoder.untrained(card)
     generator = torch.Generator().manual_seed(0)
     clips = [torch.randn(80, 1000, generator=generator) * 4 - 7 for _ in range(10)]
@@ -124,21 +123,23 @@ def measured(job: str, options: argparse.Namespace) -> list[str]:
     """Return the rows of a job's table."""
     ways = {name: Way(name, job, options.recipe) for name in WAYS}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows, idle = [], {}
+    rows: list[str] = []
+    idle: float | None = None
     for loops in options.loops:
-        rates = {name: [] for name in WAYS}
+        rates: dict[str, list[float]] = {name: [] for name in WAYS}
         with busy(loops):
             for pair in range(options.pairs):
                 # Each way goes first in every other pair.
                 for name in WAYS if pair % 2 else WAYS[::-1]:
                     rates[name].append(ways[name].rate(options.seconds))
         former, new = (median(rates[name]) for name in WAYS)
-        idle = idle or {"loops": loops, "new": new}
-        fair = idle["new"] * cores / (cores + loops) if not idle["loops"] else float("nan")
+        if not loops:
+            idle = new
+        fair = "-" if idle is None else f"{idle * cores / (cores + loops):.1f}"
+        of_fair = "-" if idle is None else f"{new / (idle * cores / (cores + loops)):.0%}"
         spread = ", ".join(f"{name} {min(of):.1f} to {max(of):.1f}" for name, of in rates.items())
-        rows.append(
-            f"| {job} | {loops} | {former:.1f} | {new:.1f} | {new / former:.2f} | {fair:.1f} | {new / fair:.0%} | {spread} |"
-        )
+        cells = [job, str(loops), f"{former:.1f}", f"{new:.1f}", f"{new / former:.2f}", fair, of_fair, spread]
+        rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     for way in ways.values():
         way.close()
@@ -165,7 +166,8 @@ def main() -> None:
         f"    {' '.join(['python benchmarks/contention.py', *sys.argv[1:]])}",
         "",
         f"Recipe {options.recipe}. Rates are medians of {options.pairs} pairs: "
-        + ", ".join(f"{job} in {UNITS[job]}" for job in options.jobs) + ".",
+        + ", ".join(f"{job} in {UNITS[job]}" for job in options.jobs)
+        + ".",
         "",
         "| job | busy loops | former way | new way | ratio | fair share | of the fair share | least and most |",
         "|---|--:|--:|--:|--:|--:|--:|---|",

@@ -41,14 +41,15 @@ from melmask.embedding.waveform import sound_file, waveform_of
 from melmask.errors import ConfigError
 from melmask.geometry import StepGrid, unit_lengths
 from melmask.models.network import Network, build_network
+from melmask.system.contention import Contention
 from melmask.system.cores import Cores
 from melmask.system.hardware import INFERENCE_PRECISIONS, autocast_of, inference_precision, pick_device
 
 FRAMES_TOGETHER = 60_000
 """Log-mel frames of files that are encoded at once. They are 20 MB, and enough units of each length to fill batches."""
 _LARGEST_ACTIVATION_BYTES = 30 << 20
-"""The MLP's hidden layers of the batches under way stay below this on CPU. Larger ones fall out of the cache, and the C library maps
-blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
+"""The MLP's hidden layers of the batches under way stay below this on CPU. Larger ones fall out of the cache, and the C
+library maps blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
 _TOKENS_PER_GPU_BATCH = 65536
 _SEGMENT_FRAMES = 8192
 """Long files are encoded in pieces of about this length: 82 s at a 10-ms hop."""
@@ -74,7 +75,8 @@ class AudioEncoder:
 
     Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from),
     `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller),
-    `channel` (which channel of files it hears: a number from 1, or 'mean', the mean of all).
+    `channel` (which channel of files it hears: a number from 1, or 'mean', the mean of all), `contention` (notices on a
+    CPU when other programs take the processor from the computation).
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class AudioEncoder:
             raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
         self.card, self.name, self.precision = card, name, precision
         self.normalization, self.channel = normalization, channel
-        self.device = pick_device(device)
+        self.device, self.contention = pick_device(device), Contention()
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
 
@@ -220,16 +222,18 @@ class AudioEncoder:
     def embed_segments(self, segments: Sequence[Tensor], choice: FeatureChoice = FeatureChoice()) -> list[np.ndarray]:
         """Return the frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
         # Units are independent, so threads encode batches side by side: none waits for another within an operation.
-        cores = Cores(torch.get_num_threads() if self.device.type == "cpu" else 1)
+        cores = Cores(torch.get_num_threads() if self.device.type == "cpu" else 1, contention=self.contention)
         with cores.engaged():
             pieces = [self._units_of(segment) for segment in segments]
         units = list(itertools.chain.from_iterable(pieces))
         batches = list(self._batches(units, cores.count))
-        jobs = [lambda batch=batch: self._encode([units[number] for number in batch], choice) for batch in batches]
+        jobs = [functools.partial(self._encode, [units[number] for number in batch], choice) for batch in batches]
         # The precision of float32 products is a setting of the process, so it is set once, not by each job.
         with closing(cores), inference_precision(self.precision, self.device):
             encoded = cores.run(jobs)
-        pooled = {n: row for batch, vectors in zip(batches, encoded, strict=True) for n, row in zip(batch, vectors)}
+        pooled: dict[int, np.ndarray] = {}
+        for batch, vectors in zip(batches, encoded, strict=True):
+            pooled |= zip(batch, vectors, strict=True)
         # The units of a segment have consecutive numbers.
         numbers = iter(range(len(units)))
         return [np.concatenate([pooled[k] for k in itertools.islice(numbers, len(piece))]) for piece in pieces]
@@ -244,7 +248,7 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def _encode(self, units: Sequence[Tensor], choice: FeatureChoice) -> np.ndarray:
-        """Return the frame vectors (units, steps, D) of units of equal length; several threads may call this at once."""
+        """Return the frame vectors (units, steps, D) of units of equal length; several threads may call this."""
         config = self.card.model
         with autocast_of(self.precision, self.device):
             layers = self._tokens(torch.stack(list(units)), choice.layers)

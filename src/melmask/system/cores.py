@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import torch
 
+from melmask.system.contention import Contention
+
 R = TypeVar("R")
 
 
@@ -24,13 +26,15 @@ class Cores:
         count: How many jobs run at a time.
     """
 
-    def __init__(self, threads: int, most_jobs: int | None = None):
+    def __init__(self, threads: int, most_jobs: int | None = None, contention: Contention | None = None):
         """Share `threads` threads among at most `most_jobs` jobs, by default one thread for each.
 
-        With more threads than jobs, each job has several, and its operations are split over them.
+        With more threads than jobs, each job has several, and its operations are split over them. `contention` notices
+        when other programs take the processor from the jobs.
         """
         self.count = max(1, min(threads, most_jobs or threads))
         self._threads_per_job = max(1, threads // self.count)
+        self._watch = (contention or Contention()).watch
         self._pool: ThreadPoolExecutor | None = None
 
     @contextmanager
@@ -54,14 +58,14 @@ class Cores:
         thread, so a job enters them itself. An exception of a job is raised here, when no job runs any more.
         """
         if self.count == 1 or len(jobs) == 1:
-            return [job() for job in jobs]
+            return [self._watch(job) for job in jobs]
         results: dict[int, R] = {}
         # All threads take from one iterator, so a thread that other programs slow down takes fewer jobs.
         left = iter(range(1, len(jobs)))
 
         def work(numbers: Iterable[int]) -> None:
             for number in numbers:
-                results[number] = jobs[number]()
+                results[number] = self._watch(jobs[number])
 
         if self._pool is None:
             self._pool = ThreadPoolExecutor(

@@ -20,6 +20,7 @@ from melmask.config import PretrainConfig, Statistics
 from melmask.errors import ConfigError
 from melmask.models.network import Network, build_network
 from melmask.objectives.base import Objective
+from melmask.system.contention import Contention
 from melmask.system.cores import Cores
 from melmask.system.hardware import exact_float32_products, pick_precision
 from melmask.train.optimizer import build_optimizer, step_jobs
@@ -32,6 +33,7 @@ class Engine:
 
     Attributes:
         objective, optimizer, precision, device: What a step uses.
+        contention: Notices when other programs take the processor from the computation; None if nothing is known.
         averaged: The average of the network's weights over the steps; None without `optimizer.ema_decay`.
         lap: Called with the name of each part of a step when the part ends; `train/bench.py` measures with it.
     """
@@ -58,7 +60,10 @@ class Engine:
             loss.compile()
         threads = torch.get_num_threads()
         count = share_count(config, objective.module, processes, threads)
-        self._cores = Cores(threads, count)
+        # A GPU and other processes let this one wait, which has nothing to do with other programs.
+        known = processes.device.type == "cpu" and (count > 1 or processes.count == 1)
+        self.contention = Contention() if known else None
+        self._cores = Cores(threads, count, self.contention)
         self._shares = Shares(objective.module, self._cores, count) if count > 1 else None
         if processes.count > 1 and not self._sharded and self._shares is None:
             self._loss = DistributedDataParallel(loss, gradient_as_bucket_view=True)
@@ -103,7 +108,7 @@ class Engine:
         with exact_float32_products(self.device), self._cores.engaged():
             if self._shares is not None:
                 return self._step_in_shares(self._shares, crops, drawn)
-            return self._step(crops, drawn)
+            return self._cores.run([lambda: self._step(crops, drawn)])[0]
 
     def _step_in_shares(self, shares: Shares, crops: np.ndarray, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step on several cores of a CPU."""
@@ -157,8 +162,8 @@ class Engine:
         logmel = (logmel - self._statistics.mean) / self._statistics.std
         drawn = _to_device(drawn, device)
         self.lap("data")
-        # Autocast keeps the weights that it has converted for the next micro-batch. Threads would share that memory, and
-        # the graph of one would reach into that of another.
+        # Autocast keeps the weights that it has converted for the next micro-batch. Threads would share them, and the
+        # graph of one would reach into that of another.
         keep = self._shares is None
         with torch.autocast(device.type, self.precision, self.precision != torch.float32, cache_enabled=keep):
             loss = self._loss(logmel, drawn)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def step_jobs(optimizer: torch.optim.AdamW | MuonAndAdamW, count: int) -> list[C
         for part in optimizers:
             part.step()
 
-    return [lambda part=part: move(part) for part in jobs]
+    return [partial(move, optimizers) for optimizers in jobs]
 
 
 def learning_rate(step: int, config: OptimizerConfig, views: int) -> float:

@@ -6,6 +6,7 @@ never stopped, bit for bit.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -60,16 +61,17 @@ class Shares:
         step = max(1, most // self.count) if most else rows
 
         def share_of(first: int, last: int) -> tuple[Tensor, list[Tensor | None]]:
-            total, gradients = torch.zeros(()), [None] * len(self._parameters)
+            total = torch.zeros(())
+            gradients: list[Tensor | None] = [None] * len(self._parameters)
             for start in range(first, last, step):
                 end = min(start + step, last)
                 loss = loss_of(start, end) * ((end - start) / rows)
                 found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-                total, gradients = total + loss.detach(), _sums(gradients, found)
+                gradients = [_sum(pair) for pair in zip(gradients, found, strict=True)]
+                total = total + loss.detach()
             return total, gradients
 
-        jobs = [lambda first=first, last=last: share_of(first, last) for first, last in pairwise(edges)]
-        shares = self._cores.run(jobs)
+        shares = self._cores.run([partial(share_of, first, last) for first, last in pairwise(edges)])
 
         @torch.no_grad()
         def add_up(number: int) -> None:
@@ -83,7 +85,8 @@ class Shares:
         found = [p.grad for p in self._parameters if p.grad is not None]
         # One exchange of many gradients costs less than many exchanges, and one of all would need too much memory.
         while found:
-            size, bucket = 0, []
+            size = 0
+            bucket: list[Tensor] = []
             while found and (not bucket or size + found[-1].numel() <= _BUCKET_VALUES):
                 bucket.append(found.pop())
                 size += bucket[-1].numel()
@@ -123,11 +126,7 @@ class Shares:
             for number in owned:
                 work(number)
 
-        self._cores.run([lambda owned=owned: all_of(owned) for owned in self._owned])
-
-
-def _sums(before: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [_sum(pair) for pair in zip(before, found, strict=True)]
+        self._cores.run([partial(all_of, owned) for owned in self._owned])
 
 
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
