@@ -257,7 +257,7 @@ def _recorded(training: Training, state: RunState, page: Page | None) -> Iterato
     show = page or (lambda _: None)
     state.loss, state.ended = log.last_loss, state.step >= steps
     shares = training.engine.shares
-    if shares > 1:
+    if shares > 1 and not state.ended:
         log.say(f"this CPU computes {shares} shares of each batch side by side (hardware.shares)")
     count = training.processes.count
     # The run's page reads the number from this text.

@@ -110,7 +110,8 @@ class Shares:
         """Scale the gradients, whose norm is given, down to a norm of `most`; 0: leave them."""
         if not most or not norm > most:
             return
-        scale = most / norm
+        # As `torch.nn.utils.clip_grad_norm_` does, to the last bit.
+        scale = most / (norm + 1e-6)
 
         def shrink(number: int) -> None:
             gradient = self._parameters[number].grad
