@@ -98,8 +98,14 @@ FSDP = "hardware.sharding=fsdp"
 
 @pytest.mark.parametrize(
     "hardware",
-    [(), ("hardware.micro_batch=3",), (FSDP,), (FSDP, "hardware.micro_batch=2")],
-    ids=["ddp", "ddp_in_parts", "fsdp", "fsdp_in_parts"],
+    [
+        (),
+        ("hardware.micro_batch=3",),
+        ("hardware.threads=2", "hardware.shares=2"),
+        (FSDP,),
+        (FSDP, "hardware.micro_batch=2"),
+    ],
+    ids=["ddp", "ddp_in_parts", "in_shares", "fsdp", "fsdp_in_parts"],
 )
 def test_two_processes_equal_one(alone, store, configure, tmp_path, hardware):
     output = finished(torchrun(2, store, tmp_path, configure(*SETTINGS, *hardware, "run.picture_interval_steps=6")))

@@ -13,12 +13,14 @@ from melmask.config import RunConfig, Statistics
 from melmask.errors import ConfigError, TrainingError
 from melmask.objectives.base import build_objective
 from melmask.objectives.masking import random_masks
+from melmask.train import shares
 from melmask.train.divergence import Measured, find_fault
 from melmask.train.engine import Engine
 from melmask.train.optimizer import learning_rate
 from melmask.train.pretrain import pretrain
 from melmask.train.processes import Processes
 from melmask.train.record import EVENTS, read_metrics
+from melmask.train.shares import share_count
 from melmask.train.snapshot import SNAPSHOT, checkpoints_of, superfluous
 
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -45,16 +47,62 @@ def weights_of(engine):
 
 
 @pytest.mark.parametrize(
-    "hardware", ["hardware.micro_batch=3", "hardware.micro_batch=1", "hardware.activation_checkpointing=true"]
+    "hardware",
+    [
+        ("hardware.micro_batch=3",),
+        ("hardware.micro_batch=1",),
+        ("hardware.activation_checkpointing=true",),
+        ("hardware.shares=2",),
+        ("hardware.shares=3",),
+        ("hardware.shares=2", "hardware.micro_batch=3", "hardware.activation_checkpointing=true"),
+    ],
 )
 @pytest.mark.parametrize("masks_per_crop", [1, 2])
 def test_how_a_step_is_computed_does_not_change_it(configure, crops, hardware, masks_per_crop):
-    masks = f"masking.masks_per_crop={masks_per_crop}"
-    plain, other = engine_of(configure(masks)), engine_of(configure(masks, hardware))
+    rest = ("optimizer.max_gradient_norm=0.5", f"masking.masks_per_crop={masks_per_crop}")
+    plain, other = (
+        engine_of(configure("hardware.shares=1", *rest)),
+        engine_of(configure("hardware.shares=1", *rest, *hardware)),
+    )
     np.testing.assert_allclose(
         steps_of(other, crops, masks_per_crop), steps_of(plain, crops, masks_per_crop), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_in_shares_resumes_exactly(store, configure, tmp_path, optimizer):
+    settings = (f"optimizer.name={optimizer}", "optimizer.ema_decay=0.5", "hardware.threads=2", "hardware.shares=3")
+    pretrain(store, tmp_path / "whole", configure(*settings))
+    for _ in range(6):
+        pretrain(store, tmp_path / "parts", configure(*settings, "run.max_minutes=1e-9"))
+    whole, parts = (torch.load(tmp_path / run / SNAPSHOT, weights_only=True) for run in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 6
+    for kind in ("model", "averaged"):
+        assert all(torch.equal(tensor, parts[kind][name]) for name, tensor in whole[kind].items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads", "expected"),
+    [
+        ((), 2, 2),
+        ((), 64, ROWS),
+        ((), 1, 1),
+        (("hardware.shares=1",), 2, 1),
+        (("hardware.shares=4",), 1, 4),
+        (("hardware.compile=true",), 2, 1),
+    ],
+)
+def test_shares_follow_from_settings_threads_and_rows(configure, settings, threads, expected):
+    config = configure(*settings)
+    assert share_count(config, build_objective(config).module, CPU, threads) == expected
+
+
+def test_a_large_network_has_fewer_shares(configure, monkeypatch):
+    config = configure()
+    module = build_objective(config).module
+    monkeypatch.setattr(shares, "_MOST_GRADIENT_BYTES", 4 * 3 * sum(p.numel() for p in module.parameters()))
+    assert share_count(config, module, CPU, 8) == 3
 
 
 _COMPILED = """

@@ -512,6 +512,10 @@ class HardwareConfig:
     the loss and is for GPUs without bf16."""
     threads: int = 0
     """CPU threads for computing; 0: OMP_NUM_THREADS or, without it, all cores that this process may use."""
+    shares: int = 0
+    """In how many shares a process computes its crops on CPU, side by side and with one thread each; 0: one for each
+    thread, or fewer of several threads each if their gradients would take more than 2 GB; 1: one, and all threads share
+    every operation. GPUs, sharded and compiled networks have one share."""
     readers: int = 2
     """Threads that read batches ahead."""
     micro_batch: int = 0
@@ -529,6 +533,7 @@ class HardwareConfig:
         _check_choice(self, "hardware.sharding")
         _check_range(self, "hardware.readers", 1, 1024)
         _check_range(self, "hardware.threads", 0, 1024)
+        _check_range(self, "hardware.shares", 0, 1024)
         _check_range(self, "hardware.micro_batch", 0, _LARGEST_BATCH)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from melmask import __version__
 from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, CommandList, Parser, add_options, options_of
 from melmask.errors import MelmaskError, unknown_name
+from melmask.system.environment import let_threads_sleep
 from melmask.system.terminal import note
 
 # Help lists the commands in this order, which is the order of the work.
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stderr is None:
         # The process was started with standard error closed: messages are lost, but the work is not.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
+    let_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         # A console of another code page cannot print every name of a file: it then shows the character's number. With
         # the default the last line of a job, which says where its result is, would be a traceback.

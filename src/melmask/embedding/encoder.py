@@ -15,8 +15,10 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -40,13 +42,15 @@ from melmask.embedding.waveform import sound_file, waveform_of
 from melmask.errors import ConfigError
 from melmask.geometry import StepGrid, unit_lengths
 from melmask.models.network import Network, build_network
-from melmask.system.hardware import INFERENCE_PRECISIONS, inference_precision, pick_device
+from melmask.system.contention import Contention
+from melmask.system.cores import Cores
+from melmask.system.hardware import INFERENCE_PRECISIONS, autocast_of, inference_precision, pick_device
 
 FRAMES_TOGETHER = 60_000
 """Log-mel frames of files that are encoded at once. They are 20 MB, and enough units of each length to fill batches."""
 _LARGEST_ACTIVATION_BYTES = 30 << 20
-"""The MLP's hidden layer of a batch stays below this on CPU. Larger ones fall out of the cache, and the C library maps
-blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
+"""The MLP's hidden layers of the batches under way stay below this on CPU. Larger ones fall out of the cache, and the C
+library maps blocks above 32 MB afresh each time (docs/log.md). Memory stays small, too."""
 _TOKENS_PER_GPU_BATCH = 65536
 _SEGMENT_FRAMES = 8192
 """Long files are encoded in pieces of about this length: 82 s at a 10-ms hop."""
@@ -72,7 +76,8 @@ class AudioEncoder:
 
     Attributes: `card` (architecture, front end, statistics, training summary), `name` (where it was loaded from),
     `normalization` (where the card's statistics are from: the 'checkpoint', a 'dataset', or 'given' by the caller),
-    `reading` (which channel of files it hears, and how much slower: by default the mean, as slow as in training).
+    `reading` (which channel of files it hears, and how much slower: by default the mean, as slow as in training),
+    `contention` (notices on a CPU when other programs take the processor from the computation).
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class AudioEncoder:
             raise ConfigError(f"precision is {precision!r}; known are {', '.join(INFERENCE_PRECISIONS)}")
         self.card, self.name, self.precision = card, name, precision
         self.normalization, self.reading = normalization, reading or Reading(expand=card.reading.expand)
-        self.device = pick_device(device)
+        self.device, self.contention = pick_device(device), Contention()
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.front_end = LogMelSpectrogram(card.front_end).to(self.device)
 
@@ -237,27 +242,39 @@ class AudioEncoder:
     @torch.inference_mode()
     def embed_segments(self, segments: Sequence[Tensor], choice: FeatureChoice = FeatureChoice()) -> list[np.ndarray]:
         """Return the frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
-        config, statistics = self.card.model, self.card.statistics
-        units: list[Tensor] = []
-        counts = []
-        for segment in segments:
-            x = normalize(segment.to(self.device), statistics)
-            lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
-            # The last patch is filled with 0, which is the mean of the corpus after normalization.
-            units += F.pad(x, (0, sum(lengths) - x.shape[1])).split(lengths, dim=1)
-            counts.append(len(lengths))
+        # Units are independent, so threads encode batches side by side: none waits for another within an operation.
+        cores = Cores(torch.get_num_threads() if self.device.type == "cpu" else 1, contention=self.contention)
+        with cores.engaged():
+            pieces = [self._units_of(segment) for segment in segments]
+        units = list(itertools.chain.from_iterable(pieces))
+        batches = list(self._batches(units, cores.count))
+        jobs = [functools.partial(self._encode, [units[number] for number in batch], choice) for batch in batches]
+        # The precision of float32 products is a setting of the process, so it is set once, not by each job.
+        with closing(cores), inference_precision(self.precision, self.device):
+            encoded = cores.run(jobs)
         pooled: dict[int, np.ndarray] = {}
-        rows = self.model.encoder.grid.rows
-        # Under autocast, all batches in one context share the weights that it has converted.
-        with inference_precision(self.precision, self.device):
-            for batch in self._batches(units):
-                layers = self._tokens(torch.stack([units[number] for number in batch]), choice.layers)
-                pooled_layers = [choice.pool(tokens, rows, config.cls_token) for tokens in layers]
-                vectors = torch.cat(pooled_layers, dim=-1).float().cpu().numpy()
-                pooled |= zip(batch, vectors, strict=True)
+        for batch, vectors in zip(batches, encoded, strict=True):
+            pooled |= zip(batch, vectors, strict=True)
         # The units of a segment have consecutive numbers.
         numbers = iter(range(len(units)))
-        return [np.concatenate([pooled[k] for k in itertools.islice(numbers, count)]) for count in counts]
+        return [np.concatenate([pooled[k] for k in itertools.islice(numbers, len(piece))]) for piece in pieces]
+
+    def _units_of(self, segment: Tensor) -> Sequence[Tensor]:
+        """Normalize a log-mel (mels, frames) and cut it into units."""
+        config, statistics = self.card.model, self.card.statistics
+        x = normalize(segment.to(self.device), statistics)
+        lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
+        # The last patch is filled with 0, which is the mean of the corpus after normalization.
+        return F.pad(x, (0, sum(lengths) - x.shape[1])).split(lengths, dim=1)
+
+    @torch.inference_mode()
+    def _encode(self, units: Sequence[Tensor], choice: FeatureChoice) -> np.ndarray:
+        """Return the frame vectors (units, steps, D) of units of equal length; several threads may call this."""
+        config = self.card.model
+        with autocast_of(self.precision, self.device):
+            layers = self._tokens(torch.stack(list(units)), choice.layers)
+            pooled = [choice.pool(tokens, self.model.encoder.grid.rows, config.cls_token) for tokens in layers]
+            return torch.cat(pooled, dim=-1).float().cpu().numpy()
 
     def reconstruct(self, logmel: np.ndarray | Tensor, *, masked: np.ndarray | Tensor) -> Reconstruction:
         """Hide patches and let the decoder fill them in.
@@ -277,18 +294,19 @@ class AudioEncoder:
             raise ConfigError(f"{self.name or 'the model'} is encoder-only: it embeds but cannot reconstruct")
         return reconstruct(self.model, self.card, x, hidden)
 
-    def _batches(self, units: Sequence[Tensor]) -> Iterator[list[int]]:
-        """Yield the numbers of units (mels, frames) of the same length, as many as fill a batch."""
+    def _batches(self, units: Sequence[Tensor], cores: int) -> Iterator[list[int]]:
+        """Yield the numbers of units (mels, frames) of the same length, as many as fill a batch; all cores get some."""
         config, tokens = self.card.model, _TOKENS_PER_GPU_BATCH
         if self.device.type == "cpu":
             # The hidden layer has 4 * width values for each token.
             bytes_per_value = 2 if self.precision == "bf16" else 4
-            tokens = _LARGEST_ACTIVATION_BYTES // (4 * config.width * bytes_per_value)
+            tokens = _LARGEST_ACTIVATION_BYTES // (4 * config.width * bytes_per_value * cores)
         by_length: dict[int, list[int]] = {}
         for number, unit in enumerate(units):
             by_length.setdefault(unit.shape[1], []).append(number)
         for numbers in by_length.values():
-            size = max(1, tokens * config.patch_values // units[numbers[0]].numel())
+            fitting = tokens * config.patch_values // units[numbers[0]].numel()
+            size = max(1, min(fitting, math.ceil(len(numbers) / cores)))
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size]
 

@@ -1,8 +1,9 @@
 """`melmask embed`: write the embeddings of files and folders to one table, in shares for array jobs if asked to."""
 
 import itertools
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from melmask.audio.notes import summary
 from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
-from melmask.embedding.extract import embed_files
+from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
 from melmask.embedding.reading import read_as
@@ -156,6 +157,7 @@ def embed_table(
             todo = job.todo()
             left = job.paths_of(todo)
             rows = embed_files(model, left, choice, keep_frames=keep_frames)
+            rows = _reporting_contention(rows, model)
             # Progress counts files, and a long file has several rows.
             by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.path))
             sound_s = job.write(todo, itertools.chain.from_iterable(track(by_file, len(left), "embed")))
@@ -170,6 +172,15 @@ def embed_table(
         note=missing_decoder(failed),
         noticed=summary(notes_in(out), "its column note"),
     )
+
+
+def _reporting_contention(rows: Iterator[FileEmbedding], model: AudioEncoder) -> Iterator[FileEmbedding]:
+    """Yield the same rows; report when other programs slow this job down, and when they have ended."""
+    for row in rows:
+        news = model.contention.news() if model.device.type == "cpu" else None
+        if news:
+            sys.stderr.write(f"\nmelmask: {news}\n" if sys.stderr.isatty() else f"melmask: {news}\n")
+        yield row
 
 
 def table_settings(

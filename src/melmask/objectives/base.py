@@ -56,6 +56,8 @@ class Objective(Protocol):
     def loss(self, logmel: Tensor, drawn: Tensor) -> Tensor:
         """Return the loss, a scalar, as a mean over the crops.
 
+        Several threads call this at once, each with some of the crops. It must not change the objective.
+
         Args:
             logmel: (crops, mels, frames) float32, normalized, on the device.
             drawn: What `draw` returned for these crops, on the device.

@@ -20,7 +20,7 @@ _CPU_PRODUCT_SIZE, _GPU_PRODUCT_SIZE = 2048, 8192
 _PRODUCTS = 6
 _FLOAT32_PRODUCT_ERROR = 1e-6
 """Relative; float32 products have 4e-7, TF32 3e-4, bfloat16 3e-3."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 _KEPT_BYTES = 2**31 - 1
 
 T = TypeVar("T")
@@ -66,11 +66,16 @@ def inference_precision(name: str, device: torch.device) -> Iterator[None]:
     parts, where the CPU (AMX) or the GPU has them, and is the same as 'fp32' elsewhere.
     """
     if name == "bf16":
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast_of(name, device):
             yield
         return
     with _float32_products("medium" if name == "fp32-fast" else _exact_products(device)):
         yield
+
+
+def autocast_of(name: str, device: torch.device) -> torch.autocast:
+    """Return the context in which a thread computes in 'bf16'; with any other precision it does nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
 def exact_float32_products(device: torch.device) -> AbstractContextManager[None]:
@@ -119,6 +124,8 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    # Threads would otherwise have memory of their own in pieces of at most 64 MB, which does not keep large blocks.
+    mallopt(_M_ARENA_MAX, 1)
 
 
 def cpu_computes_bf16() -> bool:

@@ -8,6 +8,7 @@ parts together take longer than a step.
 import itertools
 import math
 import platform
+import threading
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -254,12 +255,15 @@ class _Stopwatch:
 
     def __init__(self, device: torch.device):
         self.laps_s: dict[str, float] = {}
-        self._device = device
+        self._device, self._thread = device, threading.get_ident()
         # A GPU works in the background; its earlier work must not count.
         wait_for(device)
         self._last_s = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        # Several threads compute a step on CPU, and their parts overlap. Those of the first one are measured.
+        if threading.get_ident() != self._thread:
+            return
         wait_for(self._device)
         now_s = time.perf_counter()
         self.laps_s[name] = self.laps_s.get(name, 0.0) + now_s - self._last_s

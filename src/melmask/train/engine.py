@@ -21,9 +21,12 @@ from melmask.config import PretrainConfig, Statistics
 from melmask.errors import ConfigError
 from melmask.models.network import Network, build_network
 from melmask.objectives.base import Objective
+from melmask.system.contention import Contention
+from melmask.system.cores import Cores
 from melmask.system.hardware import exact_float32_products, pick_precision
-from melmask.train.optimizer import build_optimizer, check_moments
+from melmask.train.optimizer import build_optimizer, check_moments, step_jobs
 from melmask.train.processes import Processes
+from melmask.train.shares import Shares, share_count
 
 
 class Engine:
@@ -31,6 +34,7 @@ class Engine:
 
     Attributes:
         objective, optimizer, precision, device: What a step uses.
+        contention: Notices when other programs take the processor from the computation; None if nothing is known.
         averaged: The average of the network's weights over the steps; None without `optimizer.ema_decay`.
         lap: Called with the name of each part of a step when the part ends; `train/bench.py` measures with it.
     """
@@ -57,11 +61,23 @@ class Engine:
         # The loss is compiled before DDP wraps it, so that DDP calls the compiled one.
         if config.hardware.compile:
             loss.compile()
-        if processes.count > 1 and not self._sharded:
+        threads = torch.get_num_threads()
+        count = share_count(config, objective.module, processes, threads)
+        # A GPU and other processes let this one wait, which has nothing to do with other programs.
+        known = processes.device.type == "cpu" and (count > 1 or processes.count == 1)
+        self.contention = Contention() if known else None
+        self._cores = Cores(threads, count, self.contention)
+        self._shares = Shares(objective.module, self._cores, count) if count > 1 else None
+        if processes.count > 1 and not self._sharded and self._shares is None:
             self._loss = DistributedDataParallel(loss, gradient_as_bucket_view=True)
         self.optimizer = build_optimizer(objective.module, config.optimizer)
         self.lap: Callable[[str], None] = lambda _: None
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=self.precision == torch.float16)
+
+    @property
+    def shares(self) -> int:
+        """In how many shares this process computes a step side by side; 1: all threads share every operation."""
+        return self._shares.count if self._shares is not None else 1
 
     @property
     def model(self) -> Network:
@@ -88,27 +104,39 @@ class Engine:
         Returns:
             This process' mean loss, and the norm of the gradient before clipping; both are still on the device.
         """
-        with exact_float32_products(self.device):
-            return self._step(crops, drawn, rate)
-
-    def _step(self, crops: np.ndarray, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         # The rate is a function of the step, so there is no scheduler whose state would have to be saved.
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        device = self.device
-        total = torch.zeros((), device=device)
+        with exact_float32_products(self.device), self._cores.engaged():
+            if self._shares is not None:
+                return self._step_in_shares(self._shares, crops, drawn)
+            return self._cores.run([lambda: self._step(crops, drawn)])[0]
+
+    def _step_in_shares(self, shares: Shares, crops: np.ndarray, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a step on several cores of a CPU."""
+        per_crop = len(drawn) // len(crops)
+
+        def loss_of(first: int, last: int) -> Tensor:
+            return self._loss_of(crops[first:last], drawn[first * per_crop : last * per_crop])
+
+        total = shares.backward(loss_of, len(crops), self._config.hardware.micro_batch)
+        if self._processes.count > 1:
+            shares.exchange(self._processes)
+        self.lap("sum of gradients")
+        norm = shares.norm()
+        shares.clip(norm, self._config.optimizer.max_gradient_norm)
+        self._cores.run(step_jobs(self.optimizer, self._cores.count))
+        self.objective.after_step()
+        self._average()
+        self.lap("optimizer")
+        return total, norm
+
+    def _step(self, crops: np.ndarray, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), device=self.device)
         for part, random, share, last in self._micro_batches(crops, drawn):
-            # Crops travel to the device as float16, half the bytes, and become float32 there.
-            logmel = _to_device(torch.from_numpy(part), device).float().transpose(1, 2)
-            mean, std = self._scales
-            logmel = (logmel - mean) / std
             with self._exchange_gradients(last):
-                random = _to_device(random, device)
-                self.lap("data")
-                with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-                    loss = self._loss(logmel, random) * share
-                self.lap("decoder and loss")
+                loss = self._loss_of(part, random) * share
                 self._scaler.scale(loss).backward()
                 self.lap("backward")
             total += loss.detach()
@@ -128,6 +156,23 @@ class Engine:
             # An occasional overflow of a scaled loss is normal: the scaler has skipped such a step.
             norm = norm.nan_to_num(0.0, 0.0, 0.0)
         return total, norm
+
+    def _loss_of(self, crops: np.ndarray, drawn: Tensor) -> Tensor:
+        """Return the mean loss of some crops; several threads may call this at once."""
+        device = self.device
+        # Crops travel to the device as float16, half the bytes, and become float32 there.
+        logmel = _to_device(torch.from_numpy(crops), device).float().transpose(1, 2)
+        mean, std = self._scales
+        logmel = (logmel - mean) / std
+        drawn = _to_device(drawn, device)
+        self.lap("data")
+        # Autocast keeps the weights that it has converted for the next micro-batch. Threads would share them, and the
+        # graph of one would reach into that of another.
+        keep = self._shares is None
+        with torch.autocast(device.type, self.precision, self.precision != torch.float32, cache_enabled=keep):
+            loss = self._loss(logmel, drawn)
+        self.lap("decoder and loss")
+        return loss
 
     def _micro_batches(self, crops: np.ndarray, drawn: Tensor) -> Iterator[tuple[np.ndarray, Tensor, float, bool]]:
         """Yield (crops, what was drawn for them, their share of the rows, whether they are the last part)."""

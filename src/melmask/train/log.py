@@ -26,6 +26,9 @@ class Log:
     def event(self, step: int, kind: str, text: str) -> None:
         """Record something that happened at `step`."""
 
+    def say(self, text: str) -> None:
+        """Tell the user something that is not recorded."""
+
     def close(self) -> None:
         """Flush everything."""
 
@@ -64,6 +67,10 @@ class MetricsLog(Log):
         add_event(self._run, Event(step, kind, text))
         if kind in ("rollback", "spike"):
             _say(f"\nmelmask: step {step}: {shown(text)}\n")
+
+    def say(self, text: str) -> None:
+        """Tell the user something that is not recorded."""
+        _say(f"\nmelmask: {text}\n" if sys.stderr.isatty() else f"melmask: {text}\n")
 
     def _add(self, step: int, numbers: Mapping[str, float]) -> None:
         self._metrics.add(step, numbers)

@@ -1,6 +1,9 @@
 """AdamW, Muon and the learning rate, which is a pure function of the step."""
 
+import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +37,11 @@ class MuonAndAdamW:
             matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": _adamw(rest, config)}
+
+    @property
+    def parts(self) -> tuple[torch.optim.Optimizer, ...]:
+        """The optimizers that this one is made of."""
+        return tuple(self._parts.values())
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -91,6 +99,37 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
     ]
     # `fused` makes one pass over all parameters instead of several passes over each.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def step_jobs(optimizer: torch.optim.AdamW | MuonAndAdamW, count: int) -> list[Callable[[], None]]:
+    """Return `count` jobs that together do what `optimizer.step()` does; each moves parameters of its own.
+
+    A job moves the same parameters in every step, and about as many operations as any other.
+    """
+    costs = [0] * count
+    jobs: list[list[torch.optim.Optimizer]] = [[] for _ in range(count)]
+    for whole in (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer.parts:
+        muon = not isinstance(whole, torch.optim.AdamW)
+        owner: dict[int, int] = {}
+        # The most expensive parameter first, each to the job that has the least to do.
+        for parameter in sorted((p for group in whole.param_groups for p in group["params"]), key=lambda p: -p.numel()):
+            owner[id(parameter)] = job = costs.index(min(costs))
+            # Muon multiplies each matrix with itself, and AdamW makes one pass over it.
+            costs[job] += parameter.numel() * (min(parameter.shape) if muon else 1)
+        for job, optimizers in enumerate(jobs):
+            # The copy has the state of the whole, so that saving and restoring the whole is all there is.
+            part = copy.copy(whole)
+            part.state = whole.state
+            part.param_groups = [
+                group | {"params": [p for p in group["params"] if owner[id(p)] == job]} for group in whole.param_groups
+            ]
+            optimizers.append(part)
+
+    def move(optimizers: list[torch.optim.Optimizer]) -> None:
+        for part in optimizers:
+            part.step()
+
+    return [partial(move, optimizers) for optimizers in jobs]
 
 
 def learning_rate(step: int, config: OptimizerConfig, views: int, schedule: Schedule | None = None) -> float:

@@ -261,6 +261,9 @@ def _log(training: Training, state: RunState, measured: Measured, rate: float) -
     )
     state.logged(measured.mean_loss)
     training.log.write(row, steps)
+    contention = training.engine.contention
+    if contention is not None and (news := contention.news()):
+        training.log.say(news)
 
 
 def _look(training: Training, state: RunState, hooks: Sequence[Hook]) -> dict[str, float]:
@@ -285,6 +288,9 @@ def _recorded(training: Training, state: RunState, page: Page | None) -> Iterato
     run, log = training.run, training.log
     show = page or (lambda _: None)
     state.loss, state.ended = log.last_loss, state.step >= _steps(training, state)
+    shares = training.engine.shares
+    if shares > 1 and not state.ended:
+        log.say(f"this CPU computes {shares} shares of each batch side by side (hardware.shares)")
     count = training.processes.count
     # The run's page reads the number from this text.
     log.event(state.step, "resume" if state.step else "start", "1 process" if count == 1 else f"{count} processes")
