@@ -11,7 +11,8 @@ from melmask.config import MEAN, FrontEndConfig, Reading
 CANCEL, DEAD = "channels cancel each other", "a channel is silent"
 LOUD, HIGH = "samples far above 1", "a rate far above the band"
 _CORRELATION_MARGIN = 10.0
-"""Of N independent channels the mean has an Nth of their power. A tenth of that is a correlation of -0.9 for two."""
+"""The mean of N independent channels has an Nth of the power of one. Channels cancel if it has less than a tenth of
+that; for two channels of one level, this is a correlation below -0.9."""
 _DEAD_SHARE = 1e-8
 """A channel 80 dB below the other one is silent: the noise of a socket without a microphone."""
 _LOUD_PEAK = 10.0
