@@ -70,7 +70,8 @@ def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
         store=str(store.folder.resolve()),
         store_sha256=store.sha256,
         frames=int(store.frames.sum()),
-        hop_ms=store.front_end.hop_ms,
+        # Of the sound as it is, not as it is played: the run's page counts its hours.
+        hop_ms=store.front_end.hop_ms / store.reading.expand,
     )
     write_json(run / RUN_FILE, asdict(file))
 
