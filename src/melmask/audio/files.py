@@ -70,9 +70,7 @@ def read_audio_blocks(source: Path | Sound, sample_rate_hz: int, channel: str = 
         if path.exists() and not path.is_file() and not path.is_dir():
             # Opening a pipe that nobody writes to would wait for ever.
             raise AudioFileError(f"{path} is a pipe or device, no file; save the sound as a file")
-        for stretch in stretches_of(
-            sound, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)
-        ):
+        for stretch in stretches_of(sound, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)):
             for block in _resampled(_mono(path, stretch.blocks, number), stretch.rate_hz, sample_rate_hz):
                 produced += len(block)
                 yield block

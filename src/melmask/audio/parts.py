@@ -53,9 +53,10 @@ class Sound:
         """The start and the end as tables of results hold them; of a faulty part, none."""
         return (None, None) if self.fault else (self.start_s, self.end_s)
 
-    def shortened(self, duration_s: float, tolerance_s: float = _SHORTENED_S) -> bool:
-        """Whether the file ended before the part did, by the duration of what was read."""
-        return self.end_s is not None and duration_s < self.end_s - self.start_s - tolerance_s
+    def shortened(self, duration_s: float, hop_s: float = 0.0) -> bool:
+        """Whether the file ended before the part did, by the duration of what was read, which is counted in hops."""
+        missing_s = 0.0 if self.end_s is None else self.end_s - self.start_s - duration_s
+        return missing_s > max(_SHORTENED_S, 2 * hop_s)
 
     def __str__(self) -> str:
         if self.fault or not self.is_part:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from melmask.classifier.examples import PARTS, Clips, Examples, clips_of, read_examples, read_logmels
+from melmask.classifier.examples import PARTS, Clips, Examples, clips_of, read_examples, read_logmels, resolved_key
 from melmask.classifier.model import (
     CLASSIFIER,
     ClassifierCard,
@@ -111,13 +111,13 @@ def finetune(
         # This check comes before minutes are spent on reading the files.
         if previous is not None:
             job.check_same(previous, out)
-        logmels, errors = read_logmels(model, examples.paths)
-        job = replace(job, unreadable=sorted(str(path.resolve()) for path in errors))
+        logmels, errors = read_logmels(model, examples.sounds)
+        job = replace(job, unreadable=sorted(map(resolved_key, errors)))
         if previous is not None:
             job.check_same_files(previous, out)
         # Nothing is trained yet, so a job that is refused below does not bind the next one: see `_read_job`.
         write_json(out / JOB, asdict(job))
-        write_csv(out / FAILED, [("path", "reason"), *((str(path), reason) for path, reason in errors.items())])
+        write_csv(out / FAILED, [("path", "reason"), *((str(sound), reason) for sound, reason in errors.items())])
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
         _check_parts(examples, parts, len(errors))
         training = _train(model, examples, config, parts, out)
@@ -148,7 +148,7 @@ def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> No
     train, valid = parts["train"], parts["valid"]
     for part in ("train", "valid"):
         if not parts[part]:
-            raise InputError(f"no readable file is left to {part} on; {failed} of {len(examples.paths)} failed")
+            raise InputError(f"no readable file is left to {part} on; {failed} of {len(examples.sounds)} failed")
     known = _labels_in(train, examples.classes)
     # With one label per clip, a classifier of a single label would always be right.
     fewest = 2 if examples.kind == "multiclass" else 1

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from melmask.adapters.hear import default_hop_ms
+from melmask.audio.parts import Sound, shortened_text, sounds_of
 from melmask.classifier.model import AudioClassifier
 from melmask.classifier.options import PredictOptions
 from melmask.classifier.predictions import Journal, Prediction, check_table_path, write_predictions
@@ -23,17 +24,22 @@ _Parts = Iterator[FileEmbedding]
 
 
 class PredictionReport(NamedTuple):
-    """How many files were labeled, how many could not be read, and how many rows were written."""
+    """How many sounds were labeled, how many could not be read, and how many rows were written."""
 
     files: int
     failed: int
     rows: int
+    note: str = ""
+    """Which parts of files were shortened."""
 
 
 def predict_files(
-    classifier: AudioClassifier, paths: Sequence[Path], out: Path, options: PredictOptions = PredictOptions()
+    classifier: AudioClassifier, paths: Sequence[Path | Sound], out: Path, options: PredictOptions = PredictOptions()
 ) -> PredictionReport:
-    """Write a row for each label of each file: path, label, probability; for events also start_s and end_s.
+    """Write a row for each label of each sound: path, label, probability; for events also start_s and end_s.
+
+    If a sound is a part of a file, all rows have start_s and end_s: those of the part or, for events, those of the
+    event, counted from the file's start.
 
     The rows of a file depend only on its sound. A file in which nothing exceeds the threshold has one row without a
     label, and a file that cannot be read has one row with its `error`. The same call resumes a job that was killed.
@@ -41,7 +47,7 @@ def predict_files(
     Args:
         classifier: As `load_classifier` returns it. If it was trained on whole clips, its events only say that a step
             sounds like a clip of that label.
-        paths: Sound files of any length.
+        paths: Sound files of any length, or parts of them.
         out: X.csv, X.jsonl or X.parquet.
         options: What to report.
 
@@ -56,22 +62,31 @@ def predict_files(
     # All checks come before the journal of a previous job is replaced.
     choice = _features(classifier, options)
     ensure_folder(out.parent)
-    # Parts are grouped by path below, so a file given twice in a row would look like one of double length.
-    paths = list(dict.fromkeys(paths))
+    # Rows are grouped by their sound below, so a file given twice in a row would look like one of double length.
+    sounds = list(dict.fromkeys(sounds_of(paths)))
     # The journal names the job as in release 0.1.0, so that jobs which were killed then can still resume.
     numbers = {name: getattr(options, name) for name in ("median_filter_ms", "min_duration_ms", "threshold")}
     with Journal.of(out, [classifier.sha256, options.events, choice.hop_ms, numbers]) as journal:
-        todo = [path for path in paths if str(path) not in journal.done]
+        todo = [sound for sound in sounds if sound.key not in journal.done]
         embedded = embed_files(classifier.encoder, todo, choice, keep_frames=options.events)
-        for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
-            journal.add(str(path), _rows_of(classifier, parts, choice, options))
-        rows = [(path, row) for path in paths for row in journal.done[str(path)]]
+        shortened, hop_s = list[Sound](), classifier.encoder.card.front_end.hop_ms / 1000
+        for sound, parts in track(itertools.groupby(embedded, key=lambda part: part.sound), len(todo), "predict"):
+            journal.add(sound.key, _rows_of(classifier, _noting(shortened, parts, hop_s), choice, options))
+        rows = [(sound, row) for sound in sounds for row in journal.done[sound.key]]
         failed = [row.error for _, row in rows if row.error is not None]
-        if len(failed) < len(paths):
+        if len(failed) < len(sounds):
             write_predictions(out, rows, options.events)
-    if len(failed) == len(paths):
-        raise InputError(f"none of the {len(paths)} files could be read; the first error: {failed[0]}")
-    return PredictionReport(len(paths) - len(failed), len(failed), len(rows))
+    if len(failed) == len(sounds):
+        raise InputError(f"none of the {len(sounds)} files could be read; the first error: {failed[0]}")
+    return PredictionReport(len(sounds) - len(failed), len(failed), len(rows), shortened_text(shortened))
+
+
+def _noting(shortened: list[Sound], parts: _Parts, hop_s: float) -> _Parts:
+    """Yield the parts of a result, and note its sound if its file was too short for it."""
+    for part in parts:
+        if part.scene is not None and part.sound.shortened(part.duration_s, hop_s):
+            shortened.append(part.sound)
+        yield part
 
 
 def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:
@@ -123,12 +138,12 @@ def _events_in(
     classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
 ) -> list[Prediction]:
     """Return what sounds when in a file. Only the probabilities of a long file are kept in memory."""
-    encoder, labels, duration_s = classifier.encoder, classifier.card.labels, 0.0
+    encoder, labels, duration_s, begins_s = classifier.encoder, classifier.card.labels, 0.0, 0.0
 
     def frames() -> Iterator[Float[np.ndarray, "_ dims"]]:
-        nonlocal duration_s
+        nonlocal duration_s, begins_s
         for part in _readable(parts):
-            duration_s = part.duration_s
+            duration_s, begins_s = part.duration_s, part.sound.start_s
             if part.frames is not None and len(part.frames):
                 yield part.frames
 
@@ -150,6 +165,6 @@ def _events_in(
         end_s = duration_s if event.end_ms >= times_ms[-1] else (event.end_ms + step_ms / 2) / 1000
         # The small constant keeps an event that is just long enough but for rounding.
         if (end_s - start_s) * 1000 > options.min_duration_ms - 1e-6:
-            start_s, end_s = round(start_s, 4), round(end_s, 4)
+            start_s, end_s = round(begins_s + start_s, 4), round(begins_s + end_s, 4)
             found.append(Prediction(label=event.label, probability=round(mean, 6), start_s=start_s, end_s=end_s))
     return found

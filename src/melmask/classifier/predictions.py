@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from melmask.audio.parts import Sound
 from melmask.errors import ConfigError
 from melmask.system.files import atomic_write, locked, output_error
 
@@ -41,14 +42,18 @@ def check_table_path(out: Path) -> None:
         raise ConfigError(f"{out} cannot be the table; give a file that ends in {', '.join(SUFFIXES)}")
 
 
-def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events: bool) -> None:
-    """Write X.csv, X.jsonl or X.parquet; a value that a row lacks is empty in CSV and null in Parquet.
+def write_predictions(out: Path, rows: Sequence[tuple[Sound, Prediction]], events: bool) -> None:
+    """Write X.csv, X.jsonl or X.parquet, with times if there are events or parts of files.
+
+    A value that a row lacks is empty in CSV and null in Parquet.
 
     Raises:
         OutputError: it cannot be written.
     """
-    columns = ["path", *(["start_s", "end_s"] if events else []), "label", "probability", "error"]
-    values = [{"path": str(path), **row.to_dict()} for path, row in rows]
+    times = events or any(sound.is_part for sound, _ in rows)
+    columns = ["path", *(["start_s", "end_s"] if times else []), "label", "probability", "error"]
+    # The times of an event replace those of the part that it was found in.
+    values = [{"path": str(sound.path), **_times(sound), **row.to_dict()} for sound, row in rows]
     if out.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -67,10 +72,14 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
             table.writerows(values)
 
 
-class Journal:
-    """The record of a running job, a line per file. If the job is killed, only the current file is lost.
+def _times(sound: Sound) -> dict[str, float | None]:
+    return dict(zip(("start_s", "end_s"), sound.times, strict=True)) if sound.is_part else {}
 
-    Attributes: `done` has the rows of each file that is done, by its path.
+
+class Journal:
+    """The record of a running job, a line per sound. If the job is killed, only the current file is lost.
+
+    Attributes: `done` has the rows of each sound that is done, by its key, which is the path of a whole file.
     """
 
     def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]]):

@@ -29,14 +29,16 @@ def run(options: Options) -> int:
     from melmask.classifier.predict import predict_files
     from melmask.labels.sources import find_sounds
 
-    paths = find_sounds(options.sources, options.table)
+    sounds = find_sounds(options.sources, options.table)
     classifier = load_classifier(options.model, options.compute.device, options.compute.precision)
-    report = predict_files(classifier, paths, options.out, options.job)
-    print(f"{options.out}: {report.rows} rows of {report.files} files")
+    report = predict_files(classifier, sounds, options.out, options.job)
+    what = "segments" if any(sound.is_part for sound in sounds) else "files"
+    print(f"{options.out}: {report.rows} rows of {report.files} {what}")
     if options.job.events and classifier.card.kind != "event":
         print("the classifier was trained on whole clips, so an event here is a stretch that sounds like such a clip")
     if classifier.card.kind == "event" and not options.job.events:
         print("the classifier was trained on events; add --events to get the start and the end of each one")
     if report.failed:
-        print(f"{report.failed} files could not be read; their rows hold the reason")
+        print(f"{report.failed} {what} could not be read; their rows hold the reason")
+    print(report.note, end="\n" if report.note else "")
     return 0

@@ -5,8 +5,10 @@ keeps the store the same for any number of them.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, NamedTuple
@@ -16,6 +18,7 @@ import torch
 
 from melmask.audio.files import MEAN, channel_number, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.parts import Sound, shortened_text
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig
 from melmask.corpus.store import StoreFacts, StoreWriter
@@ -32,9 +35,9 @@ _SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
 
 
 class Clip(NamedTuple):
-    """One file's log-mel: float16 blocks (frames, mels), or why there is none."""
+    """A sound's log-mel: float16 blocks (frames, mels), or why there is none."""
 
-    path: str
+    sound: Sound
     blocks: Iterable[np.ndarray] = ()
     duration_s: float = 0.0
     moments: Moments = Moments()
@@ -50,7 +53,9 @@ def prepare(
     channel: str = MEAN,
     table: TableOptions = TableOptions(),
 ) -> StoreFacts:
-    """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
+    """Write the log-mels of all sounds in `sources` to the store `folder`; return what store.json says.
+
+    A row of a table that has times is a clip of its own, a part of its file.
 
     Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
     are recorded in failed.csv with the reason.
@@ -64,18 +69,22 @@ def prepare(
         OutputError: the folder cannot be written to, or another job is at it.
     """
     channel_number(channel)
-    paths = dict.fromkeys(_absolute(path) for path in find_sounds(sources, table))
+    sounds = dict.fromkeys(replace(s, path=Path(_absolute(s.path))) for s in find_sounds(sources, table))
+    shortened: list[Sound] = []
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
     with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, channel)) as writer:
-        todo = [path for path in paths if path not in writer.done]
+        todo = [sound for sound in sounds if sound.key not in writer.done]
         clips = map_ahead(
-            lambda path: _clip(path, transform, folder, channel), todo, workers, _WAITING_PER_THREAD * workers
+            lambda sound: _clip(sound, transform, folder, channel), todo, workers, _WAITING_PER_THREAD * workers
         )
         for clip in track(clips, len(todo), "prepare"):
             if clip.error is None:
-                writer.add(clip.path, clip.blocks, clip.duration_s, clip.moments)
+                writer.add(clip.sound, clip.blocks, clip.duration_s, clip.moments)
+                shortened += [clip.sound] * clip.sound.shortened(clip.duration_s)
             else:
-                writer.add_failure(clip.path, clip.error)
+                writer.add_failure(clip.sound, clip.error)
+        if note := shortened_text(shortened):
+            sys.stderr.write(f"{note}\n")
         return writer.finish()
 
 
@@ -86,28 +95,28 @@ def _absolute(path: Path) -> str:
 
 
 @torch.inference_mode()
-def _clip(path: str, transform: LogMelSpectrogram, folder: Path, channel: str) -> Clip:
+def _clip(sound: Sound, transform: LogMelSpectrogram, folder: Path, channel: str) -> Clip:
     rate_hz = transform.config.sample_rate_hz
     moments = Moments()
     samples = 0
 
-    def sound() -> Iterator[np.ndarray]:
+    def waveform() -> Iterator[np.ndarray]:
         nonlocal samples
-        for block in read_audio_blocks(Path(path), rate_hz, channel):
+        for block in read_audio_blocks(sound, rate_hz, channel):
             samples += len(block)
             yield block
 
     spool = _Spool(folder, transform.config.mels)
     try:
-        for logmel in logmel_blocks(sound(), transform):
+        for logmel in logmel_blocks(waveform(), transform):
             # A short block may complete no frame.
             if logmel.shape[1]:
                 frames = logmel.T.numpy()
                 spool.add(frames)
                 moments = moments.plus(moments_of(frames))
     except AudioFileError as error:
-        return Clip(path, error=str(error))
-    return Clip(path, spool, samples / rate_hz, moments)
+        return Clip(sound, error=str(error))
+    return Clip(sound, spool, samples / rate_hz, moments)
 
 
 class _Spool:

@@ -2,7 +2,8 @@
 
     store.json              front end, statistics, totals; it is written last
     shard-00000.f16         float16, little-endian, time-major (frames, mels), clips one after another
-    shard-00000.parquet     a row for each file: path, first_frame, frames, duration_s, error (null if it was read)
+    shard-00000.parquet     a row for each file: path, first_frame, frames, duration_s, error (null if it was read);
+                            where the shard has parts of files, also start_s and end_s
     failed.csv              path and reason of the files that could not be read
 
 A shard counts when its index is there. An index is written only after its data is safely on disk.
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melmask.audio.files import MEAN
+from melmask.audio.parts import Sound
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Statistics
 from melmask.config_text import from_dict, to_dict
@@ -44,6 +46,8 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+_TIMES = pa.schema([("start_s", pa.float64()), ("end_s", pa.float64())])
+"""Columns of indexes with parts of files; null for whole files, and for the end of a part that ends with its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ class StoreWriter:
 
     Shards whose data is missing or cut off are deleted, so that their files are read again.
 
-    Attributes: `done` (the paths of the files that the store has already).
+    Attributes: `done` (the keys of the sounds that the store has already).
 
     Raises:
         StoreError: the folder has shards of another front end or channel, or of a newer melmask.
@@ -111,10 +115,9 @@ class StoreWriter:
         for path, table in indexes:
             _check_same(path, table, front_end, channel)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
-        self.done = {row["path"] for _, table in indexes for row in table.to_pylist() if row["frames"]}
-        self._known_failures = {
-            (row["path"], row["error"]) for _, table in indexes for row in table.to_pylist() if row["error"]
-        }
+        rows = [row for _, table in indexes for row in table.to_pylist()]
+        self.done = {_sound_of(row).key for row in rows if row["frames"]}
+        self._known_failures = {(_sound_of(row), row["error"]) for row in rows if row["error"]}
         self._shard = 1 + max((int(path.stem.split("-")[1]) for path, _ in indexes), default=-1)
         self._begin_shard()
 
@@ -124,8 +127,9 @@ class StoreWriter:
         self._moments = Moments()
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, path: str, blocks: Iterable[np.ndarray], duration_s: float, moments: Moments) -> None:
-        """Append one clip: float16 blocks (frames, mels)."""
+    def add(self, source: Sound | str, blocks: Iterable[np.ndarray], duration_s: float, moments: Moments) -> None:
+        """Append one clip, a part of a file or the file of this path: float16 blocks (frames, mels)."""
+        sound = source if isinstance(source, Sound) else Sound(Path(source))
         first, frames = self._frames, 0
         data_path = self._data_path()
         try:
@@ -139,16 +143,17 @@ class StoreWriter:
         self._frames += frames
         self._moments = self._moments.plus(moments)
         self._rows.append(
-            {"path": path, "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
+            {**_names(sound), "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
         )
         if self._frames * self._front_end.mels * _DTYPE.itemsize >= self._shard_bytes:
             self.close_shard()
 
-    def add_failure(self, path: str, reason: str) -> None:
-        """Record a file that could not be read, unless it failed in the same way before."""
-        if (path, reason) in self._known_failures:
+    def add_failure(self, sound: Sound, reason: str) -> None:
+        """Record a sound that could not be read, unless it failed in the same way before."""
+        names = _names(sound)
+        if (_sound_of(names), reason) in self._known_failures:
             return
-        row = {"path": path, "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
+        row = {**names, "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
         self._rows.append(row)
 
     def close_shard(self) -> None:
@@ -175,7 +180,8 @@ class StoreWriter:
             # Versions that know no channels read the mean, and need no word of it.
             **({} if self._channel == MEAN else {"channel": self._channel}),
         }
-        schema = _SCHEMA.with_metadata({FORMAT: json.dumps(facts)})
+        segments = any(row["start_s"] is not None for row in self._rows)
+        schema = pa.schema([*_SCHEMA, *(_TIMES if segments else ())]).with_metadata({FORMAT: json.dumps(facts)})
         with atomic_write(data_path.with_suffix(".parquet")) as file:
             pq.write_table(pa.Table.from_pylist(self._rows, schema), file)
         self._shard += 1
@@ -195,21 +201,23 @@ class StoreWriter:
         """
         self.close_shard()
         moments = Moments()
-        good: dict[str, float] = {}
-        bad: dict[str, str] = {}
+        good: dict[Sound, float] = {}
+        bad: dict[Sound, str] = {}
         frames = 0
         for _, table in read_indexes(self._folder):
             moments = moments.plus(Moments(**_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
-                    good[row["path"]] = row["duration_s"]
+                    good[_sound_of(row)] = row["duration_s"]
                     frames += row["frames"]
                 else:
-                    bad[row["path"]] = row["error"]
+                    bad[_sound_of(row)] = row["error"]
         # A file that failed in an earlier job may have been repaired since.
-        bad = {path: reason for path, reason in bad.items() if path not in good}
+        bad = {sound: reason for sound, reason in bad.items() if sound not in good}
         failures = self._folder / "failed.csv"
-        write_csv(failures, [("path", "reason"), *bad.items()])
+        times = ("start_s", "end_s") if any(sound.is_part for sound in (*good, *bad)) else ()
+        rows = ((sound.path, *sound.times[: len(times)], reason) for sound, reason in bad.items())
+        write_csv(failures, [("path", *times, "reason"), *rows])
         if not good:
             raise InputError(f"none of the {len(bad)} files could be read; the reasons are in {failures}")
         facts = StoreFacts(
@@ -225,6 +233,16 @@ class StoreWriter:
 
     def _data_path(self) -> Path:
         return self._folder / f"shard-{self._shard:05d}.f16"
+
+
+def _names(sound: Sound) -> dict[str, Any]:
+    """What a row of an index says of its sound."""
+    start_s, end_s = sound.times if sound.is_part else (None, None)
+    return {"path": str(sound.path), "start_s": start_s, "end_s": end_s}
+
+
+def _sound_of(row: dict[str, Any]) -> Sound:
+    return Sound(Path(row["path"]), row["start_s"] or 0.0, row["end_s"])
 
 
 class Store:
@@ -249,7 +267,7 @@ class Store:
                 )
         self._paths = [path.with_suffix(".f16") for path, _ in indexes]
         shards = np.repeat(np.arange(len(indexes)), np.array([len(table) for _, table in indexes], dtype=np.int64))
-        rows = pa.concat_tables([_SCHEMA.empty_table(), *(table for _, table in indexes)])
+        rows = pa.concat_tables([_SCHEMA.empty_table(), *(table.select(_SCHEMA.names) for _, table in indexes)])
         # Files that could not be read have rows of zero frames, and are no clips.
         frames = rows["frames"].to_numpy()
         clips = frames > 0
@@ -318,7 +336,12 @@ def read_indexes(folder: Path) -> list[tuple[Path, pa.Table]]:
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
             table = pq.read_table(path)
-            table = table.select(_SCHEMA.names).cast(_SCHEMA.with_metadata(table.schema.metadata))
+            known = pa.schema([*_SCHEMA, *_TIMES]).with_metadata(table.schema.metadata)
+            for name in _TIMES.names:
+                # Indexes without parts of files do not have these.
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.nulls(len(table), pa.float64()))
+            table = table.select(known.names).cast(known)
             _facts(table)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(

@@ -1,11 +1,12 @@
 """Features of labeled files for the probes: the model's, and those of two baselines that any model should beat."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from melmask.audio.parts import Sound, shortened_text
 from melmask.config_text import to_dict
 from melmask.downstream.options import ProbeOptions
 from melmask.embedding.assemble import ClipVectors
@@ -45,18 +46,25 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
         InputError: none of the files can be read.
     """
     if options.normalization == "dataset":
-        model = with_dataset_statistics(model, table.paths)
-    choice, seed, paths = options.choice, options.seed, table.paths
+        model = with_dataset_statistics(model, table.sounds)
+    choice, seed, sounds = options.choice, options.seed, table.sounds
     choice.check(model.card.model, model.card.front_end)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
-    errors: dict[Path, str] = {}
-    for path, vectors, error in track(_vectors_of_files(networks, paths, choice), len(paths), f"embed {name}"):
+    errors: dict[Sound, str] = {}
+    shortened: list[Sound] = []
+    hop_s = model.card.front_end.hop_ms / 1000
+    of_sounds = _vectors_of_sounds(networks, sounds, choice)
+    for sound, vectors, frames, error in track(of_sounds, len(sounds), f"embed {name}"):
         if error is not None:
-            errors[path] = error
+            errors[sound] = error
+        elif sound.shortened((frames - 1) * hop_s, hop_s):
+            shortened.append(sound)
         for representation, vector in vectors.items():
             rows[representation].append(vector)
-    readable = np.array([path not in errors for path in paths])
+    if note := shortened_text(shortened):
+        sys.stderr.write(f"{name}: {note}\n")
+    readable = np.array([sound not in errors for sound in sounds])
     if not readable.any():
         reason = next(iter(errors.values()))
         raise InputError(f"none of the {len(readable)} files of task {name} could be read, as {reason}")
@@ -64,15 +72,15 @@ def features_of_task(model: AudioEncoder, name: str, table: LabelTable, options:
         table=keep_rows(table, readable),
         features={representation: np.array(vectors) for representation, vectors in rows.items()},
         normalization={"from": model.normalization, **to_dict(model.card.statistics)},
-        unreadable={str(path): reason for path, reason in errors.items()},
+        unreadable={str(sound): reason for sound, reason in errors.items()},
     )
 
 
-def _vectors_of_files(
-    networks: dict[str, AudioEncoder], paths: Sequence[Path], choice: FeatureChoice
-) -> Iterator[tuple[Path, dict[str, np.ndarray], str | None]]:
-    """Yield (path, representation -> vector, error) of each file, in order. A file with an error has no vectors."""
-    # All networks have the same front end and step grid, so each file is decoded and cut once.
+def _vectors_of_sounds(
+    networks: dict[str, AudioEncoder], sounds: Sequence[Sound], choice: FeatureChoice
+) -> Iterator[tuple[Sound, dict[str, np.ndarray], int, str | None]]:
+    """Yield (sound, representation -> vector, frames, error) of each in order. One with an error has no vectors."""
+    # All networks have the same front end and step grid, so each sound is decoded and cut once.
     model = networks[PRETRAINED]
     grid = model.step_grid()
 
@@ -82,7 +90,7 @@ def _vectors_of_files(
         return {LOGMEL: bands, **{name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}}
 
     clip = new_clip()
-    for pieces in decoded_groups(model, paths, grid):
+    for pieces in decoded_groups(model, sounds, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
         encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
         encoded[LOGMEL] = iter([logmel.T.cpu().numpy() for logmel in logmels])
@@ -92,5 +100,5 @@ def _vectors_of_files(
                     vectors.add(piece.phase, next(encoded[name]), piece.logmel.shape[1])
             if piece.last:
                 scenes = {name: vectors.scene() for name, vectors in clip.items()} if piece.error is None else {}
-                yield piece.path, scenes, piece.error
+                yield piece.sound, scenes, clip[LOGMEL].frames_seen, piece.error
                 clip = new_clip()

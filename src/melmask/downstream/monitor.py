@@ -16,6 +16,7 @@ from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.parts import Sound
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
@@ -106,7 +107,7 @@ class NearestNeighbors:
     `AudioEncoder.embed` with its default pooling, except that the log-mel is rounded to float16 and the run's precision
     is used.
 
-    Attributes: `errors` (path -> reason of the files that could not be read and are left out), `clips` (how many files
+    Attributes: `errors` (sound -> reason of the clips that could not be read and are left out), `clips` (how many files
     are used).
     """
 
@@ -138,11 +139,11 @@ class NearestNeighbors:
         # A table that cannot be used is refused before its files are decoded.
         _held_out(labels, rows, seed)
         self._hardware = config.hardware
-        self._logmels, self.errors = _read_logmels(rows.paths, store.front_end, f"read {labels.name}")
+        self._logmels, self.errors = _read_logmels(rows.sounds, store.front_end, f"read {labels.name}")
         if not self._logmels:
             reason = next(iter(self.errors.values()))
             raise InputError(f"none of {len(self.errors)} files of {labels} could be read, as {reason}")
-        rows = keep_rows(rows, np.array([path not in self.errors for path in rows.paths]))
+        rows = keep_rows(rows, np.array([sound not in self.errors for sound in rows.sounds]))
         self._splits = _held_out(labels, rows, seed)
         self._labels = rows.label_indices
         self.clips = len(self._labels)
@@ -215,25 +216,27 @@ def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
         ) from error
 
 
-def _read_logmels(paths: Sequence[Path], front_end: FrontEndConfig, title: str) -> tuple[list[Tensor], dict[Path, str]]:
-    """Return the log-mels of the readable files in order, and why the others could not be read."""
+def _read_logmels(
+    sounds: Sequence[Sound], front_end: FrontEndConfig, title: str
+) -> tuple[list[Tensor], dict[Sound, str]]:
+    """Return the log-mels of the readable clips in order, and why the others could not be read."""
     transform = LogMelSpectrogram(front_end)
     logmels, errors = [], {}
-    for path in track(paths, len(paths), title):
+    for sound in track(sounds, len(sounds), title):
         try:
-            logmels.append(_read_logmel(path, transform))
+            logmels.append(_read_logmel(sound, transform))
         except AudioFileError as error:
-            errors[path] = str(error)
+            errors[sound] = str(error)
     return logmels, errors
 
 
 @torch.inference_mode()
-def _read_logmel(path: Path, transform: LogMelSpectrogram) -> Tensor:
-    """Return the log-mel (mels, frames), float16, of the file's first 30 s."""
+def _read_logmel(sound: Sound, transform: LogMelSpectrogram) -> Tensor:
+    """Return the log-mel (mels, frames), float16, of the clip's first 30 s."""
     rate_hz = transform.config.sample_rate_hz
     longest = frames_of_samples(round(LONGEST_S * rate_hz), transform.config)
     blocks, frames = [], 0
-    for block in logmel_blocks(read_audio_blocks(path, rate_hz), transform):
+    for block in logmel_blocks(read_audio_blocks(sound, rate_hz), transform):
         blocks.append(block.half())
         frames += block.shape[1]
         if frames >= longest:

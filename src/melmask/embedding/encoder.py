@@ -28,6 +28,7 @@ from torch import Tensor
 
 from melmask.audio.files import MEAN, read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.parts import Sound
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Statistics
@@ -172,13 +173,13 @@ class AudioEncoder:
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
-    def segments_of_file(self, path: Path, grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """Read a file block by block; yield its log-mel cut as by `segments_of`.
+    def segments_of_file(self, source: Path | Sound, grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
+        """Read a file, or a part of one, block by block; yield its log-mel cut as by `segments_of`.
 
         Raises:
             AudioFileError: the file cannot be read.
         """
-        sound = read_audio_blocks(path, self.sample_rate_hz, self.channel)
+        sound = read_audio_blocks(source, self.sample_rate_hz, self.channel)
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from torch import Tensor
 
+from melmask.audio.parts import Sound, sounds_of
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder, grouped
@@ -23,13 +24,14 @@ _VALUES_PER_ROW = 1 << 22
 
 
 class FileEmbedding(NamedTuple):
-    """One row of a file's result: duration, scene (D,) and, with `keep_frames`, frames (steps, D); or the error.
+    """One row of a sound's result: duration, scene (D,) and, with `keep_frames`, frames (steps, D); or the error.
 
-    The frames of a long file come in several rows, each with the frames from step `first_step` on. Only the `last` row
-    has the duration and the scene. If it has an error instead, the file broke off and its earlier rows are void.
+    A sound is a file or a part of one. The frames of a long one come in several rows, each with the frames from step
+    `first_step` on. Only the `last` row has the duration and the scene. If it has an error instead, the file broke off
+    and its earlier rows are void.
     """
 
-    path: Path
+    sound: Sound
     duration_s: float = 0.0
     scene: np.ndarray | None = None
     frames: np.ndarray | None = None
@@ -37,11 +39,16 @@ class FileEmbedding(NamedTuple):
     first_step: int = 0
     last: bool = True
 
+    @property
+    def path(self) -> Path:
+        """The sound's file."""
+        return self.sound.path
+
 
 class Piece(NamedTuple):
     """A part of a file's log-mel, for one phase of the step grid. The `last` one may have the file's error instead."""
 
-    path: Path
+    sound: Sound
     phase: int
     logmel: Tensor | None
     last: bool
@@ -50,7 +57,7 @@ class Piece(NamedTuple):
 
 def embed_files(
     model: AudioEncoder,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Sound],
     choice: FeatureChoice = FeatureChoice(),
     *,
     keep_frames: bool = False,
@@ -62,7 +69,7 @@ def embed_files(
 
     Args:
         model: A loaded model.
-        paths: Sound files.
+        paths: Sound files, or parts of them.
         choice: Which features to take.
         keep_frames: Whether to return the frame vectors too, not only the scene vector.
         **changes: Fields of `FeatureChoice` that differ from `choice`, as in `AudioEncoder.embed`.
@@ -75,7 +82,7 @@ def embed_files(
     grid = model.step_grid(choice if keep_frames else FeatureChoice())
     steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))
     vectors = ClipVectors(grid, keep_frames, choice.scene)
-    for pieces in decoded_groups(model, paths, grid):
+    for pieces in decoded_groups(model, sounds_of(paths), grid):
         encoded = iter(model.embed_segments([piece.logmel for piece in pieces if piece.logmel is not None], choice))
         for piece in pieces:
             if piece.logmel is not None:
@@ -83,45 +90,45 @@ def embed_files(
             # A row is cut off only when there is one vector more, so that the last row is never empty.
             while vectors.ready > steps_per_row:
                 first_step, frames = vectors.taken, vectors.take(steps_per_row)
-                yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False)
+                yield FileEmbedding(piece.sound, frames=frames, first_step=first_step, last=False)
             if piece.last:
                 if piece.error is not None:
-                    yield FileEmbedding(piece.path, error=piece.error)
+                    yield FileEmbedding(piece.sound, error=piece.error)
                 else:
                     # Frames are centered, and the first lies at 0 s: n frames span n - 1 hops.
                     duration_s = (vectors.frames_seen - 1) * model.card.front_end.hop_ms / 1000
                     first_step, rest = vectors.taken, vectors.take() if keep_frames else None
-                    yield FileEmbedding(piece.path, duration_s, vectors.scene(), rest, first_step=first_step)
+                    yield FileEmbedding(piece.sound, duration_s, vectors.scene(), rest, first_step=first_step)
                 vectors = ClipVectors(grid, keep_frames, choice.scene)
 
 
-def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:
-    """Yield the log-mels of `paths`, in order, in groups worth encoding together."""
+def decoded_groups(model: AudioEncoder, sounds: Sequence[Sound], grid: StepGrid) -> Iterator[list[Piece]]:
+    """Yield the log-mels of `sounds`, in order, in groups worth encoding together."""
 
     def frames_of(piece: Piece) -> int:
         return 0 if piece.logmel is None else piece.logmel.shape[1]
 
-    files = map_ahead(lambda path: _begin(model, path, grid), paths, _DECODERS, _FILES_AHEAD)
+    files = map_ahead(lambda sound: _begin(model, sound, grid), sounds, _DECODERS, _FILES_AHEAD)
     return grouped(itertools.chain.from_iterable(files), frames_of, FRAMES_TOGETHER)
 
 
-def _begin(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
+def _begin(model: AudioEncoder, sound: Sound, grid: StepGrid) -> Iterator[Piece]:
     """Return the pieces of a file, the first of them ready."""
     # Most files have one piece. The other pieces of long files are decoded when they are needed, to save memory.
-    pieces = _pieces_of_file(model, path, grid)
+    pieces = _pieces_of_file(model, sound, grid)
     return itertools.chain([next(pieces)], pieces)
 
 
-def _pieces_of_file(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
+def _pieces_of_file(model: AudioEncoder, sound: Sound, grid: StepGrid) -> Iterator[Piece]:
     # Each piece waits for the next one. Only then it is clear that it is not the last.
     held = None
     try:
-        for phase, logmel in model.segments_of_file(path, grid):
+        for phase, logmel in model.segments_of_file(sound, grid):
             if held is not None:
                 yield held
-            held = Piece(path, phase, logmel, last=False)
+            held = Piece(sound, phase, logmel, last=False)
     except AudioFileError as error:
-        yield Piece(path, 0, None, last=True, error=str(error))
+        yield Piece(sound, 0, None, last=True, error=str(error))
         return
     assert held is not None, "a readable file has at least one frame"
     yield held._replace(last=True)

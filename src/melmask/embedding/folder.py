@@ -3,23 +3,27 @@
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from melmask import __version__
 from melmask.audio.files import channel_number
+from melmask.audio.parts import Sound, shortened_text, sounds_of
 from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.options import EmbedOptions
-from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, digest_of_paths, rows_of
+from melmask.embedding.tables import TableJob, TableSettings, WriteParts, check_suffix, digest_of_sounds, rows_of
 from melmask.errors import ConfigError, InputError
 from melmask.labels.sources import find_sounds
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +44,25 @@ class JobReport:
     """Time that it took; 0 if the table was there already."""
     newer: int = 0
     """Files that changed after a table that was there already had been written."""
-    note: str = ""
-    """Which of the failed files an extra would read."""
+    segments: bool = False
+    """Whether rows are parts of files, which then count instead of files."""
+    notes: tuple[str, ...] = ()
+    """Which of the failed files an extra would read, and which parts of files were shortened."""
 
     def __str__(self) -> str:
-        there_already = not self.wall_s
-        text = f"{self.table}: {self.files} files, {self.dimensions} dimensions"
+        there_already, what = not self.wall_s, "segments" if self.segments else "files"
+        text = f"{self.table}: {self.files} {what}, {self.dimensions} dimensions"
         if there_already:
-            text += "; the table was there already, with the same files and settings"
+            text += f"; the table was there already, with the same {what} and settings"
             text += f"; {self.newer} of the files have changed since" if self.newer else ""
             text += "; delete the table to rebuild it"
         if self.sound_s:
             sound, wall = duration_text(self.sound_s), duration_text(self.wall_s)
             text += f"; {sound} of sound in {wall}, {self.sound_s / self.wall_s:.0f} x real time"
         if self.failed:
-            text += f"\n{self.failed} files could not be read; the reasons are in the table's .failed.csv"
+            text += f"\n{self.failed} {what} could not be read; the reasons are in the table's .failed.csv"
             text += "; they are tried again when the table is rebuilt" if there_already else ""
-        text += f"\n{self.note}" if self.note else ""
-        return text
+        return "\n".join((text, *self.notes))
 
 
 def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: EmbedOptions = EmbedOptions()) -> JobReport:
@@ -81,8 +86,8 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
     check_suffix(out)
     channel_number(options.channel)
     ensure_folder(out.parent)
-    every_path = find_sounds(sources, options.table)
-    paths, table = shard_of(every_path, out, options.shard)
+    every_sound = find_sounds(sources, options.table)
+    sounds, table = shard_of(every_sound, out, options.shard)
     write_parts: WriteParts | None = None
     device = options.device
     if options.engine == "ray":
@@ -90,18 +95,19 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
 
         write_parts = ray_writer(options.workers, "cpu" if device == "auto" else device)
         # The GPUs are left to the workers. Their working directory is another, so they need absolute paths.
-        device, paths, table = "cpu", [path.absolute() for path in paths], table.absolute()
+        sounds = [replace(sound, path=sound.path.absolute()) for sound in sounds]
+        device, table = "cpu", table.absolute()
     encoder = load(model, device, options.precision)
     encoder.channel = options.channel
     if options.normalization == "dataset":
         # The statistics are those of all files, not of this share, so that all shares of a job are normalized alike.
-        encoder = with_dataset_statistics(encoder, every_path, out.with_suffix(".statistics.json"))
-    return embed_table(encoder, paths, table, options.choice, keep_frames=options.frames, write_parts=write_parts)
+        encoder = with_dataset_statistics(encoder, every_sound, out.with_suffix(".statistics.json"))
+    return embed_table(encoder, sounds, table, options.choice, keep_frames=options.frames, write_parts=write_parts)
 
 
 def embed_table(
     model: AudioEncoder,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Sound],
     out: Path,
     choice: FeatureChoice = FeatureChoice(),
     *,
@@ -112,7 +118,7 @@ def embed_table(
 
     Args:
         model: A loaded model.
-        paths: Sound files.
+        paths: Sound files, or parts of them.
         out: The table.
         choice: Which features to take.
         keep_frames: Whether the table holds the frame vectors too.
@@ -124,37 +130,40 @@ def embed_table(
         OutputError: `out` cannot be written to, or holds parts of another job.
     """
     keep_freed_memory()
-    settings = table_settings(model, paths, choice, keep_frames=keep_frames)
-    job, dimensions = TableJob(out, paths, settings), settings.scene_dimensions
+    sounds = sounds_of(paths)
+    settings = table_settings(model, sounds, choice, keep_frames=keep_frames)
+    job, dimensions, segments = TableJob(out, sounds, settings), settings.scene_dimensions, settings.segments
     if job.complete:
         files, made_s = rows_of(out), out.stat().st_mtime
-        newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
-        return JobReport(table=out, files=files, failed=len(paths) - files, dimensions=dimensions, newer=newer)
+        newer = sum(path.stat().st_mtime > made_s for path in {sound.path for sound in sounds} if path.exists())
+        failures = len(sounds) - files
+        return JobReport(table=out, files=files, failed=failures, dimensions=dimensions, newer=newer, segments=segments)
     start_s = time.monotonic()
     with job.claimed():
         if write_parts is not None:
             sound_s = write_parts(model, choice, job)
         else:
             todo = job.todo()
-            left = job.paths_of(todo)
+            left = job.sounds_of(todo)
             rows = embed_files(model, left, choice, keep_frames=keep_frames)
             # Progress counts files, and a long file has several rows.
-            by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.path))
+            by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.sound))
             sound_s = job.write(todo, itertools.chain.from_iterable(track(by_file, len(left), "embed")))
-        failed = [path for path, _ in job.merge()]
+        failed, shortened = job.merge()
     return JobReport(
         table=out,
-        files=len(paths) - len(failed),
+        files=len(sounds) - len(failed),
         failed=len(failed),
         dimensions=dimensions,
         sound_s=sound_s,
         wall_s=time.monotonic() - start_s,
-        note=missing_decoder(failed),
+        segments=segments,
+        notes=tuple(filter(None, (missing_decoder(str(sound.path) for sound in failed), shortened_text(shortened)))),
     )
 
 
 def table_settings(
-    model: AudioEncoder, paths: Sequence[Path], choice: FeatureChoice, *, keep_frames: bool = False
+    model: AudioEncoder, paths: Sequence[Path | Sound], choice: FeatureChoice, *, keep_frames: bool = False
 ) -> TableSettings:
     """Return the settings of a table of `paths` with these features of `model`.
 
@@ -181,13 +190,14 @@ def table_settings(
         front_end=card.front_end,
         statistics=card.statistics,
         files=len(paths),
-        files_sha256=digest_of_paths(paths),
+        files_sha256=digest_of_sounds(paths),
         channel=model.channel,
+        segments=any(sound.is_part for sound in sounds_of(paths)),
     )
 
 
-def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:
-    """Return the share of files and the table's name for --shard I/N: every N-th file, `X-I-of-N.parquet`.
+def shard_of(paths: list[T], out: Path, shard: str | None) -> tuple[list[T], Path]:
+    """Return the share of sounds and the table's name for --shard I/N: every N-th one, `X-I-of-N.parquet`.
 
     Raises:
         ConfigError: `shard` is not of the form I/N with 0 <= I < N.

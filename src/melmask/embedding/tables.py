@@ -1,6 +1,9 @@
 """Embeddings on disk: one Parquet or NumPy file, self-describing, written part by part so that a job can be resumed.
 
 Parquet: a file has one row, with path, duration_s, scene (D float32) and, if kept, first_step and frames (steps x D).
+If any sound of the job is a part of a file, all rows also have start_s and end_s (null for the file's own end). What is
+said of files below then holds of parts.
+
 The settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
 another, and each row has the file's path, duration and scene. first_step is the number of a row's first step; it is 0
 where a file begins.
@@ -22,13 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melmask.audio.files import MEAN
+from melmask.audio.parts import Sound, sounds_of
 from melmask.config import FrontEndConfig, Statistics
 from melmask.config_text import from_dict
 from melmask.embedding.choice import FeatureChoice
@@ -76,6 +80,8 @@ class TableSettings:
     files: int
     files_sha256: str
     channel: str = MEAN
+    segments: bool = False
+    """Whether any sound is a part of a file."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "TableSettings":
@@ -90,11 +96,16 @@ class TableSettings:
         return cls(**values)
 
     def to_json(self) -> str:
-        """Return the settings as a JSON object, without `channel` where it is the mean, as earlier versions wrote."""
+        """Return the settings as a JSON object, without what earlier versions did not know, unless it is used."""
         values = asdict(self)
-        if self.channel == MEAN:
-            del values["channel"]
+        for name, usual in _LATER.items():
+            if values[name] == usual:
+                del values[name]
         return json.dumps(values)
+
+
+_LATER = {"channel": MEAN, "segments": False}
+"""Settings that earlier versions did not have and whose values for them are these."""
 
 
 class TableJob:
@@ -106,9 +117,9 @@ class TableJob:
         OutputError: `path` cannot be written to, or has the parts of a job with other settings or files.
     """
 
-    def __init__(self, path: Path, paths: Sequence[Path], settings: TableSettings):
+    def __init__(self, path: Path, paths: Sequence[Path | Sound], settings: TableSettings):
         check_suffix(path)
-        self._path, self._paths, self.settings = path, paths, settings
+        self._path, self._sounds, self.settings = path, sounds_of(paths), settings
         # Kept here, because a job may be sent to other processes.
         self._files_per_part = FILES_PER_PART
         self._folder, self._merged = path.with_name(path.name + ".parts"), False
@@ -122,8 +133,7 @@ class TableJob:
             write_json(job, asdict(self.settings))
             return
         try:
-            # Earlier versions always took the mean, and did not say so.
-            begun = {"channel": MEAN, **json.loads(job.read_text(encoding="utf-8"))}
+            begun = {**_LATER, **json.loads(job.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise OutputError(f"{job} is damaged ({error}); delete {self._folder} or use another --out") from error
         wrong = [key for key, value in asdict(self.settings).items() if begun.get(key) != value]
@@ -154,19 +164,19 @@ class TableJob:
         """Return the numbers of the parts that are not there yet."""
         return [number for number, part in enumerate(self._parts()) if not part.exists()]
 
-    def paths_of(self, parts: Sequence[int]) -> list[Path]:
-        """Return the sound files of some parts, in order."""
+    def sounds_of(self, parts: Sequence[int]) -> list[Sound]:
+        """Return the sounds of some parts, in order."""
         size = self._files_per_part
-        return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
+        return [sound for k in parts for sound in self._sounds[k * size : (k + 1) * size]]
 
     def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> float:
         """Write `parts`; return how many seconds of sound they hold.
 
-        `results` are those of `paths_of(parts)`, in the same order. They are taken one at a time, as they are written.
+        `results` are those of `sounds_of(parts)`, in the same order. They are taken one at a time, as they are written.
         """
         rows, sound_s, schema = iter(results), 0.0, _part_schema(self.settings)
         for part in parts:
-            files, group, size = len(self.paths_of([part])), [], 0
+            files, group, size = len(self.sounds_of([part])), [], 0
             with atomic_write(self._part(part)) as file, _parquet_writer(file, schema) as writer:
                 while files:
                     group.append(row := next(rows))
@@ -178,19 +188,20 @@ class TableJob:
                         group, size = [], 0
         return sound_s
 
-    def merge(self) -> list[tuple[str, str]]:
-        """Write the table from its parts; return (path, reason) of the files that failed.
+    def merge(self) -> tuple[list[Sound], list[Sound]]:
+        """Write the table from its parts; return the sounds that failed, and the parts that their file cut short.
 
-        The file `<name>.failed.csv` lists them too.
+        The file `<name>.failed.csv` lists those that failed, with the reason.
 
         Raises:
             InputError: no file could be read.
         """
-        failed: list[tuple[str, str]] = []
+        ends: list[dict[str, Any]] = []
         for part in self._parts():
-            rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
-            failed += [(row["path"], row["error"]) for row in rows if row["error"]]
-        if len(failed) == len(self._paths):
+            rows = pq.read_table(part, columns=["error", "duration_s", "last"]).to_pylist()
+            ends += [row for row in rows if row["last"]]
+        failed = [(sound, row["error"]) for sound, row in zip(self._sounds, ends, strict=True) if row["error"]]
+        if len(failed) == len(self._sounds):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
             raise InputError(f"none of the {len(failed)} files could be read; the first: {failed[0][1]}")
@@ -207,15 +218,19 @@ class TableJob:
         failures = self._path.with_name(self._path.name + ".failed.csv")
         failures.unlink(missing_ok=True)
         if failed:
-            write_csv(failures, [("path", "reason"), *failed])
+            times = ("start_s", "end_s") if self.settings.segments else ()
+            rows_of_failed = ((sound.path, *sound.times[: len(times)], reason) for sound, reason in failed)
+            write_csv(failures, [("path", *times, "reason"), *rows_of_failed])
         self._merged = True
-        return failed
+        hop_s = self.settings.front_end.hop_ms / 1000
+        read = ((sound, row["duration_s"]) for sound, row in zip(self._sounds, ends, strict=True) if not row["error"])
+        return [sound for sound, _ in failed], [sound for sound, s in read if sound.shortened(s, hop_s)]
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:06d}.parquet"
 
     def _parts(self) -> list[Path]:
-        return [self._part(number) for number in range(-(-len(self._paths) // self._files_per_part))]
+        return [self._part(number) for number in range(-(-len(self._sounds) // self._files_per_part))]
 
 
 WriteParts = Callable[[AudioEncoder, FeatureChoice, TableJob], float]
@@ -234,9 +249,9 @@ def read_settings(path: Path) -> TableSettings | None:
         return None
 
 
-def digest_of_paths(paths: Sequence[Path]) -> str:
-    """Return a digest of a list of paths. It tells whether two jobs have the same files."""
-    return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+def digest_of_sounds(paths: Sequence[Path | Sound]) -> str:
+    """Return a digest of a list of files and parts of files. It tells whether two jobs have the same."""
+    return hashlib.sha256("\n".join(sound.key for sound in sounds_of(paths)).encode()).hexdigest()
 
 
 def rows_of(path: Path) -> int:
@@ -252,7 +267,8 @@ def rows_of(path: Path) -> int:
 
 def _schema(settings: TableSettings) -> pa.Schema:
     vector, scene = (pa.list_(pa.float32(), size) for size in (settings.dimensions, settings.scene_dimensions))
-    fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", scene)]
+    times = [("start_s", pa.float64()), ("end_s", pa.float64())] if settings.segments else []
+    fields = [("path", pa.string()), *times, ("duration_s", pa.float64()), ("scene", scene)]
     if settings.frames:
         fields += [("first_step", pa.int64()), ("frames", pa.list_(vector))]
     return pa.schema(fields).with_metadata({_KEY: settings.to_json()})
@@ -272,6 +288,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
 
     columns = [
         pa.array([str(row.path) for row in rows], pa.string()),
+        *(pa.array([row.sound.times[k] for row in rows], pa.float64()) for k in range(2 * settings.segments)),
         pa.array([row.duration_s for row in rows], pa.float64()),
         vectors([np.zeros(scene_size, np.float32) if row.scene is None else row.scene for row in rows], scene_size),
     ]
@@ -323,6 +340,8 @@ def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSetti
         table = table.drop_columns(["frames"]).take(pa.array(begins))
     arrays = {
         "path": np.array(table["path"].to_pylist()),
+        # The end of a part without an end of its own is NaN.
+        **{name: table[name].to_numpy() for name in ("start_s", "end_s") if settings.segments},
         "duration_s": table["duration_s"].to_numpy(),
         "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings.scene_dimensions),
         "settings": np.array(settings.to_json()),

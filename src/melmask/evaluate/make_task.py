@@ -90,7 +90,7 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
     with _building(folder, options.overwrite) as building:
         given_s = options.duration_s
         # Without a fixed length each clip keeps its own.
-        fixed_s = common_length_s(table.paths) if given_s == AUTO else None if given_s == NATIVE else float(given_s)
+        fixed_s = common_length_s(table.sounds) if given_s == AUTO else None if given_s == NATIVE else float(given_s)
         table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, options.threads)
         table, event_notes = _within_clips(table, sounds)
         _check_classes(table)
@@ -176,9 +176,9 @@ def _readable(
     table: ClipTable, rates_hz: Sequence[int], fixed_s: float | None, building: Path, threads: int | None
 ) -> tuple[ClipTable, list[str], list[SoundReport], int]:
     """Write the sounds; return the rows that could be read, their names and reports, and how many files failed."""
-    names = wav_names(table.paths)
-    sounds = write_sounds(table.paths, names, rates_hz, fixed_s, building, threads)
-    failures = [(str(path), sound.error) for path, sound in zip(table.paths, sounds, strict=True) if sound.error]
+    names = wav_names(table.sounds)
+    sounds = write_sounds(table.sounds, names, rates_hz, fixed_s, building, threads)
+    failures = [(str(clip), sound.error) for clip, sound in zip(table.sounds, sounds, strict=True) if sound.error]
     if len(failures) == len(sounds):
         raise InputError(f"none of the {len(failures)} files could be read; the first: {failures[0][1]}")
     if failures:

@@ -27,6 +27,7 @@ _PATHS = (
     *("begin_path", "begin_file", "notated_path"),
 )
 _SEVERAL_LABELS = ("labels", "tags", "event_labels")
+_LABELS_OF_EVENTS = ("event_label", "event_labels")
 _LABELS = (
     *("label", "labels", "category", "class", "class_name", "event_label", "event_labels", "species", "common_name"),
     *("primary_label", "annotation", "tag", "tags"),
@@ -39,8 +40,10 @@ _OPTIONAL = {
 _TIMES = (
     *(("start_s", "end_s"), ("start", "end"), ("onset", "offset"), ("onset_s", "offset_s"), ("begin_time", "end_time")),
     *(("start_time", "end_time"), ("start_time_s", "end_time_s"), ("start_sec", "end_sec"), ("begin", "end")),
-    *(("start_ms", "end_ms"), ("onset_ms", "offset_ms")),
+    *(("start_seconds", "end_seconds"), ("start_ms", "end_ms"), ("onset_ms", "offset_ms")),
 )
+_TIMES_OF_EVENTS = frozenset(("start_s", "onset", "onset_s", "onset_ms", "begin_time"))
+"""melmask's own event tables, those of DCASE, and those of Raven; other names are of segments."""
 # A row may be about a part of the sound, or about what is not there; nothing here reads these.
 _MEANINGFUL = frozenset(
     (
@@ -62,6 +65,7 @@ class Columns:
         values: By meaning: label, group, fold, split, start_s, end_s, as far as the table has them.
         paths: Where each row's file lies.
         several: Whether the label column is one of several labels by its name.
+        events: Whether the names of its columns are those of a table of events, if it has times.
         missing: What to say where a column is needed that is not there, by meaning.
         notes: What was assumed, a line each.
     """
@@ -70,6 +74,7 @@ class Columns:
     values: dict[str, list[str]]
     paths: list[Path]
     several: bool = False
+    events: bool = False
     missing: Callable[[str], str] = field(default=lambda name: f"no column `{name}`", repr=False)
     notes: list[str] = field(default_factory=list)
 
@@ -170,6 +175,7 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
         values=values,
         paths=paths,
         several=found.get("label") in _SEVERAL_LABELS,
+        events=found.get("label") in _LABELS_OF_EVENTS or not _TIMES_OF_EVENTS.isdisjoint(names),
         missing=lambda name: _missing_text(sheet, name),
         notes=notes,
     )
@@ -212,6 +218,7 @@ def joined(source: Path, parts: Sequence[Columns]) -> Columns:
         values={name: [value for part in parts for value in part.values[name]] for name in shared},
         paths=[path for part in parts for path in part.paths],
         several=any(part.several for part in parts),
+        events=any(part.events for part in parts),
         missing=parts[0].missing,
         notes=[note for part in parts for note in part.notes],
     )
@@ -284,13 +291,14 @@ def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[
     if pair != _TIMES[0]:
         if not any((*starts, *ends)):
             return {}, []
-        if not all(map(_is_time, (*starts, *ends))):
+        # A few cells that are no times are mistakes, and fail where they are read.
+        filled = [cell for cell in (*starts, *ends) if cell]
+        if sum(map(_is_number, filled)) * 2 < len(filled):
             return {}, [f"has {written}, which are no times in seconds, so they are not used"]
         if pair == ("begin_time", "end_time") and "file_offset" in names:
             # Raven counts these times over all files of a sequence, and the offset within the row's own file.
             offsets = sheet.column(names["file_offset"])
-            spans = zip(offsets, starts, ends, strict=True)
-            ends = [repr(round(_time(at) + _time(end) - _time(start), 6)) for at, start, end in spans]
+            ends = [_end_in_file(*cells) for cells in zip(offsets, starts, ends, strict=True)]
             starts = offsets
     scale = _MS_PER_S if pair[0].endswith("_ms") else 1.0
     times = {"start_s": [_seconds(cell, scale) for cell in starts], "end_s": [_seconds(cell, scale) for cell in ends]}
@@ -300,17 +308,25 @@ def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[
 def _seconds(cell: str, scale: float) -> str:
     if not cell or (scale == 1.0 and "," not in cell):
         return cell
-    return repr(_time(cell) / scale) if _is_time(cell) else cell
+    return repr(time_of(cell) / scale) if _is_number(cell) else cell
 
 
-def _is_time(cell: str) -> bool:
+def _end_in_file(offset: str, start: str, end: str) -> str:
+    if not all(map(_is_number, (offset, start, end))):
+        return end
+    return repr(round(time_of(offset) + time_of(end) - time_of(start), 6))
+
+
+def _is_number(cell: str) -> bool:
     try:
-        return not cell or _time(cell) >= 0
+        time_of(cell)
     except ValueError:
         return False
+    return True
 
 
-def _time(cell: str) -> float:
+def time_of(cell: str) -> float:
+    """Return the number in a cell; raise ValueError if there is none."""
     # Programs in many languages write a decimal comma.
     return float(cell.replace(",", "."))
 
