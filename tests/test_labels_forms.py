@@ -221,7 +221,8 @@ def test_tables_of_annotation_programs_are_events(folder, name, content):
         ("start,end", "1,2", "takes each of its 2 rows for a segment"),
         ("start,end", "2020-01-01,2020-01-02", "has `start` and `end`, which are no times in seconds"),
         ("offset,rate", "3,8000", "has `offset` without its counterpart, so it is not used"),
-        ("channel,presence", "2,0", "has `channel`, `presence`, which nothing here uses"),
+        ("score,presence", "2,0", "has `score`, `presence`, which nothing here uses"),
+        ("Channel", "2", "has `Channel`, which is not used: every row is about all channels"),
         ("start,end", ",", ""),
     ],
 )
@@ -295,7 +296,7 @@ def test_segments_of_one_file_stay_on_one_side_of_a_split(folder, capsys):
     table = read_labels(written(folder / "t.csv", f"path,label,start,end\n{rows}"))
     assert len(set(table.groups)) == 5 and "segments of one file stay on one side" in capsys.readouterr().err
     table = read_labels(written(folder / "t.csv", "path,label,start,end\na.wav,x,0,1\na.wav,y,1,2\n"))
-    assert table.groups is None and "too few to hold whole ones out" in capsys.readouterr().err
+    assert table.groups is None and "too few files to hold whole ones out (1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,9 @@ def seconds_text(value_s: float) -> str:
 def shortened_text(sounds: Iterable[Sound]) -> str:
     """Return a line about parts that their files are too short for; empty if there are none."""
     found = list(sounds)
-    what = "segment ends" if len(found) == 1 else "segments end"
-    return f"{len(found)} {what} after their file and were shortened; the first is {found[0]}" if found else ""
+    if len(found) < 2:
+        return "".join(f"{sound} ends after its file, and was shortened" for sound in found)
+    return f"{len(found)} segments end after their files, and were shortened; the first is {found[0]}"
 
 
 class _Block(NamedTuple):

@@ -50,10 +50,10 @@ def write_predictions(out: Path, rows: Sequence[tuple[Sound, Prediction]], event
     Raises:
         OutputError: it cannot be written.
     """
-    times = events or any(sound.is_part for sound, _ in rows)
-    columns = ["path", *(["start_s", "end_s"] if times else []), "label", "probability", "error"]
+    parts = any(sound.is_part for sound, _ in rows)
+    columns = ["path", *(["start_s", "end_s"] if events or parts else []), "label", "probability", "error"]
     # The times of an event replace those of the part that it was found in.
-    values = [{"path": str(sound.path), **_times(sound), **row.to_dict()} for sound, row in rows]
+    values = [{"path": str(sound.path), **(_times(sound) if parts else {}), **row.to_dict()} for sound, row in rows]
     if out.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -73,7 +73,7 @@ def write_predictions(out: Path, rows: Sequence[tuple[Sound, Prediction]], event
 
 
 def _times(sound: Sound) -> dict[str, float | None]:
-    return dict(zip(("start_s", "end_s"), sound.times, strict=True)) if sound.is_part else {}
+    return dict(zip(("start_s", "end_s"), sound.times, strict=True))
 
 
 class Journal:

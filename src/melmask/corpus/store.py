@@ -12,6 +12,7 @@ A shard counts when its index is there. An index is written only after its data 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterable
@@ -150,11 +151,9 @@ class StoreWriter:
 
     def add_failure(self, sound: Sound, reason: str) -> None:
         """Record a sound that could not be read, unless it failed in the same way before."""
-        names = _names(sound)
-        if (_sound_of(names), reason) in self._known_failures:
-            return
-        row = {**names, "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
-        self._rows.append(row)
+        row = {**_names(sound), "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
+        if (_sound_of(row), reason) not in self._known_failures:
+            self._rows.append(row)
 
     def close_shard(self) -> None:
         """Write the shard's data to disk, then its index."""
@@ -236,13 +235,14 @@ class StoreWriter:
 
 
 def _names(sound: Sound) -> dict[str, Any]:
-    """What a row of an index says of its sound."""
+    """What a row of an index says of its sound; a start that is no number stands for times that are none."""
     start_s, end_s = sound.times if sound.is_part else (None, None)
-    return {"path": str(sound.path), "start_s": start_s, "end_s": end_s}
+    return {"path": str(sound.path), "start_s": math.nan if sound.fault else start_s, "end_s": end_s}
 
 
 def _sound_of(row: dict[str, Any]) -> Sound:
-    return Sound(Path(row["path"]), row["start_s"] or 0.0, row["end_s"])
+    path, start_s = Path(row["path"]), row["start_s"] or 0.0
+    return Sound(path, fault=row["error"]) if math.isnan(start_s) else Sound(path, start_s, row["end_s"])
 
 
 class Store:

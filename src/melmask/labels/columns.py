@@ -47,7 +47,7 @@ _TIMES_OF_EVENTS = frozenset(("start_s", "onset", "onset_s", "onset_ms", "begin_
 # A row may be about a part of the sound, or about what is not there; nothing here reads these.
 _MEANINGFUL = frozenset(
     (
-        *("channel", "low_freq", "high_freq", "min_freq", "max_freq", "confidence", "score", "probability"),
+        *("low_freq", "high_freq", "min_freq", "max_freq", "confidence", "score", "probability"),
         *("present", "presence"),
     )
 )
@@ -125,7 +125,7 @@ def read_columns(
     Raises:
         InputError: it cannot be read, its columns cannot be told apart, or its files are not found.
     """
-    sheet = read_sheet(path)
+    sheet = read_sheet(path, options.encoding)
     columns = name_columns(sheet, options, several=several, labels=labels)
     if options.audio_root is not None:
         roots = [options.audio_root]
@@ -148,6 +148,8 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
     found: dict[str, str] = {}
     _find_column(sheet, names, found, "path", options.path_column or _path_key(sheet, names))
     sheet = _used_rows(sheet, names, None if labels else found.get("path"))
+    if labels and sheet.label_track:
+        sheet = _with_text(sheet, names)
     if labels:
         _find_column(sheet, names, found, "label", options.label_column or _label_key(sheet, names, several))
         for name, keys in _OPTIONAL.items():
@@ -160,6 +162,8 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
     notes = [*sheet.notes, *_renaming_notes(sheet, names, found), *notes]
     if unused := [f"`{sheet.header[index]}`" for key, index in names.items() if key in _MEANINGFUL]:
         notes.append(f"has {', '.join(unused)}, which nothing here uses: every row counts in full")
+    if "channel" in names:
+        notes.append(f"has `{sheet.header[names['channel']]}`, which is not used: every row is about all channels")
     paths: list[Path] = []
     if "path" in values:
         check_filled(sheet.path, "path", values["path"])
@@ -202,6 +206,16 @@ def _used_rows(sheet: Sheet, names: _Names, path_key: str | None) -> Sheet:
     if not rows:
         raise InputError(f"{sheet.path}: a header but no rows; expected one row per clip")
     return replace(sheet, rows=rows)
+
+
+def _with_text(sheet: Sheet, names: _Names) -> Sheet:
+    """Leave out what a label track marks without saying what it is."""
+    rows = [row for row in sheet.rows if row[names["label"]]]
+    if not rows:
+        raise InputError(f"{sheet.path}: none of its {len(sheet.rows)} labels has a text; write some in Audacity")
+    left_out = len(sheet.rows) - len(rows)
+    notes = [f"leaves out {left_out} labels without text"] if left_out else []
+    return replace(sheet, rows=rows, notes=[*sheet.notes, *notes])
 
 
 def _renaming_notes(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> list[str]:

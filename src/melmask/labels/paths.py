@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from melmask.audio.folders import SOUND_SUFFIXES
+from melmask.audio.folders import SCANNED_SUFFIXES, SOUND_SUFFIXES
 from melmask.errors import InputError
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -55,13 +55,13 @@ class _Listing:
 
     @cached_property
     def stems(self) -> dict[str, list[str]]:
-        """The sound files of each name without suffix."""
-        found = defaultdict(list)
+        """The sound files of each name without suffix; videos of a name only where it has no other sound."""
+        found, videos = defaultdict(list), defaultdict(list)
         for name in sorted(self.names):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - on names, by the million
-            if suffix.lower() in SOUND_SUFFIXES:
-                found[_folded(stem)].append(name)
-        return found
+            if suffix.lower() in SCANNED_SUFFIXES:
+                (found if suffix.lower() in SOUND_SUFFIXES else videos)[_folded(stem)].append(name)
+        return {**videos, **found}
 
 
 class _Below:

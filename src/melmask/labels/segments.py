@@ -67,9 +67,12 @@ def files_as_groups(sounds: Sequence[Sound]) -> tuple[list[str] | None, str]:
     count = len(set(files))
     if count == len(files):
         return None, ""
+    # A task folder keeps the names of groups, and says nothing of the folders here if it need not.
+    names = [Path(file).name for file in files]
+    files = names if len(set(names)) == count else files
     if count < _FEWEST_FILES:
         return None, (
-            f"its segments are of {count} files, too few to hold whole ones out: segments of one file may be both "
+            f"its segments are of too few files to hold whole ones out ({count}): segments of one file may be both "
             "trained and tested on, unless a column `split`, `fold` or `group` says otherwise"
         )
     return files, "has no column of groups, so segments of one file stay on one side of a split"

@@ -177,6 +177,8 @@ def read_labels(path: Path, options: TableOptions = TableOptions()) -> LabelTabl
             f"{others}"
         )
     table, notes = _with_parts(columns, _single_labels(columns))
+    if table.parts is not None:
+        notes.insert(0, segments_note(table.parts))
     report(columns.source, [*columns.notes, *notes])
     return table
 
@@ -270,7 +272,7 @@ def _with_parts(columns: Columns, table: LabelTable) -> tuple[LabelTable, list[s
     sounds = sounds_of_rows(columns)
     if not any(sound.is_part for sound in sounds):
         return table, []
-    table, notes = replace(table, parts=sounds), [segments_note(sounds)]
+    table, notes = replace(table, parts=sounds), list[str]()
     if table.groups is None and table.folds is None and table.splits is None:
         groups, note = files_as_groups(sounds)
         table, notes = replace(table, groups=groups), notes + [note] * bool(note)
