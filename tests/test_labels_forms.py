@@ -1,15 +1,18 @@
 """Tables in the forms, with the columns and with the paths that programs and data sets write."""
 
 import json
+import math
 import os
 import random
 import re
 import unicodedata
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from melmask.errors import InputError
+from melmask.errors import ConfigError, InputError
 from melmask.labels.options import TableOptions
 from melmask.labels.sources import find_sounds
 from melmask.labels.tables import Event, read_clips, read_labels
@@ -407,3 +410,44 @@ def test_damaged_tables_are_read_or_refused(folder, capsys):
         path.unlink()
     said = capsys.readouterr().err
     assert all(line.startswith(str(folder)) and line.isprintable() for line in said.splitlines())
+
+
+def test_parquet_tables_are_read_without_their_vectors(folder, capsys):
+    columns = {"path": ["a.wav", "b.wav"], "label": [["x", "y"], ["z"]], "take": [1.0, math.nan], "scene": [[0.5], [1]]}
+    pq.write_table(pa.table(columns), folder / "t.parquet")
+    table = read_clips(folder / "t.parquet")
+    assert table.targets == [["x", "y"], ["z"]] and names(table) == ["a.wav", "b.wav"]
+    assert "has `scene`, which hold no text or numbers and are left out" in capsys.readouterr().err
+    (folder / "t.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read_clips(folder / "t.parquet")
+
+
+def test_code_pages_can_be_named(folder):
+    path = written(folder / "t.csv", "path,label\na.wav,зяблик\nb.wav,x\n".encode("cp1251"))
+    assert read_labels(path, TableOptions(encoding="cp1251")).labels[0] == "зяблик"
+    assert read_labels(path).labels[0] != "зяблик"
+    for wrong in ("klingon", "base64", "cp\0"):
+        with pytest.raises(ConfigError, match=r"--encoding is .* which is none"):
+            read_labels(path, TableOptions(encoding=wrong))
+
+
+def test_labels_without_text_are_left_out_with_a_word(folder, capsys):
+    path = written(folder / "a.txt", "0.5\t1\twren\n2\t3\t\n4\t4\n")
+    assert read_clips(path).targets == [[Event("wren", 500.0, 1000.0)]]
+    assert "leaves out 2 labels without text" in capsys.readouterr().err
+    # They are parts of the file all the same.
+    assert len(find_sounds([path])) == 3
+    with pytest.raises(InputError, match="none of its 1 labels has a text"):
+        read_clips(written(folder / "b.txt", "2\t3\t\n"))
+
+
+def test_videos_are_found_by_their_names_where_there_is_no_other_sound(folder):
+    for name in ("v.mp4", "w.mp4", "w.wav"):
+        written(folder / name, b"")
+    assert paths_of(written(folder / "t.csv", "path\nv\nw\n")) == [folder / "v.mp4", folder / "w.wav"]
+
+
+def test_spreadsheets_are_refused_with_what_to_do(folder):
+    with pytest.raises(InputError, match="is a spreadsheet file or an archive; save the sheet as CSV in UTF-8"):
+        find_sounds([written(folder / "t.xlsx", b"PK\3\4...")])

@@ -289,4 +289,5 @@ def _parquet(path: Path) -> Sheet:
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return ";".join(map(_cell, value))
-    return "" if value is None else str(value).strip()
+    # pandas writes what is missing in a column of numbers as NaN.
+    return "" if value is None or value != value else str(value).strip()
