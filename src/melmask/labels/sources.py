@@ -31,10 +31,17 @@ def find_sounds(sources: Iterable[Path], options: TableOptions = TableOptions())
 
 def _of_table(table: Path, options: TableOptions) -> list[Sound]:
     columns = read_columns(table, replace(options, label_column=None), labels=False)
-    # As for the files of a folder: a name that is not UTF-8 is spelled out, and leads to no file.
-    paths = [Path(str(path).encode(errors="backslashreplace").decode()) for path in columns.paths]
-    sounds, notes = sounds_of_rows(replace(columns, paths=paths)), list(columns.notes)
+    sounds, notes = sounds_of_rows(replace(columns, paths=list(map(_spelled, columns.paths)))), list(columns.notes)
     if any(sound.is_part for sound in sounds):
         notes.append(segments_note(sounds))
     report(table, notes)
     return sounds
+
+
+def _spelled(path: Path) -> Path:
+    """As for the files of a folder: spell out a name that is not UTF-8, which then leads to no file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return Path(str(path).encode(errors="backslashreplace").decode())
+    return path
