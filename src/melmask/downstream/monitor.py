@@ -5,6 +5,7 @@ them equals a run without them. A model whose vectors are not finite gets no num
 """
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
-from melmask.audio.parts import Sound
+from melmask.audio.parts import Sound, shortened_text
 from melmask.config import FrontEndConfig, HardwareConfig, PretrainConfig
 from melmask.corpus.store import Store
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
@@ -221,12 +222,20 @@ def _read_logmels(
 ) -> tuple[list[Tensor], dict[Sound, str]]:
     """Return the log-mels of the readable clips in order, and why the others could not be read."""
     transform = LogMelSpectrogram(front_end)
-    logmels, errors = [], {}
+    logmels, errors, shortened = [], {}, []
+    hop_s = front_end.hop_ms / 1000
     for sound in track(sounds, len(sounds), title):
         try:
             logmels.append(_read_logmel(sound, transform))
         except AudioFileError as error:
             errors[sound] = str(error)
+            continue
+        duration_s = (logmels[-1].shape[1] - 1) * hop_s
+        # Of a longer clip, no more than this was read.
+        if duration_s < LONGEST_S - 2 * hop_s and sound.shortened(duration_s, hop_s):
+            shortened.append(sound)
+    if note := shortened_text(shortened):
+        sys.stderr.write(f"{note}\n")
     return logmels, errors
 
 

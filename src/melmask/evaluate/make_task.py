@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from melmask.audio.parts import shortened_text
 from melmask.errors import InputError, OutputError
 from melmask.evaluate.leaks import find_leaks
 from melmask.evaluate.new_splits import Division, divide
@@ -99,7 +100,14 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
         move_to_splits(building, rates_hz, names, division.split_of)
         write_json(building / METADATA, _metadata(name, options, table.kind, division, fixed_s))
         _write_labels(building, table, names, division)
-        notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
+        cut_short = shortened_text(clip for clip, wav in zip(table.sounds, sounds, strict=True) if wav.ends_early(clip))
+        notes += (
+            *filter(None, [cut_short]),
+            *division.notes,
+            *_length_notes(sounds, fixed_s),
+            *event_notes,
+            *_leak_notes(building),
+        )
     notes += tuple(_absence_notes(table, division))
     if failed:
         notes += (f"{failed} files could not be read and were skipped; {FAILED} in the task folder has the reasons",)

@@ -90,6 +90,10 @@ class SoundReport(NamedTuple):
     error: str | None = None
     """Why nothing was written, if the file cannot be read."""
 
+    def ends_early(self, clip: Sound) -> bool:
+        """Whether the file of the clip, a part of it, ended before it did."""
+        return not self.cut and clip.shortened(self.sound_s)
+
 
 def write_sounds(
     paths: Sequence[Path | Sound],
