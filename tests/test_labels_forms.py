@@ -8,6 +8,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from melmask.errors import ConfigError, InputError
 from melmask.labels.options import TableOptions
 from melmask.labels.sources import find_sounds
-from melmask.labels.tables import Event, read_clips, read_labels
+from melmask.labels.tables import Event, keep_rows, read_clips, read_labels
 
 ROWS = "path,label\na.wav,x\nb.wav,y\n"
 
@@ -183,6 +184,10 @@ def test_only_columns_that_say_so_hold_several_labels(folder, capsys):
     # A name with a comma in it is one label, unless its parts come back in other company.
     assert read("label", ',"Crying, sobbing"', ",dog", ',"Crying, sobbing"').kind == "multiclass"
     assert read("label", ',"dog,animal"', ',"cat,animal"', ",dog").kind == "multilabel"
+    table = read_labels(folder / "t.csv", several=True)
+    assert (table.labels, table.class_names) == (["dog", "cat", "dog"], ["animal", "cat", "dog"])
+    assert table.targets.tolist() == [[True, False, True], [True, True, False], [False, False, True]]
+    assert keep_rows(table, np.array([False, True, True])).names == [["cat", "animal"], ["dog"]]
     with pytest.raises(InputError, match="several labels in a cell, separated by ',', and here each clip has one"):
         read_labels(folder / "t.csv")
 

@@ -3,10 +3,10 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, Shaped
 
 from melmask.errors import InputError, MissingExtraError
 from melmask.labels.splits import Split
@@ -115,6 +115,15 @@ def logistic_predictions(
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
+    return np.asarray(logistic_fit(train, train_labels).predict(test))
+
+
+def logistic_fit(train: Float[np.ndarray, "train dims"], labels: Shaped[np.ndarray, " train"]) -> Any:
+    """Return scikit-learn's multinomial logistic regression (C = 1), fitted to standardized rows.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -126,8 +135,8 @@ def logistic_predictions(
         warnings.simplefilter("ignore", category=ConvergenceWarning)
         # Scikit-learn suspects regression targets where each row has a class of its own. Few labels look like that.
         warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        model.fit(train, train_labels)
-    return np.asarray(model.predict(test))
+        model.fit(train, labels)
+    return model
 
 
 def knn_probe(
@@ -188,7 +197,7 @@ def neighbor_votes(
 
 def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classify: Classify) -> ProbeScore:
     """Run one classifier over the splits and gather its predictions."""
-    _check_features(features, labels)
+    check_features(features, len(labels))
     predictions = np.full(len(labels), -1, dtype=np.int64)
     accuracies = []
     for split in splits:
@@ -201,10 +210,10 @@ def _score(features: np.ndarray, labels: np.ndarray, splits: list[Split], classi
     return ProbeScore(tuple(accuracies), float(np.mean(accuracies)), std, predictions, tested)
 
 
-def _check_features(features: np.ndarray, labels: np.ndarray) -> None:
-    """Refuse features that no classifier can use."""
-    if len(features) != len(labels):
-        raise InputError(f"{len(features)} rows of features for {len(labels)} labels; expected one row per label")
+def check_features(features: np.ndarray, labels: int) -> None:
+    """Raise InputError for features that no classifier can use, or of another number than the labels."""
+    if len(features) != labels:
+        raise InputError(f"{len(features)} rows of features for {labels} labels; expected one row per label")
     bad_rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad_rows):
         raise InputError(

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from melmask.downstream.baselines import PRETRAINED, TaskFeatures, features_of_task
 from melmask.downstream.linear_and_knn import knn_probe, linear_probe
 from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.records import ProbedTask, ProbeReport, Score, probe_rows
+from melmask.downstream.several_labels import logistic_probabilities, neighbor_probabilities, several_labels_probe
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.figures.confusion import save_confusion_picture
@@ -18,6 +21,7 @@ from melmask.system.extras import can_draw, require
 from melmask.system.files import ensure_folder, write_csv, write_json
 
 CLASSIFIERS = {"linear": linear_probe, "k-NN": knn_probe}
+CLASSIFIERS_OF_SEVERAL = {"linear": logistic_probabilities, "k-NN": neighbor_probabilities}
 
 
 def probe_tasks(
@@ -33,7 +37,7 @@ def probe_tasks(
         MissingExtraError: scikit-learn is not installed. Without matplotlib, only the pictures are left out.
     """
     require("eval")
-    tables = read_tables(label_files, options)
+    tables = read_tables(label_files, options, several=True)
     ensure_folder(out)
     report = ProbeReport(
         model=model.name,
@@ -59,13 +63,13 @@ def probe_tasks(
     return report
 
 
-def read_tables(label_files: Sequence[Path], options: ProbeOptions) -> dict[str, LabelTable]:
-    """Read the label tables; the name of each file is its task's.
+def read_tables(label_files: Sequence[Path], options: ProbeOptions, *, several: bool = False) -> dict[str, LabelTable]:
+    """Read the label tables, in which a clip may have several labels if that is allowed; each file names its task.
 
     Raises:
         InputError: a table cannot be used, or two have the same name.
     """
-    tables = {path.absolute().stem: read_labels(path, options.table) for path in label_files}
+    tables = {path.absolute().stem: read_labels(path, options.table, several=several) for path in label_files}
     if len(tables) < len(label_files):
         raise InputError("two label files have the same name, which names their task; rename one")
     return tables
@@ -76,8 +80,15 @@ def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions)
     # The splits are made of the readable files alone.
     splits = make_splits(table, options.scheme, options.seed)
     scores: dict[str, dict[str, Score]] = {}
+    several = table.label_sets is not None
     for representation, rows in task.features.items():
         scores[representation] = {}
+        if several:
+            scores[representation] = {
+                classifier: _of_several_labels(several_labels_probe(rows, table.targets, splits, probabilities))
+                for classifier, probabilities in CLASSIFIERS_OF_SEVERAL.items()
+            }
+            continue
         for classifier, judge in CLASSIFIERS.items():
             score = judge(rows, labels, splits)
             scores[representation][classifier] = Score(
@@ -95,4 +106,10 @@ def _probe_task(name: str, task: TaskFeatures, out: Path, options: ProbeOptions)
         unreadable=task.unreadable,
         leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
         scores=scores,
+        metric="mAP" if several else "accuracy",
     )
+
+
+def _of_several_labels(precisions: tuple[float, ...]) -> Score:
+    std = float(np.std(precisions, ddof=1)) if len(precisions) > 1 else None
+    return Score(accuracy=float(np.mean(precisions)), std=std, interval_95=None, splits=precisions)

@@ -34,12 +34,16 @@ class TaskFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The score of one representation and classifier; accuracies are shares between 0 and 1."""
+    """The score of one representation and classifier; accuracies are shares between 0 and 1.
+
+    Where clips have several labels, `accuracy` holds the mean average precision instead, as `ProbedTask.metric` says.
+    """
 
     accuracy: float
     std: float | None
     """Standard deviation over the splits; None for a single one."""
-    interval_95: Interval
+    interval_95: Interval | None
+    """None for several labels a clip."""
     splits: tuple[float, ...]
     """The accuracy of each split."""
 
@@ -50,6 +54,8 @@ class ProbedTask(TaskFacts):
 
     scores: dict[str, dict[str, Score]]
     """By representation and classifier."""
+    metric: str = "accuracy"
+    """What the scores are: accuracy, or mAP where clips have several labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +134,12 @@ class FewLabelsReport:
 
 def probe_rows(tasks: dict[str, ProbedTask]) -> Iterator[tuple[object, ...]]:
     """Yield the header of probe.csv and a row for each score."""
-    yield "task", "representation", "classifier", "accuracy", "std", "low_95", "high_95"
+    yield "task", "representation", "classifier", "accuracy", "std", "low_95", "high_95", "metric"
     for name, task in tasks.items():
         for representation, scores in task.scores.items():
             for classifier, score in scores.items():
-                yield name, representation, classifier, score.accuracy, score.std, *score.interval_95
+                interval = score.interval_95 or (None, None)
+                yield name, representation, classifier, score.accuracy, score.std, *interval, task.metric
 
 
 def curve_rows(tasks: dict[str, TaskCurves]) -> Iterator[tuple[object, ...]]:
@@ -155,15 +162,16 @@ def table_text(report: ProbeReport) -> str:
     """
     scores_of = {name: task.scores for name, task in report.tasks.items()}
     representations = next(iter(scores_of.values()))
-    width = max(12, *(len(name) for name in scores_of))
+    width = max(12, *(len(name) + len(" (mAP)") * (task.metric != "accuracy") for name, task in report.tasks.items()))
     lines = []
     for classifier in next(iter(representations.values())):
         header = "".join(name.rjust(_CELL) for name in representations)
         lines.append(f"{classifier + ' probe':<{width}}  {'splits':<8}{header}")
         for name, scores in scores_of.items():
             cells = "".join(_cell(scores[representation][classifier]) for representation in representations)
-            lines.append(f"{name:<{width}}  {len(report.tasks[name].splits):<8}{cells}")
-        if len(scores_of) > 1:
+            shown = name if report.tasks[name].metric == "accuracy" else f"{name} ({report.tasks[name].metric})"
+            lines.append(f"{shown:<{width}}  {len(report.tasks[name].splits):<8}{cells}")
+        if len(scores_of) > 1 and len({task.metric for task in report.tasks.values()}) == 1:
             sums = [sum(of[name][classifier].accuracy for of in scores_of.values()) for name in representations]
             means = "".join(f"{total / len(scores_of):.3f}".rjust(_CELL) for total in sums)
             lines.append(f"{'mean':<{width}}  {'':<8}{means}")

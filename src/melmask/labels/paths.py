@@ -56,7 +56,8 @@ class _Listing:
     @cached_property
     def stems(self) -> dict[str, list[str]]:
         """The sound files of each name without suffix; videos of a name only where it has no other sound."""
-        found, videos = defaultdict(list), defaultdict(list)
+        found: dict[str, list[str]] = defaultdict(list)
+        videos: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self.names):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - on names, by the million
             if suffix.lower() in SCANNED_SUFFIXES:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from melmask.audio.parts import Sound, sounds_of
 from melmask.errors import InputError
@@ -62,6 +62,7 @@ class LabelTable:
         folds: name of the fold each clip is tested in.
         splits: "train", "valid" or "test" for each clip.
         parts: what of its file each clip is, if the table has times; a path may then occur several times.
+        label_sets: all labels of each clip, if a clip may have several or none; `labels` then has the first of each.
     """
 
     paths: list[Path]
@@ -70,6 +71,7 @@ class LabelTable:
     folds: list[str] | None = None
     splits: list[str] | None = None
     parts: list[Sound] | None = None
+    label_sets: list[list[str]] | None = None
 
     @property
     def sounds(self) -> list[Sound]:
@@ -77,15 +79,29 @@ class LabelTable:
         return sounds_of(self.paths) if self.parts is None else self.parts
 
     @property
+    def names(self) -> list[list[str]]:
+        """All labels of each clip."""
+        return [[label] for label in self.labels] if self.label_sets is None else self.label_sets
+
+    @property
     def class_names(self) -> list[str]:
         """The distinct labels in order: by value where all are whole numbers, else alphabetical."""
-        return sorted_names(self.labels)
+        return sorted_names([name for names in self.names for name in names])
 
     @property
     def label_indices(self) -> Int64[np.ndarray, " rows"]:
-        """Index into `class_names` of each clip's label."""
-        index_of = {name: index for index, name in enumerate(self.class_names)}
+        """Index of each clip's label, or first label, among those of all clips, in the order of `class_names`."""
+        index_of = {name: index for index, name in enumerate(sorted_names(self.labels))}
         return np.array([index_of[label] for label in self.labels], dtype=np.int64)
+
+    @property
+    def targets(self) -> Bool[np.ndarray, "rows classes"]:
+        """Whether each clip has each label."""
+        index_of = {name: index for index, name in enumerate(self.class_names)}
+        targets = np.zeros((len(self.labels), len(index_of)), dtype=bool)
+        for row, names in enumerate(self.names):
+            targets[row, [index_of[name] for name in names]] = True
+        return targets
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,8 @@ def keep_rows(table: LabelTable, keep: np.ndarray) -> LabelTable:
     rows = np.flatnonzero(keep).tolist()
     paths, labels = _taken(table.paths, rows) or [], _taken(table.labels, rows) or []
     groups, folds, splits = (_taken(column, rows) for column in (table.groups, table.folds, table.splits))
-    return LabelTable(paths, labels, groups, folds, splits, _taken(table.parts, rows))
+    parts, label_sets = _taken(table.parts, rows), _taken(table.label_sets, rows)
+    return LabelTable(paths, labels, groups, folds, splits, parts, label_sets)
 
 
 def _taken(column: list[T] | None, rows: Sequence[int]) -> list[T] | None:
@@ -154,13 +171,14 @@ def sorted_names(names: Sequence[str]) -> list[str]:
     return sorted(distinct)
 
 
-def read_labels(path: Path, options: TableOptions = TableOptions()) -> LabelTable:
-    """Read a table with one label a clip.
+def read_labels(path: Path, options: TableOptions = TableOptions(), *, several: bool = False) -> LabelTable:
+    """Read a table with one label a clip, or with several if they are allowed.
 
     Args:
         path: The file, or the folder of a data set.
         options: Which columns count, and the folder that relative paths start from. Without it, that is the first of
             the file's folder and that folder's parent under which one of them exists. Absolute paths are kept.
+        several: Whether a cell may hold several labels; else such a table is refused.
 
     Returns:
         The table, rows in the file's order; `val`, `validation` and `dev` are turned into `valid`.
@@ -170,13 +188,16 @@ def read_labels(path: Path, options: TableOptions = TableOptions()) -> LabelTabl
             optional column filled for some rows only, or fewer than two classes.
     """
     columns = _columns(path, options, several=False)
-    others = "melmask make-task, evaluate and finetune take them"
-    if (separator := _separator(columns)) is not None:
+    separator = _separator(columns)
+    if separator is not None and not several:
         raise InputError(
             f"{columns.source} has several labels in a cell, separated by {separator!r}, and here each clip has one; "
-            f"{others}"
+            "melmask probe, make-task, evaluate and finetune take them"
         )
-    table, notes = _with_parts(columns, _single_labels(columns))
+    table = _single_labels(columns) if separator is None else _several_labels(columns, separator)
+    table, notes = _with_parts(columns, table)
+    if separator not in (None, _SEPARATOR):
+        notes.append(_separator_note(separator))
     if table.parts is not None:
         notes.insert(0, segments_note(table.parts))
     report(columns.source, [*columns.notes, *notes])
@@ -214,7 +235,7 @@ def read_clips(path: Path, kind: Kind | None = None, options: TableOptions = Tab
         _check_unique(columns)
         # The semicolon is the documented one; others are a guess.
         if separator not in (None, _SEPARATOR):
-            notes.append(f"holds several labels in a cell, separated by {separator!r}")
+            notes.append(_separator_note(separator))
         targets = [_parts(cell, separator or _SEPARATOR) for cell in columns.needed("label")]
     else:
         table, targets = _events(columns, _clips(columns))
@@ -323,6 +344,17 @@ def _single_labels(columns: Columns) -> LabelTable:
             f"{columns.source}: all {len(labels)} rows have label {labels[0]!r}; expected two or more labels"
         )
     return replace(table, labels=labels)
+
+
+def _separator_note(separator: str | None) -> str:
+    return f"holds several labels in a cell, separated by {separator!r}"
+
+
+def _several_labels(columns: Columns, separator: str) -> LabelTable:
+    _check_unique(columns)
+    label_sets = [_parts(cell, separator) for cell in columns.needed("label")]
+    # Splits spread the first labels evenly, for want of a way to do so for all.
+    return replace(_clips(columns), labels=[(names or [""])[0] for names in label_sets], label_sets=label_sets)
 
 
 def _events(columns: Columns, table: LabelTable) -> tuple[LabelTable, list[list[Any]]]:
