@@ -42,7 +42,7 @@ HOMES = {
     "tensorboard": {"train"},
     "wandb": {"train"},
     "tqdm": {"system"},
-    "pyarrow": {"classifier", "corpus", "embedding"},
+    "pyarrow": {"classifier", "corpus", "embedding", "labels"},
     "jinja2": {"pages"},
     # Text that it marks as safe would not be escaped.
     "markupsafe": set(),

@@ -152,7 +152,7 @@ def test_paths_start_from_the_first_root_that_has_the_clip(tmp_path):
         ("path,lable\na.wav,x\n", "no column `label`; columns are path, lable; nearest is `lable`"),
         (
             "path,labels\na.wav,x;y\n",
-            "has several labels in a cell, separated by ';', and here each clip has one; melmask make-task",
+            "has several labels in a cell, separated by ';', and here each clip has one; melmask probe",
         ),
         ("path,label,Label\na.wav,x,y\n", "2 columns are called `label`; keep or rename one"),
         ("path,label\na.wav,x\nb.wav\n", "line 3: 1 values for 2 columns"),
