@@ -228,6 +228,7 @@ def test_tables_of_annotation_programs_are_events(folder, name, content):
     [
         ("start,end", "1,2", "takes each of its 2 rows for a segment"),
         ("start,end", "2020-01-01,2020-01-02", "has `start` and `end`, which are no times in seconds"),
+        ("start_time,duration", "10:00:00,5", "has `start_time` and `duration`, which are no times in seconds"),
         ("offset,rate", "3,8000", "has `offset` without its counterpart, so it is not used"),
         ("score,presence", "2,0", "has `score`, `presence`, which nothing here uses"),
         ("Channel", "2", "has `Channel`, which is not used: every row is about all channels"),
@@ -257,6 +258,8 @@ def paths_of(*sources, options=TableOptions()):
         ("start,end", "1,2", (1.0, 2.0)),
         ("onset,offset", ",2", (0.0, 2.0)),
         ("start_ms,end_ms", "500,", (0.5, None)),
+        ("offset,duration", "0.5,1.5", (0.5, 2.0)),
+        ("start,duration_s", "0.5,", (0.5, None)),
         ("Begin Time (s),End Time (s)", '"0,5","1,25"', (0.5, 1.25)),
     ],
 )

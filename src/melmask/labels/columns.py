@@ -42,6 +42,9 @@ _TIMES = (
     *(("start_time", "end_time"), ("start_time_s", "end_time_s"), ("start_sec", "end_sec"), ("begin", "end")),
     *(("start_seconds", "end_seconds"), ("start_ms", "end_ms"), ("onset_ms", "offset_ms")),
 )
+_STARTS = (*(start for start, _ in _TIMES if not start.endswith("_ms")), "offset")
+_LENGTHS = ("duration_s", "duration")
+"""A start and a duration are times, too; `offset` is a start where there is no `onset`."""
 _TIMES_OF_EVENTS = frozenset(("start_s", "onset", "onset_s", "onset_ms", "begin_time"))
 """melmask's own event tables, those of DCASE, and those of Raven; other names are of segments."""
 # A row may be about a part of the sound, or about what is not there; nothing here reads these.
@@ -293,6 +296,9 @@ def _serves(name: str, key: str, values: Sequence[str]) -> bool:
 def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[str, list[str]], list[str]]:
     """Return start_s and end_s where a pair of columns has them, and notes on times that are not used."""
     pair = next((pair for pair in _TIMES if set(pair) <= set(names)), None)
+    start, length = (next((key for key in keys if key in names), None) for keys in (_STARTS, _LENGTHS))
+    if pair is None and start and length:
+        return _times_by_duration(sheet, names[start], names[length])
     if pair is None:
         lone = [key for key in names if any(key in pair for pair in _TIMES)]
         own = {key: sheet.column(names[key]) for key in lone if key in ("start_s", "end_s")}
@@ -305,9 +311,7 @@ def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[
     if pair != _TIMES[0]:
         if not any((*starts, *ends)):
             return {}, []
-        # A few cells that are no times are mistakes, and fail where they are read.
-        filled = [cell for cell in (*starts, *ends) if cell]
-        if sum(map(_is_number, filled)) * 2 < len(filled):
+        if not _are_times((*starts, *ends)):
             return {}, [f"has {written}, which are no times in seconds, so they are not used"]
         if pair == ("begin_time", "end_time") and "file_offset" in names:
             # Raven counts these times over all files of a sequence, and the offset within the row's own file.
@@ -317,6 +321,23 @@ def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[
     scale = _MS_PER_S if pair[0].endswith("_ms") else 1.0
     times = {"start_s": [_seconds(cell, scale) for cell in starts], "end_s": [_seconds(cell, scale) for cell in ends]}
     return times, [] if pair == _TIMES[0] else [f"takes {written} for the start and end of each row"]
+
+
+def _times_by_duration(sheet: Sheet, start: int, length: int) -> tuple[dict[str, list[str]], list[str]]:
+    starts, lengths = sheet.column(start), sheet.column(length)
+    written = f"`{sheet.header[start]}` and `{sheet.header[length]}`"
+    if not any(starts):
+        return {}, []
+    if not _are_times(starts) or not _are_times(lengths):
+        return {}, [f"has {written}, which are no times in seconds, so they are not used"]
+    ends = [_end_in_file(at, "0", duration) for at, duration in zip(starts, lengths, strict=True)]
+    return {"start_s": starts, "end_s": ends}, [f"takes {written} for the start and the duration of each row"]
+
+
+def _are_times(cells: Sequence[str]) -> bool:
+    """Whether most cells are numbers; a few others are mistakes, and fail where they are read."""
+    filled = [cell for cell in cells if cell]
+    return sum(map(_is_number, filled)) * 2 >= len(filled)
 
 
 def _seconds(cell: str, scale: float) -> str:
