@@ -157,6 +157,7 @@ def test_the_public_names_are_the_documented_ones():
         "FrontEndConfig",
         "MelmaskError",
         "Reconstruction",
+        "Sound",
         "Statistics",
         "__version__",
         "embed_files",
