@@ -38,10 +38,12 @@ ADDED |= {
 }
 # Every command that takes a table can say where its files are and which columns count.
 ADDED |= {
-    (command, "--path-column")
+    (command, option)
+    for option in ("--path-column", "--encoding")
     for command in ("prepare", "pretrain", "embed", "probe", "few-labels", "make-task", "finetune", "predict")
 }
 ADDED |= {(command, "--label-column") for command in ("pretrain", "probe", "few-labels", "make-task", "finetune")}
+ADDED |= {("finetune", "--kind")}
 ADDED |= {(command, "--audio-root") for command in ("prepare", "embed", "predict")}
 ADDED.add(("prepare", "--second-resolution"))
 

@@ -51,9 +51,9 @@ def decoded(monkeypatch):
     names = []
     embed_files = embed_job.embed_files
 
-    def counting(model, paths, choice, **more):
-        names.extend(path.name for path in paths)
-        return embed_files(model, paths, choice, **more)
+    def counting(model, sounds, choice, **more):
+        names.extend(sound.path.name for sound in sounds)
+        return embed_files(model, sounds, choice, **more)
 
     monkeypatch.setattr(embed_job, "embed_files", counting)
     return names

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 
+from melmask.audio.parts import sounds_of
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding import extract
 from melmask.embedding.assemble import ClipVectors
@@ -84,12 +85,12 @@ def test_durations_are_right_to_a_hop(encoder, good_paths):
 
 
 def test_pieces_and_groups_are_bounded(encoder, mixed_paths, small_pieces):
-    groups = list(decoded_groups(encoder, mixed_paths, encoder.step_grid()))
+    groups = list(decoded_groups(encoder, sounds_of(mixed_paths), encoder.step_grid()))
     sizes = [[0 if piece.logmel is None else piece.logmel.shape[1] for piece in group] for group in groups]
     assert max(size for group in sizes for size in group) == UNIT_FRAMES
     assert max(sum(group) for group in sizes) < 4 * UNIT_FRAMES
     assert len(groups) > 4
-    last = [piece.path for group in groups for piece in group if piece.last]
+    last = [piece.sound.path for group in groups for piece in group if piece.last]
     assert last == mixed_paths
 
 

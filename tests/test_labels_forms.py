@@ -1,18 +1,22 @@
 """Tables in the forms, with the columns and with the paths that programs and data sets write."""
 
 import json
+import math
 import os
 import random
 import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from melmask.errors import InputError
+from melmask.errors import ConfigError, InputError
 from melmask.labels.options import TableOptions
 from melmask.labels.sources import find_sounds
-from melmask.labels.tables import Event, read_clips, read_labels
+from melmask.labels.tables import Event, keep_rows, read_clips, read_labels
 
 ROWS = "path,label\na.wav,x\nb.wav,y\n"
 
@@ -180,6 +184,10 @@ def test_only_columns_that_say_so_hold_several_labels(folder, capsys):
     # A name with a comma in it is one label, unless its parts come back in other company.
     assert read("label", ',"Crying, sobbing"', ",dog", ',"Crying, sobbing"').kind == "multiclass"
     assert read("label", ',"dog,animal"', ',"cat,animal"', ",dog").kind == "multilabel"
+    table = read_labels(folder / "t.csv", several=True)
+    assert (table.labels, table.class_names) == (["dog", "cat", "dog"], ["animal", "cat", "dog"])
+    assert table.targets.tolist() == [[True, False, True], [True, True, False], [False, False, True]]
+    assert keep_rows(table, np.array([False, True, True])).names == [["cat", "animal"], ["dog"]]
     with pytest.raises(InputError, match="several labels in a cell, separated by ',', and here each clip has one"):
         read_labels(folder / "t.csv")
 
@@ -191,9 +199,9 @@ RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\t
     ("name", "content"),
     [
         ("t.csv", "path,label,start_s,end_s\na.wav,wren,0.5,1.25\n"),
-        ("t.csv", "file;label;start;end\na.wav;wren;0,5;1,25\n"),
+        ("t.csv", "file;event_label;start;end\na.wav;wren;0,5;1,25\n"),
         ("t.tsv", "filename\tonset\toffset\tevent_label\na.wav\t0.5\t1.25\twren\n"),
-        ("t.csv", "path,label,start_ms,end_ms\na.wav,wren,500,1250\n"),
+        ("t.csv", "path,label,onset_ms,offset_ms\na.wav,wren,500,1250\n"),
         ("a.txt", "0.500000\t1.250000\twren\n"),
         ("a.txt", "0,500000\t1,250000\twren\n\\\t300.0\t4000.0\n"),
         ("a.Table.1.selections.txt", f"{RAVEN}\tSpecies\n1\tSpectrogram 1\t1\t0.5\t1.25\t300\t900\twren\n"),
@@ -218,10 +226,12 @@ def test_tables_of_annotation_programs_are_events(folder, name, content):
 @pytest.mark.parametrize(
     ("header", "cells", "note"),
     [
-        ("start,end", "1,2", "has events: its rows are parts of files"),
+        ("start,end", "1,2", "takes each of its 2 rows for a segment"),
         ("start,end", "2020-01-01,2020-01-02", "has `start` and `end`, which are no times in seconds"),
+        ("start_time,duration", "10:00:00,5", "has `start_time` and `duration`, which are no times in seconds"),
         ("offset,rate", "3,8000", "has `offset` without its counterpart, so it is not used"),
-        ("channel,presence", "2,0", "has `channel`, `presence`, which nothing here uses"),
+        ("score,presence", "2,0", "has `score`, `presence`, which nothing here uses"),
+        ("Channel", "2", "has `Channel`, which is not used: every row is about all channels"),
         ("start,end", ",", ""),
     ],
 )
@@ -235,10 +245,69 @@ def test_a_column_that_changes_what_a_row_means_is_never_ignored_in_silence(fold
     assert note in said and bool(said) == bool(note)
 
 
-def test_whole_files_are_taken_for_parts_only_with_a_word(folder, capsys):
-    path = written(folder / "t.csv", "path,start_s,end_s\na.wav,0,1\na.wav,1,2\nb.wav,0,1\n")
-    assert find_sounds([path]) == [folder / "a.wav", folder / "b.wav"]
-    assert "its 3 rows are parts of files, but whole files are taken, 2 of them" in capsys.readouterr().err
+def paths_of(*sources, options=TableOptions()):
+    sounds = find_sounds(sources, options)
+    assert not any(sound.is_part for sound in sounds)
+    return [sound.path for sound in sounds]
+
+
+@pytest.mark.parametrize(
+    ("header", "times", "found"),
+    [
+        ("start_s,end_s", "0.5,1.25", (0.5, 1.25)),
+        ("start,end", "1,2", (1.0, 2.0)),
+        ("onset,offset", ",2", (0.0, 2.0)),
+        ("start_ms,end_ms", "500,", (0.5, None)),
+        ("offset,duration", "0.5,1.5", (0.5, 2.0)),
+        ("start,duration_s", "0.5,", (0.5, None)),
+        ("Begin Time (s),End Time (s)", '"0,5","1,25"', (0.5, 1.25)),
+    ],
+)
+def test_rows_with_times_are_parts_of_files(folder, capsys, header, times, found):
+    table = written(folder / "t.csv", f"path,{header},label\na.wav,{times},x\na.wav,7,9,y\na.wav,7,9,y\n")
+    first, _ = find_sounds([table])
+    assert (first.path, first.start_s, first.end_s) == (folder / "a.wav", *found)
+    assert "takes each of its 3 rows for a segment of its file, of which there are 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("times", ["2,1", "1,1", "-1,2", "x,2", "1,nan", "1,1e999"])
+def test_a_row_with_wrong_times_fails_alone(folder, times):
+    table = written(folder / "t.csv", f"path,start,end\na.wav,{times}\na.wav,1,2\n")
+    wrong, right = find_sounds([table])
+    assert "a segment cannot be from" in wrong.fault and not right.fault
+    assert wrong.path == right.path == folder / "a.wav"
+
+
+@pytest.mark.parametrize(
+    ("header", "kind", "of_clips"),
+    [
+        ("path,label,start,end", None, True),
+        ("path,label,start_s,end_s", None, False),
+        ("path,event_label,start,end", None, False),
+        ("path,label,onset,offset", None, False),
+        ("path,label,start,end", "event", False),
+        ("path,label,onset,offset", "multiclass", True),
+        ("path,label,onset,offset", "multilabel", True),
+    ],
+)
+def test_one_rule_says_whether_rows_with_times_are_clips_or_events(folder, capsys, header, kind, of_clips):
+    table = read_clips(written(folder / "t.csv", f"{header}\na.wav,x,0,1\na.wav,y,1,2\n"), kind)
+    assert (table.kind != "event") == of_clips and len(table.sounds) == (2 if of_clips else 1)
+    said = capsys.readouterr().err
+    assert ("takes each row for a clip of its own; with --kind event" in said) == (of_clips and kind is None)
+    assert ("takes its rows for events within whole files; with --kind multiclass" in said) == (
+        not of_clips and kind is None
+    )
+
+
+def test_segments_of_one_file_stay_on_one_side_of_a_split(folder, capsys):
+    rows = "".join(f"{n % 5}.wav,{'xy'[n % 2]},{n},{n + 1}\n" for n in range(20))
+    for name in range(5):
+        written(folder / f"{name}.wav", b"")
+    table = read_labels(written(folder / "t.csv", f"path,label,start,end\n{rows}"))
+    assert len(set(table.groups)) == 5 and "segments of one file stay on one side" in capsys.readouterr().err
+    table = read_labels(written(folder / "t.csv", "path,label,start,end\na.wav,x,0,1\na.wav,y,1,2\n"))
+    assert table.groups is None and "too few files to hold whole ones out (1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -265,7 +334,7 @@ def test_a_path_is_found_however_it_is_written(tmp_path, capsys, on_disk, in_tab
     # The table lies beside the sounds, in a folder beside them, or far away.
     table = written(tmp_path / root / ("far/t.csv" if root == "root" else "t.csv"), f"path\n{in_table}\n")
     options = TableOptions(audio_root=tmp_path if root == "root" else None)
-    assert find_sounds([table], options) == [tmp_path / on_disk]
+    assert paths_of(table, options=options) == [tmp_path / on_disk]
     assert ("not found as written" in capsys.readouterr().err) == (in_table != "./a.wav")
 
 
@@ -296,14 +365,14 @@ def test_two_ways_to_one_file_are_one_clip(tmp_path):
 def test_sources_keep_their_order_and_give_each_file_once(folder):
     a, b, c = (folder / f"{name}.wav" for name in "abc")
     table = written(folder / "list.csv", "path\na.wav\nb.wav\na.wav\n")
-    assert find_sounds([b, table, folder, b]) == [b, a, c]
+    assert paths_of(b, table, folder, b) == [b, a, c]
 
 
 @pytest.mark.parametrize(("name", "separator"), [("list.csv", ","), ("list.tsv", "\t")])
 def test_a_list_of_files_may_have_rows_without_any(folder, name, separator):
     rows = [("label", " Path"), ("dog", "a.wav"), ("cat", " /far/b.wav "), ("none", "")]
     text = "\ufeff" + "".join(separator.join(row) + "\n" for row in rows)
-    assert find_sounds([written(folder / name, text)]) == [folder / "a.wav", Path("/far/b.wav")]
+    assert paths_of(written(folder / name, text)) == [folder / "a.wav", Path("/far/b.wav")]
 
 
 def test_names_reach_the_terminal_without_control_characters(folder, capsys):
@@ -317,9 +386,9 @@ def test_files_of_other_folders_are_not_taken_for_missing_ones(tmp_path):
     for name in ("other/a.wav", "another/a.wav", "mine/b.wav"):
         written(tmp_path / name, b"")
     table = written(tmp_path / "mine" / "t.csv", "path\na.wav\nb.wav\n")
-    assert find_sounds([table]) == [tmp_path / "mine" / "a.wav", tmp_path / "mine" / "b.wav"]
+    assert paths_of(table) == [tmp_path / "mine" / "a.wav", tmp_path / "mine" / "b.wav"]
     gone = "/gone/far/a.wav"
-    assert find_sounds([written(table, f"path\n{gone}\n")]) == [Path(gone)]
+    assert paths_of(written(table, f"path\n{gone}\n")) == [Path(gone)]
 
 
 _WHOLE = (
@@ -349,3 +418,44 @@ def test_damaged_tables_are_read_or_refused(folder, capsys):
         path.unlink()
     said = capsys.readouterr().err
     assert all(line.startswith(str(folder)) and line.isprintable() for line in said.splitlines())
+
+
+def test_parquet_tables_are_read_without_their_vectors(folder, capsys):
+    columns = {"path": ["a.wav", "b.wav"], "label": [["x", "y"], ["z"]], "take": [1.0, math.nan], "scene": [[0.5], [1]]}
+    pq.write_table(pa.table(columns), folder / "t.parquet")
+    table = read_clips(folder / "t.parquet")
+    assert table.targets == [["x", "y"], ["z"]] and names(table) == ["a.wav", "b.wav"]
+    assert "has `scene`, which hold no text or numbers and are left out" in capsys.readouterr().err
+    (folder / "t.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read_clips(folder / "t.parquet")
+
+
+def test_code_pages_can_be_named(folder):
+    path = written(folder / "t.csv", "path,label\na.wav,зяблик\nb.wav,x\n".encode("cp1251"))
+    assert read_labels(path, TableOptions(encoding="cp1251")).labels[0] == "зяблик"
+    assert read_labels(path).labels[0] != "зяблик"
+    for wrong in ("klingon", "base64", "cp\0"):
+        with pytest.raises(ConfigError, match=r"--encoding is .* which is none"):
+            read_labels(path, TableOptions(encoding=wrong))
+
+
+def test_labels_without_text_are_left_out_with_a_word(folder, capsys):
+    path = written(folder / "a.txt", "0.5\t1\twren\n2\t3\t\n4\t4\n")
+    assert read_clips(path).targets == [[Event("wren", 500.0, 1000.0)]]
+    assert "leaves out 2 labels without text" in capsys.readouterr().err
+    # They are parts of the file all the same.
+    assert len(find_sounds([path])) == 3
+    with pytest.raises(InputError, match="none of its 1 labels has a text"):
+        read_clips(written(folder / "b.txt", "2\t3\t\n"))
+
+
+def test_videos_are_found_by_their_names_where_there_is_no_other_sound(folder):
+    for name in ("v.mp4", "w.mp4", "w.wav"):
+        written(folder / name, b"")
+    assert paths_of(written(folder / "t.csv", "path\nv\nw\n")) == [folder / "v.mp4", folder / "w.wav"]
+
+
+def test_spreadsheets_are_refused_with_what_to_do(folder):
+    with pytest.raises(InputError, match="is a spreadsheet file or an archive; save the sheet as CSV in UTF-8"):
+        find_sounds([written(folder / "t.xlsx", b"PK\3\4...")])

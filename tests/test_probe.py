@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from melmask.downstream.linear_and_knn import ProbeScore, knn_probe, linear_probe, neighbor_votes
 from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.regression import Regressions, fit_regressions
+from melmask.downstream.several_labels import logistic_probabilities, neighbor_probabilities, several_labels_probe
 from melmask.errors import InputError, MissingExtraError, OutputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import Split
@@ -235,3 +236,16 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"melmask\[plot\]"):
         save_confusion_picture(tmp_path / "confusion.png", counts, ["a", "b"], "title")
+
+
+@pytest.mark.parametrize("probabilities", [logistic_probabilities, neighbor_probabilities])
+def test_clips_with_several_labels_are_scored_by_the_precision_of_each_label(probabilities):
+    features, labels = clusters(classes=4)
+    # A label for each bit of the cluster's number; one that all clips have, and one that no tested clip has.
+    targets = np.stack([labels % 2 == 1, labels >= 2, labels >= 0, np.arange(300) % 3 == 3], axis=1)
+    assert several_labels_probe(features, targets, folds(300), probabilities) == pytest.approx((1.0, 1.0, 1.0))
+    shuffled = np.random.default_rng(1).permutation(targets[:, :2])
+    chance = several_labels_probe(features, shuffled, folds(300), probabilities)
+    assert np.mean(chance) == pytest.approx(shuffled.mean(), abs=0.1)
+    with pytest.raises(InputError, match="no clip that fold 0 tests has a label"):
+        several_labels_probe(features, targets[:, 3:], folds(300), probabilities)

@@ -152,9 +152,8 @@ def test_paths_start_from_the_first_root_that_has_the_clip(tmp_path):
         ("path,lable\na.wav,x\n", "no column `label`; columns are path, lable; nearest is `lable`"),
         (
             "path,labels\na.wav,x;y\n",
-            "has several labels in a cell, separated by ';', and here each clip has one; melmask make-task",
+            "has several labels in a cell, separated by ';', and here each clip has one; melmask probe",
         ),
-        ("path,label,start_s,end_s\na.wav,x,0,1\n", "has events: its rows are parts of files"),
         ("path,label,Label\na.wav,x,y\n", "2 columns are called `label`; keep or rename one"),
         ("path,label\na.wav,x\nb.wav\n", "line 3: 1 values for 2 columns"),
         ("path,label\na.wav,x\nb.wav,\n", "`label` is empty in 1 of 2 rows, first in row 2"),

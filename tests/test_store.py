@@ -67,9 +67,9 @@ def decoded(monkeypatch):
     names = []
     read = prepare_module.read_audio_blocks
 
-    def noted(path, *options):
-        names.append(path.name)
-        return read(path, *options)
+    def noted(sound, *options):
+        names.append(sound.path.name)
+        return read(sound, *options)
 
     monkeypatch.setattr(prepare_module, "read_audio_blocks", noted)
     return names

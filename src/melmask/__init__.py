@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from melmask.audio.parts import Sound
     from melmask.config import FRONT_END_32_KHZ, FrontEndConfig, Statistics
     from melmask.embedding.choice import SCENES, FeatureChoice
     from melmask.embedding.encoder import AudioEncoder, Embedding, load
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 # Type checkers read the imports above, and Python finds the same names here.
 _HOMES = {
+    "melmask.audio.parts": ("Sound",),
     "melmask.config": ("FRONT_END_32_KHZ", "FrontEndConfig", "Statistics"),
     "melmask.embedding.choice": ("SCENES", "FeatureChoice"),
     "melmask.embedding.pooling": ("POOLINGS",),
@@ -37,6 +39,7 @@ __all__ = [
     "FrontEndConfig",
     "MelmaskError",
     "Reconstruction",
+    "Sound",
     "Statistics",
     "__version__",
     "embed_files",

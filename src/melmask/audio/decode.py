@@ -37,6 +37,9 @@ _MPEG_DELAY = 2304
 """Samples, two frames, by which an MP3 within a WAV may be shorter than the WAV says."""
 _STREAM_BYTES = 0x7FF00000
 """Programs that write to a pipe put this length or more in the header, as they cannot know the true one."""
+_OF_EQUAL_SAMPLES = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF")
+_EQUAL_SAMPLES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+"""Where each sample has its own bytes, at a place that can be computed."""
 _UNKNOWN = 1 << 62
 """libsndfile announces a number of samples as large as this for a stream of unknown length."""
 
@@ -47,6 +50,10 @@ class Stretch(NamedTuple):
     rate_hz: int
     blocks: Iterator[np.ndarray]
     """(samples, channels) float32, each of them not empty."""
+    first: int = 0
+    """Number of the first sample; 0 unless the decoder jumped."""
+    jumps: bool = False
+    """Whether the decoder can jump to any sample."""
 
 
 class _Source(NamedTuple):
@@ -63,12 +70,14 @@ class _StraightOn(soundfile.SoundFile):
         return False
 
 
-def decoded(path: Path, block_frames: Callable[[int, int], int]) -> Iterator[Stretch]:
+def decoded(path: Path, block_frames: Callable[[int, int], int], start_s: float = 0.0) -> Iterator[Stretch]:
     """Yield the stretches of a file; each must be used up before the next.
 
     Args:
         path: The file.
         block_frames: From (rate in Hz, channels) to the most samples of each channel that a block may have.
+        start_s: Sound before this need not be decoded. Where the decoder can jump to a sample, the first stretch begins
+            there; else it begins at the file's start.
 
     Raises:
         AudioFileError: it breaks off.
@@ -77,13 +86,16 @@ def decoded(path: Path, block_frames: Callable[[int, int], int]) -> Iterator[Str
     with path.open("rb") as file:
         begun = False
         try:
-            for source in _sources(path, file):
+            sources = _sources(path, file)
+            for source in sources:
                 with _interrupts_wait(), _notes_of(path, _may_be_mpeg(path, file)):
-                    opened = _StraightOn(source.opened)
-                with opened as sound:
+                    # What is joined of several files has its times counted from the first one on.
+                    sound, first = _opened(source, start_s if len(sources) == 1 else 0.0)
+                with sound:
                     frames = block_frames(sound.samplerate, sound.channels)
                     begun = True
-                    yield Stretch(sound.samplerate, _blocks(path, file, sound, frames, source.samples))
+                    blocks = _blocks(path, file, sound, frames, source.samples, first)
+                    yield Stretch(sound.samplerate, blocks, first, len(sources) == 1 and _jumps(sound))
         except soundfile.LibsndfileError as refusal:
             if begun or not can_read_videos():
                 raise
@@ -100,6 +112,27 @@ def _may_be_mpeg(path: Path, file: BinaryIO) -> bool:
 
 def _notes_of(path: Path, is_mpeg: bool) -> AbstractContextManager[None]:
     return decoder_notes(path) if is_mpeg else contextlib.nullcontext()
+
+
+def _opened(source: _Source, start_s: float) -> tuple[soundfile.SoundFile, int]:
+    """Open a source and go to the sample at `start_s` if its decoder can; return the number of the next sample."""
+    sound = _StraightOn(source.opened)
+    first = round(start_s * sound.samplerate)
+    if not (0 < first < sound.frames and _jumps(sound)):
+        return sound, 0
+    with contextlib.suppress(soundfile.LibsndfileError):
+        if sound.seek(first) == first:
+            return sound, first
+    # A FLAC whose header is wrong refuses, and its decoder must start over.
+    sound.close()
+    if isinstance(source.opened, Pieces):
+        source.opened.seek(0)
+    return _StraightOn(source.opened), 0
+
+
+def _jumps(sound: soundfile.SoundFile) -> bool:
+    """Whether libsndfile goes to any sample at once, so that what follows is the same as when all is decoded."""
+    return sound.format == "FLAC" or (sound.format in _OF_EQUAL_SAMPLES and sound.subtype in _EQUAL_SAMPLES)
 
 
 def _by_ffmpeg(
@@ -131,9 +164,9 @@ def _sources(path: Path, file: BinaryIO) -> list[_Source]:
 
 
 def _blocks(
-    path: Path, file: BinaryIO, sound: soundfile.SoundFile, block_frames: int, samples: int | None
+    path: Path, file: BinaryIO, sound: soundfile.SoundFile, block_frames: int, samples: int | None, first: int
 ) -> Iterator[np.ndarray]:
-    read, restore = 0, "restore or leave out the file"
+    read, restore = first, "restore or leave out the file"
     counted = flac_samples(file) if sound.format == "FLAC" else 0
     while True:
         try:

@@ -14,6 +14,7 @@ import soxr
 from melmask.audio.decode import decoded
 from melmask.audio.folders import sound_paths
 from melmask.audio.notes import Listener
+from melmask.audio.parts import Sound, stretches_of
 from melmask.audio.pieces import bytes_at
 from melmask.audio.video import can_read_videos, needs_ffmpeg
 from melmask.config import EACH, Reading
@@ -32,8 +33,8 @@ _MOST_FOLD = 20_000
 _ESCAPED = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
-def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
-    """A whole file as mono, (samples,) float32, full scale = 1.0, at `sample_rate_hz`.
+def read_audio(path: Path | Sound, sample_rate_hz: int) -> np.ndarray:
+    """A whole file, or a part of one, as mono, (samples,) float32, full scale = 1.0, at `sample_rate_hz`.
 
     Channels are averaged; resampling is soxr HQ.
 
@@ -65,12 +66,15 @@ def readings_of(path: Path, reading: Reading) -> list[Reading]:
 
 
 def read_audio_blocks(
-    path: Path, sample_rate_hz: int, reading: Reading = Reading(), listener: Listener | None = None
+    source: Path | Sound, sample_rate_hz: int, reading: Reading = Reading(), listener: Listener | None = None
 ) -> Iterator[np.ndarray]:
     """The same samples as `read_audio`, in consecutive blocks of bounded size, at least one of them not empty.
 
+    A part of a file is a clip of its own: the resampler sees silence before and after it, as if somebody had cut it
+    out, and not the sound beside it.
+
     Args:
-        path: The file.
+        source: The file, or a part of it.
         sample_rate_hz: The rate that is wanted; of sound that is played slower, what `Reading.rate_hz` returns.
         reading: Which channel is taken.
         listener: It hears the samples before the channels are mixed.
@@ -81,23 +85,23 @@ def read_audio_blocks(
     """
     if reading.channel == EACH:
         raise ConfigError(f"the channel is {EACH}, which gives several clips; give one, or use `melmask.embed_files`")
-    produced, number = 0, reading.channel_number
+    sound = source if isinstance(source, Sound) else Sound(source)
+    path, produced, number = sound.path, 0, reading.channel_number
     listener = listener or Listener(reading)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # Opening a pipe that nobody writes to would wait for ever.
             raise AudioFileError(f"{path} is a pipe or device, no file; save the sound as a file")
-        for rate_hz, blocks in decoded(
-            path, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)
-        ):
-            listener.at_rate(rate_hz)
-            for block in _resampled(_mono(path, blocks, number, listener), rate_hz, sample_rate_hz):
+        for stretch in stretches_of(sound, lambda rate, channels: _block_frames(path, rate, channels, sample_rate_hz)):
+            listener.at_rate(stretch.rate_hz)
+            blocks = _mono(path, stretch.blocks, number, listener)
+            for block in _resampled(blocks, stretch.rate_hz, sample_rate_hz):
                 produced += len(block)
                 yield block
     except (soundfile.LibsndfileError, OSError) as error:
         raise _unreadable(path, error) from error
     if not produced:
-        raise AudioFileError(f"{path} holds no samples at {sample_rate_hz} Hz; leave it out or replace it")
+        raise AudioFileError(f"{sound} holds no samples at {sample_rate_hz} Hz; leave it out or replace it")
 
 
 def _block_frames(path: Path, rate_hz: int, channels: int, to_hz: int) -> int:

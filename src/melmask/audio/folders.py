@@ -8,7 +8,9 @@ from melmask.audio.video import VIDEO_SUFFIXES
 
 _SOUND = ".wav .wave .bwf .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .caf .au .snd .w64 .rf64 .nist .sph .voc"
 SOUND_SUFFIXES = frozenset(_SOUND.split(" "))
-"""What the bundled libsndfile reads. A scan takes these and `VIDEO_SUFFIXES`, and skips other files."""
+"""What the bundled libsndfile reads."""
+SCANNED_SUFFIXES = SOUND_SUFFIXES | VIDEO_SUFFIXES
+"""What a scan takes; it skips other files."""
 
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found"})
 
@@ -43,7 +45,7 @@ def sound_paths(folder: Path) -> list[Path]:
             if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                 continue
             if not _is_folder(entry):
-                if path.suffix.lower() in SOUND_SUFFIXES | VIDEO_SUFFIXES and _may_be_sound(path):
+                if path.suffix.lower() in SCANNED_SUFFIXES and _may_be_sound(path):
                     found.append(path)
             elif not entry.is_symlink():
                 nearer.append(path)

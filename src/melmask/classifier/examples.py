@@ -9,7 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -18,6 +18,7 @@ import torch
 
 from melmask.audio.logmel import normalize
 from melmask.audio.notes import Listener
+from melmask.audio.parts import Sound, shortened_text, sounds_of
 from melmask.classifier.options import FinetuneOptions
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, InputError, NotFiniteError
@@ -35,19 +36,19 @@ _VALID_PARTS, _MOST_PARTS = 10, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Labeled files, a list entry per file.
+    """Labeled clips, a list entry per clip.
 
     Attributes:
         kind: What a label says.
         classes: All labels, in the order of the classifier's outputs.
-        paths: Where each file lies.
+        sounds: Each file, or part of a file.
         labels: The names of each file's labels or, in an event task, its events.
         parts: 'train', 'valid' or 'test'.
     """
 
     kind: Kind
     classes: list[str]
-    paths: list[Path]
+    sounds: list[Sound]
     labels: Sequence[Sequence[str | Event]]
     parts: list[str]
 
@@ -55,10 +56,15 @@ class Examples:
     def sha256(self) -> str:
         """A digest of all fields; finetune.json holds it, so the way to compute it must not change."""
         rows = [
-            [str(path.resolve()), labels, part]
-            for path, labels, part in zip(self.paths, self.labels, self.parts, strict=True)
+            [resolved_key(sound), labels, part]
+            for sound, labels, part in zip(self.sounds, self.labels, self.parts, strict=True)
         ]
         return hashlib.sha256(json.dumps([self.kind, self.classes, rows]).encode()).hexdigest()
+
+
+def resolved_key(sound: Sound) -> str:
+    """Return the absolute path of a file, of a part with its times, as finetune.json names what was trained on."""
+    return replace(sound, path=sound.path.resolve()).key
 
 
 def read_examples(labels: Path, seed: int, options: FinetuneOptions) -> Examples:
@@ -78,14 +84,14 @@ def table_examples(path: Path, seed: int, options: FinetuneOptions) -> Examples:
     Raises:
         InputError: it is no such table, has no such fold, or nothing can be learned from it.
     """
-    table = read_clips(path, options=options.table)
+    table = read_clips(path, options.kind, options.table)
     kind: Kind = table.kind
     parts = _parts(table, seed, options.fold)
     _report_shared_groups(table.groups or [], parts)
     known = {name for names, part in zip(table.names, parts, strict=True) if part == "train" for name in names}
     if kind == "multiclass" and len(known) < 2:
         raise InputError(f"{path}: all rows to train on have label {known.pop()!r}; a classifier needs two labels")
-    return Examples(kind=kind, classes=table.class_names, paths=table.paths, labels=table.targets, parts=parts)
+    return Examples(kind=kind, classes=table.class_names, sounds=table.sounds, labels=table.targets, parts=parts)
 
 
 def task_examples(task: Task, fold: str) -> Examples:
@@ -111,7 +117,7 @@ def task_examples(task: Task, fold: str) -> Examples:
     return Examples(
         kind=cast(Kind, "event" if task.embedding_type == "event" else task.prediction_type),
         classes=list(task.labels),
-        paths=[path for path, _, _ in rows],
+        sounds=[Sound(path) for path, _, _ in rows],
         labels=[labels for _, labels, _ in rows],
         parts=[part for _, _, part in rows],
     )
@@ -211,48 +217,53 @@ class Clips:
 
 
 class ReadFiles(NamedTuple):
-    """Files that were read, by path: what came of each, why others could not be read, and what is to be known."""
+    """Sounds that were read: what came of each, why others could not be read, and what is to be known."""
 
-    logmels: dict[Path, np.ndarray]
+    logmels: dict[Sound, np.ndarray]
     """Normalized, (frames, mels) float16."""
-    errors: dict[Path, str]
-    notes: dict[Path, str]
+    errors: dict[Sound, str]
+    notes: dict[Sound, str]
 
 
-def read_logmels(model: AudioEncoder, paths: Sequence[Path]) -> ReadFiles:
-    """Return the normalized log-mel of each readable file, the other files' errors, and notes."""
-    logmels: dict[Path, np.ndarray] = {}
-    errors: dict[Path, str] = {}
-    notes: dict[Path, str] = {}
+def read_logmels(model: AudioEncoder, paths: Sequence[Path | Sound]) -> ReadFiles:
+    """Return the normalized log-mel of each readable sound, the other sounds' errors, and notes."""
+    logmels: dict[Sound, np.ndarray] = {}
+    errors: dict[Sound, str] = {}
+    notes: dict[Sound, str] = {}
+    shortened: list[Sound] = []
+    hop_s = model.hop_ms / 1000
     statistics, grid = model.card.statistics, model.step_grid()
-    for path in track(paths, len(paths), "read"):
+    for sound in track(sounds_of(paths), len(paths), "read"):
         listener = Listener(model.reading, model.sample_rate_hz)
         try:
-            pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(path, grid, listener=listener)]
+            pieces = [piece.cpu().numpy() for _, piece in model.segments_of_file(sound, grid, listener=listener)]
             with np.errstate(over="ignore"):
                 logmel = normalize(torch.from_numpy(np.concatenate(pieces, axis=1)), statistics).numpy()
                 # float16 takes half the memory of float32, and is still finer than the noise in any recording.
                 half = logmel.T.astype(np.float16)
-            check_finite(half, f"{path}: the normalized log-mel")
+            check_finite(half, f"{sound}: the normalized log-mel")
         except (AudioFileError, NotFiniteError) as error:
-            errors[path] = str(error)
+            errors[sound] = str(error)
         else:
-            logmels[path] = half
+            logmels[sound] = half
             if listener.note is not None:
-                notes[path] = listener.note
+                notes[sound] = listener.note
+            shortened += [sound] * sound.shortened((len(half) - 1) * hop_s, hop_s)
+    if text := shortened_text(shortened):
+        note(text)
     return ReadFiles(logmels, errors, notes)
 
 
-def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Path, np.ndarray], part: str) -> Clips:
+def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Sound, np.ndarray], part: str) -> Clips:
     """Return the clips of one part ('train', 'valid' or 'test') that could be read."""
     numbers = {label: number for number, label in enumerate(examples.classes)}
     hop_ms, patch_frames = model.hop_ms, model.card.model.patch_frames
     kept, targets = [], []
     # Clips keep the order of the examples: batches draw them by number, and a resumed job must draw the same ones.
-    for path, labels, own in zip(examples.paths, examples.labels, examples.parts, strict=True):
-        if own != part or path not in logmels:
+    for sound, labels, own in zip(examples.sounds, examples.labels, examples.parts, strict=True):
+        if own != part or sound not in logmels:
             continue
-        logmel = logmels[path]
+        logmel = logmels[sound]
         shape = (len(logmel), len(numbers)) if examples.kind == "event" else (len(numbers),)
         # Events need a target for each frame, because a training crop can begin at any of them.
         target = np.zeros(shape, dtype=np.float32)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from melmask.audio.notes import summary
-from melmask.classifier.examples import PARTS, Clips, Examples, clips_of, read_examples, read_logmels
+from melmask.audio.parts import Sound
+from melmask.classifier.examples import PARTS, Clips, Examples, clips_of, read_examples, read_logmels, resolved_key
 from melmask.classifier.model import (
     CLASSIFIER,
     ClassifierCard,
@@ -126,13 +127,13 @@ def finetune(
         # This check comes before minutes are spent on reading the files.
         if previous is not None:
             job.check_same(previous, out)
-        logmels, errors, notes = read_logmels(model, examples.paths)
-        job = replace(job, unreadable=sorted(str(path.resolve()) for path in errors))
+        logmels, errors, notes = read_logmels(model, examples.sounds)
+        job = replace(job, unreadable=sorted(map(resolved_key, errors)))
         if previous is not None:
             job.check_same_files(previous, out)
         # Nothing is trained yet, so a job that is refused below does not bind the next one: see `_read_job`.
         write_json(out / JOB, job.to_dict())
-        write_csv(out / FAILED, [("path", "reason"), *((str(path), reason) for path, reason in errors.items())])
+        write_csv(out / FAILED, [("path", "reason"), *((str(sound), reason) for sound, reason in errors.items())])
         _report_notes(out / NOTES, notes)
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
         _check_parts(examples, parts, len(errors))
@@ -142,7 +143,7 @@ def finetune(
         return report
 
 
-def _report_notes(path: Path, notes: dict[Path, str]) -> None:
+def _report_notes(path: Path, notes: dict[Sound, str]) -> None:
     """Write the notes on files to `path`, and count them on standard error."""
     path.unlink(missing_ok=True)
     if notes:
@@ -177,7 +178,7 @@ def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> No
     train, valid = parts["train"], parts["valid"]
     for part in ("train", "valid"):
         if not parts[part]:
-            raise InputError(f"no readable file is left to {part} on; {failed} of {len(examples.paths)} failed")
+            raise InputError(f"no readable file is left to {part} on; {failed} of {len(examples.sounds)} failed")
     known = _labels_in(train, examples.classes)
     # With one label per clip, a classifier of a single label would always be right.
     fewest = 2 if examples.kind == "multiclass" else 1

@@ -6,7 +6,7 @@ from typing import Literal
 
 from melmask.config import ReadingOptions
 from melmask.errors import ConfigError
-from melmask.labels.options import TableOptions
+from melmask.labels.options import Kind, TableOptions
 
 # An hour. A typing error such as 250e6 would otherwise smooth over whole files.
 _LONGEST_MS = 3_600_000.0
@@ -84,6 +84,9 @@ class FinetuneOptions:
     """Which rows a classifier is trained on, and where."""
 
     table: TableOptions = field(default=TableOptions())
+    kind: Kind | None = None
+    """Kind of the labels. By default the columns of the table decide. It also says what rows with times are: events
+    within whole files, or else clips of their own."""
     fold: str = ""
     """The fold to test on, if there are folds; the next one validates. Without it, the first fold is tested."""
     reading: ReadingOptions = field(default=ReadingOptions())

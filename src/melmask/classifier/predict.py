@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from melmask.adapters.hear import default_hop_ms
 from melmask.audio.notes import summary
+from melmask.audio.parts import Sound, shortened_text, sounds_of
 from melmask.audio.video import missing_decoder
 from melmask.classifier.model import AudioClassifier
 from melmask.classifier.options import PredictOptions
@@ -28,21 +29,23 @@ _Parts = Iterator[FileEmbedding]
 
 
 class PredictionReport(NamedTuple):
-    """How many files were labeled, how many could not be, and how many rows were written."""
+    """How many sounds were labeled, how many could not be, and how many rows were written."""
 
     files: int
     failed: int
     rows: int
-    noticed: Sequence[str] = ()
-    """Lines that count what is to be known of the files."""
-    note: str = ""
-    """Which of the failed files an extra would read."""
+    notes: Sequence[str] = ()
+    """Which of the failed files an extra would read, which parts of files were shortened, and how many files have
+    something to know of."""
 
 
 def predict_files(
-    classifier: AudioClassifier, paths: Sequence[Path], out: Path, options: PredictOptions = PredictOptions()
+    classifier: AudioClassifier, paths: Sequence[Path | Sound], out: Path, options: PredictOptions = PredictOptions()
 ) -> PredictionReport:
-    """Write a row for each label of each file: path, label, probability; for events also start_s and end_s.
+    """Write a row for each label of each sound: path, label, probability; for events also start_s and end_s.
+
+    If a sound is a part of a file, all rows have start_s and end_s: those of the part or, for events, those of the
+    event, counted from the file's start.
 
     The rows of a file depend only on its sound. A file in which nothing exceeds the threshold has one row without a
     label, and a file that cannot be read has one row with its `error`. The same call resumes a job that was killed.
@@ -50,7 +53,7 @@ def predict_files(
     Args:
         classifier: As `load_classifier` returns it. If it was trained on whole clips, its events only say that a step
             sounds like a clip of that label.
-        paths: Sound files of any length.
+        paths: Sound files of any length, or parts of them.
         out: X.csv, X.jsonl or X.parquet.
         options: What to report.
 
@@ -67,30 +70,40 @@ def predict_files(
     # All checks come before the journal of a previous job is replaced.
     choice = _features(classifier, options)
     ensure_folder(out.parent)
-    # Parts are grouped by path below, so a file given twice in a row would look like one of double length.
-    paths = list(dict.fromkeys(paths))
+    # Rows are grouped by their sound below, so a file given twice in a row would look like one of double length.
+    sounds = list(dict.fromkeys(sounds_of(paths)))
     # The journal names the job as in release 0.1.0, so that jobs which were killed then can still resume.
     numbers = {name: getattr(options, name) for name in ("median_filter_ms", "min_duration_ms", "threshold")}
     job = [classifier.sha256, options.events, choice.hop_ms, numbers]
     if reading := classifier.encoder.reading.changed_facts():
         job.append(reading)
     with Journal.of(out, job) as journal:
-        todo = [path for path in paths if str(path) not in journal.done]
+        todo = [sound for sound in sounds if sound.key not in journal.done]
         embedded = embed_files(classifier.encoder, todo, choice, keep_frames=options.events)
-        for path, parts in track(itertools.groupby(embedded, key=lambda part: part.path), len(todo), "predict"):
-            journal.add(str(path), _rows_of_file(classifier, parts, choice, options))
-        rows = [(path, row) for path in paths for row in journal.done[str(path)]]
-        failed = {path: row.error for path, row in rows if row.error is not None}
-        if len(failed) < len(paths):
+        shortened, hop_s = list[Sound](), classifier.encoder.hop_ms / 1000
+        for sound, parts in track(itertools.groupby(embedded, key=lambda part: part.sound), len(todo), "predict"):
+            noted = _noting(shortened, parts, hop_s)
+            journal.add(sound.key, _rows_of_file(classifier, noted, choice, options))
+        rows = [(sound, row) for sound in sounds for row in journal.done[sound.key]]
+        failed = {sound: row.error for sound, row in rows if row.error is not None}
+        if len(failed) < len(sounds):
             write_predictions(out, rows, options.events)
-    if len(failed) == len(paths):
+    if len(failed) == len(sounds):
         raise InputError(
-            f"none of the {len(paths)} files could be labeled; the first error: {next(iter(failed.values()))}"
+            f"none of the {len(sounds)} files could be labeled; the first error: {next(iter(failed.values()))}"
         )
-    notes = {path: row.note for path, row in rows if row.note is not None}
-    noticed = summary(notes.values(), "column note")
-    missing = missing_decoder(map(str, failed))
-    return PredictionReport(len(paths) - len(failed), len(failed), len(rows), noticed, missing)
+    noticed = {sound: row.note for sound, row in rows if row.note is not None}
+    missing = missing_decoder(str(sound.path) for sound in failed)
+    notes = [*filter(None, (missing, shortened_text(shortened))), *summary(noticed.values(), "column note")]
+    return PredictionReport(len(sounds) - len(failed), len(failed), len(rows), notes)
+
+
+def _noting(shortened: list[Sound], parts: _Parts, hop_s: float) -> _Parts:
+    """Yield the parts of a result, and note its sound if its file was too short for it."""
+    for part in parts:
+        if part.scene is not None and part.sound.shortened(part.duration_s, hop_s):
+            shortened.append(part.sound)
+        yield part
 
 
 def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureChoice:
@@ -161,14 +174,14 @@ def _events_in(
     classifier: AudioClassifier, parts: _Parts, choice: FeatureChoice, options: PredictOptions
 ) -> list[Prediction]:
     """Return what sounds when in a file. Only the probabilities of a long file are kept in memory."""
-    encoder, labels, duration_s = classifier.encoder, classifier.card.labels, 0.0
+    encoder, labels, duration_s, begins_s = classifier.encoder, classifier.card.labels, 0.0, 0.0
     # The options are about the sound as it is played, and the rows about the file.
     expand = encoder.reading.expand
 
     def frames() -> Iterator[Float[np.ndarray, "_ dims"]]:
-        nonlocal duration_s
+        nonlocal duration_s, begins_s
         for part in _readable(parts):
-            duration_s = part.duration_s * expand
+            duration_s, begins_s = part.duration_s * expand, part.sound.start_s
             if part.frames is not None and len(part.frames):
                 yield part.frames
 
@@ -190,6 +203,6 @@ def _events_in(
         end_s = duration_s if event.end_ms >= times_ms[-1] else (event.end_ms + step_ms / 2) / 1000
         # The small constant keeps an event that is just long enough but for rounding.
         if (end_s - start_s) * 1000 > options.min_duration_ms - 1e-6:
-            start_s, end_s = round(start_s / expand, 4), round(end_s / expand, 4)
+            start_s, end_s = round(begins_s + start_s / expand, 4), round(begins_s + end_s / expand, 4)
             found.append(Prediction(label=event.label, probability=round(mean, 6), start_s=start_s, end_s=end_s))
     return found

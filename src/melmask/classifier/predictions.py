@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from melmask.audio.parts import Sound
 from melmask.errors import ConfigError
 from melmask.system.files import atomic_write, locked, output_error, remove_partial, write_csv
 from melmask.system.reading import parse_json, read_text
@@ -48,16 +49,21 @@ def check_table_path(out: Path) -> None:
         raise ConfigError(f"{out} cannot be the table; give a file that ends in {', '.join(SUFFIXES)}")
 
 
-def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events: bool) -> None:
-    """Write X.csv, X.jsonl or X.parquet; a value that a row lacks is empty in CSV and null in Parquet.
+def write_predictions(out: Path, rows: Sequence[tuple[Sound, Prediction]], events: bool) -> None:
+    """Write X.csv, X.jsonl or X.parquet, with times if there are events or parts of files.
+
+    A value that a row lacks is empty in CSV and null in Parquet.
 
     Raises:
         OutputError: it cannot be written.
     """
-    values = [{"path": str(path), **row.to_dict()} for path, row in rows]
+    parts = any(sound.is_part for sound, _ in rows)
+    # The times of an event replace those of the part that it was found in.
+    values = [{"path": str(sound.path), **(_times(sound) if parts else {}), **row.to_dict()} for sound, row in rows]
     # Most tables need neither of these two columns.
     channel, note = ([name] if any(name in row for row in values) else [] for name in ("channel", "note"))
-    columns = ["path", *channel, *(["start_s", "end_s"] if events else []), "label", "probability", *note, "error"]
+    times = ["start_s", "end_s"] if events or parts else []
+    columns = ["path", *channel, *times, "label", "probability", *note, "error"]
     if out.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -75,10 +81,14 @@ def write_predictions(out: Path, rows: Sequence[tuple[Path, Prediction]], events
         file.writelines(json.dumps(row) + "\n" for row in values)
 
 
-class Journal:
-    """The record of a running job, a line per file. If the job is killed, only the current file is lost.
+def _times(sound: Sound) -> dict[str, float | None]:
+    return dict(zip(("start_s", "end_s"), sound.times, strict=True))
 
-    Attributes: `done` has the rows of each file that is done, by its path.
+
+class Journal:
+    """The record of a running job, a line per sound. If the job is killed, only the current file is lost.
+
+    Attributes: `done` has the rows of each sound that is done, by its key, which is the path of a whole file.
     """
 
     def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]]):

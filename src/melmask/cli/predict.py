@@ -30,17 +30,17 @@ def run(options: Options) -> int:
     from melmask.classifier.predict import predict_files
     from melmask.labels.sources import find_sounds
 
-    paths = find_sounds(options.sources, options.table)
+    sounds = find_sounds(options.sources, options.table)
     classifier = load_classifier(options.model, options.compute.device, options.compute.precision)
-    report = predict_files(classifier, paths, options.out, options.job)
-    say(f"{options.out}: {counted(report.rows, 'row')} of {counted(report.files, 'file')}")
+    report = predict_files(classifier, sounds, options.out, options.job)
+    what = "segment" if any(sound.is_part for sound in sounds) else "file"
+    say(f"{options.out}: {counted(report.rows, 'row')} of {counted(report.files, what)}")
     if options.job.events and classifier.card.kind != "event":
         say("the classifier was trained on whole clips, so an event here is a stretch that sounds like such a clip")
     if classifier.card.kind == "event" and not options.job.events:
         say("the classifier was trained on events; add --events to get the start and the end of each one")
     if report.failed:
-        say(f"{counted(report.failed, 'file')} could not be labeled; their rows hold the reason")
-    for line in [*report.noticed, report.note]:
-        if line:
-            say(line)
+        say(f"{counted(report.failed, what)} could not be labeled; their rows hold the reason")
+    for line in report.notes:
+        say(line)
     return 0

@@ -7,6 +7,7 @@ keeps the store the same for any number of them.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, NamedTuple
@@ -18,6 +19,7 @@ from melmask.audio.bands import check_filters
 from melmask.audio.files import read_audio_blocks, readings_of
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.notes import Listener
+from melmask.audio.parts import Sound, shortened_text
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import FrontEndConfig, Reading
 from melmask.corpus.store import StoreFacts, StoreWriter
@@ -27,6 +29,7 @@ from melmask.labels.sources import find_sounds
 from melmask.system.files import claimed, output_error
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
+from melmask.system.terminal import note
 
 _WAITING_PER_THREAD = 4
 _SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
@@ -34,9 +37,9 @@ _SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
 
 
 class Clip(NamedTuple):
-    """The log-mel of a file or of one of its channels: float16 blocks (frames, mels), or why there is none."""
+    """The log-mel of a sound or of one of its channels: float16 blocks (frames, mels), or why there is none."""
 
-    path: str
+    sound: Sound
     blocks: Iterable[np.ndarray] = ()
     duration_s: float = 0.0
     moments: Moments = Moments()
@@ -55,7 +58,9 @@ def prepare(
     reading: Reading = Reading(),
     table: TableOptions = TableOptions(),
 ) -> StoreFacts:
-    """Write the log-mels of all sound files in `sources` to the store `folder`; return what store.json says.
+    """Write the log-mels of all sounds in `sources` to the store `folder`; return what store.json says.
+
+    A row of a table that has times is a clip of its own, a part of its file.
 
     Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
     are recorded in failed.csv with the reason.
@@ -70,27 +75,25 @@ def prepare(
         OutputError: the folder cannot be written to, or another job is at it.
     """
     check_filters(front_end)
-    paths = dict.fromkeys(_absolute(path) for path in find_sounds(sources, table))
+    sounds = dict.fromkeys(replace(s, path=Path(_absolute(s.path))) for s in find_sounds(sources, table))
+    shortened: dict[Sound, None] = {}
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
     with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, reading)) as writer:
-        todo = [path for path in paths if path not in writer.done]
-        files = map_ahead(
-            lambda path: _clips(path, transform, folder, reading), todo, workers, _WAITING_PER_THREAD * workers
+        todo = [sound for sound in sounds if sound.key not in writer.done]
+        found = map_ahead(
+            lambda sound: _clips(sound, transform, folder, reading), todo, workers, _WAITING_PER_THREAD * workers
         )
-        for clips in track(files, len(todo), "prepare"):
+        for clips in track(found, len(todo), "prepare"):
             for clip in clips:
-                if clip.error is None:
-                    writer.add(
-                        clip.path,
-                        clip.blocks,
-                        clip.duration_s,
-                        clip.moments,
-                        clip.channel,
-                        clip.channels_left,
-                        clip.note,
-                    )
-                else:
-                    writer.add_failure(clip.path, clip.error)
+                if clip.error is not None:
+                    writer.add_failure(clip.sound, clip.error)
+                    continue
+                facts = (clip.channel, clip.channels_left, clip.note)
+                writer.add(clip.sound, clip.blocks, clip.duration_s, clip.moments, *facts)
+                if clip.sound.shortened(clip.duration_s):
+                    shortened[clip.sound] = None
+        if text := shortened_text(shortened):
+            note(text)
         return writer.finish()
 
 
@@ -100,10 +103,10 @@ def _absolute(path: Path) -> str:
     return plain if os.path.realpath(plain) == real else real
 
 
-def _clips(path: str, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> list[Clip]:
-    """Return the clip of a file, or those of its channels; if one cannot be read, only why."""
-    readings = readings_of(Path(path), reading)
-    clips = [_clip(path, transform, folder, one) for one in readings]
+def _clips(sound: Sound, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> list[Clip]:
+    """Return the clip of a sound, or those of its channels; if one cannot be read, only why."""
+    readings = readings_of(sound.path, reading)
+    clips = [_clip(sound, transform, folder, one) for one in readings]
     failed = [clip for clip in clips if clip.error is not None]
     if failed or reading in readings:
         return failed[:1] or clips
@@ -112,7 +115,7 @@ def _clips(path: str, transform: LogMelSpectrogram, folder: Path, reading: Readi
 
 
 @torch.inference_mode()
-def _clip(path: str, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> Clip:
+def _clip(sound: Sound, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> Clip:
     rate_hz = reading.rate_hz(transform.config)
     # Whoever asks for another band than that of speech knows what it leaves out.
     usual = transform.config.sample_rate_hz == FrontEndConfig.sample_rate_hz
@@ -120,23 +123,23 @@ def _clip(path: str, transform: LogMelSpectrogram, folder: Path, reading: Readin
     moments = Moments()
     samples = 0
 
-    def sound() -> Iterator[np.ndarray]:
+    def waveform() -> Iterator[np.ndarray]:
         nonlocal samples
-        for block in read_audio_blocks(Path(path), rate_hz, reading, listener):
+        for block in read_audio_blocks(sound, rate_hz, reading, listener):
             samples += len(block)
             yield block
 
     spool = _Spool(folder, transform.config.bands)
     try:
-        for logmel in logmel_blocks(sound(), transform):
+        for logmel in logmel_blocks(waveform(), transform):
             # A short block may complete no frame.
             if logmel.shape[1]:
                 frames = logmel.T.numpy()
                 spool.add(frames)
                 moments = moments.plus(moments_of(frames, transform.config.resolutions))
     except AudioFileError as error:
-        return Clip(path, error=str(error))
-    return Clip(path, spool, samples / rate_hz, moments, note=listener.note)
+        return Clip(sound, error=str(error))
+    return Clip(sound, spool, samples / rate_hz, moments, note=listener.note)
 
 
 class _Spool:

@@ -2,8 +2,9 @@
 
     store.json              front end, statistics, totals; it is written last
     shard-00000.f16         float16, little-endian, time-major (frames, mels), clips one after another
-    shard-00000.parquet     a row for each file: path, first_frame, frames, duration_s, error (null if it was read), and
-                            where they are needed: channel (of files that give a clip for each), note
+    shard-00000.parquet     a row for each clip: path, first_frame, frames, duration_s, error (null if it was read), and
+                            where they are needed: start_s and end_s (of parts of files), channel (of files that give a
+                            clip for each), note
     failed.csv              path and reason of the files that could not be read
     notes.csv               path and note of the files with something to know of, if there are any
 
@@ -16,7 +17,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from melmask.audio.parts import Sound
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
@@ -61,8 +63,9 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-_OPTIONAL = {"channel": pa.int64(), "note": pa.string()}
-"""Columns of a shard in which at least one row needs them; earlier versions ignore them."""
+_OPTIONAL = {"start_s": pa.float64(), "end_s": pa.float64(), "channel": pa.int64(), "note": pa.string()}
+"""Columns of a shard in which at least one row needs them; earlier versions ignore them. The times are null for whole
+files, and the end is null for a part that ends with its file."""
 _INDEX = pa.schema([*_SCHEMA, *_OPTIONAL.items()])
 """An index as it is read, with empty optional columns where it lacks them."""
 
@@ -124,7 +127,7 @@ class StoreWriter:
 
     Shards whose data is missing or cut off are deleted, so that their files are read again.
 
-    Attributes: `done` (the paths of the files that the store has already).
+    Attributes: `done` (the keys of the sounds that the store has already).
 
     Raises:
         StoreError: the folder has shards of another front end or reading, or of a newer melmask.
@@ -139,10 +142,9 @@ class StoreWriter:
         for path, table in indexes:
             _check_same(path, table, front_end, reading)
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
-        self.done = {row["path"] for _, table in indexes for row in table.to_pylist() if row["frames"]}
-        self._known_failures = {
-            (row["path"], row["error"]) for _, table in indexes for row in table.to_pylist() if row["error"]
-        }
+        rows = [row for _, table in indexes for row in table.to_pylist()]
+        self.done = {_sound_of(row).key for row in rows if row["frames"]}
+        self._known_failures = {(_sound_of(row), row["error"]) for row in rows if row["error"]}
         self._shard = 1 + max((int(path.stem.split("-")[1]) for path, _ in indexes), default=-1)
         self._begin_shard()
 
@@ -154,7 +156,7 @@ class StoreWriter:
 
     def add(
         self,
-        path: str,
+        source: Sound | str,
         blocks: Iterable[np.ndarray],
         duration_s: float,
         moments: Moments,
@@ -162,11 +164,12 @@ class StoreWriter:
         channels_left: int = 0,
         note: str | None = None,
     ) -> None:
-        """Append one clip: float16 blocks (frames, mels), of a file or of one of its channels.
+        """Append one clip: float16 blocks (frames, mels), of a sound, of the file of this path, or of one channel.
 
-        Channels of a file come one after another, `channels_left` after this one, and share a shard. So a killed job
+        Channels of a sound come one after another, `channels_left` after this one, and share a shard. So a killed job
         repeats all of them or none.
         """
+        sound = source if isinstance(source, Sound) else Sound(Path(source))
         first, frames = self._frames, 0
         data_path = self._data_path()
         try:
@@ -179,17 +182,16 @@ class StoreWriter:
             raise output_error(data_path, error) from error
         self._frames += frames
         self._moments = self._moments.plus(moments)
-        row = {"path": path, "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
+        row = {**_names(sound), "first_frame": first, "frames": frames, "duration_s": duration_s, "error": None}
         self._rows.append({**row, "channel": channel, "note": note})
         if not channels_left and self._frames * self._front_end.bands * _DTYPE.itemsize >= self._shard_bytes:
             self.close_shard()
 
-    def add_failure(self, path: str, reason: str) -> None:
-        """Record a file that could not be read, unless it failed in the same way before."""
-        if (path, reason) in self._known_failures:
-            return
-        row = {"path": path, "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
-        self._rows.append(row)
+    def add_failure(self, sound: Sound, reason: str) -> None:
+        """Record a sound that could not be read, unless it failed in the same way before."""
+        row = {**_names(sound), "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
+        if (_sound_of(row), reason) not in self._known_failures:
+            self._rows.append(row)
 
     def close_shard(self) -> None:
         """Write the shard's data to disk, then its index."""
@@ -239,33 +241,38 @@ class StoreWriter:
         """
         self.close_shard()
         moments = Moments()
-        good: dict[tuple[str, int | None], float] = {}
-        bad: dict[str, str] = {}
-        notes: dict[str, str] = {}
+        good: dict[tuple[Sound, int | None], float] = {}
+        bad: dict[Sound, str] = {}
+        notes: dict[Sound, str] = {}
         frames = 0
         for _, table in read_indexes(self._folder):
             moments = moments.plus(Moments.from_dict(_facts(table)["moments"]))
             for row in table.to_pylist():
                 if row["error"] is None:
-                    good[row["path"], row["channel"]] = row["duration_s"]
+                    good[_sound_of(row), row["channel"]] = row["duration_s"]
                     frames += row["frames"]
                     if row["note"]:
-                        notes[row["path"]] = row["note"]
+                        notes[_sound_of(row)] = row["note"]
                 else:
-                    bad[row["path"]] = row["error"]
+                    bad[_sound_of(row)] = row["error"]
         # A file that failed in an earlier job may have been repaired since.
-        paths = {path for path, _ in good}
-        bad = {path: reason for path, reason in bad.items() if path not in paths}
+        sounds = {sound for sound, _ in good}
+        bad = {sound: reason for sound, reason in bad.items() if sound not in sounds}
         failures = self._folder / "failed.csv"
-        write_csv(failures, [("path", "reason"), *bad.items()])
+        times = ("start_s", "end_s") if any(sound.is_part for sound in (*sounds, *bad)) else ()
+
+        def rows(of: dict[Sound, str]) -> Iterator[tuple[object, ...]]:
+            return ((sound.path, *sound.times[: len(times)], text) for sound, text in of.items())
+
+        write_csv(failures, [("path", *times, "reason"), *rows(bad)])
         (self._folder / NOTES).unlink(missing_ok=True)
         if notes:
-            write_csv(self._folder / NOTES, [("path", "note"), *notes.items()])
+            write_csv(self._folder / NOTES, [("path", *times, "note"), *rows(notes)])
         if not good:
             raise InputError(f"none of the {len(bad)} files could be read; the reasons are in {failures}")
         facts = StoreFacts(
             front_end=self._front_end,
-            files=len(paths),
+            files=len(sounds),
             failed=len(bad),
             frames=frames,
             hours=sum(good.values()) / 3600,
@@ -277,6 +284,17 @@ class StoreWriter:
 
     def _data_path(self) -> Path:
         return self._folder / f"shard-{self._shard:05d}.f16"
+
+
+def _names(sound: Sound) -> dict[str, Any]:
+    """What a row of an index says of its sound; a start that is no number stands for times that are none."""
+    start_s, end_s = sound.times if sound.is_part else (None, None)
+    return {"path": str(sound.path), "start_s": math.nan if sound.fault else start_s, "end_s": end_s}
+
+
+def _sound_of(row: dict[str, Any]) -> Sound:
+    path, start_s = Path(row["path"]), row["start_s"] or 0.0
+    return Sound(path, fault=row["error"]) if math.isnan(start_s) else Sound(path, start_s, row["end_s"])
 
 
 class Store:

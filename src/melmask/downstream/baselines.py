@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from melmask.audio.parts import Sound, shortened_text
 from melmask.config_text import to_dict
 from melmask.downstream.options import ProbeOptions
 from melmask.embedding.assemble import ClipVectors
@@ -17,6 +17,7 @@ from melmask.errors import InputError, NotFiniteError
 from melmask.geometry import StepGrid
 from melmask.labels.tables import LabelTable, keep_rows
 from melmask.system.progress import track
+from melmask.system.terminal import note
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
@@ -49,22 +50,28 @@ def features_of_task(
         InputError: none of the files can be read.
     """
     if options.normalization == "dataset":
-        model = with_dataset_statistics(model, table.paths)
-    choice, seed, paths = options.choice, options.seed, table.paths
+        model = with_dataset_statistics(model, table.sounds)
+    choice, seed, sounds = options.choice, options.seed, table.sounds
     choice.check(model.card.model, model.card.front_end)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
-    errors: dict[Path, str] = {}
+    errors: dict[Sound, str] = {}
     noticed: dict[str, str] = {}
-    embedded = _vectors_of_files(networks, paths, choice)
-    for last, vectors in track(embedded, len(paths), f"embed {title or name}"):
+    shortened: list[Sound] = []
+    hop_s = model.hop_ms / 1000
+    of_sounds = _vectors_of_sounds(networks, sounds, choice)
+    for last, vectors, frames in track(of_sounds, len(sounds), f"embed {title or name}"):
         if last.error is not None:
-            errors[last.path] = last.error
+            errors[last.sound] = last.error
+        elif last.sound.shortened((frames - 1) * hop_s, hop_s):
+            shortened.append(last.sound)
         if last.note is not None:
-            noticed[str(last.path)] = last.note
+            noticed[str(last.sound)] = last.note
         for representation, vector in vectors.items():
             rows[representation].append(vector)
-    readable = np.array([path not in errors for path in paths])
+    if text := shortened_text(shortened):
+        note(f"{name}: {text}")
+    readable = np.array([sound not in errors for sound in sounds])
     if not readable.any():
         reason = next(iter(errors.values()))
         raise InputError(f"none of the {len(readable)} files of task {name} could be read, as {reason}")
@@ -72,16 +79,16 @@ def features_of_task(
         table=keep_rows(table, readable),
         features={representation: np.array(vectors) for representation, vectors in rows.items()},
         normalization={"from": model.normalization, **to_dict(model.card.statistics)},
-        unreadable={str(path): reason for path, reason in errors.items()},
+        unreadable={str(sound): reason for sound, reason in errors.items()},
         noticed=noticed,
     )
 
 
-def _vectors_of_files(
-    networks: dict[str, AudioEncoder], paths: Sequence[Path], choice: FeatureChoice
-) -> Iterator[tuple[Piece, dict[str, np.ndarray]]]:
-    """Yield (last piece, representation -> vector) of each file, in order. A file with an error has no vectors."""
-    # All networks have the same front end and step grid, so each file is decoded and cut once.
+def _vectors_of_sounds(
+    networks: dict[str, AudioEncoder], sounds: Sequence[Sound], choice: FeatureChoice
+) -> Iterator[tuple[Piece, dict[str, np.ndarray], int]]:
+    """Yield (last piece, representation -> vector, frames) of each sound. One with an error has no vectors."""
+    # All networks have the same front end and step grid, so each sound is decoded and cut once.
     model = networks[PRETRAINED]
     grid = model.step_grid()
 
@@ -91,7 +98,7 @@ def _vectors_of_files(
         return {LOGMEL: bands, **{name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}}
 
     clip = new_clip()
-    for pieces in decoded_groups(model, paths, grid):
+    for pieces in decoded_groups(model, sounds, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
         encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
         # Only the first resolution, so that the baseline of a task is the same beside any model.
@@ -107,6 +114,6 @@ def _vectors_of_files(
                     try:
                         scenes = {name: vectors.scene() for name, vectors in clip.items()}
                     except NotFiniteError as reason:
-                        piece = piece._replace(error=f"{piece.path}: {reason}")
-                yield piece, scenes
+                        piece = piece._replace(error=f"{piece.sound}: {reason}")
+                yield piece, scenes, clip[LOGMEL].frames_seen
                 clip = new_clip()

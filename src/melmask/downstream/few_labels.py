@@ -117,7 +117,7 @@ def curves_of_features(
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise InputError(
-                f"{name} features of {table.paths[bad[0]]} and {len(bad) - 1} other files hold NaN or infinity; "
+                f"{name} features of {table.sounds[bad[0]]} and {len(bad) - 1} other files hold NaN or infinity; "
                 "expected finite numbers: check the model and that clip"
             )
     splits, draws = make_splits(table, options.scheme, options.seed), options.draws

@@ -101,7 +101,7 @@ def linear_probe(
     Raises:
         InputError: features are not finite or do not fit the labels.
     """
-    _check_features(features, labels)
+    check_features(features, len(labels))
     shared = _together(features, splits)
     groups = [splits] if shared else [[split] for split in splits]
     tests = [predicted for group in groups for predicted in _linear_predictions(features, labels, group)]
@@ -189,7 +189,7 @@ def knn_probe(
     """
     if neighbors < 1:
         raise InputError(f"{neighbors} neighbors were asked for; expected at least 1")
-    _check_features(features, labels)
+    check_features(features, len(labels))
     targets = np.eye(int(labels.max(initial=0)) + 1)[labels]
     tests = []
     for split in splits:
@@ -275,10 +275,10 @@ def probe_features(
     return {name: {judge: found[name, judge] for judge in CLASSIFIERS} for name in features}
 
 
-def _check_features(features: np.ndarray, labels: np.ndarray) -> None:
-    """Refuse features that no classifier can use."""
-    if len(features) != len(labels):
-        raise InputError(f"{len(features)} rows of features for {len(labels)} labels; expected one row per label")
+def check_features(features: np.ndarray, labels: int) -> None:
+    """Raise InputError for features that no classifier can use, or of another number than the labels."""
+    if len(features) != labels:
+        raise InputError(f"{len(features)} rows of features for {labels} labels; expected one row per label")
     bad_rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad_rows):
         raise InputError(

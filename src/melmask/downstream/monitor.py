@@ -16,6 +16,7 @@ from torch import Tensor
 
 from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
+from melmask.audio.parts import Sound, shortened_text
 from melmask.config import EACH, MEAN, HardwareConfig, PretrainConfig, Reading
 from melmask.corpus.store import Store
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
@@ -31,6 +32,7 @@ from melmask.labels.tables import LabelTable, keep_rows, read_labels
 from melmask.system.extras import can_draw
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import track
+from melmask.system.terminal import note
 from melmask.train.pretrain import Hook, StepState
 
 RANK_UNITS = 512
@@ -109,7 +111,7 @@ class NearestNeighbors:
     `AudioEncoder.embed` with its default pooling, except that the log-mel is rounded to float16 and the run's precision
     is used.
 
-    Attributes: `errors` (path -> reason of the files that could not be read and are left out), `clips` (how many files
+    Attributes: `errors` (sound -> reason of the clips that could not be read and are left out), `clips` (how many files
     are used).
     """
 
@@ -141,11 +143,11 @@ class NearestNeighbors:
         # A table that cannot be used is refused before its files are decoded.
         _held_out(labels, rows, seed)
         self._hardware = config.hardware
-        self._logmels, self.errors = _read_logmels(rows.paths, store, f"read {labels.name}")
+        self._logmels, self.errors = _read_logmels(rows.sounds, store, f"read {labels.name}")
         if not self._logmels:
             reason = next(iter(self.errors.values()))
             raise InputError(f"none of {len(self.errors)} files of {labels} could be read, as {reason}")
-        rows = keep_rows(rows, np.array([path not in self.errors for path in rows.paths]))
+        rows = keep_rows(rows, np.array([sound not in self.errors for sound in rows.sounds]))
         self._splits = _held_out(labels, rows, seed)
         self._labels = rows.label_indices
         self.clips = len(self._labels)
@@ -219,28 +221,36 @@ def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
         ) from error
 
 
-def _read_logmels(paths: Sequence[Path], store: Store, title: str) -> tuple[list[Tensor], dict[Path, str]]:
-    """Return the log-mels of the readable files in order, made as the store's, and why the others could not be read."""
+def _read_logmels(sounds: Sequence[Sound], store: Store, title: str) -> tuple[list[Tensor], dict[Sound, str]]:
+    """Return the log-mels of the readable clips in order, made as the store's, and why the others could not be read."""
     transform, reading = LogMelSpectrogram(store.front_end), store.reading
     if reading.channel == EACH:
         # A labeled file is one clip.
         reading = replace(reading, channel=MEAN)
-    logmels, errors = [], {}
-    for path in track(paths, len(paths), title):
+    logmels, errors, shortened = [], {}, []
+    hop_s = store.front_end.hop_ms / reading.expand / 1000
+    for sound in track(sounds, len(sounds), title):
         try:
-            logmels.append(_read_logmel(path, transform, reading))
+            logmels.append(_read_logmel(sound, transform, reading))
         except AudioFileError as error:
-            errors[path] = str(error)
+            errors[sound] = str(error)
+            continue
+        duration_s = (logmels[-1].shape[1] - 1) * hop_s
+        # Of a longer clip, no more than this was read.
+        if duration_s < LONGEST_S - 2 * hop_s and sound.shortened(duration_s, hop_s):
+            shortened.append(sound)
+    if text := shortened_text(shortened):
+        note(text)
     return logmels, errors
 
 
 @torch.inference_mode()
-def _read_logmel(path: Path, transform: LogMelSpectrogram, reading: Reading) -> Tensor:
-    """Return the log-mel (mels, frames), float16, of the file's first 30 s."""
+def _read_logmel(sound: Sound, transform: LogMelSpectrogram, reading: Reading) -> Tensor:
+    """Return the log-mel (mels, frames), float16, of the clip's first 30 s."""
     rate_hz = reading.rate_hz(transform.config)
     longest = frames_of_samples(round(LONGEST_S * rate_hz), transform.config)
     blocks, frames = [], 0
-    for block in logmel_blocks(read_audio_blocks(path, rate_hz, reading), transform):
+    for block in logmel_blocks(read_audio_blocks(sound, rate_hz, reading), transform):
         blocks.append(block.half())
         frames += block.shape[1]
         if frames >= longest:

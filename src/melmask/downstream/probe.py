@@ -5,21 +5,26 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from melmask.downstream.baselines import PRETRAINED, TaskFeatures, features_of_task
 from melmask.downstream.linear_and_knn import probe_features
 from melmask.downstream.metrics import confusion_counts
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.records import ProbedTask, ProbeReport, Score, probe_rows
 from melmask.downstream.resume import inputs_of, read_task, write_task
+from melmask.downstream.several_labels import logistic_probabilities, neighbor_probabilities, several_labels_probe
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.reading import read_as
 from melmask.errors import InputError
 from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables, read_labels
-from melmask.system.extras import can_draw
+from melmask.system.extras import can_draw, require
 from melmask.system.files import ensure_folder, write_csv, write_json
 from melmask.system.terminal import note
+
+CLASSIFIERS_OF_SEVERAL = {"linear": logistic_probabilities, "k-NN": neighbor_probabilities}
 
 
 def probe_tasks(
@@ -36,9 +41,11 @@ def probe_tasks(
         MissingExtraError: scikit-learn is not installed, which holds out rows of a table without folds and
             splits. Without matplotlib, only the pictures are left out.
     """
-    tables = read_tables(label_files, options)
+    tables = read_tables(label_files, options, several=True)
     for table in tables.values():
         # A missing library is reported before any work. A table that cannot be used is reported in its turn.
+        if table.label_sets is not None:
+            require("eval")
         with suppress(InputError):
             make_splits(table, options.scheme, options.seed)
     ensure_folder(out)
@@ -76,13 +83,13 @@ def probe_tasks(
     return report
 
 
-def read_tables(label_files: Sequence[Path], options: ProbeOptions) -> dict[str, LabelTable]:
-    """Read the label tables; the name of each file is its task's.
+def read_tables(label_files: Sequence[Path], options: ProbeOptions, *, several: bool = False) -> dict[str, LabelTable]:
+    """Read the label tables, in which a clip may have several labels if that is allowed; each file names its task.
 
     Raises:
         InputError: a table cannot be used, or two have the same name.
     """
-    tables = {path.absolute().stem: read_labels(path, options.table) for path in label_files}
+    tables = {path.absolute().stem: read_labels(path, options.table, several=several) for path in label_files}
     if len(tables) < len(label_files):
         raise InputError("two label files have the same name, which names their task; rename one")
     return tables
@@ -93,7 +100,15 @@ def _probe_task(name: str, title: str, task: TaskFeatures, out: Path, options: P
     # The splits are made of the readable files alone.
     splits = make_splits(table, options.scheme, options.seed)
     scores: dict[str, dict[str, Score]] = {}
-    for representation, found in probe_features(task.features, labels, splits, f"fit {title}").items():
+    several = table.label_sets is not None
+    if several:
+        for representation, rows in task.features.items():
+            scores[representation] = {
+                classifier: _of_several_labels(several_labels_probe(rows, table.targets, splits, probabilities))
+                for classifier, probabilities in CLASSIFIERS_OF_SEVERAL.items()
+            }
+    fitted = {} if several else probe_features(task.features, labels, splits, f"fit {title}")
+    for representation, found in fitted.items():
         scores[representation] = {}
         for classifier, score in found.items():
             scores[representation][classifier] = Score(
@@ -112,4 +127,10 @@ def _probe_task(name: str, title: str, task: TaskFeatures, out: Path, options: P
         noticed=task.noticed,
         leaking_groups=sum(len(leaking_groups(table, split)) for split in splits),
         scores=scores,
+        metric="mAP" if several else "accuracy",
     )
+
+
+def _of_several_labels(precisions: tuple[float, ...]) -> Score:
+    std = float(np.std(precisions, ddof=1)) if len(precisions) > 1 else None
+    return Score(accuracy=float(np.mean(precisions)), std=std, interval_95=None, splits=precisions)

@@ -40,12 +40,16 @@ class TaskFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The score of one representation and classifier; accuracies are shares between 0 and 1."""
+    """The score of one representation and classifier; accuracies are shares between 0 and 1.
+
+    Where clips have several labels, `accuracy` holds the mean average precision instead, as `ProbedTask.metric` says.
+    """
 
     accuracy: float
     std: float | None
     """Standard deviation over the splits; None for a single one."""
-    interval_95: Interval
+    interval_95: Interval | None
+    """None for several labels a clip."""
     splits: tuple[float, ...]
     """The accuracy of each split."""
 
@@ -56,6 +60,8 @@ class ProbedTask(TaskFacts):
 
     scores: dict[str, dict[str, Score]]
     """By representation and classifier."""
+    metric: str = "accuracy"
+    """What the scores are: accuracy, or mAP where clips have several labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +144,12 @@ class FewLabelsReport:
 
 def probe_rows(tasks: dict[str, ProbedTask]) -> Iterator[tuple[object, ...]]:
     """Yield the header of probe.csv and a row for each score."""
-    yield "task", "representation", "classifier", "accuracy", "std", "low_95", "high_95"
+    yield "task", "representation", "classifier", "accuracy", "std", "low_95", "high_95", "metric"
     for name, task in tasks.items():
         for representation, scores in task.scores.items():
             for classifier, score in scores.items():
-                yield name, representation, classifier, score.accuracy, score.std, *score.interval_95
+                interval = score.interval_95 or (None, None)
+                yield name, representation, classifier, score.accuracy, score.std, *interval, task.metric
 
 
 def curve_rows(tasks: dict[str, TaskCurves]) -> Iterator[tuple[object, ...]]:
@@ -165,16 +172,18 @@ def table_text(report: ProbeReport) -> str:
     """
     scores_of = {shown(name): task.scores for name, task in report.tasks.items()}
     splits_of = {shown(name): len(task.splits) for name, task in report.tasks.items()}
+    metric_of = {shown(name): task.metric for name, task in report.tasks.items()}
     representations = next(iter(scores_of.values()))
-    width = max(12, *(len(name) for name in scores_of))
+    titles = {name: name if metric == "accuracy" else f"{name} ({metric})" for name, metric in metric_of.items()}
+    width = max(12, *map(len, titles.values()))
     lines = []
     for classifier in next(iter(representations.values())):
         header = "".join(name.rjust(_CELL) for name in representations)
         lines.append(f"{classifier + ' probe':<{width}}  {'splits':<8}{header}")
         for name, scores in scores_of.items():
             cells = "".join(_cell(scores[representation][classifier]) for representation in representations)
-            lines.append(f"{name:<{width}}  {splits_of[name]:<8}{cells}")
-        if len(scores_of) > 1:
+            lines.append(f"{titles[name]:<{width}}  {splits_of[name]:<8}{cells}")
+        if len(scores_of) > 1 and len(set(metric_of.values())) == 1:
             sums = [sum(of[name][classifier].accuracy for of in scores_of.values()) for name in representations]
             means = "".join(f"{total / len(scores_of):.3f}".rjust(_CELL) for total in sums)
             lines.append(f"{'mean':<{width}}  {'':<8}{means}")

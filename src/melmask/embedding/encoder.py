@@ -31,6 +31,7 @@ from torch import Tensor
 from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks, normalize, scales
 from melmask.audio.notes import Listener
+from melmask.audio.parts import Sound
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Reading, Statistics
@@ -197,14 +198,14 @@ class AudioEncoder:
         return self._logmel(waveform).cpu().numpy()
 
     def segments_of_file(
-        self, path: Path, grid: StepGrid, reading: Reading | None = None, listener: Listener | None = None
+        self, source: Path | Sound, grid: StepGrid, reading: Reading | None = None, listener: Listener | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """Read a file block by block, as `self.reading` or `reading` says; yield its log-mel cut as by `segments_of`.
+        """Read a file, or a part of one, as `self.reading` or `reading` says; yield its log-mel as `segments_of`.
 
         Raises:
             AudioFileError: the file cannot be read.
         """
-        sound = read_audio_blocks(path, self.sample_rate_hz, reading or self.reading, listener)
+        sound = read_audio_blocks(source, self.sample_rate_hz, reading or self.reading, listener)
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:

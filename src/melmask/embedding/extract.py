@@ -10,6 +10,7 @@ from torch import Tensor
 
 from melmask.audio.files import readings_of
 from melmask.audio.notes import Listener
+from melmask.audio.parts import Sound, sounds_of
 from melmask.config import Reading
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import ChoiceChanges, FeatureChoice
@@ -26,16 +27,17 @@ _VALUES_PER_ROW = 1 << 22
 
 
 class FileEmbedding(NamedTuple):
-    """One row of a file's result: duration, scene (D,) and, with `keep_frames`, frames (steps, D); or the error.
+    """One row of a sound's result: duration, scene (D,) and, with `keep_frames`, frames (steps, D); or the error.
 
-    The frames of a long file come in several rows, each with the frames from step `first_step` on. Only the `last` row
-    has the duration and the scene. If it has an error instead, the file broke off and its earlier rows are void.
+    A sound is a file or a part of one. The frames of a long one come in several rows, each with the frames from step
+    `first_step` on. Only the `last` row has the duration and the scene. If it has an error instead, the file broke off
+    and its earlier rows are void.
 
     `channel` is the number of the channel where each gives a result, one after another, of which `channels_left` follow
-    this one. `note` says what is to be known of the file.
+    this one. `note` says what is to be known of the sound.
     """
 
-    path: Path
+    sound: Sound
     duration_s: float = 0.0
     scene: np.ndarray | None = None
     frames: np.ndarray | None = None
@@ -46,11 +48,16 @@ class FileEmbedding(NamedTuple):
     channels_left: int = 0
     note: str | None = None
 
+    @property
+    def path(self) -> Path:
+        """The sound's file."""
+        return self.sound.path
+
 
 class Piece(NamedTuple):
     """A part of a file's log-mel, for one phase of the step grid. The `last` one may have the file's error instead."""
 
-    path: Path
+    sound: Sound
     phase: int
     logmel: Tensor | None
     last: bool
@@ -62,7 +69,7 @@ class Piece(NamedTuple):
 
 def embed_files(
     model: AudioEncoder,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Sound],
     choice: FeatureChoice = FeatureChoice(),
     *,
     keep_frames: bool = False,
@@ -76,7 +83,7 @@ def embed_files(
 
     Args:
         model: A loaded model.
-        paths: Sound files.
+        paths: Sound files, or parts of them.
         choice: Which features to take.
         keep_frames: Whether to return the frame vectors too, not only the scene vector.
         **changes: Fields of `FeatureChoice` that differ from `choice`, as in `AudioEncoder.embed`.
@@ -89,7 +96,7 @@ def embed_files(
     grid = model.step_grid(choice if keep_frames else FeatureChoice())
     steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))
     vectors, error = ClipVectors(grid, keep_frames, choice.scene), None
-    for pieces in decoded_groups(model, paths, grid):
+    for pieces in decoded_groups(model, sounds_of(paths), grid):
         encoded = iter(model.embed_segments([piece.logmel for piece in pieces if piece.logmel is not None], choice))
         for piece in pieces:
             if piece.logmel is not None:
@@ -98,14 +105,14 @@ def embed_files(
                 rows = list(_rows_of(piece, vectors, model, steps_per_row if keep_frames else None))
             except NotFiniteError as reason:
                 # The file goes on to its end, as its other pieces are decoded already, and then fails.
-                error, rows = f"{piece.path}: {reason}", []
+                error, rows = f"{piece.sound}: {reason}", []
             if error is None:
                 yield from rows
             if piece.last:
                 if error is not None:
                     # Other channels of the file may follow, unless it could not be read.
                     left = piece.channels_left if piece.error is None else 0
-                    yield FileEmbedding(piece.path, error=error, channel=piece.channel, channels_left=left)
+                    yield FileEmbedding(piece.sound, error=error, channel=piece.channel, channels_left=left)
                 vectors, error = ClipVectors(grid, keep_frames, choice.scene), None
 
 
@@ -120,15 +127,15 @@ def _rows_of(
     # A row is cut off only when there is one vector more, so that the last row is never empty.
     while steps_per_row is not None and vectors.ready > steps_per_row:
         first_step, frames = vectors.taken, vectors.take(steps_per_row)
-        yield FileEmbedding(piece.path, frames=frames, first_step=first_step, last=False, channel=piece.channel)
+        yield FileEmbedding(piece.sound, frames=frames, first_step=first_step, last=False, channel=piece.channel)
     if piece.error is not None:
-        yield FileEmbedding(piece.path, error=piece.error, channel=piece.channel)
+        yield FileEmbedding(piece.sound, error=piece.error, channel=piece.channel)
     elif piece.last:
         # Frames are centered, and the first lies at 0 s: n frames span n - 1 hops.
         duration_s = (vectors.frames_seen - 1) * model.hop_ms / 1000
         first_step, rest = vectors.taken, None if steps_per_row is None else vectors.take()
         yield FileEmbedding(
-            piece.path,
+            piece.sound,
             duration_s,
             vectors.scene(),
             rest,
@@ -139,44 +146,44 @@ def _rows_of(
         )
 
 
-def decoded_groups(model: AudioEncoder, paths: Sequence[Path], grid: StepGrid) -> Iterator[list[Piece]]:
-    """Yield the log-mels of `paths`, in order, in groups worth encoding together."""
+def decoded_groups(model: AudioEncoder, sounds: Sequence[Sound], grid: StepGrid) -> Iterator[list[Piece]]:
+    """Yield the log-mels of `sounds`, in order, in groups worth encoding together."""
 
     def frames_of(piece: Piece) -> int:
         return 0 if piece.logmel is None else piece.logmel.shape[1]
 
-    files = map_ahead(lambda path: _begin(model, path, grid), paths, _DECODERS, _FILES_AHEAD)
+    files = map_ahead(lambda sound: _begin(model, sound, grid), sounds, _DECODERS, _FILES_AHEAD)
     return grouped(itertools.chain.from_iterable(files), frames_of, FRAMES_TOGETHER)
 
 
-def _begin(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
+def _begin(model: AudioEncoder, sound: Sound, grid: StepGrid) -> Iterator[Piece]:
     """Return the pieces of a file, the first of them ready."""
     # Most files have one piece. The other pieces of long files are decoded when they are needed, to save memory.
-    pieces = _pieces_of_file(model, path, grid)
+    pieces = _pieces_of_file(model, sound, grid)
     return itertools.chain([next(pieces)], pieces)
 
 
-def _pieces_of_file(model: AudioEncoder, path: Path, grid: StepGrid) -> Iterator[Piece]:
-    readings = readings_of(path, model.reading)
+def _pieces_of_file(model: AudioEncoder, sound: Sound, grid: StepGrid) -> Iterator[Piece]:
+    readings = readings_of(sound.path, model.reading)
     for number, reading in enumerate(readings, 1):
         channel = None if reading == model.reading else reading.channel_number
-        for piece in _pieces_of_clip(model, path, grid, reading):
+        for piece in _pieces_of_clip(model, sound, grid, reading):
             # The error of one channel ends the file, as the error of one piece does.
             yield piece._replace(channel=channel, channels_left=len(readings) - number)
             if piece.error is not None:
                 return
 
 
-def _pieces_of_clip(model: AudioEncoder, path: Path, grid: StepGrid, reading: Reading) -> Iterator[Piece]:
+def _pieces_of_clip(model: AudioEncoder, sound: Sound, grid: StepGrid, reading: Reading) -> Iterator[Piece]:
     # Each piece waits for the next one. Only then it is clear that it is not the last.
     held, listener = None, Listener(reading, model.sample_rate_hz)
     try:
-        for phase, logmel in model.segments_of_file(path, grid, reading, listener):
+        for phase, logmel in model.segments_of_file(sound, grid, reading, listener):
             if held is not None:
                 yield held
-            held = Piece(path, phase, logmel, last=False)
+            held = Piece(sound, phase, logmel, last=False)
     except AudioFileError as error:
-        yield Piece(path, 0, None, last=True, error=str(error))
+        yield Piece(sound, 0, None, last=True, error=str(error))
         return
     assert held is not None, "a readable file has at least one frame"
     yield held._replace(last=True, note=listener.note)

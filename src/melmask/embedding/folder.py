@@ -4,11 +4,13 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from melmask import __version__
 from melmask.audio.notes import summary
+from melmask.audio.parts import Sound, shortened_text, sounds_of
 from melmask.audio.video import missing_decoder
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
@@ -21,7 +23,7 @@ from melmask.embedding.tables import (
     TableSettings,
     WriteParts,
     check_suffix,
-    digest_of_paths,
+    digest_of_sounds,
     notes_in,
     rows_of,
 )
@@ -31,6 +33,8 @@ from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
 from melmask.system.terminal import counted, shown
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +55,26 @@ class JobReport:
     """Time that it took; 0 if the table was there already."""
     newer: int = 0
     """Files that changed after a table that was there already had been written."""
-    note: str = ""
-    """Which of the failed files an extra would read."""
-    noticed: Sequence[str] = ()
-    """Lines that count what is to be known of the files in the table."""
+    segments: bool = False
+    """Whether rows are parts of files, which then count instead of files."""
+    notes: Sequence[str] = ()
+    """Which of the failed files an extra would read, which parts of files were shortened, and how many files have
+    something to know of."""
 
     def __str__(self) -> str:
-        there_already = not self.wall_s
-        text = f"{shown(self.table)}: {counted(self.files, 'file')}, {self.dimensions} dimensions"
+        there_already, what = not self.wall_s, "segment" if self.segments else "file"
+        text = f"{shown(self.table)}: {counted(self.files, what)}, {self.dimensions} dimensions"
         if there_already:
-            text += "; the table was there already, with the same files and settings"
+            text += f"; the table was there already, with the same {what}s and settings"
             text += f"; {self.newer} of the files have changed since" if self.newer else ""
             text += "; delete the table to rebuild it"
         if self.sound_s:
             sound, wall = duration_text(self.sound_s), duration_text(self.wall_s)
             text += f"; {sound} of sound in {wall}, {self.sound_s / self.wall_s:.0f} x real time"
         if self.failed:
-            text += (
-                f"\n{counted(self.failed, 'file')} could not be embedded; the reasons are in the table's .failed.csv"
-            )
+            text += f"\n{counted(self.failed, what)} could not be embedded; the reasons are in the table's .failed.csv"
             text += "; they are tried again when the table is rebuilt" if there_already else ""
-        return "\n".join([text, *([self.note] if self.note else []), *self.noticed])
+        return "\n".join((text, *self.notes))
 
 
 def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: EmbedOptions = EmbedOptions()) -> JobReport:
@@ -93,8 +96,8 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
     # A wrong place or share is refused before the model is loaded, which takes seconds.
     check_suffix(out)
     ensure_folder(out.parent)
-    every_path = find_sounds(sources, options.table)
-    paths, table = shard_of(every_path, out, options.shard)
+    every_sound = find_sounds(sources, options.table)
+    sounds, table = shard_of(every_sound, out, options.shard)
     write_parts: WriteParts | None = None
     device = options.device
     if options.engine == "ray":
@@ -102,18 +105,19 @@ def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: Embe
 
         write_parts = ray_writer(options.workers, "cpu" if device == "auto" else device)
         # The GPUs are left to the workers. Their working directory is another, so they need absolute paths.
-        device, paths, table = "cpu", [path.absolute() for path in paths], table.absolute()
+        sounds = [replace(sound, path=sound.path.absolute()) for sound in sounds]
+        device, table = "cpu", table.absolute()
     encoder = load(model, device, options.precision)
     encoder = read_as(encoder, options.reading)
     if options.normalization == "dataset":
         # The statistics are those of all files, not of this share, so that all shares of a job are normalized alike.
-        encoder = with_dataset_statistics(encoder, every_path, out.with_suffix(".statistics.json"))
-    return embed_table(encoder, paths, table, options.choice, keep_frames=options.frames, write_parts=write_parts)
+        encoder = with_dataset_statistics(encoder, every_sound, out.with_suffix(".statistics.json"))
+    return embed_table(encoder, sounds, table, options.choice, keep_frames=options.frames, write_parts=write_parts)
 
 
 def embed_table(
     model: AudioEncoder,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Sound],
     out: Path,
     choice: FeatureChoice = FeatureChoice(),
     *,
@@ -124,7 +128,7 @@ def embed_table(
 
     Args:
         model: A loaded model.
-        paths: Sound files.
+        paths: Sound files, or parts of them.
         out: The table.
         choice: Which features to take.
         keep_frames: Whether the table holds the frame vectors too.
@@ -136,18 +140,20 @@ def embed_table(
         OutputError: `out` cannot be written to, or holds parts of another job.
     """
     keep_freed_memory()
-    settings = table_settings(model, paths, choice, keep_frames=keep_frames)
-    job, dimensions = TableJob(out, paths, settings), settings.scene_dimensions
+    sounds = sounds_of(paths)
+    settings = table_settings(model, sounds, choice, keep_frames=keep_frames)
+    job, dimensions, segments = TableJob(out, sounds, settings), settings.scene_dimensions, settings.segments
     if job.complete:
         files, made_s = rows_of(out) or 0, out.stat().st_mtime
-        newer = sum(path.stat().st_mtime > made_s for path in paths if path.exists())
+        newer = sum(path.stat().st_mtime > made_s for path in {sound.path for sound in sounds} if path.exists())
         return JobReport(
             table=out,
             files=files,
-            failed=len(paths) - files,
+            failed=len(sounds) - files,
             dimensions=dimensions,
             newer=newer,
-            noticed=summary(notes_in(out), "its column note"),
+            segments=segments,
+            notes=summary(notes_in(out), "its column note"),
         )
     start_s = time.monotonic()
     with job.claimed():
@@ -155,22 +161,25 @@ def embed_table(
             sound_s = write_parts(model, choice, job)
         else:
             todo = job.todo()
-            left = job.paths_of(todo)
+            left = job.sounds_of(todo)
             rows = embed_files(model, left, choice, keep_frames=keep_frames)
             rows = _reporting_contention(rows, model)
             # Progress counts files, and a long file has several rows.
-            by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.path))
+            by_file = (rows_of_file for _, rows_of_file in itertools.groupby(rows, lambda row: row.sound))
             sound_s = job.write(todo, itertools.chain.from_iterable(track(by_file, len(left), "embed")))
-        failed = [path for path, _ in job.merge()]
+        failed, shortened = job.merge()
     return JobReport(
         table=out,
-        files=len(paths) - len(failed),
+        files=len(sounds) - len(failed),
         failed=len(failed),
         dimensions=dimensions,
         sound_s=sound_s,
         wall_s=time.monotonic() - start_s,
-        note=missing_decoder(failed),
-        noticed=summary(notes_in(out), "its column note"),
+        segments=segments,
+        notes=[
+            *filter(None, (missing_decoder(str(sound.path) for sound in failed), shortened_text(shortened))),
+            *summary(notes_in(out), "its column note"),
+        ],
     )
 
 
@@ -184,7 +193,7 @@ def _reporting_contention(rows: Iterator[FileEmbedding], model: AudioEncoder) ->
 
 
 def table_settings(
-    model: AudioEncoder, paths: Sequence[Path], choice: FeatureChoice, *, keep_frames: bool = False
+    model: AudioEncoder, paths: Sequence[Path | Sound], choice: FeatureChoice, *, keep_frames: bool = False
 ) -> TableSettings:
     """Return the settings of a table of `paths` with these features of `model`.
 
@@ -211,14 +220,15 @@ def table_settings(
         front_end=card.front_end,
         statistics=card.statistics,
         files=len(paths),
-        files_sha256=digest_of_paths(paths),
+        files_sha256=digest_of_sounds(paths),
         channel=model.reading.channel,
         expand=model.reading.expand,
+        segments=any(sound.is_part for sound in sounds_of(paths)),
     )
 
 
-def shard_of(paths: list[Path], out: Path, shard: str | None) -> tuple[list[Path], Path]:
-    """Return the share of files and the table's name for --shard I/N: every N-th file, `X-I-of-N.parquet`.
+def shard_of(paths: list[T], out: Path, shard: str | None) -> tuple[list[T], Path]:
+    """Return the share of sounds and the table's name for --shard I/N: every N-th one, `X-I-of-N.parquet`.
 
     Raises:
         ConfigError: `shard` is not of the form I/N with 0 <= I < N.

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from melmask.audio.files import readings_of
+from melmask.audio.parts import Sound, sounds_of
 from melmask.audio.statistics import Moments, moments_of
 from melmask.config import Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.embedding.encoder import AudioEncoder
-from melmask.embedding.tables import digest_of_paths
+from melmask.embedding.tables import digest_of_sounds
 from melmask.errors import AudioFileError, ConfigError, InputError
 from melmask.system.files import write_json
 from melmask.system.hardware import available_cores, map_ahead
@@ -19,7 +20,9 @@ from melmask.system.reading import DamagedFileError, read_json_object
 _WAITING_PER_THREAD = 4
 
 
-def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in: Path | None = None) -> AudioEncoder:
+def with_dataset_statistics(
+    model: AudioEncoder, paths: Sequence[Path | Sound], kept_in: Path | None = None
+) -> AudioEncoder:
     """Return the model with the mean and std of the log-mel values of all of `paths` instead of its own.
 
     Every file is read once; files that cannot be read are skipped. The result depends on the whole list, so all shares
@@ -32,7 +35,7 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
     """
     facts: dict[str, object] = {
         "files": len(paths),
-        "files_sha256": digest_of_paths(paths),
+        "files_sha256": digest_of_sounds(paths),
         "front_end": to_dict(model.card.front_end),
     }
     facts |= model.reading.changed_facts()
@@ -41,8 +44,9 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
         moments = Moments()
         cores = available_cores()
         # Results come in the order of the paths, so that the sums are the same each time.
-        of_files = map_ahead(lambda path: _moments_of_file(model, path), paths, cores, _WAITING_PER_THREAD * cores)
-        for of_file in track(of_files, len(paths), "statistics"):
+        sounds = sounds_of(paths)
+        of_files = map_ahead(lambda sound: _moments_of_file(model, sound), sounds, cores, _WAITING_PER_THREAD * cores)
+        for of_file in track(of_files, len(sounds), "statistics"):
             moments = moments.plus(of_file)
         if not moments.count:
             raise InputError(f"none of the {len(paths)} files could be read; check the paths")
@@ -54,12 +58,12 @@ def with_dataset_statistics(model: AudioEncoder, paths: Sequence[Path], kept_in:
     return AudioEncoder(model.model, card, model.name, str(model.device), model.precision, "dataset", model.reading)
 
 
-def _moments_of_file(model: AudioEncoder, path: Path) -> Moments:
+def _moments_of_file(model: AudioEncoder, sound: Sound) -> Moments:
     """Return the moments of a file's log-mel values; those of a file that cannot be read are empty."""
     moments = Moments()
     try:
-        for reading in readings_of(path, model.reading):
-            for _, logmel in model.segments_of_file(path, model.step_grid(), reading):
+        for reading in readings_of(sound.path, model.reading):
+            for _, logmel in model.segments_of_file(sound, model.step_grid(), reading):
                 moments = moments.plus(moments_of(logmel.cpu().numpy().T, model.card.front_end.resolutions))
     except AudioFileError:
         # A file that breaks off counts for nothing, as it has no embedding either.

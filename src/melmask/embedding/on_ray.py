@@ -27,8 +27,8 @@ class PartWriter:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write part `row["part"]`; return its number and how many seconds of sound it has."""
-        paths, keep_frames = self._job.paths_of([row["part"]]), self._job.settings.frames
-        results = embed_files(self._model, paths, self._choice, keep_frames=keep_frames)
+        sounds, keep_frames = self._job.sounds_of([row["part"]]), self._job.settings.frames
+        results = embed_files(self._model, sounds, self._choice, keep_frames=keep_frames)
         return {"part": row["part"], "sound_s": self._job.write([row["part"]], results)}
 
 

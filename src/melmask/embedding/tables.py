@@ -1,9 +1,13 @@
 """Embeddings on disk: one Parquet or NumPy file, self-describing, written part by part so that a job can be resumed.
 
 Parquet: a file has one row, with path, duration_s, scene (D float32), note and, if kept, first_step and frames (steps x
-D). If each channel is a clip, it has a row for each, with the channel's number. The settings are JSON in the schema's
-metadata under `melmask`. The frames of a long file lie in several rows, one after another, and each row has the file's
-path, duration and scene. first_step is the number of a row's first step; it is 0 where a file begins.
+D). If each channel is a clip, it has a row for each, with the channel's number. If any sound of the job is a part of a
+file, all rows also have start_s and end_s (null for the file's own end). What is said of files below then holds of
+parts.
+
+The settings are JSON in the schema's metadata under `melmask`. The frames of a long file lie in several rows, one after
+another, and each row has the file's path, duration and scene. first_step is the number of a row's first step; it is 0
+where a file begins.
 
 npz: the arrays are path, duration_s, scene (files, D), note, and, where needed, channel, and frames (all steps, D) with
 frame_offsets (files + 1,). The settings are a JSON string. In both formats, step k is centered at first_ms + k *
@@ -22,12 +26,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from melmask.audio.parts import Sound, sounds_of
 from melmask.config import EACH, MEAN, FrontEndConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.embedding.choice import FeatureChoice
@@ -35,7 +40,15 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.system.files import atomic_write, claimed, ensure_folder, remove_partial, write_csv, write_json
-from melmask.system.reading import DamagedFileError, open_file, parse_json, read_arrays, read_json_object, reason_of
+from melmask.system.reading import (
+    DamagedFileError,
+    names_of_arrays,
+    open_file,
+    parse_json,
+    read_arrays,
+    read_json_object,
+    reason_of,
+)
 from melmask.system.terminal import note
 
 SUFFIXES = (".parquet", ".npz")
@@ -78,6 +91,8 @@ class TableSettings:
     files_sha256: str
     channel: str = MEAN
     expand: float = 1.0
+    segments: bool = False
+    """Whether any sound is a part of a file."""
 
     @property
     def reading(self) -> Reading:
@@ -97,9 +112,12 @@ class TableSettings:
         return cls(**values)
 
     def to_json(self) -> str:
-        """Return the settings as a JSON object; `channel` and `expand` only where earlier versions read otherwise."""
-        usual = to_dict(Reading()).keys() - self.reading.changed_facts().keys()
-        return json.dumps({name: value for name, value in to_dict(self).items() if name not in usual})
+        """Return the settings as a JSON object, without what earlier versions did not know, unless it is used."""
+        return json.dumps({k: v for k, v in to_dict(self).items() if k not in _LATER or v != _LATER[k]})
+
+
+_LATER = {**to_dict(Reading()), "segments": False}
+"""Settings that earlier versions did not have and whose values for them are these."""
 
 
 class TableJob:
@@ -111,9 +129,9 @@ class TableJob:
         OutputError: `path` cannot be written to, or has the parts of a job with other settings or files.
     """
 
-    def __init__(self, path: Path, paths: Sequence[Path], settings: TableSettings):
+    def __init__(self, path: Path, paths: Sequence[Path | Sound], settings: TableSettings):
         check_suffix(path)
-        self._path, self._paths, self.settings = path, paths, settings
+        self._path, self._sounds, self.settings = path, sounds_of(paths), settings
         # Kept here, because a job may be sent to other processes.
         self._files_per_part = FILES_PER_PART
         self._folder, self._merged = path.with_name(path.name + ".parts"), False
@@ -127,8 +145,7 @@ class TableJob:
             write_json(job, to_dict(self.settings))
             return
         try:
-            # Earlier versions always took the mean at normal speed, and did not say so.
-            begun = {**to_dict(Reading()), **read_json_object(job)}
+            begun = {**_LATER, **read_json_object(job)}
         except (OSError, DamagedFileError) as error:
             raise OutputError(
                 f"{job} is damaged ({reason_of(error)}); delete {self._folder} or use another --out"
@@ -169,35 +186,55 @@ class TableJob:
         return [number for number, part in enumerate(self._parts()) if not part.exists()]
 
     def _is_whole(self, number: int) -> bool:
-        """Tell whether a part can be opened and has the results of its files; their vectors are not read."""
+        """Tell whether a part can be opened and has the results of its sounds; their vectors are not read."""
+        sounds = self.sounds_of([number])
         try:
-            with open_file(self._part(number)) as file:
-                stored = pq.ParquetFile(file)
-                # A last row for each file, and as many others as its frames need: no bound for these is known.
-                same = stored.schema_arrow.equals(_part_schema(self.settings))
-                rows = stored.read(columns=["path", "last"]) if same else None
+            # A last row for each sound, and as many others as its frames need: no bound for these is known.
+            return len(self._ends(self._part(number), sounds)) == len(sounds)
         except (OSError, ValueError, pa.ArrowException):
             return False
-        if rows is None or rows["last"].null_count:
-            return False
-        return rows.filter(rows["last"])["path"].to_pylist() == [str(path) for path in self.paths_of([number])]
+
+    def _ends(self, part: Path, sounds: Sequence[Sound]) -> list[list[dict[str, Any]]]:
+        """Return the last row of each channel of each sound in a part, without their vectors.
+
+        Raises:
+            OSError, ValueError, pa.ArrowException: the part is damaged, or has other sounds.
+        """
+        with open_file(part) as file:
+            stored = pq.ParquetFile(file)
+            if not stored.schema_arrow.equals(_part_schema(self.settings)):
+                raise DamagedFileError("it has other columns")
+            channel = ["channel"] if self.settings.channel == EACH else []
+            rows = stored.read(columns=["path", "duration_s", "error", "last", *channel]).to_pylist()
+        ends: list[list[dict[str, Any]]] = []
+        for row in rows:
+            if row["last"] is None:
+                raise DamagedFileError("a row does not say whether it is a last one")
+            if row["last"]:
+                # Where each channel gives a row, a sound begins with channel 1.
+                if row.get("channel", 1) == 1:
+                    ends.append([])
+                ends[-1].append(row)
+        if [of_sound[0]["path"] for of_sound in ends] != [str(sound.path) for sound in sounds]:
+            raise DamagedFileError("it has other files")
+        return ends
 
     def _set_aside(self, part: Path) -> None:
         part.replace(part.with_name(f"damaged-{part.name}"))
 
-    def paths_of(self, parts: Sequence[int]) -> list[Path]:
-        """Return the sound files of some parts, in order."""
+    def sounds_of(self, parts: Sequence[int]) -> list[Sound]:
+        """Return the sounds of some parts, in order."""
         size = self._files_per_part
-        return [path for k in parts for path in self._paths[k * size : (k + 1) * size]]
+        return [sound for k in parts for sound in self._sounds[k * size : (k + 1) * size]]
 
     def write(self, parts: Sequence[int], results: Iterable[FileEmbedding]) -> float:
         """Write `parts`; return how many seconds of sound they hold.
 
-        `results` are those of `paths_of(parts)`, in the same order. They are taken one at a time, as they are written.
+        `results` are those of `sounds_of(parts)`, in the same order. They are taken one at a time, as they are written.
         """
         rows, sound_s, schema = iter(results), 0.0, _part_schema(self.settings)
         for part in parts:
-            files, group, size = len(self.paths_of([part])), [], 0
+            files, group, size = len(self.sounds_of([part])), [], 0
             with atomic_write(self._part(part)) as file, _parquet_writer(file, schema) as writer:
                 while files:
                     group.append(row := next(rows))
@@ -209,21 +246,23 @@ class TableJob:
                         group, size = [], 0
         return sound_s
 
-    def merge(self) -> list[tuple[str, str]]:
-        """Write the table from its parts; return (path, reason) of the files that failed.
+    def merge(self) -> tuple[list[Sound], list[Sound]]:
+        """Write the table from its parts; return the sounds that failed, and the parts that their file cut short.
 
-        The file `<name>.failed.csv` lists them too.
+        The file `<name>.failed.csv` lists those that failed, with the reason.
 
         Raises:
             InputError: no file could be embedded.
             OutputError: a part is damaged; it is set aside, so that the next job embeds its files again.
         """
-        failed: list[tuple[str, str]] = []
-        for part in self._parts():
-            with self._damage_set_aside(part), open_file(part) as file:
-                rows = pq.ParquetFile(file).read(columns=["path", "error"]).to_pylist()
-            failed += [(row["path"], row["error"]) for row in rows if row["error"]]
-        if len(failed) == len(self._paths):
+        ends: list[list[dict[str, Any]]] = []
+        for number, part in enumerate(self._parts()):
+            with self._damage_set_aside(part):
+                ends += self._ends(part, self.sounds_of([number]))
+        # A sound has failed if one of its channels has.
+        errors = [next((row["error"] for row in of_sound if row["error"]), None) for of_sound in ends]
+        failed = [(sound, error) for sound, error in zip(self._sounds, errors, strict=True) if error]
+        if all(row["error"] for of_sound in ends for row in of_sound):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
             raise InputError(f"none of the {len(failed)} files could be embedded; the first: {failed[0][1]}")
@@ -240,9 +279,17 @@ class TableJob:
         failures = self._path.with_name(self._path.name + ".failed.csv")
         failures.unlink(missing_ok=True)
         if failed:
-            write_csv(failures, [("path", "reason"), *failed])
+            times = ("start_s", "end_s") if self.settings.segments else ()
+            rows_of_failed = ((sound.path, *sound.times[: len(times)], reason) for sound, reason in failed)
+            write_csv(failures, [("path", *times, "reason"), *rows_of_failed])
         self._merged = True
-        return failed
+        # Embeddings count time in hops, which last less where the sound was played slower.
+        hop_s = self.settings.front_end.hop_ms / self.settings.expand / 1000
+        read = [(sound, rows[0]["duration_s"]) for sound, rows in zip(self._sounds, ends, strict=True)]
+        shortened = [
+            sound for (sound, s), error in zip(read, errors, strict=True) if not error and sound.shortened(s, hop_s)
+        ]
+        return [sound for sound, _ in failed], shortened
 
     def _good_rows(self, part: Path) -> Iterator[pa.Table]:
         rows = _good_rows(part, _schema(self.settings))
@@ -268,7 +315,7 @@ class TableJob:
         return self._folder / f"part-{number:06d}.parquet"
 
     def _parts(self) -> list[Path]:
-        return [self._part(number) for number in range(-(-len(self._paths) // self._files_per_part))]
+        return [self._part(number) for number in range(-(-len(self._sounds) // self._files_per_part))]
 
 
 WriteParts = Callable[[AudioEncoder, FeatureChoice, TableJob], float]
@@ -287,48 +334,58 @@ def read_settings(path: Path) -> TableSettings | None:
         return None
 
 
-def digest_of_paths(paths: Sequence[Path]) -> str:
-    """Return a digest of a list of paths. It tells whether two jobs have the same files."""
-    return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+def digest_of_sounds(paths: Sequence[Path | Sound]) -> str:
+    """Return a digest of a list of files and parts of files. It tells whether two jobs have the same."""
+    return hashlib.sha256("\n".join(sound.key for sound in sounds_of(paths)).encode()).hexdigest()
+
+
+_NAMES = ("path", "start_s", "end_s")
+"""Columns that tell the sounds of a table apart, as far as it has them."""
 
 
 def rows_of(path: Path) -> int | None:
-    """Return how many files a table holds; None if it is damaged."""
+    """Return how many sounds a table holds; None if it is damaged."""
     try:
-        if path.suffix == ".npz":
-            return len(set(read_arrays(path, ["path"])[0].tolist()))
-        with open_file(path) as file:
-            stored = pq.ParquetFile(file)
-            if "channel" in stored.schema_arrow.names:
-                return len(stored.read(columns=["path"])["path"].unique())
-            if "first_step" in stored.schema_arrow.names:
-                # A long file has several rows, and only the first of them begins with step 0.
-                return int(np.sum(stored.read(columns=["first_step"])["first_step"].to_numpy() == 0))
-            return int(stored.metadata.num_rows)
-    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return len(set(_columns_of(path, _NAMES)))
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
         return None
 
 
 def notes_in(path: Path) -> list[str]:
-    """Return the notes in a table, one of each file that has one; tables of earlier versions have none."""
+    """Return the notes in a table, one of each sound that has one; tables of earlier versions have none."""
+    try:
+        rows = _columns_of(path, (*_NAMES, "note"))
+    except KeyError:
+        return []
+    return list({tuple(name): note for *name, note in rows if note}.values())
+
+
+def _columns_of(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the rows of some columns, those of `_NAMES` only as far as the table has them.
+
+    Raises:
+        KeyError: another column is missing.
+        OSError, ValueError, TypeError, pa.ArrowException: the table is damaged.
+    """
     if path.suffix == ".npz":
-        try:
-            names, notes = (array.tolist() for array in read_arrays(path, ["path", "note"]))
-        except DamagedFileError:
-            return []
+        there = names_of_arrays(path)
     else:
         with open_file(path) as file:
-            stored = pq.ParquetFile(file)
-            if "note" not in stored.schema_arrow.names:
-                return []
-            columns = stored.read(columns=["path", "note"])
-            names, notes = columns["path"].to_pylist(), columns["note"].to_pylist()
-    return list({name: note for name, note in zip(names, notes, strict=True) if note}.values())
+            there = pq.ParquetFile(file).schema_arrow.names
+    if missing := [name for name in names if name not in (*there, "start_s", "end_s")]:
+        raise KeyError(missing[0])
+    wanted = [name for name in names if name in there]
+    if path.suffix == ".npz":
+        return list(zip(*(array.tolist() for array in read_arrays(path, wanted)), strict=True))
+    with open_file(path) as file:
+        table = pq.ParquetFile(file).read(columns=wanted)
+    return list(zip(*(table[name].to_pylist() for name in wanted), strict=True))
 
 
 def _schema(settings: TableSettings) -> pa.Schema:
     vector, scene = (pa.list_(pa.float32(), size) for size in (settings.dimensions, settings.scene_dimensions))
-    fields = [("path", pa.string()), ("duration_s", pa.float64()), ("scene", scene)]
+    times = [("start_s", pa.float64()), ("end_s", pa.float64())] if settings.segments else []
+    fields = [("path", pa.string()), *times, ("duration_s", pa.float64()), ("scene", scene)]
     if settings.channel == EACH:
         fields.insert(1, ("channel", pa.int64()))
     if settings.frames:
@@ -351,6 +408,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
 
     columns = [
         pa.array([str(row.path) for row in rows], pa.string()),
+        *(pa.array([row.sound.times[k] for row in rows], pa.float64()) for k in range(2 * settings.segments)),
         pa.array([row.duration_s for row in rows], pa.float64()),
         vectors([np.zeros(scene_size, np.float32) if row.scene is None else row.scene for row in rows], scene_size),
     ]
@@ -409,6 +467,8 @@ def _write_npz(file: IO[bytes], tables: Iterable[pa.Table], settings: TableSetti
         table = table.drop_columns(["frames"]).take(pa.array(begins))
     arrays = {
         "path": np.array(table["path"].to_pylist()),
+        # The end of a part without an end of its own is NaN.
+        **{name: table[name].to_numpy() for name in ("start_s", "end_s") if settings.segments},
         "duration_s": table["duration_s"].to_numpy(),
         "scene": table["scene"].combine_chunks().flatten().to_numpy().reshape(-1, settings.scene_dimensions),
         "note": np.array([note or "" for note in table["note"].to_pylist()]),

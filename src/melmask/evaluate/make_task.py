@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from melmask.audio.parts import shortened_text
 from melmask.errors import InputError, OutputError, some_of
 from melmask.evaluate.leaks import find_leaks
 from melmask.evaluate.new_splits import Division, divide
@@ -91,7 +92,7 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
     with _building(folder, options.overwrite) as building:
         given_s = options.duration_s
         # Without a fixed length each clip keeps its own.
-        fixed_s = common_length_s(table.paths) if given_s == AUTO else None if given_s == NATIVE else float(given_s)
+        fixed_s = common_length_s(table.sounds) if given_s == AUTO else None if given_s == NATIVE else float(given_s)
         table, names, sounds, failed = _readable(table, rates_hz, fixed_s, building, options.threads)
         table, event_notes = _within_clips(table, sounds)
         _check_classes(table)
@@ -100,7 +101,14 @@ def make_task(labels: Path, out: Path, options: TaskOptions | None = None) -> Ta
         move_to_splits(building, rates_hz, names, division.split_of)
         write_json(building / METADATA, _metadata(name, options, table.kind, division, fixed_s))
         _write_labels(building, table, names, division)
-        notes += (*division.notes, *_length_notes(sounds, fixed_s), *event_notes, *_leak_notes(building))
+        cut_short = shortened_text(clip for clip, wav in zip(table.sounds, sounds, strict=True) if wav.ends_early(clip))
+        notes += (
+            *filter(None, [cut_short]),
+            *division.notes,
+            *_length_notes(sounds, fixed_s),
+            *event_notes,
+            *_leak_notes(building),
+        )
     notes += tuple(_absence_notes(table, division))
     if failed:
         notes += (
@@ -186,9 +194,9 @@ def _readable(
     table: ClipTable, rates_hz: Sequence[int], fixed_s: float | None, building: Path, threads: int | None
 ) -> tuple[ClipTable, list[str], list[SoundReport], int]:
     """Write the sounds; return the rows that could be read, their names and reports, and how many files failed."""
-    names = wav_names(table.paths)
-    sounds = write_sounds(table.paths, names, rates_hz, fixed_s, building, threads)
-    failures = [(str(path), sound.error) for path, sound in zip(table.paths, sounds, strict=True) if sound.error]
+    names = wav_names(table.sounds)
+    sounds = write_sounds(table.sounds, names, rates_hz, fixed_s, building, threads)
+    failures = [(str(clip), sound.error) for clip, sound in zip(table.sounds, sounds, strict=True) if sound.error]
     if len(failures) == len(sounds):
         raise InputError(f"none of the {len(failures)} files could be read; the first: {failures[0][1]}")
     if failures:

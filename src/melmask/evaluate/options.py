@@ -73,7 +73,8 @@ class TaskOptions:
     mode: str = "full"
     """Mode of the task. It is the last part of the folder's name."""
     kind: Kind | None = None
-    """Kind of the labels. By default the columns of the table decide."""
+    """Kind of the labels. By default the columns of the table decide. It also says what rows with times are: events
+    within whole files, or else clips of their own."""
     scheme: Scheme | None = None
     """How clips are divided: by the table's folds, by its splits, or into new folds. The default is the first of these
     that the table has the columns for."""

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from melmask.audio.files import read_audio_blocks
+from melmask.audio.parts import Sound, seconds_text, sounds_of
 from melmask.errors import AudioFileError
 from melmask.evaluate.options import MOST_SAMPLES
 from melmask.system.hardware import available_cores
@@ -30,18 +31,22 @@ _PADDED_SAMPLES = 1 << 20
 _LONGEST_NAME_BYTES = 160
 
 
-def wav_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name of a wav file for each path; all names differ, also on file systems that ignore case.
+def wav_names(paths: Sequence[Path | Sound]) -> list[str]:
+    """Return a name of a wav file for each sound; all names differ, also on file systems that ignore case.
 
-    A name is the path below the folder that all paths have in common; underscores join its parts.
+    A name is the path below the folder that all paths have in common; underscores join its parts. The name of a part of
+    a file ends with its times in seconds.
     """
+    sounds = sounds_of(paths)
     # Path.resolve would follow links, and then names would not be those that the user knows.
-    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    absolute = [Path(os.path.abspath(sound.path)) for sound in sounds]  # noqa: PTH100
     common = os.path.commonpath([path.parent for path in absolute])
     taken: set[str] = set()
     names = []
-    for path in absolute:
+    for path, sound in zip(absolute, sounds, strict=True):
         joined = "_".join(path.relative_to(common).with_suffix("").parts)
+        if sound.is_part and not sound.fault:
+            joined += "_" + "-".join(seconds_text(time_s) for time_s in sound.times if time_s is not None)
         stem = re.sub(r"[^\w.,+=@-]", "_", joined).lstrip(".") or "clip"
         # The end of a long path says more than its beginning, so the end is kept.
         stem = stem.encode()[-_LONGEST_NAME_BYTES:].decode(errors="ignore")
@@ -54,16 +59,19 @@ def wav_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def common_length_s(paths: Sequence[Path]) -> float | None:
+def common_length_s(paths: Sequence[Path | Sound]) -> float | None:
     """Return the length in s that nearly all clips have according to their headers; None if there is none.
 
     It is the longest length within 10 % of the median, rounded up to 10 ms.
     """
     lengths_s = []
-    for path in paths:
+    for sound in sounds_of(paths):
+        if sound.end_s is not None:
+            lengths_s.append(sound.end_s - sound.start_s)
+            continue
         with contextlib.suppress(soundfile.LibsndfileError, OSError, TypeError, ArithmeticError):
-            check_regular(path)
-            lengths_s.append(soundfile.info(path).duration)
+            check_regular(sound.path)
+            lengths_s.append(soundfile.info(sound.path).duration - sound.start_s)
     if not lengths_s:
         return None
     lengths = np.array(lengths_s)
@@ -84,9 +92,13 @@ class SoundReport(NamedTuple):
     error: str | None = None
     """Why nothing was written, if the file cannot be read."""
 
+    def ends_early(self, clip: Sound) -> bool:
+        """Whether the file of the clip, a part of it, ended before it did."""
+        return not self.cut and clip.shortened(self.sound_s)
+
 
 def write_sounds(
-    paths: Sequence[Path],
+    paths: Sequence[Path | Sound],
     names: Sequence[str],
     rates_hz: Sequence[int],
     fixed_s: float | None,
@@ -96,7 +108,7 @@ def write_sounds(
     """Write each clip to `building/<rate>/<name>` as 16-bit mono at each rate.
 
     Args:
-        paths: The sound files.
+        paths: The sound files, or parts of them.
         names: Names of the wav files, all different.
         rates_hz: Sample rates.
         fixed_s: Length in s to which clips are cut or zero-padded at their ends; None leaves them as they are.
@@ -111,15 +123,15 @@ def write_sounds(
     write = partial(_write_clip, building=building, rates_hz=rates_hz, fixed_s=fixed_s)
     pool = ThreadPoolExecutor(threads or available_cores())
     try:
-        return list(track(pool.map(write, paths, names), len(names), "make task"))
+        return list(track(pool.map(write, sounds_of(paths), names), len(names), "make task"))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], fixed_s: float | None) -> SoundReport:
+def _write_clip(sound: Sound, name: str, building: Path, rates_hz: Sequence[int], fixed_s: float | None) -> SoundReport:
     targets = [building / str(rate_hz) / name for rate_hz in rates_hz]
     try:
-        written = [_write_wav(path, target, rate, fixed_s) for target, rate in zip(targets, rates_hz, strict=True)]
+        written = [_write_wav(sound, target, rate, fixed_s) for target, rate in zip(targets, rates_hz, strict=True)]
     except AudioFileError as error:
         # Some blocks may have been written before the error.
         for target in targets:
@@ -128,16 +140,16 @@ def _write_clip(path: Path, name: str, building: Path, rates_hz: Sequence[int], 
     return written[0]
 
 
-def _write_wav(path: Path, target: Path, rate_hz: int, fixed_s: float | None) -> SoundReport:
+def _write_wav(sound: Sound, target: Path, rate_hz: int, fixed_s: float | None) -> SoundReport:
     """Write block by block, so that clips of any length fit in memory; the part that is cut off is not decoded."""
     length = None if fixed_s is None else round(fixed_s * rate_hz)
     samples, cut = 0, False
     with wave.open(str(target), "wb") as file:
         file.setparams((1, 2, rate_hz, 0, "NONE", "not compressed"))
-        for block in read_audio_blocks(path, rate_hz):
+        for block in read_audio_blocks(sound, rate_hz):
             used = block if length is None else block[: length - samples]
             if samples + len(used) > MOST_SAMPLES:
-                raise AudioFileError(f"{path} is too long for a wav file at {rate_hz} Hz; cut it, or give a duration")
+                raise AudioFileError(f"{sound} is too long for a wav file at {rate_hz} Hz; cut it, or give a duration")
             # Samples in [-1, 1] become 16-bit whole numbers, little-endian as wav files are.
             file.writeframes(np.clip(np.rint(used * 32768.0), -32768, 32767).astype("<i2").tobytes())
             samples += len(used)

@@ -27,6 +27,7 @@ _PATHS = (
     *("begin_path", "begin_file", "notated_path"),
 )
 _SEVERAL_LABELS = ("labels", "tags", "event_labels")
+_LABELS_OF_EVENTS = ("event_label", "event_labels")
 _LABELS = (
     *("label", "labels", "category", "class", "class_name", "event_label", "event_labels", "species", "common_name"),
     *("primary_label", "annotation", "tag", "tags"),
@@ -39,12 +40,17 @@ _OPTIONAL = {
 _TIMES = (
     *(("start_s", "end_s"), ("start", "end"), ("onset", "offset"), ("onset_s", "offset_s"), ("begin_time", "end_time")),
     *(("start_time", "end_time"), ("start_time_s", "end_time_s"), ("start_sec", "end_sec"), ("begin", "end")),
-    *(("start_ms", "end_ms"), ("onset_ms", "offset_ms")),
+    *(("start_seconds", "end_seconds"), ("start_ms", "end_ms"), ("onset_ms", "offset_ms")),
 )
+_STARTS = (*(start for start, _ in _TIMES if not start.endswith("_ms")), "offset")
+_LENGTHS = ("duration_s", "duration")
+"""A start and a duration are times, too; `offset` is a start where there is no `onset`."""
+_TIMES_OF_EVENTS = frozenset(("start_s", "onset", "onset_s", "onset_ms", "begin_time"))
+"""melmask's own event tables, those of DCASE, and those of Raven; other names are of segments."""
 # A row may be about a part of the sound, or about what is not there; nothing here reads these.
 _MEANINGFUL = frozenset(
     (
-        *("channel", "low_freq", "high_freq", "min_freq", "max_freq", "confidence", "score", "probability"),
+        *("low_freq", "high_freq", "min_freq", "max_freq", "confidence", "score", "probability"),
         *("present", "presence"),
     )
 )
@@ -62,6 +68,7 @@ class Columns:
         values: By meaning: label, group, fold, split, start_s, end_s, as far as the table has them.
         paths: Where each row's file lies.
         several: Whether the label column is one of several labels by its name.
+        events: Whether the names of its columns are those of a table of events, if it has times.
         missing: What to say where a column is needed that is not there, by meaning.
         notes: What was assumed, a line each.
     """
@@ -70,6 +77,7 @@ class Columns:
     values: dict[str, list[str]]
     paths: list[Path]
     several: bool = False
+    events: bool = False
     missing: Callable[[str], str] = field(default=lambda name: f"no column `{name}`", repr=False)
     notes: list[str] = field(default_factory=list)
 
@@ -120,7 +128,7 @@ def read_columns(
     Raises:
         InputError: it cannot be read, its columns cannot be told apart, or its files are not found.
     """
-    sheet = read_sheet(path)
+    sheet = read_sheet(path, options.encoding)
     columns = name_columns(sheet, options, several=several, labels=labels)
     if options.audio_root is not None:
         roots = [options.audio_root]
@@ -143,6 +151,8 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
     found: dict[str, str] = {}
     _find_column(sheet, names, found, "path", options.path_column or _path_key(sheet, names))
     sheet = _used_rows(sheet, names, None if labels else found.get("path"))
+    if labels and sheet.label_track:
+        sheet = _with_text(sheet, names)
     if labels:
         _find_column(sheet, names, found, "label", options.label_column or _label_key(sheet, names, several))
         for name, keys in _OPTIONAL.items():
@@ -155,6 +165,8 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
     notes = [*sheet.notes, *_renaming_notes(sheet, names, found), *notes]
     if unused := [f"`{sheet.header[index]}`" for key, index in names.items() if key in _MEANINGFUL]:
         notes.append(f"has {', '.join(unused)}, which nothing here uses: every row counts in full")
+    if "channel" in names:
+        notes.append(f"has `{sheet.header[names['channel']]}`, which is not used: every row is about all channels")
     paths: list[Path] = []
     if "path" in values:
         check_filled(sheet.path, "path", values["path"])
@@ -170,6 +182,7 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
         values=values,
         paths=paths,
         several=found.get("label") in _SEVERAL_LABELS,
+        events=found.get("label") in _LABELS_OF_EVENTS or not _TIMES_OF_EVENTS.isdisjoint(names),
         missing=lambda name: _missing_text(sheet, name),
         notes=notes,
     )
@@ -198,6 +211,16 @@ def _used_rows(sheet: Sheet, names: _Names, path_key: str | None) -> Sheet:
     return replace(sheet, rows=rows)
 
 
+def _with_text(sheet: Sheet, names: _Names) -> Sheet:
+    """Leave out what a label track marks without saying what it is."""
+    rows = [row for row in sheet.rows if row[names["label"]]]
+    if not rows:
+        raise InputError(f"{sheet.path}: none of its {len(sheet.rows)} labels has a text; write some in Audacity")
+    left_out = len(sheet.rows) - len(rows)
+    notes = [f"leaves out {left_out} labels without text"] if left_out else []
+    return replace(sheet, rows=rows, notes=[*sheet.notes, *notes])
+
+
 def _renaming_notes(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> list[str]:
     own = {("label", "labels"), *((name, name) for name in found)}
     renamed = [f"{name} from `{sheet.header[names[key]]}`" for name, key in found.items() if (name, key) not in own]
@@ -212,6 +235,7 @@ def joined(source: Path, parts: Sequence[Columns]) -> Columns:
         values={name: [value for part in parts for value in part.values[name]] for name in shared},
         paths=[path for part in parts for path in part.paths],
         several=any(part.several for part in parts),
+        events=any(part.events for part in parts),
         missing=parts[0].missing,
         notes=[note for part in parts for note in part.notes],
     )
@@ -272,6 +296,9 @@ def _serves(name: str, key: str, values: Sequence[str]) -> bool:
 def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[str, list[str]], list[str]]:
     """Return start_s and end_s where a pair of columns has them, and notes on times that are not used."""
     pair = next((pair for pair in _TIMES if set(pair) <= set(names)), None)
+    start, length = (next((key for key in keys if key in names), None) for keys in (_STARTS, _LENGTHS))
+    if pair is None and start and length:
+        return _times_by_duration(sheet, names[start], names[length])
     if pair is None:
         lone = [key for key in names if any(key in pair for pair in _TIMES)]
         own = {key: sheet.column(names[key]) for key in lone if key in ("start_s", "end_s")}
@@ -284,33 +311,57 @@ def _times(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> tuple[dict[
     if pair != _TIMES[0]:
         if not any((*starts, *ends)):
             return {}, []
-        if not all(map(_is_time, (*starts, *ends))):
+        if not _are_times((*starts, *ends)):
             return {}, [f"has {written}, which are no times in seconds, so they are not used"]
         if pair == ("begin_time", "end_time") and "file_offset" in names:
             # Raven counts these times over all files of a sequence, and the offset within the row's own file.
             offsets = sheet.column(names["file_offset"])
-            spans = zip(offsets, starts, ends, strict=True)
-            ends = [repr(round(_time(at) + _time(end) - _time(start), 6)) for at, start, end in spans]
+            ends = [_end_in_file(*cells) for cells in zip(offsets, starts, ends, strict=True)]
             starts = offsets
     scale = _MS_PER_S if pair[0].endswith("_ms") else 1.0
     times = {"start_s": [_seconds(cell, scale) for cell in starts], "end_s": [_seconds(cell, scale) for cell in ends]}
     return times, [] if pair == _TIMES[0] else [f"takes {written} for the start and end of each row"]
 
 
+def _times_by_duration(sheet: Sheet, start: int, length: int) -> tuple[dict[str, list[str]], list[str]]:
+    starts, lengths = sheet.column(start), sheet.column(length)
+    written = f"`{sheet.header[start]}` and `{sheet.header[length]}`"
+    if not any(starts):
+        return {}, []
+    if not _are_times(starts) or not _are_times(lengths):
+        return {}, [f"has {written}, which are no times in seconds, so they are not used"]
+    ends = [_end_in_file(at, "0", duration) for at, duration in zip(starts, lengths, strict=True)]
+    return {"start_s": starts, "end_s": ends}, [f"takes {written} for the start and the duration of each row"]
+
+
+def _are_times(cells: Sequence[str]) -> bool:
+    """Whether most cells are numbers; a few others are mistakes, and fail where they are read."""
+    filled = [cell for cell in cells if cell]
+    return sum(map(_is_number, filled)) * 2 >= len(filled)
+
+
 def _seconds(cell: str, scale: float) -> str:
     if not cell or (scale == 1.0 and "," not in cell):
         return cell
-    return repr(_time(cell) / scale) if _is_time(cell) else cell
+    return repr(time_of(cell) / scale) if _is_number(cell) else cell
 
 
-def _is_time(cell: str) -> bool:
+def _end_in_file(offset: str, start: str, end: str) -> str:
+    if not all(map(_is_number, (offset, start, end))):
+        return end
+    return repr(round(time_of(offset) + time_of(end) - time_of(start), 6))
+
+
+def _is_number(cell: str) -> bool:
     try:
-        return not cell or _time(cell) >= 0
+        time_of(cell)
     except ValueError:
         return False
+    return True
 
 
-def _time(cell: str) -> float:
+def time_of(cell: str) -> float:
+    """Return the number in a cell; raise ValueError if there is none."""
     # Programs in many languages write a decimal comma.
     return float(cell.replace(",", "."))
 

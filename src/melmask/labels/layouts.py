@@ -8,7 +8,7 @@ from os.path import commonpath
 from pathlib import Path
 
 from melmask.audio.files import find_audio
-from melmask.audio.folders import SOUND_SUFFIXES
+from melmask.audio.folders import SCANNED_SUFFIXES
 from melmask.errors import InputError
 from melmask.labels.columns import SPLIT_NAMES, Columns, joined, read_columns
 from melmask.labels.options import TableOptions
@@ -22,7 +22,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl")
 _SPEECH_COMMANDS = {"test": "testing_list.txt", "valid": "validation_list.txt"}
 _SAME_SPEAKER = "_nohash_"
 """In Speech Commands, what is before it in a file's name stands for the speaker."""
-_TABLES = (".csv", ".tsv", ".jsonl")
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _MOST_TRIED = 20
 _KNOWN = (
     "class folders, a table, annotations beside sounds, ESC-50, UrbanSound8K, FSD50K, Speech Commands or audiofolder"
@@ -111,7 +111,7 @@ def _joined_splits(folder: Path, parts: Sequence[Path], options: TableOptions, s
 
 def _annotations(folder: Path, options: TableOptions) -> Columns | None:
     """Tables of Raven or Audacity, each beside the sound that it is named after."""
-    sounds = {(path.parent, path.stem) for path in folder.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES}
+    sounds = {(path.parent, path.stem) for path in folder.rglob("*") if path.suffix.lower() in SCANNED_SUFFIXES}
     texts = [
         path
         for path in sorted(folder.rglob("*.txt"))

@@ -18,3 +18,6 @@ class TableOptions:
     """Column with the paths, where melmask does not know its name."""
     label_column: str | None = field(default=None, metadata={"metavar": "NAME"})
     """Column with the labels, where melmask does not know its name or several could be it."""
+    encoding: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Encoding of tables that are not UTF-8, such as cp1250 for Central European or cp1251 for Cyrillic text. The
+    default is cp1252, that of western Windows."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from melmask.audio.folders import SOUND_SUFFIXES
+from melmask.audio.folders import SCANNED_SUFFIXES, SOUND_SUFFIXES
 from melmask.errors import InputError
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -55,13 +55,14 @@ class _Listing:
 
     @cached_property
     def stems(self) -> dict[str, list[str]]:
-        """The sound files of each name without suffix."""
-        found = defaultdict(list)
+        """The sound files of each name without suffix; videos of a name only where it has no other sound."""
+        found: dict[str, list[str]] = defaultdict(list)
+        videos: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self.names):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - on names, by the million
-            if suffix.lower() in SOUND_SUFFIXES:
-                found[_folded(stem)].append(name)
-        return found
+            if suffix.lower() in SCANNED_SUFFIXES:
+                (found if suffix.lower() in SOUND_SUFFIXES else videos)[_folded(stem)].append(name)
+        return {**videos, **found}
 
 
 class _Below:
@@ -116,22 +117,24 @@ class Finder:
         Raises:
             InputError: no file exists at all, or a name could be several files.
         """
-        absolute = {name for name in set(names) if Path(name).is_absolute()}
+        # Names are joined as strings, because making paths of them takes most of the time of a million rows.
+        absolute = {name for name in set(names) if os.path.isabs(name)}  # noqa: PTH117
         relative = [name for name in names if name not in absolute]
         # Absolute paths that all lead nowhere come from another machine, and their ends may be found here.
         foreign = not relative and not any(self._has(name) for name in absolute)
         root = self._root(relative)
+        start = str(root)
         elsewhere: list[tuple[str, Path]] = []
         paths = []
         for name in names:
             inside = name not in absolute
-            written = root / name if inside else Path(name)
-            paths.append(written)
-            if (inside or foreign) and not self._has(str(written)):
+            written = os.path.join(start, name) if inside else name  # noqa: PTH118
+            found = None
+            if (inside or foreign) and not self._has(written):
                 found = self._find(name, [root] if inside else self.roots)
                 if found is not None:
-                    paths[-1] = found
                     elsewhere.append((name, found))
+            paths.append(found or Path(written))
         if not elsewhere:
             return paths, []
         name, found = elsewhere[0]
@@ -169,7 +172,7 @@ class Finder:
     def _find(self, name: str, roots: Sequence[Path]) -> Path | None:
         """Where `name` lies, tried in this order: other spellings, then fewer leading folders, then folders below."""
         drive = _DRIVE.match(name) is not None
-        foreign = drive or Path(name).is_absolute()
+        foreign = drive or os.path.isabs(name)  # noqa: PTH117
         parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".")]
         if not parts or ".." in parts:
             return None
@@ -251,13 +254,13 @@ def sound_of(table: Path) -> Path:
 
 def resolved(paths: Sequence[Path]) -> list[str]:
     """The real path of each, so that two ways to one file are one: links are followed and `..` is taken away."""
-    folders: dict[Path, str] = {}
+    folders: dict[str, str] = {}
     found = []
     for path in paths:
-        folder = path.parent
+        folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
-        own = os.path.join(folders[folder], path.name)  # noqa: PTH118
+        own = os.path.join(folders[folder], name)  # noqa: PTH118
         found.append(os.path.realpath(own) if os.path.islink(own) else own)  # noqa: PTH114
     return found
 

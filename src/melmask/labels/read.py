@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from melmask.audio.folders import SOUND_SUFFIXES
-from melmask.errors import InputError
-from melmask.system.reading import parse_json, read_bytes, reason_of
+from melmask.audio.folders import SCANNED_SUFFIXES
+from melmask.errors import ConfigError, InputError
+from melmask.system.reading import open_file, parse_json, read_bytes, reason_of
 from melmask.system.terminal import note
 
-TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
+_SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
+TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl", ".parquet", *_SPREADSHEETS))
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -38,6 +39,8 @@ _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _NUMBER = re.compile(r"\d+([.,]\d+)?")
 # The two lines that Audacity writes for a label with a frequency range begin with a backslash.
 _FREQUENCY_LINE = "\\"
+_LABEL_TRACK = ["start_s", "end_s", "label"]
+"""The columns of a label track, which has no header of its own."""
 _ZIP = b"PK\x03\x04"
 Row = tuple[int, list[str]]
 """The number of a line and its values."""
@@ -52,6 +55,8 @@ class Sheet:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     """What was assumed, a line each."""
+    label_track: bool = False
+    """Whether it is one of Audacity, whose labels may be without text."""
 
     def column(self, index: int) -> list[str]:
         """The values of one column."""
@@ -69,14 +74,21 @@ def report(path: Path, notes: Iterable[str]) -> None:
         note(f"{path}: {line}")
 
 
-def read_sheet(path: Path) -> Sheet:
+def read_sheet(path: Path, encoding: str | None = None) -> Sheet:
     """Read a table in any of the forms of docs/tables.md.
+
+    Args:
+        path: The table.
+        encoding: Encoding of a text that is not UTF-8; None takes the code page of western Windows.
 
     Raises:
         InputError: there is no such file, it is no text, or its rows do not fit its header.
+        ConfigError: Python knows no such encoding of text.
     """
     notes: list[str] = []
-    text = _text(path, notes)
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return _parquet(path)
+    text = _text(path, notes, encoding)
     if path.suffix.lower() == ".jsonl":
         return _json_lines(path, text)
     rows = [(line, [value.strip() for value in values]) for line, values in _rows(path, text, notes)]
@@ -86,17 +98,19 @@ def read_sheet(path: Path) -> Sheet:
     header = _missing_header(rows, notes)
     if header is None:
         _, header = rows.pop(0)
-    return Sheet(path=path, header=header, rows=_fitted(path, header, rows), notes=notes)
+    track = header == _LABEL_TRACK
+    return Sheet(path=path, header=header, rows=_fitted(path, header, rows), notes=notes, label_track=track)
 
 
-def _text(path: Path, notes: list[str]) -> str:
+def _text(path: Path, notes: list[str], given: str | None) -> str:
+    page = _known(given) if given else _CODE_PAGE
     try:
         content = read_bytes(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a CSV table with `path` and `label`") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({reason_of(error)}); expected a CSV table") from None
-    if content.startswith(_ZIP):
+    if content.startswith(_ZIP) or path.suffix.lower() in _SPREADSHEETS:
         raise InputError(f"{path}: is a spreadsheet file or an archive; save the sheet as CSV in UTF-8")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
     if encoding is None:
@@ -107,13 +121,27 @@ def _text(path: Path, notes: list[str]) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         try:
-            text = content.decode(_CODE_PAGE)
+            text = content.decode(page)
         except UnicodeDecodeError:
-            raise InputError(f"{path}: not a CSV table in UTF-8 ({error}); save it as one") from None
-        notes.append(f"not UTF-8, so it is read as Windows text ({_CODE_PAGE}); save it as UTF-8 if letters look wrong")
+            raise InputError(
+                f"{path}: not a CSV table in UTF-8 ({error}) or {page}; save it as UTF-8, or give --encoding"
+            ) from None
+        if given is None:
+            notes.append(f"not UTF-8, so it is read as Windows text ({page}); give --encoding if letters look wrong")
     if found := _NO_TEXT.search(text):
         raise InputError(f"{path}: not a CSV table in UTF-8 (it holds the byte {ord(found[0])}); save it as one")
     return text
+
+
+def _known(encoding: str) -> str:
+    try:
+        # Python also calls "encodings" what makes bytes of bytes, as base64 does.
+        "".encode(encoding)
+        return encoding
+    except (LookupError, ValueError):
+        raise ConfigError(
+            f"--encoding is {encoding!r}, which is none; give one such as utf-8, cp1250 or cp1251"
+        ) from None
 
 
 def _unmarked(content: bytes) -> str:
@@ -188,8 +216,8 @@ def _missing_header(rows: list[Row], notes: list[str]) -> list[str] | None:
             for line, values in rows
             if values[0] != _FREQUENCY_LINE
         ]
-        return ["start_s", "end_s", "label"]
-    if len(first) <= 2 and Path(first[0].replace("\\", "/")).suffix.lower() in SOUND_SUFFIXES:
+        return _LABEL_TRACK
+    if len(first) <= 2 and Path(first[0].replace("\\", "/")).suffix.lower() in SCANNED_SUFFIXES:
         header = ["path", "label"][: len(first)]
         notes.append(f"has no header, so its columns are taken for {' and '.join(header)}")
         return header
@@ -228,7 +256,35 @@ def _json_lines(path: Path, text: str) -> Sheet:
     return Sheet(path=path, header=header, rows=[[_cell(found.get(name)) for name in header] for found in objects])
 
 
+def _parquet(path: Path) -> Sheet:
+    """Read the columns of text, numbers and lists of text; vectors and embedded sounds say nothing about rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def serves(kind: pa.DataType) -> bool:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return serves(kind.value_type) and not pa.types.is_floating(kind.value_type)
+        return not pa.types.is_nested(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind)
+
+    try:
+        with open_file(path) as file:
+            stored = pq.ParquetFile(file)
+            schema = stored.schema_arrow
+            header = [column.name for column in schema if serves(column.type)]
+            columns = [column.to_pylist() for column in stored.read(columns=header).columns]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = reason_of(error)
+        raise InputError(f"{path}: cannot be read as Parquet ({reason}); write it again, or save it as CSV") from None
+    left_out = [f"`{name}`" for name in schema.names if name not in header]
+    notes = [f"has {', '.join(left_out)}, which hold no text or numbers and are left out"] if left_out else []
+    rows = [list(map(_cell, row)) for row in zip(*columns, strict=True)]
+    if not rows:
+        raise InputError(f"{path}: the table has no rows; expected one row per clip")
+    return Sheet(path=path, header=header, rows=rows, notes=notes)
+
+
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return ";".join(map(_cell, value))
-    return "" if value is None else str(value).strip()
+    # pandas writes what is missing in a column of numbers as NaN.
+    return "" if value is None or value != value else str(value).strip()

@@ -156,7 +156,8 @@ def _check_usable(table: LabelTable, split: Split) -> None:
     """Refuse a split that nothing can be learned or judged from."""
     if len(split.test) == 0:
         raise InputError(f"{split.name} has no rows to test; ask for fewer folds, or choose another scheme")
-    classes = {table.labels[row] for row in split.train}
+    names = table.names
+    classes = {name for row in split.train for name in names[row]}
     if len(classes) < 2:
         raise InputError(
             f"{split.name} trains on {len(classes)} class; expected two or more: "

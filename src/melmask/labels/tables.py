@@ -4,6 +4,7 @@
     multilabel   path,labels                   one row a clip, several labels in a cell, none at all allowed; a column
                                                `label` with several in any row is such a one
     event        path,label,start_s,end_s      one row an event; a clip without events has one row with these empty
+    segments     path,label,start,end          one row a part of a file, which is a clip with one label or several
 
 Each may have the columns `group`, `fold` and `split`; others are ignored. A column without any value counts as absent.
 A `fold` column that holds nothing but split names (train, valid, test) is no fold column: it serves as `split` where
@@ -21,14 +22,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
+from melmask.audio.parts import Sound, sounds_of
 from melmask.errors import InputError
 from melmask.labels.columns import SPLIT_NAMES, Columns, read_columns
 from melmask.labels.layouts import read_folder
 from melmask.labels.options import Kind, TableOptions
 from melmask.labels.paths import resolved
 from melmask.labels.read import report
+from melmask.labels.segments import files_as_groups, has_times, identities, segments_note, sounds_of_rows
 from melmask.system.terminal import note
 
 _SEPARATOR = ";"
@@ -58,6 +61,8 @@ class LabelTable:
         groups: what must not be on both sides of a split (a speaker, a source recording).
         folds: name of the fold each clip is tested in.
         splits: "train", "valid" or "test" for each clip.
+        parts: what of its file each clip is, if the table has times; a path may then occur several times.
+        label_sets: all labels of each clip, if a clip may have several or none; `labels` then has the first of each.
     """
 
     paths: list[Path]
@@ -65,17 +70,38 @@ class LabelTable:
     groups: list[str] | None = None
     folds: list[str] | None = None
     splits: list[str] | None = None
+    parts: list[Sound] | None = None
+    label_sets: list[list[str]] | None = None
+
+    @property
+    def sounds(self) -> list[Sound]:
+        """What each clip is: its file, or a part of it."""
+        return sounds_of(self.paths) if self.parts is None else self.parts
+
+    @property
+    def names(self) -> list[list[str]]:
+        """All labels of each clip."""
+        return [[label] for label in self.labels] if self.label_sets is None else self.label_sets
 
     @property
     def class_names(self) -> list[str]:
         """The distinct labels in order: by value where all are whole numbers, else alphabetical."""
-        return sorted_names(self.labels)
+        return sorted_names([name for names in self.names for name in names])
 
     @property
     def label_indices(self) -> Int64[np.ndarray, " rows"]:
-        """Index into `class_names` of each clip's label."""
-        index_of = {name: index for index, name in enumerate(self.class_names)}
+        """Index of each clip's label, or first label, among those of all clips, in the order of `class_names`."""
+        index_of = {name: index for index, name in enumerate(sorted_names(self.labels))}
         return np.array([index_of[label] for label in self.labels], dtype=np.int64)
+
+    @property
+    def targets(self) -> Bool[np.ndarray, "rows classes"]:
+        """Whether each clip has each label."""
+        index_of = {name: index for index, name in enumerate(self.class_names)}
+        targets = np.zeros((len(self.labels), len(index_of)), dtype=bool)
+        for row, names in enumerate(self.names):
+            targets[row, [index_of[name] for name in names]] = True
+        return targets
 
 
 @dataclass(frozen=True)
@@ -87,7 +113,7 @@ class ClipTable:
         kind: "multiclass", "multilabel" or "event".
         paths: where each clip lies; no path occurs twice.
         targets: each clip's labels, of an event table its events in the table's order.
-        groups, folds, splits: see `LabelTable`.
+        groups, folds, splits, parts: see `LabelTable`.
     """
 
     source: Path
@@ -97,6 +123,12 @@ class ClipTable:
     groups: list[str] | None = None
     folds: list[str] | None = None
     splits: list[str] | None = None
+    parts: list[Sound] | None = None
+
+    @property
+    def sounds(self) -> list[Sound]:
+        """What each clip is: its file, or a part of it."""
+        return sounds_of(self.paths) if self.parts is None else self.parts
 
     @property
     def names(self) -> list[list[str]]:
@@ -113,15 +145,17 @@ class ClipTable:
     def rows(self, keep: Sequence[int]) -> "ClipTable":
         """The clips with these indices."""
         paths, targets = (_taken(column, keep) or [] for column in (self.paths, self.targets))
-        optional = (_taken(column, keep) for column in (self.groups, self.folds, self.splits))
-        return ClipTable(self.source, self.kind, paths, targets, *optional)
+        groups, folds, splits = (_taken(column, keep) for column in (self.groups, self.folds, self.splits))
+        return ClipTable(self.source, self.kind, paths, targets, groups, folds, splits, _taken(self.parts, keep))
 
 
 def keep_rows(table: LabelTable, keep: np.ndarray) -> LabelTable:
     """The rows where `keep` (rows,) bool is true."""
     rows = np.flatnonzero(keep).tolist()
     paths, labels = _taken(table.paths, rows) or [], _taken(table.labels, rows) or []
-    return LabelTable(paths, labels, *(_taken(column, rows) for column in (table.groups, table.folds, table.splits)))
+    groups, folds, splits = (_taken(column, rows) for column in (table.groups, table.folds, table.splits))
+    parts, label_sets = _taken(table.parts, rows), _taken(table.label_sets, rows)
+    return LabelTable(paths, labels, groups, folds, splits, parts, label_sets)
 
 
 def _taken(column: list[T] | None, rows: Sequence[int]) -> list[T] | None:
@@ -137,13 +171,14 @@ def sorted_names(names: Sequence[str]) -> list[str]:
     return sorted(distinct)
 
 
-def read_labels(path: Path, options: TableOptions = TableOptions()) -> LabelTable:
-    """Read a table with one label a clip.
+def read_labels(path: Path, options: TableOptions = TableOptions(), *, several: bool = False) -> LabelTable:
+    """Read a table with one label a clip, or with several if they are allowed.
 
     Args:
         path: The file, or the folder of a data set.
         options: Which columns count, and the folder that relative paths start from. Without it, that is the first of
             the file's folder and that folder's parent under which one of them exists. Absolute paths are kept.
+        several: Whether a cell may hold several labels; else such a table is refused.
 
     Returns:
         The table, rows in the file's order; `val`, `validation` and `dev` are turned into `valid`.
@@ -153,18 +188,20 @@ def read_labels(path: Path, options: TableOptions = TableOptions()) -> LabelTabl
             optional column filled for some rows only, or fewer than two classes.
     """
     columns = _columns(path, options, several=False)
-    others = "melmask make-task, evaluate and finetune take them"
-    if _has_times(columns):
-        raise InputError(
-            f"{columns.source} has events: its rows are parts of files, and here a row is a whole file; {others}"
-        )
-    if (separator := _separator(columns)) is not None:
+    separator = _separator(columns)
+    if separator is not None and not several:
         raise InputError(
             f"{columns.source} has several labels in a cell, separated by {separator!r}, and here each clip has one; "
-            f"{others}"
+            "melmask probe, make-task, evaluate and finetune take them"
         )
-    report(columns.source, columns.notes)
-    return _single_labels(columns)
+    table = _single_labels(columns) if separator is None else _several_labels(columns, separator)
+    table, notes = _with_parts(columns, table)
+    if separator not in (None, _SEPARATOR):
+        notes.append(_separator_note(separator))
+    if table.parts is not None:
+        notes.insert(0, segments_note(table.parts))
+    report(columns.source, [*columns.notes, *notes])
+    return table
 
 
 def read_clips(path: Path, kind: Kind | None = None, options: TableOptions = TableOptions()) -> ClipTable:
@@ -172,7 +209,9 @@ def read_clips(path: Path, kind: Kind | None = None, options: TableOptions = Tab
 
     Args:
         path: The file, or the folder of a data set.
-        kind: How the labels are read; "multiclass" takes a label with a ";" for one.
+        kind: How the labels are read; "multiclass" takes a label with a ";" for one. Rows with times are events if it
+            is "event", else segments. Where it is None, the names of the columns of times decide: those of DCASE,
+            Raven, Audacity and of melmask itself (`start_s`, `end_s`) are events.
         options: Where relative paths start and which columns count, see `read_labels`.
 
     Raises:
@@ -183,29 +222,30 @@ def read_clips(path: Path, kind: Kind | None = None, options: TableOptions = Tab
     notes = list(columns.notes)
     if kind is None:
         several = columns.several or separator is not None
-        kind = "event" if _has_times(columns) else "multilabel" if several else "multiclass"
+        of_clips: Kind = "multilabel" if several else "multiclass"
+        kind = "event" if has_times(columns) and columns.events else of_clips
+        if has_times(columns):
+            notes.append(_kind_note(kind, of_clips))
     targets: list[list[Any]]
     if kind == "multiclass":
-        if _has_times(columns):
-            raise InputError(
-                f"{columns.source} has events: its rows are parts of files, and --kind multiclass takes whole files; "
-                "leave --kind out"
-            )
         table = _single_labels(columns)
         targets = [[label] for label in table.labels]
     elif kind == "multilabel":
         table = _clips(columns)
-        _check_unique(path, table.paths)
+        _check_unique(columns)
         # The semicolon is the documented one; others are a guess.
         if separator not in (None, _SEPARATOR):
-            notes.append(f"holds several labels in a cell, separated by {separator!r}")
+            notes.append(_separator_note(separator))
         targets = [_parts(cell, separator or _SEPARATOR) for cell in columns.needed("label")]
     else:
         table, targets = _events(columns, _clips(columns))
     if not any(targets):
         raise InputError(f"{path}: no clip has a label; expected some, fill the column")
+    if kind != "event":
+        table, added = _with_parts(columns, table)
+        notes += added
     report(columns.source, notes)
-    return ClipTable(path, kind, table.paths, targets, table.groups, table.folds, table.splits)
+    return ClipTable(path, kind, table.paths, targets, table.groups, table.folds, table.splits, table.parts)
 
 
 def judged_tables(
@@ -241,8 +281,23 @@ def _quoted(cell: str) -> list[str]:
     return [single or double for single, double in _IN_LIST.findall(cell)]
 
 
-def _has_times(columns: Columns) -> bool:
-    return not {"start_s", "end_s"}.isdisjoint(columns.values)
+def _kind_note(kind: Kind, of_clips: Kind) -> str:
+    """Say how rows with times are taken, and how they can be taken otherwise."""
+    if kind == "event":
+        return f"takes its rows for events within whole files; with --kind {of_clips} each row is a clip of its own"
+    return "takes each row for a clip of its own; with --kind event the rows are events within whole files"
+
+
+def _with_parts(columns: Columns, table: LabelTable) -> tuple[LabelTable, list[str]]:
+    """Make each row with times a part of its file, and keep the parts of a file together; return notes on both."""
+    sounds = sounds_of_rows(columns)
+    if not any(sound.is_part for sound in sounds):
+        return table, []
+    table, notes = replace(table, parts=sounds), list[str]()
+    if table.groups is None and table.folds is None and table.splits is None:
+        groups, note = files_as_groups(sounds)
+        table, notes = replace(table, groups=groups), notes + [note] * bool(note)
+    return table, notes
 
 
 def _separator(columns: Columns) -> str | None:
@@ -283,12 +338,23 @@ def _clips(columns: Columns) -> LabelTable:
 def _single_labels(columns: Columns) -> LabelTable:
     labels = columns.filled("label")
     table = _clips(columns)
-    _check_unique(columns.source, table.paths)
+    _check_unique(columns)
     if len(set(labels)) < 2:
         raise InputError(
             f"{columns.source}: all {len(labels)} rows have label {labels[0]!r}; expected two or more labels"
         )
     return replace(table, labels=labels)
+
+
+def _separator_note(separator: str | None) -> str:
+    return f"holds several labels in a cell, separated by {separator!r}"
+
+
+def _several_labels(columns: Columns, separator: str) -> LabelTable:
+    _check_unique(columns)
+    label_sets = [_parts(cell, separator) for cell in columns.needed("label")]
+    # Splits spread the first labels evenly, for want of a way to do so for all.
+    return replace(_clips(columns), labels=[(names or [""])[0] for names in label_sets], label_sets=label_sets)
 
 
 def _events(columns: Columns, table: LabelTable) -> tuple[LabelTable, list[list[Any]]]:
@@ -325,11 +391,12 @@ def _event(where: str, label: str, start_s: str, end_s: str) -> Event:
     return Event(label, round(start * 1000, 6), round(end * 1000, 6))
 
 
-def _check_unique(path: Path, paths: list[Path]) -> None:
+def _check_unique(columns: Columns) -> None:
     """Refuse a clip that is listed twice, which could put it on both sides of a split."""
-    seen: set[str] = set()
+    seen: set[tuple[object, ...]] = set()
+    sounds = sounds_of_rows(columns)
     # A set keeps this quick for millions of rows.
-    for clip, real in zip(paths, resolved(paths), strict=True):
-        if real in seen:
-            raise InputError(f"{path}: {clip} is listed twice; keep one row per clip")
-        seen.add(real)
+    for sound, identity in zip(sounds, identities(sounds), strict=True):
+        if identity in seen:
+            raise InputError(f"{columns.source}: {sound} is listed twice; keep one row per clip")
+        seen.add(identity)

@@ -180,6 +180,20 @@ def read_arrays(path: Path, names: Iterable[str]) -> list[np.ndarray]:
         raise DamagedFileError(f"it holds a damaged array ({type(error).__name__})") from None
 
 
+def names_of_arrays(path: Path) -> list[str]:
+    """Return the names of the arrays in an npz file.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedFileError: it is no npz file.
+    """
+    try:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        raise DamagedFileError(f"it is no npz file ({type(error).__name__})") from None
+
+
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
