@@ -7,8 +7,8 @@ former   All threads share every operation, and wait for each other by spinning.
 asleep   The same in the environment that the command `melmask` sets, in which they wait asleep.
 new      In this environment, shares of a batch are computed side by side, as `melmask pretrain` and `embed` do.
 
-Each way is a process of its own, which sleeps while another one is measured. `loops` busy programs of one thread each run
-beside it.
+Each way is a process of its own, which sleeps while another one is measured. Beside it run so many busy `loops`, each a
+program of one thread.
 
 A fair share: the system gives every thread that can run as much time as any other. With t threads of ours and n busy
 loops on t cores, t of t + n threads are ours, so a fair share is the idle rate of the new way times t / (t + n).

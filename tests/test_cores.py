@@ -44,6 +44,7 @@ def test_jobs_share_the_threads_and_give_their_results_in_order(threads, count, 
         assert results[0][2] == threading.get_ident()
         assert len({ident for _, _, ident in results}) == cores.count
         assert torch.get_num_threads() == count
+    assert cores.run([]) == []
     cores.close()
 
 

@@ -57,7 +57,7 @@ class Cores:
         The calling thread runs the first job. Autocast, inference mode and whether gradients are recorded belong to a
         thread, so a job enters them itself. An exception of a job is raised here, when no job runs any more.
         """
-        if self.count == 1 or len(jobs) == 1:
+        if self.count == 1 or len(jobs) <= 1:
             return [self._watch(job) for job in jobs]
         results: dict[int, R] = {}
         # All threads take from one iterator, so a thread that other programs slow down takes fewer jobs.
