@@ -299,14 +299,14 @@ def test_an_index_of_other_columns_is_refused(finished):
 def test_values_in_store_json_that_cannot_be_are_refused_with_its_name(finished, change):
     facts = json.loads((finished / "store.json").read_text())
     (finished / "store.json").write_text(json.dumps(facts | change))
-    with pytest.raises(StoreError, match=r"store.json is damaged; delete it and run melmask prepare again"):
+    with pytest.raises(StoreError, match=r"store.json is damaged \(.+\); delete it and run melmask prepare again"):
         Store(finished)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "melmask-store", "version": 1}', '{"format": "zip"}'])
 def test_a_damaged_store_json_is_refused(finished, content):
     (finished / "store.json").write_text(content)
-    with pytest.raises(StoreError, match=r"store.json is damaged; delete it and run melmask prepare again"):
+    with pytest.raises(StoreError, match=r"store.json is damaged \(.+\); delete it and run melmask prepare again"):
         Store(finished)
 
 
