@@ -159,7 +159,7 @@ def test_zero_neighbours_are_refused():
 
 def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch):
     features, labels = clusters()
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"melmask\[eval\]"):
         linear_probe(features, labels, folds(300))
 
