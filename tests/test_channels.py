@@ -96,7 +96,7 @@ def test_a_store_holds_one_choice_of_channel(stereo):
 def test_a_file_without_the_channel_is_listed(stereo, capsys):
     command = ["prepare", str(stereo / "stereo"), str(stereo / "left.wav"), "--out", str(stereo / "store")]
     assert main([*command, "--channel", "2"]) == 0
-    assert "1 files could not be read" in capsys.readouterr().out
+    assert "1 file could not be read" in capsys.readouterr().out
     assert "left.wav has no channel 2, only 1" in (stereo / "store/failed.csv").read_text(encoding="utf-8")
 
 

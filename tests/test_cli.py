@@ -189,7 +189,7 @@ def test_one_bad_file_is_listed_and_the_others_are_kept(kind, job, sounds, run, 
     bad = write_bad_file(kind, tmp_path)
     out = tmp_path / "x.npz"
     status, text, _ = run("embed", bad, sounds, "--model", job / "run", "--out", out)
-    assert status == 0 and "1 files could not be read" in text
+    assert status == 0 and "1 file could not be embedded" in text
     assert len(np.load(out)["path"]) == 8
     assert bad.name in (tmp_path / "x.npz.failed.csv").read_text()
     status, text, _ = run("prepare", bad, sounds, "--out", tmp_path / "store")

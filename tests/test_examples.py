@@ -43,7 +43,7 @@ def test_groups_stay_together_where_a_validation_set_is_made(tmp_path):
 def test_groups_in_several_parts_are_reported(tmp_path, capsys):
     cells = [(LABELS[i % 2], ("train", "valid", "test")[i // 4], f"g{i % 3 if i < 8 else i}") for i in range(12)]
     parts_of(tmp_path, ("path", "label", "split", "group"), cells)
-    assert "3 groups have clips in several parts of train, valid and test" in capsys.readouterr().err
+    assert "3 groups with clips in several parts of train, valid and test" in capsys.readouterr().err
     parts_of(tmp_path, ("path", "label", "split"), [cell[:2] for cell in cells])
     assert "groups" not in capsys.readouterr().err
 

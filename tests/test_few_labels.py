@@ -209,7 +209,7 @@ def test_the_command_writes_scores_rows_and_a_picture(encoder, tones, tmp_path):
     assert len(rows) == 3 * 2 * 3
     assert (rows[1]["representation"], rows[1]["per_class"], rows[1]["draws"]) == ("log-mel mean+std", "2", "2")
     assert float(rows[2]["accuracy"]) == 1.0 and rows[2]["low_95"] == ""
-    assert "1 files could not be read" in curves_text(report.tasks)
+    assert "1 file could not be used, and left out" in curves_text(report.tasks)
     assert (tmp_path / "out" / "few-labels-tones.png").read_bytes().startswith(b"\x89PNG")
 
 

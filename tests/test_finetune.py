@@ -712,7 +712,7 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     rows = read_table(tmp_path / "x.csv")
     assert "cannot be read as sound" in rows[0]["error"]
     assert (rows[0]["label"], rows[1]["error"]) == ("", "")
-    with pytest.raises(InputError, match="none of the 1 files could be read"):
+    with pytest.raises(InputError, match="none of the 1 files could be labeled"):
         predict_files(classifier, [broken], tmp_path / "y.csv")
     assert list(tmp_path.glob(".y*")) == []
     with pytest.raises(ConfigError, match=r"a file that ends in \.csv, \.jsonl, \.parquet"):
@@ -804,7 +804,7 @@ def test_the_commands(run_folder, table, tmp_path, capsys):
     assert "test  accuracy" in capsys.readouterr().out
     out = tmp_path / "x.csv"
     assert main(["predict", str(table.parent / "0.wav"), "--model", str(tmp_path / "c"), "--out", str(out)]) == 0
-    assert "1 rows of 1 files" in capsys.readouterr().out
+    assert "1 row of 1 file" in capsys.readouterr().out
     assert main(["finetune", str(run_folder), str(tmp_path / "no.csv"), "--out", str(tmp_path / "d")]) == 2
     assert main(["predict", str(table.parent / "0.wav"), "--model", str(run_folder), "--out", str(out)]) == 2
     assert capsys.readouterr().err.count("\n") >= 2

@@ -149,7 +149,7 @@ def test_few_groups_make_a_larger_valid(labelled, tmp_path):
 def test_a_group_that_is_tested_and_trained_on_is_reported(labelled, tmp_path):
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     table = labelled("path,label,group,split", lambda i: [*animals(i), f"g{i % 6}", splits[i]])
-    assert "3 groups are both tested and trained on, because the table says so" in make_task(table, tmp_path).notes
+    assert "3 groups both tested and trained on, because the table says so" in make_task(table, tmp_path).notes
 
 
 @pytest.mark.parametrize("column", ["labels", "label"])
@@ -188,7 +188,7 @@ def test_clips_are_cut_and_padded_at_their_ends(tmp_path, monkeypatch):
     rows = [["a.wav", "x"], ["b.wav", "y"], ["long.wav", "y"]]
     table = write_csv(tmp_path / "t.csv", "path,label", rows)
     report = make_task(table, tmp_path, folds=3, duration_s=0.4, rates_hz=(RATE_HZ,))
-    assert "1 clips were longer than 0.4 s and were cut; 2 were shorter and were padded" in report.notes
+    assert "1 clip cut to 0.4 s, and 2 padded to it" in report.notes
     for name in ("a", "long"):
         (written,) = report.folder.glob(f"8000/*/{name}.wav")
         original = soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0][:3200]
@@ -219,7 +219,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
     (tmp_path / "sounds" / "c06.wav").unlink()
     report = make_task(table, tmp_path)
     assert (report.clips, report.failed) == (10, 2)
-    assert "2 files could not be read and were skipped; failed.csv in the task folder has the reasons" in report.notes
+    assert "2 files could not be read and skipped; failed.csv in the task folder has the reasons" in report.notes
     rows = list(csv.reader((report.folder / "failed.csv").read_text().splitlines()))
     assert [Path(row[0]).name for row in rows] == ["path", "c05.wav", "c06.wav"]
     assert rows[2][1].endswith("does not exist; check the path")

@@ -352,7 +352,7 @@ def test_scores_of_a_task_that_was_replaced_go(tmp_path, capsys):
     finally:
         sys.path.remove(str(tmp_path))
     assert [outcome.column.model for outcome in changed.results] == ["log-mel"]
-    assert "has other labels or sounds than before: 2 scores of it were removed" in capsys.readouterr().err
+    assert "has other labels or sounds than before: 2 scores of it removed" in capsys.readouterr().err
 
 
 def test_a_failure_keeps_the_score_of_an_earlier_call(hear_folder, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ class _Catcher:
             self._told |= {path} if line else set()
         if not known:
             which = " or ".join(map(str, [path, *others]))
-            note(f"{which}: damaged within, which the decoder passes over ({line})")
+            note(f"{which}: damaged within (the decoder writes: {line})")
 
     def _begin(self) -> None:
         # The process may have been started without standard error, and a full disk has no room for temporary files.

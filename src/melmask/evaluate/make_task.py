@@ -272,9 +272,9 @@ def _leak_notes(folder: Path) -> tuple[str, ...]:
     leaks = find_leaks(read_task(folder))
     notes = []
     if leaks.groups:
-        notes.append(f"{leaks.groups} groups are both tested and trained on, because the table says so")
+        notes.append(f"{counted(leaks.groups, 'group')} both tested and trained on, because the table says so")
     if leaks.files:
-        notes.append(f"{leaks.files} sounds are both tested and trained on")
+        notes.append(f"{counted(leaks.files, 'sound')} both tested and trained on")
     return tuple(notes)
 
 
@@ -287,7 +287,7 @@ def _length_notes(written: list[SoundReport], fixed_s: float | None) -> list[str
     padded = sum(fixed_s - clip.sound_s > 0.01 for clip in written)
     if not cut and not padded:
         return []
-    return [f"{cut} clips were longer than {fixed_s:g} s and were cut; {padded} were shorter and were padded"]
+    return [f"{counted(cut, 'clip')} cut to {fixed_s:g} s, and {padded} padded to it"]
 
 
 def _absence_notes(table: ClipTable, division: Division) -> list[str]:
