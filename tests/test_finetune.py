@@ -259,8 +259,7 @@ def test_layers_below_learn_more_slowly(encoder):
     network = training.network
     shares = {id(p): group["share"] for group in training.optimizer.param_groups for p in group["params"]}
     depth = encoder.card.model.depth
-    assert shares[id(network.head.linear.weight)] == 0.1
-    assert shares[id(network.encoder.norm.weight)] == 1
+    assert shares[id(network.head.linear.weight)] == 1
     assert shares[id(network.encoder.blocks[depth - 1].mlp.fc1.weight)] == 0.5
     assert shares[id(network.encoder.blocks[0].mlp.fc1.weight)] == 0.5**depth
     assert shares[id(network.encoder.patch_embed.weight)] == 0.5 ** (depth + 1)
