@@ -300,12 +300,22 @@ def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, s
     np.testing.assert_array_equal(tuned, melmask.load(run_folder, "cpu").embed(audio, RATE_HZ).scene)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_training(run_folder, table, tmp_path, monkeypatch):
-    scores = iter([0.1, 0.2, 0.9, 0.5, 0.9, 0.1, 0.3])
-    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(scores))
-    found = tune(run_folder, table, tmp_path, "patience_epochs=3")
-    assert found.epoch == 2
-    assert len(metrics_of(tmp_path)) == 6
+@pytest.mark.parametrize(
+    ("scores", "best", "epochs"),
+    [
+        # Three epochs after the best one, training ends.
+        ([0.1, 0.2, 0.9, 0.5, 0.9, 0.1, 0.3], 2, 5),
+        # As long as the probe is best, three epochs after half of the eight.
+        ([0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0], 0, 7),
+    ],
+)
+def test_the_best_epoch_is_kept_and_patience_ends_training(
+    run_folder, table, tmp_path, monkeypatch, scores, best, epochs
+):
+    left = iter(scores)
+    monkeypatch.setattr(training_module, "validation_score", lambda *_: next(left))
+    assert tune(run_folder, table, tmp_path, "patience_epochs=3").epoch == best
+    assert len(metrics_of(tmp_path)) == 1 + epochs
 
 
 # The job.

@@ -32,10 +32,7 @@ class FinetuneConfig:
     batch_size: int = 64
     """Clips per step."""
     learning_rate: float = 1e-3
-    """Peak rate of the final norm; it falls to zero along a half-cosine."""
-    head_share: float = 0.1
-    """The weights of the head learn at this share of that rate. They begin as a linear probe, which large steps in
-    hundreds of dimensions would undo before the encoder has learned anything."""
+    """Peak rate of the head and the final norm; it falls to zero along a half-cosine."""
     layer_decay: float = 0.75
     """Each block learns at this share of the rate of the block above it (BEiT, arXiv 2106.08254)."""
     weight_decay: float = 0.05
@@ -73,7 +70,6 @@ class FinetuneConfig:
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; give 0 or more")
         for name in ("patch_dropout", "label_smoothing"):
             _check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; give a share from 0 to below 1")
-        _check(0 < self.head_share <= 1, f"head_share is {self.head_share}; give a share above 0, at most 1")
         _check(0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; give a share above 0, at most 1")
         _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to below 2 ** 63")
         _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; give a positive rate")

@@ -233,9 +233,7 @@ class Finetuning:
         return [
             {
                 "params": parameters,
-                # The only matrix of the last level is that of the head.
-                "share": self.config.layer_decay ** (depth + 1 - level)
-                * (self.config.head_share if matrix and level == depth + 1 else 1.0),
+                "share": self.config.layer_decay ** (depth + 1 - level),
                 "weight_decay": self.config.weight_decay if matrix else 0.0,
             }
             for (level, matrix), parameters in groups.items()
