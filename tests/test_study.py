@@ -24,6 +24,7 @@ from melmask.study import study as work
 from melmask.study.description import BUNDLED, read_study, study_from
 from melmask.study.effects import effects_of, summary
 from melmask.study.judging import TaskScore, rows_of
+from melmask.study.options import StudyOptions
 from melmask.study.outcomes import Outcome, read_begun, run_folder, write_outcome, write_study
 from melmask.study.results import read_results, write_tables
 from melmask.study.settings import points_of, pretrain_settings, runs_of
@@ -253,6 +254,16 @@ def test_shards_and_a_killed_study_give_one_result(toy, tmp_path, capsys):
     assert all(np.isfinite(row["score"]) for row in rows if row["status"] == "done")
     done = [json.loads(path.read_bytes()) for path in tmp_path.glob("*/runs/*/outcome.json")]
     assert sorted(one["steps"] for one in done) == [0, 3, 3]
+
+
+def test_a_stopped_run_has_not_failed(toy, tmp_path, monkeypatch, capsys):
+    study = read_study(str(toy))
+    statuses = iter([128 + signal.SIGTERM, -signal.SIGKILL])
+    monkeypatch.setattr(work, "do_runs", lambda _, runs, *rest: [rest[-1](name, next(statuses)) for name in runs])
+    results = work.run_study(study, tmp_path, StudyOptions(), Pages(str, str))
+    assert [run.name for run, _ in results.failed()] == ["ratio-0.75-seed-0", "ratio-1.5-seed-0"]
+    assert "ratio-0.5-seed-0 was stopped; run the study again" in capsys.readouterr().err
+    assert "ended by signal 9, perhaps for lack of memory" in results.failed()[0][1]
 
 
 def test_ray_does_the_runs_of_a_study(monkeypatch, tmp_path):

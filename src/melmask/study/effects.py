@@ -130,7 +130,7 @@ def _sentences(results: Results) -> Iterator[str]:
     failed = {run.point.name for run, _ in results.failed()}
     if failed:
         what = f"{len(failed)} of {len(results.points)} settings failed, in part or as a whole"
-        yield f"{what}: {', '.join(sorted(failed))}."
+        yield f"{what}: {'; '.join(sorted(failed))}."
     if not results.study.labels:
         yield "There are no labeled tables, so no setting is chosen: losses of different targets do not compare."
         return

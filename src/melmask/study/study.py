@@ -1,5 +1,6 @@
 """The work of `melmask study`: prepare what the runs share, do the runs that are left, and collect what they found."""
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from melmask.study.outcomes import STORES, Final, Outcome, run_folder, write_fin
 from melmask.study.results import Results, read_results, write_tables
 from melmask.study.settings import Run, digest_of, runs_of
 from melmask.study.side_by_side import do_runs
-from melmask.study.worker import EXIT_BUSY, settings_of
+from melmask.study.worker import EXIT_BUSY, EXIT_SIGNAL, settings_of
 from melmask.system.extras import require
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import available_cores
@@ -128,7 +129,7 @@ class _Progress:
         """Say what will be done."""
         self._total = self._left = left
         study, settings = self._study, len({run.point.name for run in self._runs.values()})
-        _say(f"{settings} settings x {len(study.seeds)} seeds; {runs} runs here, {left} of them left")
+        _say(f"settings: {settings}; seeds: {len(study.seeds)}; runs here: {runs}, of which {left} are left")
         if study.minutes and left:
             about_s = 60 * study.minutes * left / study.side_by_side
             _say(f"the training takes about {duration_text(about_s)}; judging comes on top")
@@ -148,6 +149,9 @@ class _Progress:
         run, path = self._runs[name], run_folder(self._folder, name)
         if status == EXIT_BUSY:
             _say(f"{name} is left out: another process works on it")
+            return
+        if status > EXIT_SIGNAL or status in (-signal.SIGTERM, -signal.SIGINT):
+            _say(f"{name} was stopped; run the study again to resume it")
             return
         results = read_results(self._study, self._folder, self._merged)
         outcome = results.outcomes.get(name)

@@ -30,7 +30,7 @@ from melmask.train.record import read_metrics
 from melmask.train.resume import resolve_config
 
 EXIT_BUSY = 3
-_EXIT_SIGNAL = 128
+EXIT_SIGNAL = 128
 _LOOK_S = 1.0
 
 
@@ -54,7 +54,7 @@ def main(study_folder: str, name: str, threads: str) -> int:
         reason = str(error) if isinstance(error, MelmaskError) else f"{type(error).__name__}: {error}"
         outcome = Outcome(setting=planned.point.name, seed=planned.seed, status="failed", reason=reason)
     if isinstance(outcome, int):
-        return _EXIT_SIGNAL + outcome
+        return EXIT_SIGNAL + outcome
     write_outcome(run, outcome)
     return 0
 
@@ -111,7 +111,7 @@ def _end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK_S)
         # The run resumes from its snapshot, as after any kill.
-        os._exit(_EXIT_SIGNAL + 1)
+        os._exit(EXIT_SIGNAL + 1)
 
     threading.Thread(target=watch, daemon=True).start()
 
