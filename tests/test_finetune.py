@@ -792,7 +792,7 @@ def test_what_failed_is_tried_again_and_other_jobs_failures_are_not_counted(trai
     )
     for damaged in ("no journal\n", *(f"{head}\n{line}\n" for line in strange)):
         journal.write_text(damaged)
-        assert predict_files(classifier, [good, bad], out) == (1, 1, 2)
+        assert predict_files(classifier, [good, bad], out)[:3] == (1, 1, 2)
 
 
 # The command line.
