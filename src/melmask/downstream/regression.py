@@ -19,7 +19,7 @@ from torch import Tensor
 
 from melmask.labels.options import Kind
 
-TOLERANCE = 1e-6
+TOLERANCE = 3e-7
 """A fit ends when a Newton step would lower its loss by less than this share. With 1920 features of trained networks
 the accuracy is then within 0.001 of the exact optimum's; the gradient tells much less (docs/log.md)."""
 _NEWTON_STEPS = 40
