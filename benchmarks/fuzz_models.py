@@ -31,8 +31,8 @@ MEMORY_BYTES = 8 << 30
 """Of addresses; PyTorch alone takes three gigabytes."""
 LIMIT_S = 120.0
 TOY = [
-    *("model.width=16", "model.depth=1", "model.heads=2", "model.frames=64", "model.decoder_width=8"),
-    *("model.decoder_depth=1", "model.decoder_heads=2", "data.batch_size=4", "optimizer.steps=3"),
+    *("model.width=64", "model.depth=1", "model.heads=1", "model.frames=64", "model.decoder_width=64"),
+    *("model.decoder_depth=1", "model.decoder_heads=1", "data.batch_size=4", "optimizer.steps=3"),
     *("optimizer.warmup_steps=1", "run.log_interval_steps=1", "run.picture_interval_steps=0", "hardware.device=cpu"),
     *("hardware.precision=fp32", "hardware.threads=1", "hardware.readers=1"),
 ]
@@ -45,6 +45,7 @@ NASTY = [
     '{"label": "low", "start": 0, "end": 1e300}',
 ]  # fmt: skip
 EVALUATE = ["evaluate", "--model", "model", "--tasks", "tasks", "--protocol", "knn", "--out"]
+EPOCHS = ["epochs=2", "batch_size=4"]
 # Kind of file, the files of it that are damaged, and the command that reads them, in a copy of the folder.
 COMMANDS = {
     "model": ("model/*", ["embed", "sounds", "--model", "model", "--out", "new.parquet"]),
@@ -52,7 +53,7 @@ COMMANDS = {
     "store": ("store/*", ["pretrain", "store", "--out", "new", *TOY]),
     "store, prepared again": ("store/*", ["prepare", "sounds", "--out", "store"]),
     "classifier": ("classifier/classifier/*", ["predict", "sounds", "--model", "classifier", "--out", "new.csv"]),
-    "fine-tuning": ("classifier/*.*", ["finetune", "run", "sounds/labels.csv", "--out", "classifier", "epochs=2"]),
+    "fine-tuning": ("classifier/*.*", ["finetune", "run", "sounds/labels.csv", "--out", "classifier", *EPOCHS]),
     "table": ("table.parquet", ["embed", "sounds", "--model", "model", "--out", "table.parquet"]),
     "npz": ("table.npz", ["embed", "sounds", "--model", "model", "--out", "table.npz", "--frames"]),
     "parts": ("half.parquet.parts/*", ["embed", "sounds", "--model", "model", "--out", "half.parquet"]),
@@ -90,7 +91,7 @@ def make_files() -> None:
     melmask("prepare", "sounds", "--out", "store")
     melmask("pretrain", "store", "--out", "run", *TOY, "run.max_minutes=0.00001")
     shutil.copytree(next(Path("run/checkpoints").iterdir()), "model")
-    melmask("finetune", "run", "sounds/labels.csv", "--out", "classifier", "epochs=2", "batch_size=4")
+    melmask("finetune", "run", "sounds/labels.csv", "--out", "classifier", *EPOCHS)
     melmask("embed", "sounds", "--model", "model", "--out", "table.parquet")
     melmask("embed", "sounds", "--model", "model", "--out", "table.npz", "--frames")
     melmask("make-task", "sounds/labels.csv", "--out", "tasks", "--name", "toy")
@@ -284,15 +285,16 @@ def main() -> int:
     options = parser.parse_args()
     chance, counts = random.Random(options.seed), collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as place:
-        good = Path(place) / "good"
-        good.mkdir()
-        with contextlib.chdir(good), contextlib.redirect_stdout(sys.stderr):
+        # Some jobs belong to a folder, so that every copy lies where the good files were made.
+        good, folder = Path(place) / "good", Path(place) / "files"
+        folder.mkdir()
+        with contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
             make_files()
+        folder.replace(good)
         worker, slowest = Worker(), (0.0, "")
         for number in range(options.files):
             kind = options.only or chance.choice(list(COMMANDS))
             pattern, words = COMMANDS[kind]
-            folder = Path(place) / f"{number:05d}"
             shutil.copytree(good, folder)
             files = sorted(path for part in pattern.split() for path in folder.glob(part) if path.is_file())
             path = chance.choice(files)
@@ -304,7 +306,7 @@ def main() -> int:
             if outcome not in ("result", "refused"):
                 print(f"{number} {kind}, {path.relative_to(folder)}: {outcome}", flush=True)
                 if options.keep:
-                    shutil.copytree(folder, options.keep / folder.name, dirs_exist_ok=True)
+                    shutil.copytree(folder, options.keep / f"{number:05d}", dirs_exist_ok=True)
             shutil.rmtree(folder)
         worker.end()
     for kind, outcomes in counts.items():
