@@ -234,8 +234,8 @@ READERS = {
     **dict.fromkeys(("torch.load", "safe_open", "load_file"), "checkpoint/weights.py"),
     **dict.fromkeys(("pq.read_table", "pq.read_metadata"), "none: pq.ParquetFile takes what open_file gives"),
 }
-# Files of the operating system, or that the same command has just written.
-MAY_READ = ("system/memory.py", "system/reading.py")
+# Files of the operating system, and of melmask's own package.
+MAY_READ = ("system/memory.py", "system/reading.py", "study/description.py")
 
 
 def test_files_are_read_by_the_functions_that_expect_anything():

@@ -34,7 +34,8 @@ from melmask.evaluate.results import read_report, saved_split
 from melmask.evaluate.tasks import read_task
 from melmask.labels.read import read_sheet
 from melmask.models.network import build_network
-from melmask.system.reading import DamagedFileError, parse_json, read_arrays
+from melmask.system.arrays import read_arrays
+from melmask.system.reading import DamagedFileError, parse_json
 from melmask.train.record import RunNumbers, read_events, read_metrics, read_record, read_run_file
 
 FILES = Path(__file__).parent / "reference" / "files-0.1.0"

@@ -18,14 +18,14 @@ def parts_of(folder, header, cells, fold=""):
         (folder / f"{i}.wav").touch()
     table = write_table(folder, [header, *((f"{i}.wav", *own) for i, own in enumerate(cells))])
     files = table_examples(table, 0, FinetuneOptions(fold=fold))
-    assert [path.stem for path in files.paths] == [str(i) for i in range(len(cells))]
+    assert [sound.path.stem for sound in files.sounds] == [str(i) for i in range(len(cells))]
     return files.parts
 
 
 def test_folds_of_a_table_and_of_a_task(tmp_path):
     task = read_task(write_fold_task(tmp_path, folds=4))
     examples = task_examples(task, "fold02")
-    parts = {path.parent.name: part for path, part in zip(examples.paths, examples.parts, strict=True)}
+    parts = {sound.path.parent.name: part for sound, part in zip(examples.sounds, examples.parts, strict=True)}
     assert parts == {"fold02": "test", "fold03": "valid", "fold00": "train", "fold01": "train"}
     with pytest.raises(InputError, match="--fold is 'x'; pitches-v1-full has fold00, fold01"):
         task_examples(task, "x")

@@ -13,6 +13,7 @@ from hear_folders import write_fold_task
 
 import melmask
 from melmask.audio.files import find_audio
+from melmask.audio.parts import Sound
 from melmask.classifier.finetune import finetune
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.classifier.predictions import Prediction, write_predictions
@@ -141,7 +142,7 @@ def test_a_csv_gives_back_what_was_written_and_there_is_one_writer(tmp_path):
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == cells
     rows = [(path, Prediction(label=f"={path.name}", probability=1.0)) for path in (tmp_path / "-1.wav", Path("@.wav"))]
-    write_predictions(tmp_path / "p.csv", rows, events=False)
+    write_predictions(tmp_path / "p.csv", [(Sound(path), row) for path, row in rows], events=False)
     for path, _ in rows:
         (tmp_path / path).touch()
     assert read_labels(tmp_path / "p.csv").class_names == ["=-1.wav", "=@.wav"]

@@ -104,10 +104,10 @@ def test_each_row_has_an_embedding(encoder, table, tmp_path, name):
 def test_tables_of_whole_files_have_no_times_and_other_segments_are_another_job(encoder, table, tmp_path):
     out, path = tmp_path / "x.parquet", table.parent / "a.wav"
     embed_table(encoder, [path], out)
-    assert pq.read_schema(out).names == ["path", "duration_s", "scene"]
+    assert pq.read_schema(out).names == ["path", "duration_s", "scene", "note"]
     assert "segments" not in pq.read_schema(out).metadata[b"melmask"].decode()
     embed_table(encoder, [Sound(path, 0.0, 1.0)], out)
-    assert pq.read_schema(out).names == ["path", "start_s", "end_s", "duration_s", "scene"]
+    assert pq.read_schema(out).names == ["path", "start_s", "end_s", "duration_s", "scene", "note"]
     digests = {
         table_settings(encoder, [sound], FeatureChoice()).files_sha256
         for sound in (Sound(path), Sound(path, 0.0, 1.0), Sound(path, 0.0, 2.0), Sound(path, 1.0))
@@ -143,7 +143,7 @@ def classifier(encoder):
 def test_each_row_has_a_prediction_whose_times_are_those_of_the_file(classifier, table, tmp_path, events):
     sounds, out = find_sounds([table]), tmp_path / "p.csv"
     report = predict_files(classifier, sounds, out, PredictOptions(events=events))
-    assert (report.files, report.failed) == (4, 3) and "was shortened" in report.note
+    assert (report.files, report.failed) == (4, 3) and "was shortened" in "".join(report.notes)
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     good = [row for row in rows if not row["error"]]

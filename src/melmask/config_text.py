@@ -16,6 +16,7 @@ from operator import getitem
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from melmask.errors import ConfigError
+from melmask.system.reading import parse_json
 
 C = TypeVar("C")
 
@@ -157,8 +158,8 @@ def _unknown(path: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 def _parsed(path: str, kind: Any, text: str) -> Any:
     if get_origin(kind) is tuple:
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
+            return parse_json(text)
+        except ValueError:
             raise ConfigError(f"{path} is {text!r}; expected {kind_name(kind)}, as JSON") from None
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"

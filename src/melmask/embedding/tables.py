@@ -39,13 +39,12 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
+from melmask.system.arrays import names_of_arrays, read_arrays
 from melmask.system.files import atomic_write, claimed, ensure_folder, remove_partial, write_csv, write_json
 from melmask.system.reading import (
     DamagedFileError,
-    names_of_arrays,
     open_file,
     parse_json,
-    read_arrays,
     read_json_object,
     reason_of,
 )

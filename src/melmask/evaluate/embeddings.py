@@ -18,9 +18,10 @@ from melmask.errors import InputError
 from melmask.evaluate.models import Client
 from melmask.evaluate.tasks import Task
 from melmask.labels.tables import Event
+from melmask.system.arrays import read_arrays
 from melmask.system.files import atomic_write
 from melmask.system.progress import track
-from melmask.system.reading import DamagedFileError, open_file, read_arrays, reason_of
+from melmask.system.reading import DamagedFileError, open_file, reason_of
 
 # An interruption costs one part at most. Event clips have a vector for each step, so a part has fewer of them.
 _SCENES_PER_PART, _EVENT_CLIPS_PER_PART = 512, 32

@@ -20,12 +20,12 @@ from melmask.downstream.metrics import higher_is_better
 from melmask.errors import InputError
 from melmask.evaluate.records import Column, Failure, ModelFacts, Outcome, Report, Score, Split, TaskFacts, finite
 from melmask.evaluate.tasks import LAST_EVENT_MS
+from melmask.system.arrays import read_arrays
 from melmask.system.files import atomic_write, write_csv, write_json
 from melmask.system.reading import (
     LARGE_FILE_BYTES,
     DamagedFileError,
     parse_json,
-    read_arrays,
     read_json,
     read_json_object,
     reason_of,

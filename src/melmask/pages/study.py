@@ -26,6 +26,7 @@ from melmask.study.effects import PROBES, Effect, effects_of, summary
 from melmask.study.outcomes import Outcome
 from melmask.study.results import Results
 from melmask.study.settings import Point, Run, axis_text, reference_of
+from melmask.system.reading import read_bytes
 from melmask.train.health import number_text
 from melmask.train.record import PICTURES, RunNumbers, Series
 
@@ -231,7 +232,7 @@ def _pictures(results: Results) -> Iterable[Shown]:
             continue
         link = _link(results, found[-1])
         try:
-            content = found[-1].read_bytes() if found[-1].stat().st_size <= room else b""
+            content = read_bytes(found[-1]) if found[-1].stat().st_size <= room else b""
         except OSError:
             continue
         room -= len(content)
