@@ -12,7 +12,7 @@ from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
 
 
 def embed_clips(
-    encoder: AudioEncoder, clips: Sequence[tuple[Any, float]], choice: FeatureChoice, *, keep_frames: bool
+    encoder: AudioEncoder, clips: Sequence[tuple[Any, int | float]], choice: FeatureChoice, *, keep_frames: bool
 ) -> list[ClipVectors]:
     """Embed clips, each (array (samples,), rate in Hz); return what gives their scene and frame vectors.
 

@@ -99,7 +99,7 @@ class MtebModel:
 
         return pairwise_cos_sim(embeddings1, embeddings2)
 
-    def _clip(self, item: Any, label: str) -> tuple[np.ndarray, float]:
+    def _clip(self, item: Any, label: str) -> tuple[np.ndarray, int | float]:
         """Return (samples,) and the rate of what mteb passes as a clip: a dictionary, or a decoder that acts like one.
 
         Raises:
