@@ -276,7 +276,7 @@ def test_text_files_are_opened_with_an_encoding():
         (r"torch\.distributed", {"train/engine.py", "train/processes.py"}),
         (
             r"os\.environ|os\.getenv",
-            {"adapters/hear.py", "system/hardware.py", "system/environment.py", "train/processes.py"},
+            {"adapters/environment.py", "system/hardware.py", "system/environment.py", "train/processes.py"},
         ),
         # Conversions between samples, frames and ms are made in one place.
         (r"\.hop_samples", {"config.py", "geometry.py", "audio/logmel.py", "embedding/export.py"}),

@@ -7,16 +7,14 @@ vectors; by default it is the longest hop up to HEAR's 50 ms that the model's pa
 layer, `MELMASK_POOLING` the pooling over frequency, and `MELMASK_SCENE` the pooling over time.
 """
 
-import os
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from melmask.adapters.environment import model_from_environment
 from melmask.checkpoint.folder import ModelCard
 from melmask.embedding.choice import FeatureChoice, hops_ms
-from melmask.embedding.encoder import AudioEncoder, load
-from melmask.errors import CheckpointError, ConfigError
+from melmask.embedding.encoder import AudioEncoder
 
 _LONGEST_HOP_MS = 50.0
 _CLIPS_TOGETHER = 64
@@ -44,19 +42,7 @@ def load_model(model_file_path: str = "") -> HearModel:
         CheckpointError: there is no path, or no model that can be loaded.
         ConfigError: an environment variable has a value that cannot be used.
     """
-    path = model_file_path or os.environ.get("MELMASK_MODEL", "")
-    if not path:
-        raise CheckpointError("no model given; pass its path to load_model or set MELMASK_MODEL")
-    layer = _number("MELMASK_LAYER", 0.0)
-    if not layer.is_integer():
-        raise ConfigError(f"MELMASK_LAYER is {layer:g}; give a whole number")
-    choice = FeatureChoice(
-        layers=(int(layer),) if layer else (),
-        pooling=os.environ.get("MELMASK_POOLING", "concat"),
-        scene=os.environ.get("MELMASK_SCENE", "mean"),
-        hop_ms=_number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None,
-    )
-    return hear_model(load(path), choice)
+    return hear_model(*model_from_environment(model_file_path))
 
 
 def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -> HearModel:
@@ -94,11 +80,3 @@ def get_timestamp_embeddings(
     frames = torch.cat([torch.from_numpy(part.frames) for part in parts])
     times_ms = torch.from_numpy(parts[0].times_ms).float().expand(len(frames), -1)
     return frames.to(audio.device), times_ms.to(audio.device)
-
-
-def _number(variable: str, default: float) -> float:
-    text = os.environ.get(variable, "")
-    try:
-        return float(text) if text else default
-    except ValueError as error:
-        raise ConfigError(f"{variable} is {text!r}; give a number") from error

@@ -14,6 +14,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "wandb": {"wandb": "wandb"},
     "hub": {"huggingface_hub": "huggingface_hub"},
     "ray": {"ray": "ray"},
+    "mteb": {"mteb": "mteb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 """By extra of melmask: the modules that are imported, and the library that each one belongs to."""

@@ -1,0 +1,37 @@
+"""Clips of different lengths and rates, embedded together: what benchmarks pass, on melmask's one inference path."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from melmask.embedding.assemble import ClipVectors
+from melmask.embedding.choice import FeatureChoice
+from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
+
+
+def embed_clips(
+    encoder: AudioEncoder, clips: Sequence[tuple[Any, int | float]], choice: FeatureChoice, *, keep_frames: bool
+) -> list[ClipVectors]:
+    """Embed clips, each (array (samples,), rate in Hz); return what gives their scene and frame vectors.
+
+    No clip is padded to the length of another one. Units of equal length are encoded together, whatever clip they come
+    from, so a clip's vectors do not depend on the others, except for rounding.
+
+    Raises:
+        InputError: an array is empty, not finite, of another shape or type, or has no rate.
+        ConfigError: the model has no such layer, pooling or hop.
+    """
+    # The scene vector comes from the unshifted pass, which is all that a hop of a whole patch needs.
+    choice = (choice if keep_frames else choice.changed(hop_ms=None)).check(encoder.card.model, encoder.card.front_end)
+    grid = encoder.step_grid(choice)
+    made = [ClipVectors(grid, keep_frames, choice.scene) for _ in clips]
+
+    def pieces() -> Iterator[Iterable[tuple[int, Tensor]]]:
+        for array, rate_hz in clips:
+            logmel = torch.from_numpy(encoder.logmel(array, rate_hz)[0]).to(encoder.device)
+            yield encoder.segments_of([logmel], grid)
+
+    encoder.fill(made, pieces(), choice, FRAMES_TOGETHER)
+    return made
