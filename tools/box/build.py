@@ -7,6 +7,7 @@ SHARED holds the folders `corpus` and `audio` that sources.csv describes. OUT ge
     train.csv        the clips to train on: path (from SHARED), label (the kind of sound), source, group, seconds
     held-out.csv     the clips that are never trained on: whole sources, and the speakers that sources.csv names
     ATTRIBUTION.csv  every clip of train.csv with its author where known, its origin, its license and its seconds
+    HOLDERS.csv      the sources whose authors are too many for each row of ATTRIBUTION.csv, with all of them
     store            the log-mels of train.csv, by `melmask prepare`
     run              the model, by `melmask pretrain`, which gets all further words of the command
 
@@ -30,6 +31,8 @@ from melmask.recipes import recipe
 from melmask.system.files import write_csv
 from melmask.system.terminal import counted, note, say
 
+_LONGEST_AUTHOR = 120
+"""Characters of the authors in a row of ATTRIBUTION.csv; longer lists are in HOLDERS.csv."""
 SOURCES = Path(__file__).with_name("sources.csv")
 ALLOWED = {
     "CC0": "CC0-1.0",
@@ -96,7 +99,7 @@ def build(options: argparse.Namespace, training: list[str]) -> None:
         rows = [(c.path, c.kind, c.source, c.group, c.seconds) for c in chosen]
         write_csv(options.out / f"{name}.csv", [("path", "label", "source", "group", "seconds"), *rows])
         say(f"{options.out / name}.csv: {counted(len(chosen), 'clip')}, {summary(chosen)}")
-    write_attribution(options.out / "ATTRIBUTION.csv", tables["train"])
+    write_attribution(options.out, tables["train"])
 
     melmask = [sys.executable, "-m", "melmask"]
     store, shared = options.out / "store", options.shared.resolve()
@@ -178,11 +181,17 @@ def summary(clips: list[Clip]) -> str:
     return f"{sum(hours.values()):.2f} h ({kinds})"
 
 
-def write_attribution(path: Path, clips: list[Clip]) -> None:
-    """Write one row for each clip."""
+def write_attribution(folder: Path, clips: list[Clip]) -> None:
+    """Write one row for each clip to ATTRIBUTION.csv, and one for each source with many authors to HOLDERS.csv."""
+    many = {clip.source: (clip.origin, clip.author) for clip in clips if len(clip.author) > _LONGEST_AUTHOR}
     header = ("path", "kind", "source", "original_name", "author", "origin", "license", "seconds")
-    rows = ((c.path, c.kind, c.source, c.original_name, c.author, c.origin, c.license, c.seconds) for c in clips)
-    write_csv(path, [header, *rows])
+    rows = []
+    for c in clips:
+        author = f"{c.author.split(';')[0]} and others, see HOLDERS.csv" if c.source in many else c.author
+        rows.append((c.path, c.kind, c.source, c.original_name, author, c.origin, c.license, c.seconds))
+    write_csv(folder / "ATTRIBUTION.csv", [header, *rows])
+    holders = ((source, *facts) for source, facts in sorted(many.items()))
+    write_csv(folder / "HOLDERS.csv", [("source", "origin", "authors"), *holders])
 
 
 def _group(source: dict[str, str], original: str) -> str:

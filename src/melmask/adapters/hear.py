@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from melmask.checkpoint.folder import ModelCard
-from melmask.embedding.choice import FeatureChoice, hops_ms
+from melmask.embedding.choice import AUTO, FeatureChoice, hops_ms
 from melmask.embedding.encoder import AudioEncoder, load
-from melmask.errors import CheckpointError, ConfigError
+from melmask.errors import ConfigError
 
 _LONGEST_HOP_MS = 50.0
 _CLIPS_TOGETHER = 64
@@ -38,25 +38,23 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """Load a run, a checkpoint folder or a .pth file; without a path, load what MELMASK_MODEL names.
+    """Load a run, a checkpoint folder or a .pth file; without a path, what MELMASK_MODEL names, or else the box.
 
     Raises:
-        CheckpointError: there is no path, or no model that can be loaded.
+        CheckpointError: there is no model that can be loaded.
         ConfigError: an environment variable has a value that cannot be used.
     """
     path = model_file_path or os.environ.get("MELMASK_MODEL", "")
-    if not path:
-        raise CheckpointError("no model given; pass its path to load_model or set MELMASK_MODEL")
     layer = _number("MELMASK_LAYER", 0.0)
     if not layer.is_integer():
         raise ConfigError(f"MELMASK_LAYER is {layer:g}; give a whole number")
     choice = FeatureChoice(
         layers=(int(layer),) if layer else (),
         pooling=os.environ.get("MELMASK_POOLING", "concat"),
-        scene=os.environ.get("MELMASK_SCENE", "mean"),
+        scene=os.environ.get("MELMASK_SCENE", AUTO),
         hop_ms=_number("MELMASK_HOP_MS", 0.0) if os.environ.get("MELMASK_HOP_MS") else None,
     )
-    return hear_model(load(path), choice)
+    return hear_model(load(path or None), choice)
 
 
 def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -> HearModel:
@@ -68,8 +66,7 @@ def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -
     card = encoder.card
     if choice.hop_ms is None:
         choice = choice.changed(hop_ms=default_hop_ms(card))
-    choice.check(card.model, card.front_end)
-    return HearModel(encoder, choice)
+    return HearModel(encoder, choice.check(card.model, card.front_end, card.scene))
 
 
 def default_hop_ms(card: ModelCard) -> float:
