@@ -25,6 +25,13 @@ RELEASED = json.loads((REFERENCE / "command_line.json").read_text())
 DIFFERENCES = {
     # Help said `--version VERSION_NAME`, which was the name of a variable.
     ("make-task", "--version"): {"metavar": "VERSION"},
+    # The model in the box is the default of every command that takes a model.
+    **{(command, "--model"): {"required": False} for command in ("embed", "probe", "few-labels", "export")},
+    ("evaluate", "--model"): {"required": False, "default": ["box"]},
+    ("finetune", "MODEL"): {"required": False, "takes": "?"},
+    ("embed", "--out"): {"required": False, "default": "embeddings.parquet"},
+    # A model says which scene vector its users get.
+    **{(command, "--scene"): {"default": "auto"} for command in ("embed", "probe", "few-labels", "evaluate")},
     # One description of features serves all commands; `export_onnx` refuses more than one layer.
     ("export", "--layer"): {"takes": "+"},
 }

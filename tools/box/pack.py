@@ -23,7 +23,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import StatisticsError, mean
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,13 @@ import torch
 from melmask.checkpoint.bundled import BUNDLED, LARGEST_BYTES, SUMS
 from melmask.checkpoint.folder import WEIGHTS, ModelCard, load_checkpoint, save_checkpoint
 from melmask.checkpoint.locate import load_any
-from melmask.config_text import from_dict
 from melmask.downstream.baselines import LOGMEL, PRETRAINED, UNTRAINED
-from melmask.downstream.records import ProbeReport
+from melmask.downstream.linear_and_knn import CLASSIFIERS
 from melmask.embedding.choice import SCENES, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
-from melmask.errors import CheckpointError, ConfigError, InputError, MelmaskError
+from melmask.errors import CheckpointError, InputError, MelmaskError
 from melmask.system.files import atomic_write
-from melmask.system.reading import DamagedFileError, read_json_object, read_text
+from melmask.system.reading import read_json_object, read_text
 from melmask.system.terminal import note, say
 
 MOST_PARAMETERS = 6_000_000
@@ -78,8 +77,8 @@ def pack(run: Path, result_files: list[Path], scene: str | None, folder: Path = 
         raise CheckpointError(f"{run} has {parameters:,} parameters; the box holds at most {MOST_PARAMETERS:,}")
     tables = {name: _text(run.parent / name) for name in TABLES}
     results = [_results(path) for path in result_files]
-    best = max(results, key=_mean_score, default=None)
-    card = replace(card, scene=scene or (best.scene if best else "mean+std"))
+    best = max(results, key=_mean_score, default={"scene": "mean+std"})
+    card = replace(card, scene=scene or best["scene"])
     new = folder.with_name(f".{folder.name}.new")
     save_checkpoint(new, model, card, torch.float16)
     size = (new / WEIGHTS).stat().st_size
@@ -88,7 +87,7 @@ def pack(run: Path, result_files: list[Path], scene: str | None, folder: Path = 
     cosine = least_cosine(AudioEncoder(model, card, device="cpu"), AudioEncoder(*load_checkpoint(new), device="cpu"))
     if cosine < LEAST_COSINE:
         raise CheckpointError(f"half precision changes the vectors of {run}: cosine {cosine:.6f}; train it again")
-    shown = [report for report in results if report.scene == card.scene]
+    shown = [report for report in results if report["scene"] == card.scene]
     facts = {"cosine": f"{cosine:.6f}", "parameters": f"{parameters:,}", "size": f"{size / 1e6:.1f}"}
     for name, text in {**tables, "README.md": card_text(run, card, shown, facts)}.items():
         with atomic_write(new / name, "w") as file:
@@ -112,7 +111,7 @@ def least_cosine(one: AudioEncoder, other: AudioEncoder) -> float:
     return min(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs)
 
 
-def card_text(run: Path, card: ModelCard, results: list[ProbeReport], facts: dict[str, str]) -> str:
+def card_text(run: Path, card: ModelCard, results: list[dict[str, Any]], facts: dict[str, str]) -> str:
     """Return the model card: `card.md` with the numbers filled in."""
     hours: Counter[str] = Counter()
     licenses: Counter[str] = Counter()
@@ -150,36 +149,36 @@ def _settings(training: dict[str, Any]) -> list[tuple[str, str, Any]]:
     return [(part, name, value) for part in parts for name, value in config.get(part, {}).items()]
 
 
-def _results(path: Path) -> ProbeReport:
+def _results(path: Path) -> dict[str, Any]:
+    """Return what probe.json holds: a `ProbeReport` as a dictionary."""
     try:
-        return from_dict(ProbeReport, read_json_object(path))
-    except (OSError, ValueError, TypeError, ConfigError, DamagedFileError) as error:
+        report = read_json_object(path)
+        if report["scene"] not in SCENES or not _mean_score(report):
+            raise ValueError("it has no scores")
+    except (OSError, ValueError, KeyError, TypeError, StatisticsError) as error:
         raise InputError(f"{path} cannot be used ({error}); give the probe.json of melmask probe") from error
+    return report
 
 
-def _mean_score(report: ProbeReport) -> float:
-    return mean(task.scores[PRETRAINED]["linear"].accuracy for task in report.tasks.values())
+def _mean_score(report: dict[str, Any]) -> float:
+    return mean(task["scores"][PRETRAINED]["linear"]["accuracy"] for task in report["tasks"].values())
 
 
-def _scores(results: list[ProbeReport]) -> str:
+def _scores(results: list[dict[str, Any]]) -> str:
     """Return a table of linear and k-NN scores with their intervals, a row for each task."""
     if not results:
         return "This build was packed without results.\n"
+    columns = [(name, kind) for name in _REPRESENTATIONS for kind in CLASSIFIERS]
     rows = []
     for report in results:
-        for name, task in report.tasks.items():
-            cells = [name, str(task.clips), str(task.classes)]
-            for representation in _REPRESENTATIONS:
-                cells += [_cell(score) for score in task.scores.get(representation, {}).values()]
-            rows.append(tuple(cells))
-    first = next(iter(results[0].tasks.values())).scores
-    columns = [f"{title}, {kind}" for name, title in _REPRESENTATIONS.items() for kind in first.get(name, {})]
-    return _table(("task", "clips", "classes", *columns), rows)
+        for name, task in report["tasks"].items():
+            scores = [_cell(task["scores"][one][kind]) for one, kind in columns]
+            rows.append((name, str(task["clips"]), str(task["classes"]), *scores))
+    return _table(("task", "clips", "classes", *(f"{_REPRESENTATIONS[one]}, {kind}" for one, kind in columns)), rows)
 
 
-def _cell(score: Any) -> str:
-    text = f"{score.accuracy:.3f}"
-    return f"{text} ({score.interval_95[0]:.3f} to {score.interval_95[1]:.3f})" if score.interval_95 else text
+def _cell(score: dict[str, Any]) -> str:
+    return f"{score['accuracy']:.3f} ({score['interval_95'][0]:.3f} to {score['interval_95'][1]:.3f})"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -20,13 +20,18 @@ LARGEST_BYTES = 12_000_000
 """What the weights may take of the repository and of every installation."""
 
 
+def has_bundled_model() -> bool:
+    """Return whether this build has a model in the box."""
+    return (BUNDLED / SUMS).exists()
+
+
 def bundled_model() -> Path:
     """Return the folder of the model in the box, after a comparison of its files with their SHA-256.
 
     Raises:
         CheckpointError: this build has no such model, or a file is not what was packed.
     """
-    if not (BUNDLED / SUMS).exists():
+    if not has_bundled_model():
         raise CheckpointError(
             "this build of melmask has no bundled model; give a model, as --model RUN or melmask.load(RUN), or train "
             "one with melmask pretrain"
