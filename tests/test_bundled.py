@@ -88,7 +88,7 @@ def test_something_of_the_user_named_box_goes_first_and_is_reported(box, run_fol
     assert load_any(Path("box"))[2] == Path("box")
     assert not capsys.readouterr().err
     Path("box").symlink_to(run_folder)
-    assert load_any(Path("box"))[2] == Path("box/checkpoints/step-0000006")
+    assert load_any(Path("box"))[2].parent == Path("box/checkpoints")
     assert "for melmask's own model, name none" in capsys.readouterr().err
     assert melmask.load().card.scene == "mean+std"
 
