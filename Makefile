@@ -1,10 +1,11 @@
 # make demo: install and run the main job.  make test: install and pass the tests.  make check: everything.
+# make dist: build the wheel and the source archive in dist/.
 # make docs: install and build the documentation in site/; a broken link is an error.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check docs
+.PHONY: demo test check docs dist
 demo: $(VENV)/.installed
 	$(BIN)/melmask demo
 
@@ -12,10 +13,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests benchmarks examples docs/conf.py
-	$(BIN)/ruff check src tests benchmarks examples docs/conf.py
+	$(BIN)/ruff format --check src tests benchmarks examples tools docs/conf.py
+	$(BIN)/ruff check src tests benchmarks examples tools docs/conf.py
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+dist: $(VENV)/.installed-dev
+	$(BIN)/python -m hatchling build -d dist
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs site

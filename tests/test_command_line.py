@@ -25,6 +25,13 @@ RELEASED = json.loads((REFERENCE / "command_line.json").read_text())
 DIFFERENCES = {
     # Help said `--version VERSION_NAME`, which was the name of a variable.
     ("make-task", "--version"): {"metavar": "VERSION"},
+    # The model in the box is the default of every command that takes a model.
+    **{(command, "--model"): {"required": False} for command in ("embed", "probe", "few-labels", "export")},
+    ("evaluate", "--model"): {"required": False, "default": ["box"]},
+    ("finetune", "MODEL"): {"required": False, "takes": "?"},
+    ("embed", "--out"): {"required": False, "default": "embeddings.parquet"},
+    # A model says which scene vector its users get.
+    **{(command, "--scene"): {"default": "auto"} for command in ("embed", "probe", "few-labels", "evaluate")},
     # One description of features serves all commands; `export_onnx` refuses more than one layer.
     ("export", "--layer"): {"takes": "+"},
 }
@@ -253,9 +260,9 @@ def test_an_unknown_option_names_the_nearest(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("embed x --modle m --out y.npz", "required: --model; '--modle' is unknown, the nearest is --model"),
-        ("embed x --modle=m --ot y.npz", "'--modle' is unknown, the nearest is --model; '--ot' is unknown"),
-        ("embed x --mod m", "required: --out; see"),
+        ("predict x --modle m --out y.csv", "required: --model; '--modle' is unknown, the nearest is --model"),
+        ("predict x --modle=m --ot y.csv", "'--modle' is unknown, the nearest is --model; '--ot' is unknown"),
+        ("predict x --mod m", "required: --out; see"),
         ("finetune labels.csv --model m --out o", "give it by its place: melmask finetune MODEL LABELS; see"),
         ("finetune r --MODEL=m l --out o", "'--MODEL' is no option here; give it by its place"),
         ("convert --model m --out o", "give it by its place: melmask convert MODEL OUT; see"),

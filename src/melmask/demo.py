@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from melmask.audio.files import read_audio
+from melmask.checkpoint.bundled import has_bundled_model
 from melmask.config import FrontEndConfig
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
@@ -28,7 +29,7 @@ from melmask.train.pretrain import pretrain
 from melmask.train.resume import resolve_config
 
 _CLIPS_PER_CLASS = 100
-_PICTURE = "reconstructions.png"
+_PICTURE, _FIRST_PICTURE = "reconstructions.png", "box.png"
 # Four classes whose log-mels look different at a glance.
 _PICTURED = ("sweep_rising", "arpeggio_falling", "vibrato_fast", "rhythm_gallop")
 
@@ -52,6 +53,10 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     labels = write_sound_set(out / "sounds", _CLIPS_PER_CLASS)
     rows = _rows(labels)
     test = [labels.parent / row["path"] for row in rows if row["split"] == "test"]
+    if draws and has_bundled_model():
+        # Whoever tries melmask sees something before the training, which takes minutes.
+        _draw(load(), out / _FIRST_PICTURE, test)
+        note(f"what the model in the box reconstructs of four of them: {out / _FIRST_PICTURE}")
     # The test clips stay out of pre-training too, so the probe tests sounds that the model has never heard.
     unlabeled = labels.with_name("unlabeled.csv")
     write_csv(unlabeled, [("path",), *((row["path"],) for row in rows if row["split"] != "test")])
@@ -97,7 +102,8 @@ done in {duration_text(seconds)}
 embeddings   {out / "embeddings.parquet"}
 
 do the same with your own sounds:
-  melmask prepare FOLDER --out store
+  melmask embed FOLDER                                   # with the model in the box
+  melmask prepare FOLDER --out store                     # or train a model on them
   melmask pretrain store --recipe tiny --out runs/mine
   melmask embed FOLDER --model runs/mine --out embeddings.parquet
   melmask probe --model runs/mine --labels labels.csv"""

@@ -36,10 +36,10 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """Load a run, a checkpoint folder or a .pth file; without a path, load what MELMASK_MODEL names.
+    """Load a run, a checkpoint folder or a .pth file; without a path, what MELMASK_MODEL names, or else the box.
 
     Raises:
-        CheckpointError: there is no path, or no model that can be loaded.
+        CheckpointError: there is no model that can be loaded.
         ConfigError: an environment variable has a value that cannot be used.
     """
     return hear_model(*model_from_environment(model_file_path))
@@ -54,8 +54,7 @@ def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -
     card = encoder.card
     if choice.hop_ms is None:
         choice = choice.changed(hop_ms=default_hop_ms(card))
-    choice.check(card.model, card.front_end)
-    return HearModel(encoder, choice)
+    return HearModel(encoder, choice.check(card.model, card.front_end, card.scene))
 
 
 def default_hop_ms(card: ModelCard) -> float:

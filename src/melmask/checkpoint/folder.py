@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -24,6 +25,7 @@ from melmask.system.reading import DamagedFileError, NewerVersionError, check_ve
 
 FORMAT = "melmask-model"
 VERSION = 1
+USUAL_SCENE = "mean"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -37,6 +39,8 @@ class ModelCard:
     reading: Reading = Reading()
     """How the files that it was trained on were read; a card of earlier versions does not say it."""
     training: dict[str, Any] = field(default_factory=dict)
+    scene: str = USUAL_SCENE
+    """Which scene vector its users get unless they choose one: mean, or mean+std."""
 
     def __post_init__(self) -> None:
         if self.model.mels != self.front_end.mels:
@@ -50,8 +54,8 @@ class ModelCard:
             )
 
 
-def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write weights (float32) and card to `folder`, which appears whole or not at all.
+def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torch.dtype = torch.float32) -> None:
+    """Write weights and card to `folder`, which appears whole or not at all.
 
     Two renames at the end replace an existing checkpoint. A kill between the two leaves the existing one as
     `.<name>.old` beside the folder, and the next save removes it.
@@ -65,12 +69,14 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        weights = {name: tensor.float().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         facts = {**to_dict(card), "reading": card.reading.changed_facts()}
+        # Earlier versions refuse what they do not know.
         if not facts["reading"]:
-            # Earlier versions refuse what they do not know.
             del facts["reading"]
+        if card.scene == USUAL_SCENE:
+            del facts["scene"]
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **facts})
         # safetensors makes its file readable for its owner alone; give it the usual rights.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)

@@ -1,20 +1,30 @@
-"""Find the model that a user names: a run, a fine-tuning, a checkpoint folder, a third-party file, a Hub name."""
+"""Find the model that a user names: the one in the box, a run, a checkpoint folder, a third-party file, a Hub name."""
 
 from pathlib import Path
 
+from melmask.checkpoint.bundled import BOX, bundled_model
 from melmask.checkpoint.convert import read_foreign
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint
 from melmask.checkpoint.hub import PREFIX, download
 from melmask.errors import CheckpointError
 from melmask.models.network import Network
+from melmask.system.terminal import note
 
 
-def load_any(source: Path) -> tuple[Network, ModelCard, Path]:
+def load_any(source: Path | None) -> tuple[Network, ModelCard, Path]:
     """Return the model, its card, and the file or folder that it was read from.
+
+    None is the model in the box. So is the name `box`, unless the user has something of this name: that goes first, as
+    it did before there was a model in the box, and a note says so.
 
     Raises:
         CheckpointError: nothing is there, or it is damaged or of an unknown kind.
     """
+    named = source is not None and str(source) == BOX
+    if source is None or (named and not source.exists()):
+        return *load_checkpoint(bundled_model()), Path(BOX)
+    if named:
+        note(f"{BOX} is {source.absolute()}; for melmask's own model, name none, or work in another folder")
     if str(source).startswith(PREFIX):
         return *load_checkpoint(download(str(source))), source
     if source.is_file():

@@ -93,12 +93,12 @@ class FinetuneJob:
 
 
 def finetune(
-    source: str, labels: Path, out: Path, config: FinetuneConfig, options: FinetuneOptions = FinetuneOptions()
+    source: str | None, labels: Path, out: Path, config: FinetuneConfig, options: FinetuneOptions = FinetuneOptions()
 ) -> FinetuneReport:
     """Fine-tune a model on labeled files; the same call resumes a job that was killed.
 
     Args:
-        source: A run, a checkpoint folder, a .pth file or hub:owner/name.
+        source: A run, a checkpoint folder, a .pth file, hub:owner/name or box. None is the model in the box.
         labels: A CSV (path, label; several labels as a;b; events with start_s, end_s; split, fold, group), or the
             folder of a HEAR task.
         out: Folder of the job; the classifier is written to `out/classifier`.

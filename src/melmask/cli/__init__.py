@@ -136,7 +136,7 @@ def build_parser(called: str | None = None) -> Parser:
 def _take_settings(values: argparse.Namespace, rest: Sequence[str]) -> None:
     """Add the words that no option claims to the settings: key=value, --key=value or --key value."""
     takes_settings = "settings" in {option.name for option in dataclasses.fields(values.command_module.Options)}
-    words = list(rest)
+    words = values.command_parser.placed(values, rest)
     # argparse hands over `--key value` as two words.
     while words:
         word = words.pop(0)

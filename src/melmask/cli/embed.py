@@ -13,9 +13,9 @@ class Options:
 
     sources: tuple[Path, ...] = field(metadata={"positional": "SOURCE"})
     """A sound file, a folder, or a table with a column of paths."""
-    model: Path
-    """A run, a checkpoint folder, or an MSM-MAE .pth file."""
-    out: Path
+    model: Path | None = None
+    """A run, a checkpoint folder, or an MSM-MAE .pth file. The default is the model in the box."""
+    out: Path = Path("embeddings.parquet")
     """The table to write: X.parquet or X.npz."""
     job: EmbedOptions = field(default=EmbedOptions())
 

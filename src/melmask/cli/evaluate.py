@@ -11,9 +11,9 @@ from melmask.system.terminal import counted, say, say_lines
 class Options:
     """Evaluate models on HEAR 2021 tasks, with a report. The same command resumes."""
 
-    model: tuple[str, ...]
-    """Models to evaluate. Each is a run, a checkpoint, hub:OWNER/NAME, untrained:MODEL, logmel, python:MODULE or
-    python:MODULE=WEIGHTS."""
+    model: tuple[str, ...] = ("box",)
+    """Models to evaluate. Each is a run, a checkpoint, box (the model in the box), hub:OWNER/NAME, untrained:MODEL,
+    logmel, python:MODULE or python:MODULE=WEIGHTS."""
     tasks: Path = field(metadata={"metavar": "DIR"})
     """Folder of task folders in HEAR's layout."""
     out: Path = field(default=Path("results"), metadata={"metavar": "RESULTS"})

@@ -11,8 +11,8 @@ from melmask.system.terminal import say
 class Options:
     """Write an ONNX file that turns a waveform into embeddings."""
 
-    model: Path
-    """A run, a checkpoint folder, or an MSM-MAE .pth file."""
+    model: Path | None = None
+    """A run, a checkpoint folder, or an MSM-MAE .pth file. The default is the model in the box."""
     onnx: Path = field(metadata={"metavar": "X.onnx"})
     """The file to write."""
     choice: FeatureChoice = field(default=FeatureChoice(), metadata={"without": ("scene", "hop_ms")})

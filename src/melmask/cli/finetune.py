@@ -12,8 +12,9 @@ from melmask.system.terminal import counted, say
 class Options:
     """Train a classifier on labeled files. The same command resumes."""
 
-    model: str = field(metadata={"positional": "MODEL"})
-    """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME."""
+    model: str | None = field(default=None, metadata={"positional": "MODEL"})
+    """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME. It may be left out: a single place is LABELS,
+    and the classifier then begins from the model in the box."""
     labels: Path = field(metadata={"positional": "LABELS"})
     """A task folder, the folder of a data set, or a table with the columns path and label, several labels as a;b, and
     perhaps split, fold or group."""

@@ -55,8 +55,8 @@ class ComputeOptions:
 class ModelOptions:
     """The model whose features a command computes."""
 
-    model: Path
-    """A run, a checkpoint folder, or an MSM-MAE .pth file."""
+    model: Path | None = None
+    """A run, a checkpoint folder, or an MSM-MAE .pth file. The default is the model in the box."""
     compute: ComputeOptions = field(default=ComputeOptions())
 
     def load(self) -> "AudioEncoder":
@@ -91,6 +91,29 @@ class Parser(argparse.ArgumentParser):
     def places(self) -> list[str]:
         """Return the names of the arguments that are given by their place."""
         return [str(action.metavar) for action in self._actions if not action.option_strings and action.metavar]
+
+    def placed(self, values: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+        """Place the words of a command whose first argument can be left out, such as `finetune [MODEL] LABELS`.
+
+        argparse gives each place what it meets first: a setting, if it comes before the options, or the first of two
+        words that options separate. Return the words that have no place.
+        """
+        positional = [action for action in self._actions if not action.option_strings]
+        if len(positional) < 2 or positional[0].nargs != "?":
+            return list(rest)
+        places = [action.dest for action in positional]
+        given = [str(getattr(values, place)) for place in places if getattr(values, place) is not None]
+        words = [*given, *rest]
+        plain = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
+        lacking = len(places) - len(plain)
+        # An unknown option may own the words after it, so they are left to its message.
+        if lacking not in (0, 1) or any(word.startswith("-") for word in rest):
+            return list(rest)
+        # The last words take the last places.
+        texts = [None] * lacking + plain
+        for action, text in zip(positional, texts, strict=True):
+            setattr(values, action.dest, None if text is None else self._get_value(action, text))
+        return [word for word in words if word not in plain]
 
     def _misspelt(self, message: str) -> str:
         """Return which unknown words may stand for the required options that argparse misses; else nothing."""

@@ -25,7 +25,7 @@ class Options:
     """Train for this many minutes, whatever the speed: a new run plans its steps from its first ones, so that the
     learning rate falls to zero at the end."""
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})
-    """Start a new run from the weights of this model."""
+    """Start a new run from the weights of this model; box is the model in the box."""
     monitor: Path | None = field(default=None, metadata={"metavar": "CSV"})
     """Labeled files, for k-NN scores during training: a table, or the folder of a data set."""
     table: TableOptions = field(default=TableOptions())

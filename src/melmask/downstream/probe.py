@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ def probe_tasks(
             make_splits(table, options.scheme, options.seed)
     ensure_folder(out)
     model = read_as(model, options.reading)
+    options = replace(options, choice=options.choice.check(model.card.model, model.card.front_end, model.card.scene))
     report = ProbeReport(
         model=model.name,
         layer=list(options.choice.layers) or None,

@@ -97,7 +97,7 @@ class ClipVectors:
         """
         check_finite(self._sum, "the embedding")
         mean = np.asarray(self._sum / self.frames_seen)
-        if self._scene == "mean":
+        if self._scene != "mean+std":
             return mean.astype(np.float32)
         # Rounding may leave a variance of constant sound just below 0.
         variance = np.maximum(self._squares / self.frames_seen - mean**2, 0)

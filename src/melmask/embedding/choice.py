@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SCENES = ("mean", "mean+std")
 """What the scene vector holds: the mean of the frame vectors over time (D), or also their standard deviation (2 D),
 which says how much the sound changes."""
+AUTO = "auto"
+"""In place of a scene: the one that the model's card names, which is the mean except for the model in the box."""
 
 
 class ChoiceChanges(TypedDict, total=False):
@@ -39,15 +41,16 @@ class FeatureChoice:
     last block's, after the final norm."""
     pooling: str = field(default="concat", metadata={"names": tuple(POOLINGS)})
     """How the frequency patches of a time step become its vector."""
-    scene: str = "mean"
-    """How the frame vectors of a clip become its scene vector: mean over time, or mean+std, which is twice as long."""
+    scene: str = AUTO
+    """How the frame vectors of a clip become its scene vector: mean over time, or mean+std, which is twice as long.
+    Auto is mean, and for the model in the box what measured best."""
     hop_ms: float | None = None
     """Time between frame vectors in ms, which is a patch's duration divided by a whole number. Without it, that is a
     patch's duration, and in event tasks the longest up to 50 ms."""
 
     def __post_init__(self) -> None:
-        if self.scene not in SCENES:
-            raise ConfigError(f"scene is {self.scene!r}; known are {', '.join(SCENES)}")
+        if self.scene not in (*SCENES, AUTO):
+            raise ConfigError(f"scene is {self.scene!r}; known are {', '.join(SCENES)} and {AUTO}")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling is {self.pooling!r}; known are {', '.join(POOLINGS)}")
 
@@ -62,8 +65,8 @@ class FeatureChoice:
             changes["layers"] = (layer,) if isinstance(layer, int) else tuple(layer)
         return replace(self, **changes)
 
-    def check(self, model: ModelConfig, front_end: FrontEndConfig) -> "FeatureChoice":
-        """Return the choice itself if the model offers it.
+    def check(self, model: ModelConfig, front_end: FrontEndConfig, scene: str = SCENES[0]) -> "FeatureChoice":
+        """Return the choice if the model offers it; a scene of auto becomes `scene`, that of the model's card.
 
         Raises:
             ConfigError: the model has no such layer, pooling or hop.
@@ -75,7 +78,7 @@ class FeatureChoice:
             others = " or ".join(repr(name) for name, pooling in POOLINGS.items() if not pooling.needs_cls)
             raise ConfigError(f"pooling is {self.pooling!r} but this model has no CLS token; use {others}")
         self.hop_frames(model, front_end)
-        return self
+        return replace(self, scene=scene) if self.scene == AUTO else self
 
     def hop_frames(self, model: ModelConfig, front_end: FrontEndConfig) -> int:
         """Return the number of frames from one frame vector to the next.

@@ -176,7 +176,7 @@ class AudioEncoder:
             NotFiniteError: the embedding is NaN or infinite.
             TypeError: a keyword is not a field of `FeatureChoice`.
         """
-        choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
+        choice = choice.changed(**changes).check(self.card.model, self.card.front_end, self.card.scene)
         grid = self.step_grid(choice)
         with sound_file(audio) as path:
             if path is not None:
@@ -344,17 +344,18 @@ def grouped(items: Iterable[T], size_of: Callable[[T], int], enough: int) -> Ite
 
 
 def load(
-    source: str | Path,
+    source: str | Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
     *,
     front_end: FrontEndConfig | None = None,
     statistics: Statistics | None = None,
 ) -> AudioEncoder:
-    """Load a model: a run, a checkpoint folder, a .pth file of MSM-MAE or its successor, or hub:owner/name.
+    """Load a model: a run, a checkpoint folder, a .pth file of MSM-MAE or its successor, hub:owner/name, or box.
 
     Args:
-        source: Where the model is.
+        source: Where the model is. Without it, the model in the box, which melmask brings along, is loaded; so is
+            "box", unless the working directory has something of this name.
         device: 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' takes a GPU if there is one.
         precision: 'fp32'; 'fp32-fast' or 'bf16' trade accuracy for speed (`system.hardware.inference_precision`).
         front_end: The front end to use instead of the checkpoint's. Third-party files do not hold theirs, so 16 kHz is
@@ -365,7 +366,7 @@ def load(
         CheckpointError: the model is missing, damaged, or of an unknown kind.
         ConfigError: the device or the precision is unknown.
     """
-    model, card, path = load_any(Path(source))
+    model, card, path = load_any(None if source is None else Path(source))
     card = replace(card, front_end=front_end or card.front_end, statistics=statistics or card.statistics)
     return AudioEncoder(model, card, str(path), device, precision, "given" if statistics else "checkpoint")
 

@@ -20,7 +20,7 @@ from melmask import __version__
 from melmask.audio.logmel import mel_filterbank, resolution_filterbank, scales
 from melmask.config import LOG_EPSILON
 from melmask.config_text import to_dict
-from melmask.embedding.choice import FeatureChoice
+from melmask.embedding.choice import AUTO, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, OutputError
 from melmask.system.extras import require
@@ -119,7 +119,7 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
         OutputError: the file cannot be written, or its outputs are not PyTorch's.
         NotFiniteError: its outputs are not finite.
     """
-    if len(choice.layers) > 1 or choice.scene != "mean" or choice.hop_ms is not None:
+    if len(choice.layers) > 1 or choice.scene not in (AUTO, "mean") or choice.hop_ms is not None:
         raise ConfigError("an exported graph gives one layer, a step a patch and the scene 'mean'; choose those")
     require("onnx")
     import onnx

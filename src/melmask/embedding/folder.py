@@ -77,12 +77,14 @@ class JobReport:
         return "\n".join((text, *self.notes))
 
 
-def embed_sources(sources: Sequence[Path], model: Path, out: Path, options: EmbedOptions = EmbedOptions()) -> JobReport:
+def embed_sources(
+    sources: Sequence[Path], model: Path | None, out: Path, options: EmbedOptions = EmbedOptions()
+) -> JobReport:
     """Write the embeddings of the sound files in `sources` to `out`; a killed job resumes after its last whole part.
 
     Args:
         sources: Sound files, folders and tables with paths.
-        model: A run, a checkpoint folder, a .pth file or hub:owner/name.
+        model: A run, a checkpoint folder, a .pth file, hub:owner/name or box. None is the model in the box.
         out: X.parquet or X.npz. A share of an array job adds its number to the name.
         options: What to take and where to compute.
 
@@ -201,7 +203,7 @@ def table_settings(
         ConfigError: the model has no such layer, pooling or hop.
     """
     card, sha256 = model.card, model.sha256
-    choice.check(card.model, card.front_end)
+    choice = choice.check(card.model, card.front_end, card.scene)
     first_ms, second_ms = model.times_ms(model.step_grid(choice), 2).tolist()
     return TableSettings(
         melmask=__version__,
