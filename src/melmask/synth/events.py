@@ -26,7 +26,7 @@ def draw_events(draw: Draw) -> Events:
     length_s = draw.samples / draw.rate_hz
     kind = draw.rng.random()
     if kind < 0.13:
-        onsets = np.array([-draw.uniform(0, length_s)])
+        onsets = np.array([-draw.uniform(0.0, length_s)])
     elif kind < 0.3:
         onsets = np.array([draw.uniform(-0.2, 0.9) * length_s])
     elif kind < 0.7:
@@ -39,7 +39,7 @@ def draw_events(draw: Draw) -> Events:
         count = int(draw.rng.integers(4, 24))
         onsets = (np.arange(count) / count) ** draw.log_uniform(0.5, 2.0) * length_s
     count = len(onsets)
-    swing_db = draw.uniform(0, 12)
+    swing_db = draw.uniform(0.0, 12.0)
     return Events(onsets, 10 ** (-swing_db * draw.rng.random(count) / 20))
 
 
@@ -50,7 +50,7 @@ def _rhythm(draw: Draw, length_s: float) -> np.ndarray:
     bar = draw.rng.random(int(draw.rng.integers(1, 9))) < draw.uniform(0.5, 1.0)
     bar[0] = True
     played = np.flatnonzero(np.resize(bar, beats))
-    jitter = draw.uniform(0, 0.3) * draw.rng.random(len(played)) if draw.chance(0.6) else 0.0
+    jitter = draw.uniform(0.0, 0.3) * draw.rng.random(len(played)) if draw.chance(0.6) else 0.0
     return (played + jitter - draw.rng.random()) * beat_s
 
 
@@ -81,7 +81,7 @@ def envelope(draw: Draw, events: Events) -> Curve:
         turns = np.arange(draw.points) * (draw.step_s * rate_hz) + draw.rng.random()
         shape = shape * (1 - draw.uniform(0.2, 1.0) * (0.5 + 0.5 * np.sin(2 * np.pi * turns)))
     if draw.chance(0.4):
-        shape = shape * 10 ** (draw.uniform(2, 15) * draw.walk(draw.span_s(0.05, 1.0)) / 20)
+        shape = shape * 10 ** (draw.uniform(2.0, 15.0) * draw.walk(draw.span_s(0.05, 1.0)) / 20)
     return shape
 
 
@@ -95,7 +95,7 @@ def melody(draw: Draw, events: Events, octaves: float) -> Curve:
     if draw.chance(0.4):
         age_s = np.arange(draw.points) * draw.step_s - events.onsets_s[number]
         glide = np.clip(age_s / draw.span_s(0.03, 0.8), 0, 1)
-        pitch = pitch + draw.uniform(-1, 1) * octaves * (glide if draw.chance(0.5) else np.sqrt(glide))
+        pitch = pitch + draw.uniform(-1.0, 1.0) * octaves * (glide if draw.chance(0.5) else np.sqrt(glide))
     if draw.chance(0.3):
         turns = np.arange(draw.points) * (draw.step_s * draw.log_uniform(3.0, 30.0) / draw.slowness)
         pitch = pitch + draw.log_uniform(0.01, 0.3) * np.sin(2 * np.pi * turns)

@@ -14,7 +14,7 @@ def transmitted(draw: Draw, sound: Signal32) -> Signal32:
     if room:
         spectrum = spectrum * _room(draw)
     if colored:
-        spectrum = spectrum * draw.spectral_shape(draw.uniform(0, 6), (-5.0, 1.0))
+        spectrum = spectrum * draw.spectral_shape(draw.uniform(0.0, 6.0), (-5.0, 1.0))
     if narrow:
         spectrum = spectrum * draw.over_bins(_line_db(draw))
     # The end of the sound wraps around to its beginning, where it is the reverberation of what came before.
@@ -33,7 +33,7 @@ def _room(draw: Draw) -> np.ndarray:
     reach = min(length, max(2, int(0.03 * draw.slowness * draw.rate_hz)))
     response[draw.rng.integers(1, reach, 6)] += np.float32(0.4) * draw.rng.standard_normal(6).astype(np.float32)
     # Air and walls take more of the high frequencies, but not of the direct sound.
-    darkness = draw.over_bins(np.linspace(0, draw.uniform(-30, 0), SHAPE_POINTS))
+    darkness = draw.over_bins(np.linspace(0, draw.uniform(-30.0, 0.0), SHAPE_POINTS))
     return np.float32(1) + np.fft.rfft(response) * darkness
 
 

@@ -42,7 +42,7 @@ def _mixed(draw: Draw) -> Signal32:
     for _ in range(1 + int(np.searchsorted(_LAYERS, draw.rng.random()))):
         source = _SOUNDS[int(np.searchsorted(_EDGES[:-1] / _EDGES[-1], draw.rng.random()))]
         layer = source(draw)
-        mixture += layer * np.float32(10 ** (-draw.uniform(0, 30) / 20) / rms(layer))
+        mixture += layer * np.float32(10 ** (-draw.uniform(0.0, 30.0) / 20) / rms(layer))
     return mixture
 
 
@@ -56,7 +56,7 @@ def _recorded(draw: Draw, mixture: Signal32) -> Signal32:
         sound = sound * np.float32(0)
     if draw.chance(0.78):
         noise = draw.noise(draw.spectral_shape(4.0, (-7.0, 0.0)))
-        sound = sound + noise * np.float32(level * 10 ** (-draw.uniform(5, 80) / 20))
+        sound = sound + noise * np.float32(level * 10 ** (-draw.uniform(5.0, 80.0) / 20))
     wanted = 10 ** (np.clip(-26 + 11 * draw.rng.standard_normal(), -75, -8) / 20)
     sound = sound * np.float32(wanted / rms(sound))
     if draw.chance(0.1):

@@ -65,10 +65,10 @@ def _tone(draw: Draw) -> Signal32:
     pure = draw.chance(0.3)
     pitch_hz = _pitch(draw, events, 0.0, 0.95 if pure else 0.75, draw.log_uniform(0.02, 2.0))
     numbers = _harmonics(draw, pitch_hz)
-    amplitudes = numbers ** -(draw.uniform(3, 6) if pure else draw.uniform(0.2, 2.5))
-    amplitudes *= 10 ** (draw.uniform(0, 1) * draw.rng.standard_normal(len(numbers)) / 2)
+    amplitudes = numbers ** -(draw.uniform(3.0, 6.0) if pure else draw.uniform(0.2, 2.5))
+    amplitudes *= 10 ** (draw.uniform(0.0, 1.0) * draw.rng.standard_normal(len(numbers)) / 2)
     if draw.chance(0.3):
-        amplitudes[1::2] *= draw.uniform(0, 0.3)
+        amplitudes[1::2] *= draw.uniform(0.0, 0.3)
     sound = _read(_wave(draw, amplitudes), _cycles(draw, pitch_hz))
     return sound * draw.over_samples(envelope(draw, events))
 
@@ -126,7 +126,7 @@ def _frequency_modulation(draw: Draw) -> Signal32:
 
 def _noise(draw: Draw) -> Signal32:
     """Wind, rain, a crowd, a fricative, a drum: noise of some color or band, with events or a texture of its own."""
-    shape = draw.spectral_shape(draw.uniform(0, 15), (-12.0, 2.0))
+    shape = draw.spectral_shape(draw.uniform(0.0, 15.0), (-12.0, 2.0))
     if draw.chance(0.4):
         shape = shape * draw.over_bins(_band_pass_db(draw))
     sound = draw.noise(shape)
@@ -140,12 +140,12 @@ def _noise(draw: Draw) -> Signal32:
 def _band_pass_db(draw: Draw) -> Curve:
     octaves = np.log2(_band_points_hz(draw) / draw.pitch_hz(0.1, 1.0))
     distance = np.maximum(np.abs(octaves) - draw.log_uniform(0.05, 1.5), 0)
-    return np.maximum(-draw.log_uniform(10, 100) * distance, -80.0)
+    return np.maximum(-draw.log_uniform(10.0, 100.0) * distance, -80.0)
 
 
 def _impulses(draw: Draw) -> Signal32:
     """Clicks, crackle and steps: impulses, each of one sample, through a filter."""
-    count = int(draw.log_uniform(1, 2000))
+    count = int(draw.log_uniform(1.0, 2000.0))
     sound = np.zeros(draw.samples, dtype=np.float32)
     if draw.chance(0.4):
         # Evenly spaced ones are heard as a buzz or a tick.
@@ -154,7 +154,7 @@ def _impulses(draw: Draw) -> Signal32:
     else:
         places = draw.rng.integers(draw.samples, size=count)
     sound[places] = draw.rng.standard_normal(count) if draw.chance(0.7) else 1.0
-    spectrum = np.fft.rfft(sound) * draw.spectral_shape(draw.uniform(0, 12), (-10.0, 1.0))
+    spectrum = np.fft.rfft(sound) * draw.spectral_shape(draw.uniform(0.0, 12.0), (-10.0, 1.0))
     if draw.chance(0.4):
         spectrum = spectrum * draw.over_bins(_band_pass_db(draw))
     return np.fft.irfft(spectrum, draw.samples)
@@ -164,10 +164,10 @@ def _struck(draw: Draw) -> Signal32:
     """A bar, a drum, a glass, a knock: modes that are struck together."""
     ratios = np.array(_BAR if draw.chance(0.4) else _MEMBRANE)
     if draw.chance(0.4):
-        ratios = np.sort(draw.rng.uniform(1, draw.uniform(2, 20), int(draw.rng.integers(2, 24))))
+        ratios = np.sort(draw.rng.uniform(1, draw.uniform(2.0, 20.0), int(draw.rng.integers(2, 24))))
     ratios = ratios * (1 + 0.02 * draw.rng.standard_normal(len(ratios)))
-    decay_s = draw.span_s(0.005, 0.8) / ratios ** draw.uniform(0, 1.5)
-    gains = draw.rng.standard_normal(len(ratios)) / ratios ** draw.uniform(0, 1)
+    decay_s = draw.span_s(0.005, 0.8) / ratios ** draw.uniform(0.0, 1.5)
+    gains = draw.rng.standard_normal(len(ratios)) / ratios ** draw.uniform(0.0, 1.0)
     return _strikes(draw, lambda: _rung(draw, draw.pitch_hz(0.1, 0.8) * ratios, decay_s, gains))
 
 
@@ -176,7 +176,7 @@ def _plucked(draw: Draw) -> Signal32:
     numbers = np.arange(1.0, 41.0)
     stiffness, place = draw.log_uniform(1e-5, 1e-3), draw.uniform(0.05, 0.5)
     ratios = numbers * np.sqrt(1 + stiffness * numbers**2)
-    decay_s = draw.span_s(0.1, 2.0) / (1 + (numbers / draw.log_uniform(2, 30)) ** 2)
+    decay_s = draw.span_s(0.1, 2.0) / (1 + (numbers / draw.log_uniform(2.0, 30.0)) ** 2)
     gains = np.sin(np.pi * numbers * place) / numbers ** draw.uniform(0.3, 1.5)
     return _strikes(draw, lambda: _rung(draw, draw.pitch_hz(0.05, 0.55) * ratios, decay_s, gains))
 
