@@ -50,15 +50,16 @@ def last_weights(run):
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_sounds_of_every_front_end_fill_their_crops_and_are_seldom_silent(name):
     front_end = FRONT_ENDS[name]
-    drawn = sounds(front_end, 200)
+    drawn = sounds(front_end, 100)
     logmel = LogMelSpectrogram(front_end)
+    torch.set_num_threads(1)
     for sound in drawn:
         assert sound.dtype == np.float32
         assert np.isfinite(sound).all()
         assert np.abs(sound).max() <= 1
         assert logmel.of_padded(torch.from_numpy(sound)[None]).shape == (1, front_end.bands, FRAMES)
-    # Of 200 sounds at a share of 1 %, more than 8 are silent once in 10,000 times.
-    assert sum(not sound.any() for sound in drawn) <= 200 * SILENT_SHARE + 6
+    # The seeds are fixed; of 100 sounds at a share of 1 %, more than 5 would be silent once in 1,000 times.
+    assert sum(not sound.any() for sound in drawn) <= 100 * SILENT_SHARE + 4
     # What one cannot hear is not learned from: the level of the others is above -80 dB but for a few.
     assert np.quantile([np.square(sound).mean() for sound in drawn], 0.1) > 1e-8
 
@@ -66,10 +67,10 @@ def test_sounds_of_every_front_end_fill_their_crops_and_are_seldom_silent(name):
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_draws_finite_sounds_that_all_differ(name):
     source, _ = SOURCES[name]
-    drawn = [source(Draw.for_crop(SPEECH, FRAMES, (1, number))) for number in range(40)]
+    drawn = [source(Draw.for_crop(SPEECH, FRAMES, (1, number))) for number in range(20)]
     assert all(np.isfinite(sound).all() and sound.dtype == np.float32 for sound in drawn)
     # A single event may be beyond the end.
-    assert sum(not sound.any() for sound in drawn) < 8
+    assert sum(not sound.any() for sound in drawn) < 5
     levels = {float(np.abs(sound).sum()) for sound in drawn if sound.any()}
     assert len(levels) == sum(sound.any() for sound in drawn)
 
@@ -77,7 +78,7 @@ def test_a_source_draws_finite_sounds_that_all_differ(name):
 def test_the_sounds_cover_the_levels_and_spectra_of_real_ones():
     """The 10 and 90 % of 1,000 crops of real sound: -44 and -18 dB, 295 and 1499 Hz (docs/log.md)."""
     levels_db, centroids_hz = [], []
-    for sound in sounds(SPEECH, 300):
+    for sound in sounds(SPEECH, 200):
         power = np.abs(np.fft.rfft(sound * np.hanning(len(sound)))) ** 2
         if power.sum() > 0:
             hz = np.fft.rfftfreq(len(sound), 1 / SPEECH.sample_rate_hz)

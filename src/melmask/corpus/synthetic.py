@@ -19,11 +19,13 @@ from melmask.config import FrontEndConfig, PretrainConfig, Reading, ResolutionCo
 from melmask.config_text import to_dict
 from melmask.errors import ConfigError
 from melmask.synth.scenes import GENERATOR, draw_sound
+from melmask.system.hardware import available_cores, map_ahead
 
 # Numbers of the seeds, as in `corpus/stream.py`: one for the crops of a run, one for the sounds that are always the
 # same.
 _CROP_STREAM, _SAMPLE_STREAM = 7, 11
 _SAMPLE_CLIPS = 512
+_AHEAD = 16
 _DIGITS = 4
 """The statistics of the sample are rounded, so that they do not depend on the machine."""
 
@@ -64,10 +66,9 @@ class SyntheticCorpus:
     def statistics(self) -> Statistics:
         """Mean and standard deviation of all log-mel values, for each resolution."""
         moments = Moments()
-        clip = np.empty((int(self.frames[0]), self.front_end.bands), dtype="<f2")
-        for number in range(len(self)):
-            self._clips.draw_into(clip, number)
-            moments = moments.plus(moments_of(clip.astype(np.float32), self.front_end.resolutions))
+        # They are added up in order, whatever thread drew them.
+        for part in map_ahead(self._moments_of, range(len(self)), available_cores(), _AHEAD):
+            moments = moments.plus(part)
         found = moments.statistics()
         return Statistics(
             mean=round(found.mean, _DIGITS),
@@ -75,6 +76,11 @@ class SyntheticCorpus:
             further_means=tuple(round(mean, _DIGITS) for mean in found.further_means),
             further_stds=tuple(round(std, _DIGITS) for std in found.further_stds),
         )
+
+    def _moments_of(self, number: int) -> Moments:
+        clip = np.empty((int(self.frames[0]), self.front_end.bands), dtype="<f2")
+        self._clips.draw_into(clip, number)
+        return moments_of(clip.astype(np.float32), self.front_end.resolutions)
 
     @property
     def sha256(self) -> str:
