@@ -27,10 +27,12 @@ DIFFERENCES = {
     ("make-task", "--version"): {"metavar": "VERSION"},
     # One description of features serves all commands; `export_onnx` refuses more than one layer.
     ("export", "--layer"): {"takes": "+"},
+    # Synthetic sound needs no store.
+    ("pretrain", "STORE"): {"required": False, "takes": "?"},
 }
 
 # Options that the release did not have.
-ADDED = {("prepare", "--band"), ("pretrain", "--minutes")}
+ADDED = {("prepare", "--band"), ("pretrain", "--minutes"), ("pretrain", "--synth")}
 ADDED |= {
     (command, option)
     for command in ("prepare", "embed", "probe", "few-labels", "finetune", "predict")

@@ -45,7 +45,7 @@ class CropStream:
         self._store_rows = config.batch_size - config.synth_crops
         rows = np.arange(rank, config.batch_size, processes)
         self._rows, self._drawn = rows[rows < self._store_rows], rows[rows >= self._store_rows] - self._store_rows
-        self._synthetic = SyntheticCrops(store.front_end, crop_frames, seed)
+        self._synthetic = SyntheticCrops(store.front_end, crop_frames, seed) if config.synth_crops else None
         # A clip is drawn once in an epoch, or as often as crops fit into it if sampling goes by time.
         crops = np.maximum(1, np.rint(store.frames / crop_frames).astype(np.int64))
         self._clip_of = np.arange(len(store)) if config.sampling == "clip" else np.repeat(np.arange(len(store)), crops)
@@ -62,8 +62,9 @@ class CropStream:
         out = np.empty((count + len(self._drawn), self._crop_frames, self._store.front_end.bands), dtype="<f2")
         if count:
             self._read(out[:count], step * self._store_rows + self._rows)
-        for crop, number in zip(out[count:], (step * self._synthetic_rows + self._drawn).tolist(), strict=True):
-            self._synthetic.draw_into(crop, number)
+        if self._synthetic is not None:
+            for crop, number in zip(out[count:], (step * self._synthetic_rows + self._drawn).tolist(), strict=True):
+                self._synthetic.draw_into(crop, number)
         return out
 
     def _read(self, out: np.ndarray, positions: np.ndarray) -> None:

@@ -17,6 +17,7 @@ SILENT_SHARE = 0.01
 
 _SOUNDS = tuple(source for source, _ in SOURCES.values())
 _EDGES = np.cumsum([weight for _, weight in SOURCES.values()])
+_EMPTY = 1e-6
 _LAYERS = (0.4, 0.75, 0.92)
 """A sound has one source with the first probability, at most two with the second, and so on."""
 
@@ -50,11 +51,11 @@ def _recorded(draw: Draw, mixture: Signal32) -> Signal32:
     """Return the mixture as a recording: through a room, with noise, at some level, maybe clipped or cut."""
     sound = transmitted(draw, mixture)
     level = rms(sound)
-    if level < 1e-6:
-        # A single event may lie beyond the end; a recording of nothing has noise.
-        level = 1.0
-        sound = sound * np.float32(0)
-    if draw.chance(0.78):
+    # A single event may lie beyond the end, and a recording of nothing has noise.
+    empty = level < _EMPTY
+    if empty:
+        level, sound = 1.0, np.zeros_like(sound)
+    if draw.chance(0.78) or empty:
         noise = draw.noise(draw.spectral_shape(4.0, (-7.0, 0.0)))
         sound = sound + noise * np.float32(level * 10 ** (-draw.uniform(5.0, 80.0) / 20))
     wanted = 10 ** (np.clip(-26 + 11 * draw.rng.standard_normal(), -75, -8) / 20)

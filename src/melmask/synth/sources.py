@@ -194,10 +194,11 @@ def _rung(draw: Draw, frequencies_hz: np.ndarray, decay_s: np.ndarray, gains: np
     blocks = -(-longest // _BLOCK)
     coarse = np.exp(np.outer(np.arange(blocks) * _BLOCK, rates)) * gains[heard]
     fine = np.exp(np.outer(rates, np.arange(_BLOCK)))
-    left = torch.from_numpy(np.concatenate([coarse.real, -coarse.imag], axis=1).astype(np.float32))
+    left = torch.from_numpy(np.concatenate([coarse.real, coarse.imag], axis=1).astype(np.float32))
     right = torch.from_numpy(np.concatenate([fine.imag, fine.real], axis=0).astype(np.float32))
-    # The imaginary part: sines begin at 0, so that a strike does not click.
-    return (left * torch.tensor([1.0, -1.0]).repeat_interleave(len(rates)) @ right).reshape(-1).numpy()
+    # This is the imaginary part of the product: sines begin at 0, so that a strike does not click. NumPy would start
+    # threads for it, in which readers wait for each other.
+    return (left @ right).reshape(-1).numpy()
 
 
 def _strikes(draw: Draw, ring: Callable[[], Signal32]) -> Signal32:

@@ -33,7 +33,12 @@ def one_thread_each(workers: int) -> ThreadPoolExecutor:
 
     for _ in range(workers):
         pool.submit(begin)
-    ready.wait()
+    try:
+        ready.wait()
+    except BaseException:
+        # An interrupt must not leave threads behind that wait for this one.
+        ready.abort()
+        raise
     # PyTorch's backward pass gives its caller the number of threads that any thread has set last.
     torch.set_num_threads(before)
     return pool
