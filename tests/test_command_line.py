@@ -34,10 +34,12 @@ DIFFERENCES = {
     **{(command, "--scene"): {"default": "auto"} for command in ("embed", "probe", "few-labels", "evaluate")},
     # One description of features serves all commands; `export_onnx` refuses more than one layer.
     ("export", "--layer"): {"takes": "+"},
+    # Synthetic sound needs no store.
+    ("pretrain", "STORE"): {"required": False, "takes": "?"},
 }
 
 # Options that the release did not have.
-ADDED = {("prepare", "--band"), ("pretrain", "--minutes")}
+ADDED = {("prepare", "--band"), ("pretrain", "--minutes"), ("pretrain", "--synth")}
 ADDED |= {
     (command, option)
     for command in ("prepare", "embed", "probe", "few-labels", "finetune", "predict")

@@ -366,17 +366,35 @@ class MaskingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How crops are drawn from the store."""
+    """How crops are drawn from the store, and how many are synthetic."""
 
     batch_size: int = 256
     """Crops of a step, over all processes together."""
     sampling: Literal["time", "clip"] = "time"
     """An epoch has one crop for each crop length of audio ('time'), or one crop for each clip ('clip', the paper)."""
+    synth_share: float = field(default=0.0, metadata=LEFT_OUT_AT_DEFAULT)
+    """Share of the crops of each batch that are synthetic sound, drawn anew each time; 1: all, and no store is
+    needed."""
+    synth_band: str = field(default="speech", metadata=LEFT_OUT_AT_DEFAULT)
+    """Band of frequency of a run without a store, as in `prepare --band`: a sample rate in Hz, or a name."""
 
     def __post_init__(self) -> None:
         # More crops than any machine holds: a slip of the keyboard should not end as a lack of memory.
         _check_range(self, "data.batch_size", 1, _LARGEST_BATCH)
         _check_choice(self, "data.sampling")
+        share, crops = self.synth_share, self.synth_crops
+        _check(0 <= share <= 1, f"data.synth_share is {share}; give a share from 0 to 1")
+        _check(
+            (share > 0) == (crops > 0) and (share < 1) == (crops < self.batch_size),
+            f"data.synth_share is {share}, which is no whole crop of a batch of {self.batch_size}; give 0, 1, or from "
+            f"{1 / self.batch_size:.2g} to {1 - 1 / self.batch_size:.2g}",
+        )
+
+    @property
+    def synth_crops(self) -> int:
+        """Synthetic crops in a batch."""
+        # Shares that are out of range, or no number, are refused elsewhere.
+        return round(self.synth_share * self.batch_size) if 0 <= self.synth_share <= 1 else 0
 
 
 @dataclass(frozen=True, kw_only=True)

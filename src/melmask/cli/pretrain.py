@@ -1,7 +1,7 @@
 """`melmask pretrain`."""
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from melmask.system.terminal import counted, say
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train a masked autoencoder on a store. The same command resumes."""
+    """Train a masked autoencoder on a store, on synthetic sound, or on both. The same command resumes."""
 
-    store: Path = field(metadata={"positional": "STORE"})
-    """A store made by melmask prepare."""
+    store: Path | None = field(default=None, metadata={"positional": "STORE"})
+    """A store made by melmask prepare. It can be left out with --synth 1."""
+    synth: float | None = field(default=None, metadata={"metavar": "SHARE", "limits": (0, 1)})
+    """Share of the crops of each batch that are synthetic sound, drawn anew each time; 1: all of them."""
     recipe: str | None = field(default=None, metadata={"metavar": "NAME", "names": RECIPES})
     """Recipe of a new run. The default is tiny. A run that is resumed keeps its recipe."""
     out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
@@ -36,6 +38,7 @@ class Options:
 def run(options: Options) -> int:
     """Train, or resume training."""
     from melmask.corpus.store import Store
+    from melmask.corpus.synthetic import synthetic_corpus
     from melmask.downstream.monitor import monitors
     from melmask.pages.run import write_run_page
     from melmask.system.extras import require
@@ -46,9 +49,12 @@ def run(options: Options) -> int:
     from melmask.train.resume import resolve_config
     from melmask.train.snapshot import SNAPSHOT
 
-    store = Store(options.store)
+    options = _sorted_out(options)
+    given = Store(options.store) if options.store is not None else None
+    synth = () if options.synth is None else (f"data.synth_share={options.synth}",)
     budget = () if options.minutes is None else (f"optimizer.minutes={options.minutes}",)
-    config = resolve_config(options.out, options.recipe, (*options.settings, *budget), store)
+    config = resolve_config(options.out, options.recipe, (*options.settings, *synth, *budget), given)
+    store = synthetic_corpus(config) if given is None else given
     if config.run.wandb_project:
         require("wandb")
     # torchrun starts several processes of this command. Only the first one prints and draws.
@@ -76,6 +82,14 @@ def run(options: Options) -> int:
     return 0
 
 
+def _sorted_out(options: Options) -> Options:
+    """Return the options with a setting that argparse took for the store, which can be left out, as a setting."""
+    words = str(options.store)
+    if options.store is None or "=" not in words or options.store.exists():
+        return options
+    return replace(options, store=None, settings=(words.lstrip("-"), *options.settings))
+
+
 def _resumption(options: Options) -> str:
     """Say how to resume a stopped run."""
     from melmask.train.processes import process_count
@@ -86,6 +100,6 @@ def _resumption(options: Options) -> str:
     table = options.table
     watching: dict[str, object] = {"--monitor": options.monitor, "--audio-root": table.audio_root}
     watching |= {"--path-column": table.path_column, "--label-column": table.label_column}
-    words = ["melmask", "pretrain", options.store, "--out", options.out]
+    words: list[object] = ["melmask", "pretrain", *filter(None, [options.store]), "--out", options.out]
     words += [word for option, value in watching.items() if value is not None for word in (option, value)]
     return f"resume with: {shlex.join(map(str, words))}"

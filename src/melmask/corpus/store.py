@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -295,6 +295,40 @@ def _names(sound: Sound) -> dict[str, Any]:
 def _sound_of(row: dict[str, Any]) -> Sound:
     path, start_s = Path(row["path"]), row["start_s"] or 0.0
     return Sound(path, fault=row["error"]) if math.isnan(start_s) else Sound(path, start_s, row["end_s"])
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """Clips of log-mels that a run learns from: a `Store`, or sounds that are drawn (`corpus/synthetic.py`)."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies, if it lies anywhere."""
+
+    @property
+    def front_end(self) -> FrontEndConfig:
+        """How its log-mels were made."""
+
+    @property
+    def reading(self) -> Reading:
+        """How its files were read."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of its log-mels."""
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The number of frames of each clip, (clips,)."""
+
+    @property
+    def sha256(self) -> str:
+        """A digest of what its crops depend on."""
+
+    def __len__(self) -> int: ...
+
+    def read_into(self, out: np.ndarray, clip: int, first_frame: int) -> None:
+        """Fill `out` (frames, bands), float16, with the clip's frames from `first_frame` on."""
 
 
 class Store:

@@ -1,24 +1,28 @@
 """Batches of crops from a store, each a pure function of (store, configuration, step).
 
-1. position = step * batch size + row; epoch, k = divmod(position, crops an epoch).
+1. position = step * rows from the store + row; epoch, k = divmod(position, crops an epoch).
 2. The order of an epoch is a permutation from (seed, epoch). Its entry k names a clip.
 3. The crop's offset depends on its position alone, so it is the same for any number of processes and any batch size.
    One generator draws the offsets of a block of positions. A generator for each crop would take longer than reading it.
 4. If a clip is shorter than the crop, crops of other clips follow until the crop is full. A generator of that position
    draws them. So the model never sees a constant, and no computation is spent on padding.
-5. Threads read batches (rows, frames, mels), float16, ahead of time. They come out in order.
+5. The last rows of a batch are synthetic sound, as many as `data.synth_share` says. Their number, counted over the
+   whole run, is the key that they are drawn from.
+6. Threads read batches (rows, frames, mels), float16, ahead of time. They come out in order.
 
 So the position in the data is one integer, the step.
 """
 
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 
 from melmask.config import DataConfig
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
+from melmask.corpus.synthetic import SyntheticCrops
+from melmask.system.cores import one_thread_each
 
 _BATCHES_AHEAD_PER_READER = 2
 # These numbers are part of the seeds, so that each purpose has random numbers of its own.
@@ -31,14 +35,17 @@ class CropStream:
     """Crops of `crop_frames` frames; this process takes rows `rank::processes` of each global batch."""
 
     def __init__(
-        self, store: Store, config: DataConfig, crop_frames: int, seed: int, rank: int = 0, processes: int = 1
+        self, store: Corpus, config: DataConfig, crop_frames: int, seed: int, rank: int = 0, processes: int = 1
     ):
         assert config.batch_size % processes == 0
         self._store = store
         self._crop_frames = crop_frames
         self._seed = seed
-        self._batch_size = config.batch_size
-        self._rows = np.arange(rank, config.batch_size, processes)
+        self._synthetic_rows = config.synth_crops
+        self._store_rows = config.batch_size - config.synth_crops
+        rows = np.arange(rank, config.batch_size, processes)
+        self._rows, self._drawn = rows[rows < self._store_rows], rows[rows >= self._store_rows] - self._store_rows
+        self._synthetic = SyntheticCrops(store.front_end, crop_frames, seed) if config.synth_crops else None
         # A clip is drawn once in an epoch, or as often as crops fit into it if sampling goes by time.
         crops = np.maximum(1, np.rint(store.frames / crop_frames).astype(np.int64))
         self._clip_of = np.arange(len(store)) if config.sampling == "clip" else np.repeat(np.arange(len(store)), crops)
@@ -51,22 +58,30 @@ class CropStream:
 
     def batch(self, step: int) -> np.ndarray:
         """Return this process' crops of one step, (rows, crop_frames, mels) float16."""
-        positions = step * self._batch_size + self._rows
+        count = len(self._rows)
+        out = np.empty((count + len(self._drawn), self._crop_frames, self._store.front_end.bands), dtype="<f2")
+        if count:
+            self._read(out[:count], step * self._store_rows + self._rows)
+        if self._synthetic is not None:
+            for crop, number in zip(out[count:], (step * self._synthetic_rows + self._drawn).tolist(), strict=True):
+                self._synthetic.draw_into(crop, number)
+        return out
+
+    def _read(self, out: np.ndarray, positions: np.ndarray) -> None:
+        """Fill `out` (crops, crop_frames, bands) with the crops at these positions."""
         clips = self._clips_at(positions)
         lengths = self._store.frames[clips]
         taken = np.minimum(lengths, self._crop_frames)
         firsts = (self._draws(positions) * (lengths - taken + 1)).astype(np.int64)
-        out = np.empty((len(positions), self._crop_frames, self._store.front_end.bands), dtype="<f2")
         places = zip(positions.tolist(), clips.tolist(), firsts.tolist(), taken.tolist(), strict=True)
         for crop, (position, clip, first, frames) in zip(out, places, strict=True):
             self._store.read_into(crop[:frames], clip, first)
             if frames < self._crop_frames:
                 self._fill(crop[frames:], position)
-        return out
 
     def batches(self, first_step: int, steps: int, readers: int) -> Generator[np.ndarray, None, None]:
         """Yield the batches of `steps` steps from `first_step` on. `readers` threads read them ahead of time."""
-        pool = ThreadPoolExecutor(readers)
+        pool = one_thread_each(readers)
         ahead: deque[Future[np.ndarray]] = deque()
         try:
             for step in range(first_step, first_step + steps):

@@ -33,6 +33,7 @@ import soundfile
 from jaxtyping import Float, Float32
 
 from melmask.errors import ConfigError
+from melmask.synth.draw import Draw
 from melmask.system.files import output_error, write_csv
 from melmask.system.reading import SMALL_FILE_BYTES, read_text
 
@@ -58,20 +59,7 @@ _MAX_CLIPS_PER_CLASS = 100_000
 _PCM_STEP = 2.0**-15
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """The random generator of a clip, and the length and the sample rate of the sound to make."""
-
-    rng: np.random.Generator
-    samples: int
-    rate_hz: int
-
-    def log_uniform(self, low: float, high: float) -> float:
-        """Draw a number whose logarithm is uniform, because pitch and tempo are heard as ratios."""
-        return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
-
-
-Renderer = Callable[[_Draw], Signal]
+Renderer = Callable[[Draw], Signal]
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class _Voice:
     noise_share: tuple[float, float] = (0.0, 0.0)
 
 
-def _draw_waveform(voice: _Voice, draw: _Draw, harmonics: int) -> Signal:
+def _draw_waveform(voice: _Voice, draw: Draw, harmonics: int) -> Signal:
     """Draw one period of a random timbre, with its first point repeated at the end."""
     numbers = np.arange(1, harmonics + 1)
     weights = numbers ** -draw.rng.uniform(*voice.rolloff)
@@ -94,7 +82,7 @@ def _draw_waveform(voice: _Voice, draw: _Draw, harmonics: int) -> Signal:
     return np.sin(angles + draw.rng.uniform(0, 2 * np.pi, harmonics)) @ weights
 
 
-def _tone(voice: _Voice, draw: _Draw, pitch_hz: Signal) -> Signal:
+def _tone(voice: _Voice, draw: Draw, pitch_hz: Signal) -> Signal:
     """Make a harmonic tone of root mean square 1 that follows `pitch_hz` and stays below half the sample rate."""
     # A harmonic above half the sample rate would be aliased to a wrong pitch, so a high tone has fewer harmonics.
     harmonics = int(np.clip(0.45 * draw.rate_hz / pitch_hz.max(), 1, _MAX_HARMONICS))
@@ -114,7 +102,7 @@ def _noise_shape(samples: int, sample_rate_hz: int, exponent: float) -> Float[np
     return np.maximum(frequency_hz, _LOWEST_NOISE_HZ) ** (-exponent / 2)
 
 
-def _colored_noise(draw: _Draw) -> Signal:
+def _colored_noise(draw: Draw) -> Signal:
     """Draw white, pink or brown noise of root mean square 1."""
     # This rounds up to a multiple; the surplus is cut off below.
     block_samples = -(-draw.samples // _FFT_MULTIPLE) * _FFT_MULTIPLE
@@ -124,14 +112,14 @@ def _colored_noise(draw: _Draw) -> Signal:
     return noise / np.sqrt(np.mean(noise**2))
 
 
-def _carrier(voice: _Voice, draw: _Draw) -> Signal:
+def _carrier(voice: _Voice, draw: Draw) -> Signal:
     """Draw a steady sound between a pure tone and pure noise."""
     tone = _tone(voice, draw, np.full(draw.samples, draw.log_uniform(*voice.pitch_hz)))
     noise_share = draw.rng.uniform(*voice.noise_share)
     return (1 - noise_share) * tone + noise_share * _colored_noise(draw)
 
 
-def _cycles(draw: _Draw, rate_hz: float) -> Signal:
+def _cycles(draw: Draw, rate_hz: float) -> Signal:
     """Count the cycles at each sample from a random start, at a rate that drifts by up to 10 % about `rate_hz`."""
     time_s = np.arange(draw.samples) / draw.rate_hz
     drift_hz = draw.rng.uniform(0.2, 0.6)
@@ -139,7 +127,7 @@ def _cycles(draw: _Draw, rate_hz: float) -> Signal:
     return draw.rng.uniform() + np.cumsum(1 + drift) * (rate_hz / draw.rate_hz)
 
 
-def _melody(voice: _Voice, draw: _Draw, octaves: Signal) -> Signal:
+def _melody(voice: _Voice, draw: Draw, octaves: Signal) -> Signal:
     """Make a tone whose pitch moves by this many octaves from a pitch of the voice."""
     return _tone(voice, draw, draw.log_uniform(*voice.pitch_hz) * 2**octaves)
 
@@ -150,7 +138,7 @@ def _rounded_gate(position: Signal) -> Signal:
     return np.clip(10 * np.minimum(position, 1 - position), 0, 1)
 
 
-def _sweep(voice: _Voice, draw: _Draw) -> Signal:
+def _sweep(voice: _Voice, draw: Draw) -> Signal:
     cycles = _cycles(draw, draw.log_uniform(1.4, 3.0))
     # Each cycle is a chirp and a pause.
     position = (cycles % 1) / draw.rng.uniform(0.6, 0.85)
@@ -159,7 +147,7 @@ def _sweep(voice: _Voice, draw: _Draw) -> Signal:
     return tone * _rounded_gate(position)
 
 
-def _arpeggio(voice: _Voice, draw: _Draw) -> Signal:
+def _arpeggio(voice: _Voice, draw: Draw) -> Signal:
     steps = int(draw.rng.integers(3, 6))
     notes = _cycles(draw, draw.log_uniform(5.0, 9.0))
     step = np.floor(notes) % steps - (steps - 1) / 2
@@ -168,31 +156,31 @@ def _arpeggio(voice: _Voice, draw: _Draw) -> Signal:
     return tone * _rounded_gate(notes % 1)
 
 
-def _decay(voice: _Voice, draw: _Draw) -> Signal:
+def _decay(voice: _Voice, draw: Draw) -> Signal:
     position = _cycles(draw, draw.log_uniform(2.0, 4.5)) % 1
     envelope = np.minimum(position / 0.04, 1) * np.exp(-draw.rng.uniform(4.0, 8.0) * position)
     return _carrier(voice, draw) * envelope
 
 
-def _vibrato(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> Signal:
+def _vibrato(voice: _Voice, draw: Draw, rate_range_hz: tuple[float, float]) -> Signal:
     cycles = _cycles(draw, draw.log_uniform(*rate_range_hz))
     semitones = draw.rng.uniform(1.5, 3.5) * np.sin(2 * np.pi * cycles)
     return _melody(voice, draw, semitones / 12)
 
 
-def _trill(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> Signal:
+def _trill(voice: _Voice, draw: Draw, rate_range_hz: tuple[float, float]) -> Signal:
     cycles = _cycles(draw, draw.log_uniform(*rate_range_hz))
     semitones = draw.rng.uniform(3.0, 9.0) * (cycles % 1 < 0.5)
     return _melody(voice, draw, semitones / 12)
 
 
-def _tremolo(voice: _Voice, draw: _Draw, rate_range_hz: tuple[float, float]) -> Signal:
+def _tremolo(voice: _Voice, draw: Draw, rate_range_hz: tuple[float, float]) -> Signal:
     cycles = _cycles(draw, draw.log_uniform(*rate_range_hz))
     depth = draw.rng.uniform(0.6, 0.95)
     return _carrier(voice, draw) * (1 + depth * np.sin(2 * np.pi * cycles))
 
 
-def _bursts(voice: _Voice, draw: _Draw, onsets_s: Times) -> Signal:
+def _bursts(voice: _Voice, draw: Draw, onsets_s: Times) -> Signal:
     """Make bursts of 15 to 40 ms at the given times, all cut from one carrier."""
     window = np.hanning(round(draw.rng.uniform(0.015, 0.04) * draw.rate_hz))
     envelope = np.zeros(draw.samples)
@@ -202,7 +190,7 @@ def _bursts(voice: _Voice, draw: _Draw, onsets_s: Times) -> Signal:
     return _carrier(voice, draw) * envelope
 
 
-def _repeat_onsets(draw: _Draw, bar_s: float, onsets: Float[np.ndarray, " n"]) -> Times:
+def _repeat_onsets(draw: Draw, bar_s: float, onsets: Float[np.ndarray, " n"]) -> Times:
     """Return the times in s of `onsets` (fractions of a bar), bar after bar from a random start."""
     bars = np.arange(np.ceil(draw.samples / (draw.rate_hz * bar_s)) + 1) - draw.rng.uniform()
     times_s = (bars[:, None] + onsets).ravel() * bar_s
@@ -210,7 +198,7 @@ def _repeat_onsets(draw: _Draw, bar_s: float, onsets: Float[np.ndarray, " n"]) -
     return times_s + draw.rng.uniform(-0.004, 0.004, len(times_s))
 
 
-def _speeding_clicks(voice: _Voice, draw: _Draw) -> Signal:
+def _speeding_clicks(voice: _Voice, draw: Draw) -> Signal:
     count = int(draw.rng.integers(8, 14))
     # The exponent is below 1, so the gaps between onsets shrink toward the end of a bar.
     onsets = (np.arange(count) / count) ** (1 / draw.rng.uniform(1.6, 2.2))
@@ -218,12 +206,12 @@ def _speeding_clicks(voice: _Voice, draw: _Draw) -> Signal:
     return _bursts(voice, draw, onsets_s)
 
 
-def _rhythm(voice: _Voice, draw: _Draw, spacing_bars: float) -> Signal:
+def _rhythm(voice: _Voice, draw: Draw, spacing_bars: float) -> Signal:
     onsets_s = _repeat_onsets(draw, draw.log_uniform(0.45, 0.75), spacing_bars * np.arange(3))
     return _bursts(voice, draw, onsets_s)
 
 
-def _backwards(renderer: Renderer, draw: _Draw) -> Signal:
+def _backwards(renderer: Renderer, draw: Draw) -> Signal:
     return renderer(draw)[::-1]
 
 
@@ -264,7 +252,7 @@ def _foreground(label: str, rng: np.random.Generator, sample_rate_hz: int) -> Si
     samples = round(CLIP_S * sample_rate_hz)
     active = round(rng.uniform(0.65, 0.95) * samples)
     onset = int(rng.integers(samples - active + 1))
-    sound = _RENDERERS[label](_Draw(rng, active, sample_rate_hz))
+    sound = _RENDERERS[label](Draw(rng, active, sample_rate_hz))
     # Both ends are faded, so that no sound starts or stops with a click.
     from_edge_s = np.minimum(np.arange(active), np.arange(active)[::-1]) / sample_rate_hz
     sound = sound * np.minimum(from_edge_s / _FADE_S, 1)
@@ -295,7 +283,7 @@ def synthesize(label: str, seed: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> F
     # The label is part of the seed, so that classes do not share random numbers; Python's hash() varies between runs.
     rng = np.random.default_rng((seed, zlib.crc32(label.encode())))
     sound = _foreground(label, rng, sample_rate_hz)
-    noise = _colored_noise(_Draw(rng, len(sound), sample_rate_hz))
+    noise = _colored_noise(Draw(rng, len(sound), sample_rate_hz))
     clip = sound + noise * 10 ** (-rng.uniform(5.0, 30.0) / 20)
     peak = 10 ** (rng.uniform(-30.0, 0.0) / 20)
     return (clip * (peak / np.abs(clip).max())).astype(np.float32).clip(-1, 1)

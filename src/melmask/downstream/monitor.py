@@ -18,7 +18,7 @@ from melmask.audio.files import read_audio_blocks
 from melmask.audio.logmel import LogMelSpectrogram, logmel_blocks
 from melmask.audio.parts import Sound, shortened_text
 from melmask.config import EACH, MEAN, HardwareConfig, PretrainConfig, Reading
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
@@ -70,7 +70,7 @@ class FeatureRank:
     store, not with published figures.
     """
 
-    def __init__(self, store: Store, config: PretrainConfig):
+    def __init__(self, store: Corpus, config: PretrainConfig):
         self._hardware = config.hardware
         self._logmels: list[Tensor] = []
         for clip, first in _even_units(store.frames, config.model.frames, RANK_UNITS):
@@ -118,7 +118,7 @@ class NearestNeighbors:
     def __init__(
         self,
         labels: Path,
-        store: Store,
+        store: Corpus,
         config: PretrainConfig,
         *,
         table: TableOptions = TableOptions(),
@@ -221,7 +221,7 @@ def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
         ) from error
 
 
-def _read_logmels(sounds: Sequence[Sound], store: Store, title: str) -> tuple[list[Tensor], dict[Sound, str]]:
+def _read_logmels(sounds: Sequence[Sound], store: Corpus, title: str) -> tuple[list[Tensor], dict[Sound, str]]:
     """Return the log-mels of the readable clips in order, made as the store's, and why the others could not be read."""
     transform, reading = LogMelSpectrogram(store.front_end), store.reading
     if reading.channel == EACH:
@@ -260,7 +260,7 @@ def _read_logmel(sound: Sound, transform: LogMelSpectrogram, reading: Reading) -
 
 
 def monitors(
-    store: Store, config: PretrainConfig, labels: Path | None, table: TableOptions = TableOptions()
+    store: Corpus, config: PretrainConfig, labels: Path | None, table: TableOptions = TableOptions()
 ) -> list[Hook]:
     """Return the hooks that watch a run: reconstructions, feature rank and, with labeled files, a k-NN score.
 

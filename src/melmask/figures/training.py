@@ -6,7 +6,7 @@ import copy
 import numpy as np
 
 from melmask.config import PretrainConfig
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import NotFiniteError
 from melmask.figures.reconstruction import save_reconstruction_picture
@@ -18,7 +18,7 @@ _CLIPS = 4
 class ReconstructionPictures:
     """A training hook that writes pictures/step-*.png of the same crops, under the same masks, every time."""
 
-    def __init__(self, store: Store, config: PretrainConfig):
+    def __init__(self, store: Corpus, config: PretrainConfig):
         # Take the beginnings of four clips from the longest quarter, because a short clip would show little.
         clips = np.argsort(-store.frames, kind="stable")
         chosen = np.unique(clips[np.linspace(0, len(clips) // 4, _CLIPS, dtype=int)])

@@ -78,6 +78,7 @@ def write_run_page(run: Path, numbers: RunNumbers | None = None) -> Path:
     # The text of such an event is "8 processes". A run that several processes began must be resumed by torchrun.
     started = [event.text for event in record.events if event.kind in ("start", "resume")]
     several = started[-1] if started and started[-1].partition(" ")[0] not in ("", "1") else ""
+    store = str(record.facts.get("store", "STORE"))
     return write_page(
         run / PAGE,
         "run.html.j2",
@@ -94,7 +95,9 @@ def write_run_page(run: Path, numbers: RunNumbers | None = None) -> Path:
         pictures=list(_pictures(record)),
         events=record.events[::-1][:_MAX_EVENTS],
         folder=shlex.quote(str(run.resolve())),
-        store=shlex.quote(str(record.facts.get("store", "STORE"))),
+        # A run without a store is resumed without one.
+        store=shlex.quote(store) + " " if store else "",
+        synthetic=record.setting("data.synth_share"),
         several=several,
         settings=_settings(record),
     )

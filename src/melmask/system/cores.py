@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,30 @@ import torch
 from melmask.system.contention import Contention
 
 R = TypeVar("R")
+
+
+def one_thread_each(workers: int) -> ThreadPoolExecutor:
+    """Return a pool of threads that compute with one thread each. The number of threads of others stays as it is."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers)
+    ready = Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        # No thread is free before all have begun, so each of them begins once.
+        ready.wait()
+
+    for _ in range(workers):
+        pool.submit(begin)
+    try:
+        ready.wait()
+    except BaseException:
+        # An interrupt must not leave threads behind that wait for this one.
+        ready.abort()
+        raise
+    # PyTorch's backward pass gives its caller the number of threads that any thread has set last.
+    torch.set_num_threads(before)
+    return pool
 
 
 class Cores:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from melmask.config import PretrainConfig, Statistics
 from melmask.config_text import to_dict
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
 from melmask.corpus.stream import CropStream
+from melmask.corpus.synthetic import synthetic_corpus
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.objectives.base import build_objective
@@ -144,14 +145,18 @@ class BenchReport:
         )
 
 
-def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float = 20.0) -> BenchReport:
+def run_bench(config: PretrainConfig, store: Corpus | None = None, seconds: float = 20.0) -> BenchReport:
     """Measure steps of `config` for about `seconds`, on crops of `store` or, without one, on random numbers.
+
+    If some crops are synthetic, they are drawn; without a store all must be.
 
     Raises:
         ConfigError: `seconds` is no time, the machine lacks the device, or the model does not fit the store.
     """
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"the time to measure for is {seconds:g} seconds; give 0 or more")
+    if store is None and config.data.synth_crops:
+        store = synthetic_corpus(config)
     device = pick_device(config.hardware.device)
     precision = pick_precision(config.hardware, device)
     use_threads(config.hardware.threads)
@@ -169,7 +174,7 @@ def run_bench(config: PretrainConfig, store: Store | None = None, seconds: float
         device=device_name(device),
         precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision, "fp32"),
         threads=torch.get_num_threads(),
-        data=f"from {store.folder}" if store else "random numbers",
+        data=_data_text(config, store),
         views_per_crop=step.objective.views_per_crop,
         encoded_patches=step.objective.encoded_patches,
         peaks=(before, matmul_peak(device, precision)),
@@ -186,7 +191,7 @@ class TrainingStep:
     The encoder and the decoder of a compiled network are one part, as compilation joins them.
     """
 
-    def __init__(self, config: PretrainConfig, store: Store | None = None):
+    def __init__(self, config: PretrainConfig, store: Corpus | None = None):
         self.config = config
         self.device = pick_device(config.hardware.device)
         statistics = build_card(store, config).statistics if store else Statistics()
@@ -283,7 +288,7 @@ def _measure(step: TrainingStep, seconds: float) -> tuple[list[float], list[dict
     return steps_s, parts
 
 
-def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray, None, None]:
+def _crops(config: PretrainConfig, store: Corpus | None) -> Generator[np.ndarray, None, None]:
     # Yield (crops, frames, mels) float16, read ahead from the store as in training, or the same random ones forever.
     if store is not None:
         stream = CropStream(store, config.data, config.model.frames, config.run.seed)
@@ -292,6 +297,14 @@ def _crops(config: PretrainConfig, store: Store | None) -> Generator[np.ndarray,
     normal = np.random.default_rng(config.run.seed).standard_normal(shape, np.float32)
     made_up = (Statistics().mean + Statistics().std * normal).astype(np.float16)
     return (made_up for _ in itertools.count())
+
+
+def _data_text(config: PretrainConfig, store: Corpus | None) -> str:
+    if store is None:
+        return "random numbers"
+    synthetic = config.data.synth_crops
+    names = [f"{synthetic} of them synthetic"] if synthetic and store.folder else ["synthetic"] if synthetic else []
+    return ", ".join([f"from {store.folder}"] * (store.folder is not None) + names)
 
 
 def _ms(seconds: float) -> float:

@@ -17,11 +17,12 @@ from torch import Tensor
 from melmask.checkpoint.folder import ModelCard
 from melmask.config import PretrainConfig
 from melmask.config_text import to_dict
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
 from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError, OutputError, StoreError, TrainingError
 from melmask.models.network import Network
 from melmask.objectives.base import build_objective
+from melmask.synth.scenes import GENERATOR
 from melmask.system.files import claimed
 from melmask.system.hardware import keep_freed_memory, matmul_peak
 from melmask.system.terminal import note
@@ -74,7 +75,7 @@ class Outcome(NamedTuple):
 
 
 def pretrain(
-    store: Store,
+    store: Corpus,
     run: Path,
     config: PretrainConfig,
     hooks: Sequence[Hook] = (),
@@ -161,7 +162,7 @@ def pretrain(
 
 
 def _set_up(
-    own: ExitStack, store: Store, run: Path, config: PretrainConfig, initial_weights: dict[str, Tensor] | None
+    own: ExitStack, store: Corpus, run: Path, config: PretrainConfig, initial_weights: dict[str, Tensor] | None
 ) -> tuple[Training, RunState]:
     """Build what the loop works with, and restore where the run stands; `own` closes it all at the end."""
     keep_freed_memory()
@@ -274,7 +275,7 @@ def _look(training: Training, state: RunState, hooks: Sequence[Hook]) -> dict[st
     return {name: value for found in numbers if found for name, value in found.items()}
 
 
-def _open_log(run: Path, config: PretrainConfig, store: Store, step: int) -> MetricsLog:
+def _open_log(run: Path, config: PretrainConfig, store: Corpus, step: int) -> MetricsLog:
     """Open the record of a run that begins, or that resumes at `step`."""
     write_run_file(run, config, store)
     for path in set_aside_beyond(run, step):
@@ -331,7 +332,7 @@ def _claim(run: Path, processes: Processes, own: ExitStack) -> None:
         raise refused or OutputError(f"{run} cannot be used; the first process of this run reports why")
 
 
-def build_card(store: Store, config: PretrainConfig) -> ModelCard:
+def build_card(store: Corpus, config: PretrainConfig) -> ModelCard:
     """Build the checkpoint's description; the front end and the statistics are the store's.
 
     Raises:
@@ -355,5 +356,15 @@ def build_card(store: Store, config: PretrainConfig) -> ModelCard:
         front_end=store.front_end,
         statistics=store.statistics,
         reading=store.reading,
-        training={"config": to_dict(config)},
+        training={"config": to_dict(config), **_sound_facts(store, config)},
     )
+
+
+def _sound_facts(store: Corpus, config: PretrainConfig) -> dict[str, object]:
+    """Say how much of what a model is trained on, if some of it is synthetic."""
+    if not config.data.synth_crops:
+        return {}
+    hop_s = store.front_end.hop_ms / store.reading.expand / 1000
+    hours = float(store.frames.sum()) * hop_s / 3600 if config.data.synth_share < 1 else 0.0
+    share = config.data.synth_crops / config.data.batch_size
+    return {"sound": {"recorded_hours": round(hours, 3), "synthetic_share": share, "generator": GENERATOR}}

@@ -17,7 +17,7 @@ import numpy as np
 
 from melmask.config import FrontEndConfig, PretrainConfig
 from melmask.config_text import from_dict, to_dict
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
 from melmask.errors import CheckpointError
 from melmask.system.files import atomic_write, output_error, write_json
 from melmask.system.reading import (
@@ -43,6 +43,7 @@ class RunFile:
     pretrain: dict[str, object]
     """The configuration as JSON has it; `config` checks it."""
     store: str = ""
+    """Empty if all crops are synthetic and there is none."""
     store_sha256: str | None = None
     """Digest of the store's content; runs of early versions lack it."""
     frames: int | None = None
@@ -59,7 +60,7 @@ class RunFile:
         return from_dict(PretrainConfig, self.pretrain)
 
 
-def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
+def write_run_file(run: Path, config: PretrainConfig, store: Corpus) -> None:
     """Write the run's configuration, and the store that it is for.
 
     Raises:
@@ -67,9 +68,9 @@ def write_run_file(run: Path, config: PretrainConfig, store: Store) -> None:
     """
     file = RunFile(
         pretrain=to_dict(config),
-        store=str(store.folder.resolve()),
+        store=str(store.folder.resolve()) if store.folder is not None else "",
         store_sha256=store.sha256,
-        frames=int(store.frames.sum()),
+        frames=int(store.frames.sum()) if store.folder is not None else None,
         # Of the sound as it is, not as it is played: the run's page counts its hours.
         hop_ms=store.front_end.hop_ms / store.reading.expand,
     )
@@ -355,7 +356,8 @@ class RunRecord(NamedTuple):
         crop_s = self.setting("model.frames") * self.frame_s
         if self.settings.get("data.sampling") != "time" or not self.sound_hours or not crop_s:
             return None
-        return self.step * self.setting("data.batch_size") * crop_s / (3600 * self.sound_hours)
+        crops = self.setting("data.batch_size") * (1 - self.setting("data.synth_share"))
+        return self.step * crops * crop_s / (3600 * self.sound_hours)
 
     @property
     def frame_s(self) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from melmask.config import PretrainConfig
 from melmask.config_text import to_dict
-from melmask.corpus.store import Store
+from melmask.corpus.store import Corpus
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
 from melmask.recipes import DEFAULT_RECIPE, recipe, with_settings
@@ -17,8 +17,12 @@ _MAY_CHANGE = ("run.", "hardware.")
 _MAY_NOT_CHANGE = ("run.seed",)
 
 
-def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str], store: Store) -> PretrainConfig:
+def resolve_config(
+    run: Path, recipe_name: str | None, overrides: Sequence[str], store: Corpus | None
+) -> PretrainConfig:
     """Return the run's saved configuration if it has begun, else the recipe's, with overrides and epochs as steps.
+
+    `store` is None for a run whose crops are all synthetic.
 
     Raises:
         ConfigError: a recipe or key is unknown, or a setting or the store would change the result of a run that has
@@ -36,7 +40,8 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged or of another melmask ({error}); use another --out") from error
     # This comes before epochs become steps: a store that has grown would silently change the number of steps.
-    check_store(run, store)
+    if store is not None:
+        check_store(run, store)
     wanted = _with_steps(with_settings(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
     before, after = flat(to_dict(saved)), flat(to_dict(wanted))
     # What follows from other settings is not compared: the share of the warm-up, or the steps that minutes plan.
@@ -51,7 +56,7 @@ def resolve_config(run: Path, recipe_name: str | None, overrides: Sequence[str],
     return wanted
 
 
-def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) -> PretrainConfig:
+def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Corpus | None) -> PretrainConfig:
     steps = [text for text in overrides if text.startswith(("optimizer.steps=", "optimizer.warmup_steps="))]
     if config.optimizer.minutes:
         return _with_minutes(config, steps)
@@ -62,9 +67,15 @@ def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Store) 
             f"{steps[0]} does not fit optimizer.epochs, which decides the steps; add optimizer.epochs=0 and "
             "optimizer.warmup_epochs=0, or set the epochs"
         )
+    from_store = config.data.batch_size - config.data.synth_crops
+    if store is None or not from_store:
+        raise ConfigError(
+            "optimizer.epochs counts passes over a store, but all crops are synthetic; add optimizer.epochs=0 and "
+            "optimizer.warmup_epochs=0, and set optimizer.steps, or give --minutes"
+        )
     # The stream knows how many crops an epoch of this store has.
     crops = CropStream(store, config.data, config.model.frames, config.run.seed).crops_per_epoch
-    steps_per_epoch = crops / config.data.batch_size
+    steps_per_epoch = crops / from_store
     optimizer = replace(
         config.optimizer,
         steps=max(1, round(config.optimizer.epochs * steps_per_epoch)),
@@ -87,7 +98,7 @@ def _with_minutes(config: PretrainConfig, steps: Sequence[str]) -> PretrainConfi
     return replace(config, optimizer=optimizer)
 
 
-def check_store(run: Path, store: Store) -> None:
+def check_store(run: Path, store: Corpus) -> None:
     """Check that the run began with this store; with another one, it would train on other crops.
 
     Raises:
@@ -101,6 +112,10 @@ def check_store(run: Path, store: Store) -> None:
     # The files of early versions lack these numbers, and nothing can be compared then.
     same_length, same_content = begun.frames in (None, frames), begun.store_sha256 in (None, store.sha256)
     if not (same_length and same_content):
+        if store.folder is None:
+            raise ConfigError(f"{run} began with the store {begun.store}; give it, or another --out")
+        if not begun.store and begun.store_sha256:
+            raise ConfigError(f"{run} began without a store; leave out {store.folder}, or give another --out")
         raise ConfigError(
             f"{run} began with a store of {begun.frames or 'other'} frames; {store.folder} has {frames} and other "
             "clips or another front end; give the store that it began with, or another --out"
