@@ -32,6 +32,8 @@ LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
 MEAN, EACH = "mean", "each"
 """All channels averaged, and every channel by itself."""
+MASKING_STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
+"""The names that `masking.strategy` may have; `objectives/masking.py` draws the masks."""
 _MOST_EXPANDED = 1000.0
 
 
@@ -358,10 +360,32 @@ class MaskingConfig:
     batch is larger than the data's by this factor."""
     normalize_target: bool = False
     """Whether the values of each target patch are normalized to zero mean and unit variance (the paper: false)."""
+    strategy: str = "random"
+    """What stays visible: single patches ('random', the paper), blocks ('inverse-blocks', EAT, arXiv 2401.03497), whole
+    columns ('time') or whole rows ('frequency') of patches, so that stripes of time or of frequency are hidden. Of
+    several names, as in 'time+frequency', each mask takes one at random."""
+    block_rows: int = 3
+    """Height of the blocks of 'inverse-blocks', in patches."""
+    block_columns: int = 3
+    """Width of the blocks of 'inverse-blocks', in patches."""
+    stripe: int = 1
+    """How many columns ('time') or rows ('frequency') of patches stay visible side by side."""
 
     def __post_init__(self) -> None:
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
         _check_range(self, "masking.masks_per_crop", 1, 4096)
+        _check(
+            set(self.strategies) <= set(MASKING_STRATEGIES),
+            f"masking.strategy is {self.strategy!r}; give {', '.join(MASKING_STRATEGIES)}, or several of them with + "
+            "between them",
+        )
+        for name in ("block_rows", "block_columns", "stripe"):
+            _check_range(self, f"masking.{name}", 1, _MOST_FRAMES)
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The names in `strategy`."""
+        return tuple(self.strategy.split("+"))
 
 
 @dataclass(frozen=True, kw_only=True)

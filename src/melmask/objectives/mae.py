@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from melmask.axes import LogMel, Masked
 from melmask.config import MaskingConfig, PretrainConfig
-from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.models.flops import step_flops
 from melmask.models.network import Network, gather_tokens
-from melmask.objectives.masking import random_masks, visible_and_hidden_ids
+from melmask.objectives.masking import check_masking, draw_masks, visible_and_hidden_ids
 
 
 class MAEOutput(NamedTuple):
@@ -36,16 +35,10 @@ def build(config: PretrainConfig, network: Network) -> "MaskedAutoencoder":
     """Build the objective of a network with a decoder.
 
     Raises:
-        ConfigError: the ratio hides no patch at all.
+        ConfigError: the ratio hides no patch at all, or the strategy does not fit the grid.
     """
-    objective = MaskedAutoencoder(network, config)
-    patches = grid_of(config.model).patches
-    # Without a hidden patch the loss would be a mean over nothing, NaN.
-    if objective.encoded_patches >= patches:
-        raise ConfigError(
-            f"masking.ratio is {config.masking.ratio:g}, which hides none of {patches} patches; give a larger one"
-        )
-    return objective
+    check_masking(config.masking, grid_of(config.model))
+    return MaskedAutoencoder(network, config)
 
 
 class MaskedAutoencoder:
@@ -62,7 +55,7 @@ class MaskedAutoencoder:
     def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
         """Draw the masks of this process' crops; those of a crop are neighbors."""
         config, views = self._config, self._config.data.batch_size * self.views_per_crop
-        masks = random_masks(config.run.seed, batch, views, grid_of(config.model).patches, self.encoded_patches)
+        masks = draw_masks(config.masking, grid_of(config.model), config.run.seed, batch, views)
         # The masks of the whole batch come from one stream: they do not depend on how many processes share it.
         return masks.unflatten(0, (-1, self.views_per_crop))[rank::processes].flatten(0, 1)
 
