@@ -1,8 +1,8 @@
 """Every setting of melmask on one page: frozen dataclasses that check themselves when built, without torch.
 
-`PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `data` and `optimizer` decide the result;
-`run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds `FrontEndConfig`,
-`Statistics` and `ModelConfig`, because inference needs no other settings.
+`PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `contrast`, `data` and `optimizer` decide
+the result; `run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds
+`FrontEndConfig`, `Statistics` and `ModelConfig`, because inference needs no other settings.
 """
 
 import math
@@ -389,6 +389,25 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """A contrast between the masks of a crop, beside reconstruction (CAN, arXiv 2210.16870); the paper has none."""
+
+    weight: float = 0.0
+    """Weight of the contrast in the loss, beside 1 for the reconstruction; 0: no contrast. It needs
+    `masking.masks_per_crop` of 2 or more."""
+    crops: int = 32
+    """Each crop is compared with the others of a group of this size; `data.batch_size` is a multiple of it. The groups
+    depend on neither the number of processes nor the shares of a step."""
+    temperature: float = 0.2
+    """Cosine similarities are divided by this; a lower one makes the nearest other crops count more."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.weight <= 1000, f"contrast.weight is {self.weight}; give 0 to 1000")
+        _check_range(self, "contrast.crops", 2, _LARGEST_BATCH)
+        _check(0.001 <= self.temperature <= 1000, f"contrast.temperature is {self.temperature}; give 0.001 to 1000")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How crops are drawn from the store."""
 
@@ -568,6 +587,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -576,12 +596,41 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.objective.kind == "mae":
             self._check_reconstruction()
+        if self.contrast.weight:
+            self._check_contrast()
         # Muon makes the update of a matrix orthogonal, which takes all of its rows.
         _check(
             self.optimizer.name == "adamw" or self.hardware.sharding == "none",
             "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; set "
             "optimizer.name=adamw or hardware.sharding=none",
         )
+
+    @property
+    def crops_together(self) -> int:
+        """How many crops the loss compares with each other; a step never computes such a group in parts."""
+        return self.contrast.crops if self.contrast.weight else 1
+
+    def _check_contrast(self) -> None:
+        """Check that the batch has whole groups of crops, each seen under several masks."""
+        crops = self.contrast.crops
+        _check(
+            self.objective.kind == "mae",
+            f"contrast.weight is {self.contrast.weight:g}, but the objective {self.objective.kind!r} has no contrast; "
+            "set contrast.weight=0 or objective.kind=mae",
+        )
+        _check(
+            self.masking.masks_per_crop > 1,
+            f"contrast.weight is {self.contrast.weight:g}, but masking.masks_per_crop is 1; give 2 masks or more to "
+            "compare",
+        )
+        for name in ("data.batch_size", "hardware.micro_batch"):
+            section, _, field_name = name.partition(".")
+            size = getattr(getattr(self, section), field_name)
+            _check(
+                size % crops == 0,
+                f"{name} is {size}, but the contrast compares groups of {crops} crops; give a multiple of {crops}, or "
+                "another contrast.crops",
+            )
 
     def _check_reconstruction(self) -> None:
         """Check what only the masked autoencoder needs."""
