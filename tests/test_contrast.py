@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from melmask.config import ContrastConfig, Statistics
-from melmask.config_text import with_overrides
+from melmask.corpus.stream import CropStream
 from melmask.errors import ConfigError
 from melmask.objectives.base import build_objective
 from melmask.objectives.contrast import contrast
+from melmask.objectives.mae import predict_hidden
 from melmask.train.engine import Engine
 from melmask.train.pretrain import pretrain
 from melmask.train.processes import Processes
@@ -93,19 +94,20 @@ def test_every_number_of_processes_compares_the_same_crops(configure, processes)
 
 
 def test_training_moves_the_crops_apart(store, configure, tmp_path):
-    losses = {}
-    for weight in (0, 1):
+    found = {}
+    for weight in (0, 10):
         settings = (f"contrast.weight={weight}", "contrast.crops=8", "optimizer.steps=30", "masking.masks_per_crop=2")
         config = configure(*settings, "hardware.threads=1")
-        measured = build_objective(with_overrides(config, ["contrast.weight=1"]))
+        crops = CropStream(store, config.data, config.model.frames, 0).batch(100)
+        logmel = (torch.from_numpy(crops).float().transpose(1, 2) - store.statistics.mean) / store.statistics.std
+        masked = build_objective(config).draw(100, 0, 1)
 
-        def look(state, objective=measured, found=losses, weight=weight):
-            objective.network.load_state_dict(state.model.state_dict())
-            logmel = torch.randn(8, 80, 64, generator=torch.Generator().manual_seed(0))
-            found[weight] = float(objective.loss(logmel, objective.draw(0, 0, 1)))
+        def look(state, views=logmel.repeat_interleave(2, 0), masked=masked, config=config, weight=weight):
+            encoded = predict_hidden(state.model, views, masked, config.masking).encoded
+            found[weight] = float(contrast(encoded, 2, config.contrast))
 
         pretrain(store, tmp_path / str(weight), config, [look])
-    assert losses[1] < losses[0] - 0.1
+    assert found[10] < found[0]
 
 
 @pytest.mark.parametrize(

@@ -623,9 +623,8 @@ class PretrainConfig:
             f"contrast.weight is {self.contrast.weight:g}, but masking.masks_per_crop is 1; give 2 masks or more to "
             "compare",
         )
-        for name in ("data.batch_size", "hardware.micro_batch"):
-            section, _, field_name = name.partition(".")
-            size = getattr(getattr(self, section), field_name)
+        sizes = {"data.batch_size": self.data.batch_size, "hardware.micro_batch": self.hardware.micro_batch}
+        for name, size in sizes.items():
             _check(
                 size % crops == 0,
                 f"{name} is {size}, but the contrast compares groups of {crops} crops; give a multiple of {crops}, or "
