@@ -100,9 +100,10 @@ def test_training_moves_the_crops_apart(store, configure, tmp_path):
         config = configure(*settings, "hardware.threads=1")
         crops = CropStream(store, config.data, config.model.frames, 0).batch(100)
         logmel = (torch.from_numpy(crops).float().transpose(1, 2) - store.statistics.mean) / store.statistics.std
-        masked = build_objective(config).draw(100, 0, 1)
+        views, masked = logmel.repeat_interleave(2, 0), build_objective(config).draw(100, 0, 1)
 
-        def look(state, views=logmel.repeat_interleave(2, 0), masked=masked, config=config, weight=weight):
+        @torch.no_grad()
+        def look(state, views=views, masked=masked, config=config, weight=weight):
             encoded = predict_hidden(state.model, views, masked, config.masking).encoded
             found[weight] = float(contrast(encoded, 2, config.contrast))
 
