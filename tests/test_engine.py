@@ -73,6 +73,8 @@ def test_how_a_step_is_computed_does_not_change_it(configure, crops, hardware, m
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_in_shares_resumes_exactly(store, configure, tmp_path, optimizer):
     settings = (f"optimizer.name={optimizer}", "optimizer.ema_decay=0.5", "hardware.threads=2", "hardware.shares=3")
+    settings += ("masking.strategy=time+frequency", "masking.masks_per_crop=2", "masking.ratio=0.7")
+    settings += ("contrast.weight=0.1", "contrast.crops=2")
     pretrain(store, tmp_path / "whole", configure(*settings))
     for _ in range(6):
         pretrain(store, tmp_path / "parts", configure(*settings, "run.max_minutes=1e-9"))

@@ -62,7 +62,7 @@ def job(store, configure, tmp_path, sound, monkeypatch):
     with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
 
-    def draw(path, encoder, logmels, titles, *, mask_ratio):
+    def draw(path, encoder, logmels, titles, *, masking):
         # Drawing takes most of the time, and does not matter here.
         with atomic_write(path) as file:
             file.write(encoder.embed(np.ones(RATE_HZ, np.float32), RATE_HZ).scene.tobytes())

@@ -1,8 +1,8 @@
 """Every setting of melmask on one page: frozen dataclasses that check themselves when built, without torch.
 
-`PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `data` and `optimizer` decide the result;
-`run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds `FrontEndConfig`,
-`Statistics` and `ModelConfig`, because inference needs no other settings.
+`PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `contrast`, `data` and `optimizer` decide
+the result; `run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds
+`FrontEndConfig`, `Statistics` and `ModelConfig`, because inference needs no other settings.
 """
 
 import math
@@ -32,6 +32,8 @@ LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
 MEAN, EACH = "mean", "each"
 """All channels averaged, and every channel by itself."""
+MASKING_STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
+"""The names that `masking.strategy` may have; `objectives/masking.py` draws the masks."""
 _MOST_EXPANDED = 1000.0
 
 
@@ -358,10 +360,51 @@ class MaskingConfig:
     batch is larger than the data's by this factor."""
     normalize_target: bool = False
     """Whether the values of each target patch are normalized to zero mean and unit variance (the paper: false)."""
+    strategy: str = "random"
+    """What stays visible: single patches ('random', the paper), blocks ('inverse-blocks', EAT, arXiv 2401.03497), whole
+    columns ('time') or whole rows ('frequency') of patches, so that stripes of time or of frequency are hidden. Of
+    several names, as in 'time+frequency', each mask takes one at random."""
+    block_rows: int = 3
+    """Height of the blocks of 'inverse-blocks', in patches."""
+    block_columns: int = 3
+    """Width of the blocks of 'inverse-blocks', in patches."""
+    stripe: int = 1
+    """How many columns ('time') or rows ('frequency') of patches stay visible side by side."""
 
     def __post_init__(self) -> None:
         _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
         _check_range(self, "masking.masks_per_crop", 1, 4096)
+        _check(
+            set(self.strategies) <= set(MASKING_STRATEGIES),
+            f"masking.strategy is {self.strategy!r}; give {', '.join(MASKING_STRATEGIES)}, or several of them with + "
+            "between them",
+        )
+        for name in ("block_rows", "block_columns", "stripe"):
+            _check_range(self, f"masking.{name}", 1, _MOST_FRAMES)
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The names in `strategy`."""
+        return tuple(self.strategy.split("+"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """A contrast between the masks of a crop, beside reconstruction (CAN, arXiv 2210.16870); the paper has none."""
+
+    weight: float = 0.0
+    """Weight of the contrast in the loss, beside 1 for the reconstruction; 0: no contrast. It needs
+    `masking.masks_per_crop` of 2 or more."""
+    crops: int = 32
+    """Each crop is compared with the others of a group of this size; `data.batch_size` is a multiple of it. The groups
+    depend on neither the number of processes nor the shares of a step."""
+    temperature: float = 0.2
+    """Cosine similarities are divided by this; a lower one makes the nearest other crops count more."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.weight <= 1000, f"contrast.weight is {self.weight}; give 0 to 1000")
+        _check_range(self, "contrast.crops", 2, _LARGEST_BATCH)
+        _check(0.001 <= self.temperature <= 1000, f"contrast.temperature is {self.temperature}; give 0.001 to 1000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -562,6 +605,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -570,12 +614,40 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.objective.kind == "mae":
             self._check_reconstruction()
+        if self.contrast.weight:
+            self._check_contrast()
         # Muon makes the update of a matrix orthogonal, which takes all of its rows.
         _check(
             self.optimizer.name == "adamw" or self.hardware.sharding == "none",
             "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; set "
             "optimizer.name=adamw or hardware.sharding=none",
         )
+
+    @property
+    def crops_together(self) -> int:
+        """How many crops the loss compares with each other; a step never computes such a group in parts."""
+        return self.contrast.crops if self.contrast.weight else 1
+
+    def _check_contrast(self) -> None:
+        """Check that the batch has whole groups of crops, each seen under several masks."""
+        crops = self.contrast.crops
+        _check(
+            self.objective.kind == "mae",
+            f"contrast.weight is {self.contrast.weight:g}, but the objective {self.objective.kind!r} has no contrast; "
+            "set contrast.weight=0 or objective.kind=mae",
+        )
+        _check(
+            self.masking.masks_per_crop > 1,
+            f"contrast.weight is {self.contrast.weight:g}, but masking.masks_per_crop is 1; give 2 masks or more to "
+            "compare",
+        )
+        sizes = {"data.batch_size": self.data.batch_size, "hardware.micro_batch": self.hardware.micro_batch}
+        for name, size in sizes.items():
+            _check(
+                size % crops == 0,
+                f"{name} is {size}, but the contrast compares groups of {crops} crops; give a multiple of {crops}, or "
+                "another contrast.crops",
+            )
 
     def _check_reconstruction(self) -> None:
         """Check what only the masked autoencoder needs."""

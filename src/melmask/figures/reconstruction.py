@@ -14,7 +14,7 @@ from melmask.errors import InputError
 from melmask.figures.figure import INK, MUTED, new_figure, save_figure
 from melmask.figures.spectrogram import DB_PER_NATURAL_LOG, draw_spectrogram, time_edges_s
 from melmask.geometry import PatchGrid, grid_of
-from melmask.objectives.masking import random_masks
+from melmask.objectives.masking import draw_masks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,7 @@ def save_reconstruction_picture(
     *,
     mask_ratio: float = 0.75,
     seed: int = 0,
+    masking: MaskingConfig | None = None,
 ) -> None:
     """Write a picture of what the model reconstructs of a few clips; see `reconstruction_figure`.
 
@@ -66,6 +67,7 @@ def save_reconstruction_picture(
         titles: one for each clip.
         mask_ratio: share of the patches that are hidden.
         seed: decides which patches are hidden.
+        masking: the ratio and the strategy, such as those of a run, instead of `mask_ratio` hidden at random.
 
     Raises:
         ConfigError: the model has no decoder, or `mask_ratio` is not between 0 and 1.
@@ -73,7 +75,8 @@ def save_reconstruction_picture(
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    save_figure(reconstruction_figure(model, logmels, titles, mask_ratio=mask_ratio, seed=seed), path)
+    figure = reconstruction_figure(model, logmels, titles, mask_ratio=mask_ratio, seed=seed, masking=masking)
+    save_figure(figure, path)
 
 
 def reconstruction_figure(
@@ -83,6 +86,7 @@ def reconstruction_figure(
     *,
     mask_ratio: float = 0.75,
     seed: int = 0,
+    masking: MaskingConfig | None = None,
 ) -> "Figure":
     """Draw a row for each clip: its log-mel, its visible patches, and the model's prediction of the hidden ones.
 
@@ -94,7 +98,7 @@ def reconstruction_figure(
 
     The arguments and errors are those of `save_reconstruction_picture`, which writes the figure to a file.
     """
-    rows = _rows(model, logmels, titles, mask_ratio, seed)
+    rows = _rows(model, logmels, titles, masking or MaskingConfig(ratio=mask_ratio), seed)
     figure = new_figure(_WIDTH_INCHES, _MARGIN_INCHES + _ROW_INCHES * len(rows))
     grid = figure.subplots(len(rows), len(_COLUMNS), sharex=True, sharey=True, squeeze=False)
     for axes_of_row, row in zip(grid, rows, strict=True):
@@ -121,10 +125,11 @@ def _head_column(axes: "Axes", name: str, note: str) -> None:
         )
 
 
-def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_ratio: float, seed: int) -> list[_Row]:
+def _rows(
+    model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], masking: MaskingConfig, seed: int
+) -> list[_Row]:
     """Hide patches of each clip and let the model predict them."""
     config = model.card.model
-    ratio = MaskingConfig(ratio=mask_ratio).ratio
     if not 1 <= len(logmels) <= MAX_CLIPS or len(titles) != len(logmels):
         raise InputError(f"{len(logmels)} clips with {len(titles)} titles; give 1 to {MAX_CLIPS} and a title for each")
     columns = min(logmels.shape[2], config.frames) // config.patch_frames
@@ -136,7 +141,7 @@ def _rows(model: AudioEncoder, logmels: np.ndarray, titles: Sequence[str], mask_
         )
     logmels = logmels[:, :, : columns * config.patch_frames].astype(np.float32)
     # The step is always 0, so a picture drawn later hides the same patches and can be compared.
-    masks = random_masks(seed, 0, len(logmels), grid.patches, grid.visible_patches(ratio)).numpy()
+    masks = draw_masks(masking, grid, seed, 0, len(logmels)).numpy()
     rows = []
     for title, logmel, masked in zip(titles, logmels, masks, strict=True):
         # Clips are reconstructed one at a time, because each title needs the loss of its own clip.

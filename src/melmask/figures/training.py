@@ -31,7 +31,7 @@ class ReconstructionPictures:
             store.read_into(crop, int(clip), 0)
         self._logmels = crops.astype(np.float32).transpose(0, 2, 1)
         self._titles = [f"clip {clip}" for clip in chosen]
-        self._mask_ratio = config.masking.ratio
+        self._masking = config.masking
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """Write the picture of this step, if the network can reconstruct; there are no numbers to log."""
@@ -42,5 +42,5 @@ class ReconstructionPictures:
         path = state.run / "pictures" / f"step-{state.step:07d}.png"
         # The training loop ends a run whose numbers are no longer finite; there is nothing to see of its model.
         with contextlib.suppress(NotFiniteError):
-            save_reconstruction_picture(path, encoder, self._logmels, self._titles, mask_ratio=self._mask_ratio)
+            save_reconstruction_picture(path, encoder, self._logmels, self._titles, masking=self._masking)
         return {}

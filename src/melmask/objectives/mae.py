@@ -1,7 +1,8 @@
 """The masked autoencoder (MSM-MAE, PMLR 166, section 3): predict the hidden patches of a log-mel from the rest.
 
 It has five steps: cut into patches; embed the visible ones; encode them; decode them with mask tokens in the hidden
-places; compare the hidden patches. loss = mean over hidden patches of mean((prediction - target) ** 2).
+places; compare the hidden patches. loss = mean over hidden patches of mean((prediction - target) ** 2). A contrast
+between the masks of a crop may be added (`objectives/contrast.py`).
 """
 
 from typing import NamedTuple
@@ -12,40 +13,35 @@ from torch import Tensor, nn
 
 from melmask.axes import LogMel, Masked
 from melmask.config import MaskingConfig, PretrainConfig
-from melmask.errors import ConfigError
 from melmask.geometry import grid_of
 from melmask.models.flops import step_flops
 from melmask.models.network import Network, gather_tokens
-from melmask.objectives.masking import random_masks, visible_and_hidden_ids
+from melmask.objectives.contrast import contrast
+from melmask.objectives.masking import check_masking, draw_masks, visible_and_hidden_ids
 
 
 class MAEOutput(NamedTuple):
     """The result of a masked forward pass.
 
     `loss` is over hidden patches only. `prediction` and `target` are in normalized log-mel; `predicted_ids` says which
-    patches they are.
+    patches they are. `encoded` is what the encoder makes of the visible patches, without the CLS token.
     """
 
     loss: Float[Tensor, ""]
     prediction: Float[Tensor, "batch predicted values"]
     target: Float[Tensor, "batch predicted values"]
     predicted_ids: Int[Tensor, "batch predicted"]
+    encoded: Float[Tensor, "batch visible dim"]
 
 
 def build(config: PretrainConfig, network: Network) -> "MaskedAutoencoder":
     """Build the objective of a network with a decoder.
 
     Raises:
-        ConfigError: the ratio hides no patch at all.
+        ConfigError: the ratio hides no patch at all, or the strategy does not fit the grid.
     """
-    objective = MaskedAutoencoder(network, config)
-    patches = grid_of(config.model).patches
-    # Without a hidden patch the loss would be a mean over nothing, NaN.
-    if objective.encoded_patches >= patches:
-        raise ConfigError(
-            f"masking.ratio is {config.masking.ratio:g}, which hides none of {patches} patches; give a larger one"
-        )
-    return objective
+    check_masking(config.masking, grid_of(config.model))
+    return MaskedAutoencoder(network, config)
 
 
 class MaskedAutoencoder:
@@ -62,16 +58,20 @@ class MaskedAutoencoder:
     def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
         """Draw the masks of this process' crops; those of a crop are neighbors."""
         config, views = self._config, self._config.data.batch_size * self.views_per_crop
-        masks = random_masks(config.run.seed, batch, views, grid_of(config.model).patches, self.encoded_patches)
+        masks = draw_masks(config.masking, grid_of(config.model), config.run.seed, batch, views)
         # The masks of the whole batch come from one stream: they do not depend on how many processes share it.
         return masks.unflatten(0, (-1, self.views_per_crop))[rank::processes].flatten(0, 1)
 
     def loss(
         self, logmel: Float[Tensor, "crops mels frames"], drawn: Bool[Tensor, "views patches"]
     ) -> Float[Tensor, ""]:
-        """Return the mean error over the hidden patches of all views of the crops."""
+        """Return the mean error over the hidden patches of all views of the crops, and their weighted contrast."""
         views = logmel.repeat_interleave(self.views_per_crop, dim=0)
-        return predict_hidden(self.network, views, drawn, self._config.masking).loss
+        output = predict_hidden(self.network, views, drawn, self._config.masking)
+        if not self._config.contrast.weight:
+            return output.loss
+        apart = contrast(output.encoded, self.views_per_crop, self._config.contrast)
+        return output.loss + self._config.contrast.weight * apart
 
     def after_step(self) -> None:
         """Do nothing."""
@@ -120,4 +120,4 @@ def _predict(network: Network, logmel: LogMel, ids: tuple[Tensor, Tensor, Tensor
     if hidden_ids is not predicted_ids:
         # A reconstruction shows all patches, but what was visible does not count as predicted.
         error = error.gather(1, hidden_ids)
-    return MAEOutput(error.mean(), prediction, target, predicted_ids)
+    return MAEOutput(error.mean(), prediction, target, predicted_ids, encoded[:, int(network.config.cls_token) :])

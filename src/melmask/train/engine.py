@@ -108,10 +108,19 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        if self._config.crops_together > 1:
+            crops, drawn = self._in_groups(crops, drawn)
         with exact_float32_products(self.device), self._cores.engaged():
             if self._shares is not None:
                 return self._step_in_shares(self._shares, crops, drawn)
             return self._cores.run([lambda: self._step(crops, drawn)])[0]
+
+    def _in_groups(self, crops: np.ndarray, drawn: Tensor) -> tuple[np.ndarray, Tensor]:
+        """Put the crops that the loss compares side by side; they are the same ones for any number of processes."""
+        # A process has the rows of the batch that are equal modulo the number of processes. Rows that are equal modulo
+        # the number of groups, a multiple of it, form a group. So each group lies within one process.
+        order = np.arange(len(crops)).reshape(self._config.crops_together, -1).T.ravel()
+        return crops[order], drawn.unflatten(0, (len(crops), -1))[order].flatten(0, 1)
 
     def _step_in_shares(self, shares: Shares, crops: np.ndarray, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step on several cores of a CPU."""
@@ -120,7 +129,8 @@ class Engine:
         def loss_of(first: int, last: int) -> Tensor:
             return self._loss_of(crops[first:last], drawn[first * per_crop : last * per_crop])
 
-        total = shares.backward(loss_of, len(crops), self._config.hardware.micro_batch)
+        together = self._config.crops_together
+        total = shares.backward(loss_of, len(crops), self._config.hardware.micro_batch, together)
         if self._processes.count > 1:
             shares.exchange(self._processes)
         self.lap("sum of gradients")

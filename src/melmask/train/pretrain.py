@@ -167,10 +167,12 @@ def _set_up(
     """Build what the loop works with, and restore where the run stands; `own` closes it all at the end."""
     keep_freed_memory()
     processes = own.enter_context(joined_processes(config.hardware))
-    if config.data.batch_size % processes.count:
+    least = processes.count * config.crops_together
+    if config.data.batch_size % least:
+        groups = f" in groups of {config.crops_together} crops (contrast.crops)" if config.contrast.weight else ""
         raise ConfigError(
-            f"data.batch_size is {config.data.batch_size}, which {processes.count} processes cannot share equally; "
-            f"give a multiple of {processes.count}"
+            f"data.batch_size is {config.data.batch_size}, which {processes.count} processes cannot share "
+            f"equally{groups}; give a multiple of {least}"
         )
     objective = build_objective(config, initial_weights)
     # All checks come before anything is written, so that a refused call leaves a run as it was.

@@ -24,7 +24,9 @@ _BUCKET_VALUES = 8 << 20
 
 def share_count(config: PretrainConfig, module: nn.Module, processes: Processes, threads: int) -> int:
     """Return in how many shares this process computes its rows; 1 means that its threads share every operation."""
-    hardware, rows = config.hardware, config.data.batch_size // processes.count
+    hardware = config.hardware
+    # What the loss compares stays in one share.
+    rows = config.data.batch_size // processes.count // config.crops_together
     # GPUs and sharded networks divide the work in their own ways, and compiled code keeps its number of threads.
     if processes.device.type != "cpu" or (hardware.sharding == "fsdp" and processes.count > 1) or hardware.compile:
         return 1
@@ -49,16 +51,17 @@ class Shares:
             self._owned[core].append(number)
             values[core] += self._parameters[number].numel()
 
-    def backward(self, loss_of: Callable[[int, int], Tensor], rows: int, most: int) -> Tensor:
+    def backward(self, loss_of: Callable[[int, int], Tensor], rows: int, most: int, together: int = 1) -> Tensor:
         """Set the gradients of the mean loss over the rows, and return that loss.
 
         Args:
             loss_of: Returns the mean loss of the rows from a number to another; several threads call it at once.
             rows: How many rows there are.
             most: How many rows are computed at once, over all shares; 0: all.
+            together: Rows are never divided within so many neighbors.
         """
-        edges = [rows * share // self.count for share in range(self.count + 1)]
-        step = max(1, most // self.count) if most else rows
+        edges = [rows // together * share // self.count * together for share in range(self.count + 1)]
+        step = max(1, most // self.count // together) * together if most else rows
 
         def share_of(first: int, last: int) -> tuple[Tensor, list[Tensor | None]]:
             total = torch.zeros(())
