@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         visible_ids: Int[Tensor, "batch visible"],
         predicted_ids: Int[Tensor, "batch predicted"],
         grid: PatchGrid,
-    ) -> Float[Tensor, "batch predicted dim"]:
+    ) -> Float[Tensor, "batch predicted narrow"]:
         """Return the tokens of the patches in `predicted_ids`; `predict`, or another layer, takes them."""
         first = int(self.config.cls_token)
         x = self.embed(encoded)

@@ -30,7 +30,7 @@ class HiddenPatches(NamedTuple):
     patches: Float[Tensor, "views patches values"]
     ids: Int[Tensor, "views hidden"]
     values: Float[Tensor, "views hidden values"]
-    tokens: Float[Tensor, "views hidden dim"]
+    tokens: Float[Tensor, "views hidden narrow"]
 
 
 class Predictor:
