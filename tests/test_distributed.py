@@ -117,6 +117,24 @@ def test_two_processes_equal_one(alone, store, configure, tmp_path, hardware):
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-0000006"]
 
 
+M2D = ("objective.kind=m2d", "m2d.first_decay=0.5", "m2d.last_decay=0.9", "m2d.decay_steps=4")
+
+
+@pytest.mark.parametrize(
+    ("objective", "hardware"),
+    [
+        (M2D, ("hardware.micro_batch=3", "hardware.activation_checkpointing=true")),
+        ((*M2D, "m2d.reconstruction_weight=1"), (FSDP,)),
+        (("objective.kind=random_projection",), ("hardware.threads=2", "hardware.shares=2")),
+    ],
+    ids=["m2d_ddp_in_parts", "mixture_fsdp", "codes_in_shares"],
+)
+def test_two_processes_equal_one_with_other_objectives(store, configure, tmp_path, objective, hardware):
+    pretrain(store, tmp_path / "alone", configure(*SETTINGS, *objective))
+    finished(torchrun(2, store, tmp_path / "two", configure(*SETTINGS, *objective, *hardware)))
+    assert_same_state(*(state_of(tmp_path / name) for name in ("two", "alone")))
+
+
 def test_two_processes_equal_one_with_muon(store, configure, tmp_path):
     config = configure("optimizer.name=muon", "optimizer.learning_rate=1e-3")
     pretrain(store, tmp_path / "alone", config)

@@ -53,7 +53,7 @@ def make_run(tmp_path):
         }
         for key, value in settings.items():
             section, field = key.split("__")
-            config[section][field] = value
+            config.setdefault(section, {})[field] = value
         (run / "run.json").write_text(json.dumps({"pretrain": config, "store": store, "frames": 360_000}))
         for file, lines in (("metrics.jsonl", rows), ("events.jsonl", events)):
             (run / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -178,6 +178,17 @@ def test_what_is_usual_at_the_start_and_at_the_end_is_no_warning(make_run):
     assert level_of(make_run([row | {"feature_rank": 9.0} for row in started[:10]]), "Feature variety") == "warn"
     ended = make_run(changed(loss=lambda i, v: 0.5), optimizer__steps=ROWS * INTERVAL)
     assert level_of(ended, "Loss trend") == level_of(ended, "Learning rate") == "ok"
+
+
+def test_a_loss_of_m2d_may_rise_but_not_vanish(make_run):
+    settings = {"objective__kind": "m2d", "m2d__feature_weight": 1.0}
+    rising = make_run(changed(loss=lambda i, v: 0.2 + 0.01 * i), **settings)
+    assert level_of(rising, "Loss trend") == "ok"
+    page = written(rising).text
+    assert "may rise while the target learns" in page and "objective m2d keeps no decoder" in page
+    assert level_of(make_run(changed(loss=lambda i, v: 0.001), **settings), "Loss trend") == "bad"
+    mixture = make_run(healthy_rows(), **settings, m2d__reconstruction_weight=1.0)
+    assert "keeps no decoder" not in written(mixture).text
 
 
 def test_problems_come_first_and_are_counted(make_run):

@@ -1,8 +1,8 @@
 """Every setting of melmask on one page: frozen dataclasses that check themselves when built, without torch.
 
-`PretrainConfig` has two kinds of sections. `model`, `objective`, `masking`, `contrast`, `data` and `optimizer` decide
-the result; `run` and `hardware` must not change it beyond rounding. A checkpoint's `config.json` holds
-`FrontEndConfig`, `Statistics` and `ModelConfig`, because inference needs no other settings.
+`PretrainConfig` has two kinds of sections. `run` and `hardware` must not change the result beyond rounding; all others
+decide it. A checkpoint's `config.json` holds `FrontEndConfig`, `Statistics` and `ModelConfig`, because inference needs
+no other settings.
 """
 
 import math
@@ -346,12 +346,64 @@ class ObjectiveConfig:
 
     kind: str = "mae"
     """The objective's name, a module of `melmask.objectives`. 'mae' reconstructs hidden patches; its settings are in
-    `masking`."""
+    `masking`. 'm2d' predicts what a slow copy of the encoder makes of them, and 'random_projection' predicts which code
+    of a random codebook each is nearest to. Their settings are in the sections of these names, and in `masking`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class M2DConfig:
+    """The settings of the objective 'm2d', Masked Modeling Duo (arXiv 2210.14648; TASLP 2024, arXiv 2404.06095)."""
+
+    feature_weight: float = 1.0
+    """Weight of the error of the predicted features, which is 0 to 4 for each patch."""
+    reconstruction_weight: float = 0.0
+    """Weight of the masked autoencoder's reconstruction error, which the same decoder then predicts; 0: only features
+    are predicted (the paper), and the checkpoint has no decoder."""
+    first_decay: float = 0.995
+    """Share of the target encoder's own weights that stays after the first step (the paper: .99995)."""
+    last_decay: float = 0.999
+    """The same after `decay_steps` steps and later (the paper: .99999)."""
+    decay_steps: int = 2800
+    """Steps over which the decay moves from the first to the last, in a line. The paper takes all of its 300,000 or so.
+    The defaults average over the same shares of the 2800 steps of recipe tiny."""
+
+    def __post_init__(self) -> None:
+        _check(
+            0 < self.feature_weight < math.inf,
+            f"m2d.feature_weight is {self.feature_weight}; give a weight above 0, or set objective.kind=mae",
+        )
+        _check(
+            0 <= self.reconstruction_weight < math.inf,
+            f"m2d.reconstruction_weight is {self.reconstruction_weight}; give 0 or more",
+        )
+        _check(
+            0 <= self.first_decay <= self.last_decay <= 1,
+            f"m2d.first_decay and last_decay are {self.first_decay} and {self.last_decay}; give 0 <= first <= last "
+            "<= 1",
+        )
+        _check_range(self, "m2d.decay_steps", 0, _MOST_STEPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomProjectionConfig:
+    """The settings of the objective 'random_projection' (BEST-RQ, arXiv 2202.01855; BEST-RQ-2, arXiv 2606.30700)."""
+
+    codes: int = 1024
+    """Codes in a codebook; the paper has 8192."""
+    codebooks: int = 4
+    """Codebooks, each with a projection of its own. The decoder predicts a code of each of them."""
+    dimensions: int = 16
+    """Dimensions that a patch is projected to, and that a code has."""
+
+    def __post_init__(self) -> None:
+        _check_range(self, "random_projection.codes", 2, 1 << 20)
+        _check_range(self, "random_projection.codebooks", 1, 1024)
+        _check_range(self, "random_projection.dimensions", 1, _WIDEST)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """The masked autoencoder's settings: what is hidden, and what it must predict."""
+    """What is hidden of each crop, and what the masked autoencoder must predict."""
 
     ratio: float = 0.75
     """Share of the patches that are hidden; int(patches * (1 - ratio)) stay visible."""
@@ -359,7 +411,8 @@ class MaskingConfig:
     """How many times each crop of a batch is seen, each time under another mask (EAT, arXiv 2401.03497). The network's
     batch is larger than the data's by this factor."""
     normalize_target: bool = False
-    """Whether the values of each target patch are normalized to zero mean and unit variance (the paper: false)."""
+    """Whether the values of each target patch are normalized to zero mean and unit variance (the paper: false). The
+    objective 'random_projection' projects patches that are normalized in this way or not."""
     strategy: str = "random"
     """What stays visible: single patches ('random', the paper), blocks ('inverse-blocks', EAT, arXiv 2401.03497), whole
     columns ('time') or whole rows ('frequency') of patches, so that stripes of time or of frequency are hidden. Of
@@ -606,14 +659,16 @@ class PretrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    m2d: M2DConfig = field(default_factory=M2DConfig)
+    random_projection: RandomProjectionConfig = field(default_factory=RandomProjectionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def __post_init__(self) -> None:
-        if self.objective.kind == "mae":
-            self._check_reconstruction()
+        if self.objective.kind in ("mae", "m2d", "random_projection"):
+            self._check_decoder()
         if self.contrast.weight:
             self._check_contrast()
         # Muon makes the update of a matrix orthogonal, which takes all of its rows.
@@ -649,11 +704,13 @@ class PretrainConfig:
                 "another contrast.crops",
             )
 
-    def _check_reconstruction(self) -> None:
-        """Check what only the masked autoencoder needs."""
+    def _check_decoder(self) -> None:
+        """Check what only an objective needs that predicts hidden patches with the decoder."""
+        kind = self.objective.kind
+        does = "reconstructs" if kind == "mae" else "predicts with the decoder"
         _check(
             self.model.has_decoder,
-            "model.decoder_width is 0, but the objective 'mae' reconstructs; set model.decoder_width and decoder_depth",
+            f"model.decoder_width is 0, but the objective {kind!r} {does}; set model.decoder_width and decoder_depth",
         )
         _check(
             (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),

@@ -71,9 +71,11 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     embed_table(model, [labels.parent / row["path"] for row in rows], out / "embeddings.parquet")
     note("5/5 probe: which of the classes is it? On held-out clips, beside two baselines")
     report = probe_tasks(model, [labels], out / "probe", ProbeOptions(scheme="split"))
-    if draws:
+    # An objective that is chosen by a setting may leave an encoder that cannot reconstruct.
+    reconstructs = model.card.model.has_decoder
+    if draws and reconstructs:
         _draw(model, out / _PICTURE, test)
-    return _closing(out, table_text(report), draws, time.monotonic() - start_s)
+    return _closing(out, table_text(report), draws, reconstructs, time.monotonic() - start_s)
 
 
 def _rows(labels: Path) -> list[dict[str, str]]:
@@ -89,10 +91,11 @@ def _draw(model: AudioEncoder, picture: Path, test: list[Path]) -> None:
     save_reconstruction_picture(picture, model, logmels, [path.stem for path in chosen])
 
 
-def _closing(out: Path, table: str, draws: bool, seconds: float) -> str:
-    drawn = f"""pictures     {out / _PICTURE} (what the model reconstructs of sounds that it has never heard)
-             {out / "probe" / "labels.png"} (which classes it takes for which)
-"""
+def _closing(out: Path, table: str, draws: bool, reconstructs: bool, seconds: float) -> str:
+    pictures = [f"{out / 'probe' / 'labels.png'} (which classes it takes for which)"]
+    if reconstructs:
+        pictures.insert(0, f"{out / _PICTURE} (what the model reconstructs of sounds that it has never heard)")
+    drawn = "pictures     " + f"\n{'':13}".join(pictures) + "\n"
     page = f"{out / 'run' / 'index.html'} (whether the training was healthy)"
     return f"""
 {table}

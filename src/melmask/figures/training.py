@@ -10,6 +10,7 @@ from melmask.corpus.store import Corpus
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import NotFiniteError
 from melmask.figures.reconstruction import save_reconstruction_picture
+from melmask.system.terminal import note
 from melmask.train.pretrain import StepState
 
 _CLIPS = 4
@@ -31,11 +32,17 @@ class ReconstructionPictures:
             store.read_into(crop, int(clip), 0)
         self._logmels = crops.astype(np.float32).transpose(0, 2, 1)
         self._titles = [f"clip {clip}" for clip in chosen]
-        self._masking = config.masking
+        self._masking, self._objective = config.masking, config.objective.kind
 
     def __call__(self, state: StepState) -> dict[str, float]:
         """Write the picture of this step, if the network can reconstruct; there are no numbers to log."""
-        if not self._worth_it or state.model.decoder is None:
+        if not self._worth_it:
+            return {}
+        if state.model.decoder is None:
+            self._worth_it = False
+            note(
+                f"melmask: the objective {self._objective} keeps no decoder that reconstructs, so there are no pictures"
+            )
             return {}
         # AudioEncoder freezes its model, so it gets a copy.
         encoder = AudioEncoder(copy.deepcopy(state.model), state.card, device="cpu")

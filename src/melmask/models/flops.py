@@ -15,22 +15,26 @@ def encoder_forward_flops(config: ModelConfig, patches: int) -> int:
     return _patch_embedding_flops(config, patches) + config.depth * _block_flops(config.width, tokens)
 
 
-def decoder_forward_flops(config: ModelConfig, visible: int) -> int:
-    """Return the operations for one crop with `visible` encoded patches; the others are predicted."""
+def decoder_forward_flops(config: ModelConfig, visible: int, outputs: int | None = None) -> int:
+    """Return the operations for one crop with `visible` encoded patches; the others are predicted.
+
+    `outputs` is how many numbers are predicted of a patch; None: its values.
+    """
+    outputs = config.patch_values if outputs is None else outputs
     grid, cls = grid_of(config), int(config.cls_token)
     embedding = 2 * (visible + cls) * config.width * config.decoder_width
     blocks = config.decoder_depth * _block_flops(config.decoder_width, grid.patches + cls)
-    prediction = 2 * (grid.patches - visible) * config.decoder_width * config.patch_values
+    prediction = 2 * (grid.patches - visible) * config.decoder_width * outputs
     return embedding + blocks + prediction
 
 
-def step_flops(config: ModelConfig, ratio: float, crops: int) -> int:
-    """Return the operations of one training step on `crops` masked crops."""
+def step_flops(config: ModelConfig, ratio: float, crops: int, outputs: int | None = None) -> int:
+    """Return the operations of one training step on `crops` masked crops; `outputs` is what the decoder predicts."""
     # The backward pass has two products for each product of the forward pass: one for the gradient of each factor. The
     # patch embedding has only one, because the gradient of its input is not needed.
 
     visible = grid_of(config).visible_patches(ratio)
-    forward = encoder_forward_flops(config, visible) + decoder_forward_flops(config, visible)
+    forward = encoder_forward_flops(config, visible) + decoder_forward_flops(config, visible, outputs)
     return crops * (3 * forward - _patch_embedding_flops(config, visible))
 
 

@@ -130,6 +130,16 @@ class Decoder(nn.Module):
         grid: PatchGrid,
     ) -> Float[Tensor, "batch predicted values"]:
         """Predict the patches in `predicted_ids`; `encoded` has the CLS token first if the model has one."""
+        return self.predict(self.tokens(encoded, visible_ids, predicted_ids, grid))
+
+    def tokens(
+        self,
+        encoded: Tokens,
+        visible_ids: Int[Tensor, "batch visible"],
+        predicted_ids: Int[Tensor, "batch predicted"],
+        grid: PatchGrid,
+    ) -> Float[Tensor, "batch predicted narrow"]:
+        """Return the tokens of the patches in `predicted_ids`; `predict`, or another layer, takes them."""
         first = int(self.config.cls_token)
         x = self.embed(encoded)
         # Every place gets the mask token, then the visible tokens overwrite theirs.
@@ -139,7 +149,7 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         # Only what is asked for is predicted: in training the hidden patches.
-        return self.predict(self.norm(gather_tokens(x[:, first:], predicted_ids)))
+        return self.norm(gather_tokens(x[:, first:], predicted_ids))
 
     def _positions_for(self, grid: PatchGrid) -> Tensor:
         # A shorter unit keeps each patch's trained position: the first columns of every row.

@@ -14,7 +14,7 @@ from melmask.config import PretrainConfig
 from melmask.errors import unknown_name
 from melmask.models.network import Network, build_network
 
-OBJECTIVES = ("mae",)
+OBJECTIVES = ("mae", "m2d", "random_projection")
 """Each is a module of this folder with a function `build(config: PretrainConfig, network: Network) -> Objective`."""
 
 
@@ -27,7 +27,8 @@ class Objective(Protocol):
     """
 
     network: Network
-    """What remains after training: checkpoints hold it, and inference runs it."""
+    """What remains after training: checkpoints hold it, and inference runs it. Its `config` says what it has; if the
+    objective keeps the decoder for itself, that is an encoder alone."""
 
     module: nn.Module
     """All weights and buffers of the objective: the network itself, or a module that contains it and more, such as a

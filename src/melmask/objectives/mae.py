@@ -111,13 +111,20 @@ def _predict(network: Network, logmel: LogMel, ids: tuple[Tensor, Tensor, Tensor
     prediction = network.decoder(encoded, visible_ids, predicted_ids, grid).float()
     target = gather_tokens(patches, predicted_ids)
     if normalize_target:
-        # The network need not predict a patch's own level and contrast (image MAE, arXiv 2111.06377, section 4.2).
-        # In each resolution by itself: neither predicts the level of the other.
-        parts = target.unflatten(-1, (network.config.resolutions, -1))
-        parts = (parts - parts.mean(-1, keepdim=True)) / (parts.var(-1, keepdim=True) + 1e-6).sqrt()
-        target = parts.flatten(-2)
+        target = normalized_patches(target, network.config.resolutions)
     error = (prediction - target).square().mean(-1)
     if hidden_ids is not predicted_ids:
         # A reconstruction shows all patches, but what was visible does not count as predicted.
         error = error.gather(1, hidden_ids)
     return MAEOutput(error.mean(), prediction, target, predicted_ids, encoded[:, int(network.config.cls_token) :])
+
+
+def normalized_patches(
+    values: Float[Tensor, "batch patches values"], resolutions: int
+) -> Float[Tensor, "batch patches values"]:
+    """Return each patch with a mean of 0 and a variance of 1, in each resolution by itself."""
+    # The network need not predict a patch's own level and contrast (image MAE, arXiv 2111.06377, section 4.2).
+    # In each resolution by itself: neither predicts the level of the other.
+    parts = values.unflatten(-1, (resolutions, -1))
+    parts = (parts - parts.mean(-1, keepdim=True)) / (parts.var(-1, keepdim=True) + 1e-6).sqrt()
+    return parts.flatten(-2)

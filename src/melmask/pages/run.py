@@ -43,6 +43,11 @@ _LOOKS = {
     "data_wait": Look("Waiting for data", "share of the time", "It should be near zero.", percent=True, from_zero=True),
     "memory_mb": Look("Memory", "MB", from_zero=True),
 }
+_LOSS_NOTES = {
+    "m2d": "It says how far predicted features are from the target's. It may rise while the target learns.",
+    "random_projection": "It says how badly the codes of the hidden patches are predicted. It should fall.",
+}
+"""By objective; other losses are those of reconstructions."""
 _IN_TILES = ("loss", "seconds", "left_s", "crops_per_s", "peak_share")
 # The tiles show the times; "rank_units" only serves a check, as the highest feature rank that is possible.
 _NOT_DRAWN = ("seconds", "left_s", "rank_units")
@@ -93,6 +98,7 @@ def write_run_page(run: Path, numbers: RunNumbers | None = None) -> Path:
         checks=sorted(checks, key=lambda check: _URGENCY.index(check.level)),
         charts=list(_charts(record)),
         pictures=list(_pictures(record)),
+        predicts_only=_predicts_only(record),
         events=record.events[::-1][:_MAX_EVENTS],
         folder=shlex.quote(str(run.resolve())),
         # A run without a store is resumed without one.
@@ -120,6 +126,8 @@ def _charts(record: RunRecord) -> Iterable[CurveChart]:
     for name in drawn:
         series = record.series[name]
         looks = [(_LOOKS.get(name, Look(name)), 0.0)]
+        if name == "loss" and (note := _LOSS_NOTES.get(_objective(record))):
+            looks = [(_LOOKS[name]._replace(note=note), 0.0)]
         if name == "loss" and len(series.values) >= _MIN_ROWS_FOR_ZOOM:
             # Late in a run the loss falls by less than the whole curve can show.
             looks.append(
@@ -127,6 +135,18 @@ def _charts(record: RunRecord) -> Iterable[CurveChart]:
             )
         charts = (curve_chart(series, look, (first, last), record.events) for look, first in looks)
         yield from (chart for chart in charts if chart)
+
+
+def _objective(record: RunRecord) -> str:
+    """Return the name of the run's objective; runs of version 0.1.0, which had one, do not name it."""
+    return str(record.settings.get("objective.kind", "mae"))
+
+
+def _predicts_only(record: RunRecord) -> str:
+    """Return the name of the objective if it keeps no decoder that reconstructs, else nothing."""
+    kind = _objective(record)
+    mixture = kind == "m2d" and record.setting("m2d.reconstruction_weight") > 0
+    return kind if kind in _LOSS_NOTES and not mixture else ""
 
 
 def _pictures(record: RunRecord) -> Iterable[Shown]:

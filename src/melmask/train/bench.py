@@ -26,6 +26,7 @@ from melmask.corpus.stream import CropStream
 from melmask.corpus.synthetic import synthetic_corpus
 from melmask.errors import ConfigError
 from melmask.geometry import grid_of
+from melmask.models.network import Decoder
 from melmask.objectives.base import build_objective
 from melmask.system.hardware import (
     keep_freed_memory,
@@ -212,11 +213,12 @@ class TrainingStep:
         watch = _Stopwatch(self.device)
         self.engine.lap, nothing = watch.lap, self.engine.lap
         compiled = self.config.hardware.compile
-        # The encoder ends where the decoder begins, which a hook on the decoder notices.
-        decoder = self.engine.model.decoder
+        # The encoder ends where the decoder begins, which a hook on its first layer notices. An objective may keep the
+        # decoder for itself.
+        decoder = next((part for part in self.objective.module.modules() if isinstance(part, Decoder)), None)
         hook = None
         if decoder is not None and not compiled:
-            hook = decoder.register_forward_pre_hook(lambda *_: watch.lap("encoder"))
+            hook = decoder.embed.register_forward_pre_hook(lambda *_: watch.lap("encoder"))
         self()
         self.engine.lap = nothing
         if hook is not None:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from melmask.audio.logmel import scales
 from melmask.config import PretrainConfig, Statistics
 from melmask.errors import ConfigError
+from melmask.models.layers import Block
 from melmask.models.network import Network, build_network
 from melmask.objectives.base import Objective
 from melmask.system.contention import Contention
@@ -55,9 +56,10 @@ class Engine:
         loss = _Loss(objective)
         self._place(loss, self.model.blocks())
         self._loss: nn.Module = loss
-        # Only the network's blocks keep activations for a backward pass; those of a teacher, for example, do not.
-        for block in self.model.blocks():
-            block.checkpointing = config.hardware.activation_checkpointing
+        # Only blocks that are trained keep activations for a backward pass; those of a teacher, for example, do not.
+        for block in objective.module.modules():
+            if isinstance(block, Block) and any(p.requires_grad for p in block.parameters()):
+                block.checkpointing = config.hardware.activation_checkpointing
         # The loss is compiled before DDP wraps it, so that DDP calls the compiled one.
         if config.hardware.compile:
             loss.compile()

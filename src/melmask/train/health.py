@@ -16,6 +16,9 @@ _MIN_ROWS = 20
 _RECENT_ROWS = 10
 _SPIKE = 10.0
 """A gradient this many times the usual one is a jump."""
+_COLLAPSED_LOSS = 0.01
+"""With M2D, the squared distance of predicted from true directions; unrelated ones are 2 apart, and no model that tells
+sounds apart is this near."""
 
 
 class Check(NamedTuple):
@@ -77,6 +80,8 @@ def _loss_falls(record: RunRecord) -> _Judgement:
     fifth = rows // 5
     before, now = series.values[-2 * fifth : -fifth].mean(), series.values[-fifth:].mean()
     change = (now - before) / max(abs(before), 1e-12)
+    if record.settings.get("objective.kind") == "m2d":
+        return _m2d_loss(record, now)
     seen = f"from {number_text(before)} to {number_text(now)} ({100 * change:+.1f} %)"
     if change < -0.001:
         return "ok", (
@@ -93,6 +98,20 @@ def _loss_falls(record: RunRecord) -> _Judgement:
     return "warn", (
         f"The loss hardly changes: over the last fifth of the run it went {seen}. It may fall again as the learning "
         "rate does. If it does not, more steps will gain little; a larger model or more sound will gain more."
+    )
+
+
+def _m2d_loss(record: RunRecord, loss: float) -> _Judgement:
+    """Judge the loss of M2D, whose target learns, too: only a loss of almost 0 means something."""
+    if loss < _COLLAPSED_LOSS * record.setting("m2d.feature_weight"):
+        return "bad", (
+            f"The loss is {number_text(loss)}, almost 0: the target encoder makes the same of every sound, which is "
+            "easy to predict. Start another run with a lower optimizer.learning_rate, a higher m2d.first_decay, or "
+            "with m2d.reconstruction_weight=1."
+        )
+    return "ok", (
+        f"The loss, now {number_text(loss)}, compares predictions with a target that learns as well. It may rise while "
+        "the model improves. Feature variety and feature usefulness tell more."
     )
 
 

@@ -8,6 +8,7 @@ process alone knows (signals, the time) becomes common knowledge while the devic
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,7 +179,8 @@ def _set_up(
     # All checks come before anything is written, so that a refused call leaves a run as it was.
     _claim(run, processes, own)
     check_store(run, store)
-    card = build_card(store, config)
+    # The objective may have kept the decoder for itself.
+    card = replace(build_card(store, config), model=objective.network.config)
     engine = Engine(objective, config, store.statistics, processes)
     state = load_snapshot(run, engine)
     if not state.schedule.parts:
