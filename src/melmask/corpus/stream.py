@@ -6,7 +6,7 @@
    One generator draws the offsets of a block of positions. A generator for each crop would take longer than reading it.
 4. If a clip is shorter than the crop, crops of other clips follow until the crop is full. A generator of that position
    draws them. So the model never sees a constant, and no computation is spent on padding.
-5. Threads read batches (rows, frames, mels), float16, ahead of time. They come out in order.
+5. Threads read batches (rows, frames, bands), float16, ahead of time. They come out in order.
 
 So the position in the data is one integer, the step.
 """
@@ -50,7 +50,7 @@ class CropStream:
         return len(self._clip_of)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return this process' crops of one step, (rows, crop_frames, mels) float16."""
+        """Return this process' crops of one step, (rows, crop_frames, bands) float16."""
         positions = step * self._batch_size + self._rows
         clips = self._clips_at(positions)
         lengths = self._store.frames[clips]
