@@ -254,3 +254,15 @@ def test_a_playlist_cannot_make_ffmpeg_open_other_files(tmp_path):
 def test_every_suffix_is_scanned_once():
     assert not folders.SOUND_SUFFIXES & VIDEO_SUFFIXES
     assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in folders.SOUND_SUFFIXES | VIDEO_SUFFIXES)
+
+
+def test_a_file_that_points_beyond_its_end_leaves_no_traceback(tmp_path, capfd):
+    pytest.importorskip("av", reason="needs the extra melmask[av]")
+    path = tmp_path / "lying.caf"
+    soundfile.write(path, np.zeros(1600), 16000, format="CAF", subtype="PCM_16")
+    content = path.read_bytes()
+    # A chunk after the first one, which ends at byte 52, says that it has 2^62 bytes.
+    path.write_bytes(content[:52] + b"junk" + (1 << 62).to_bytes(8, "big") + content[52:])
+    with pytest.raises(AudioFileError, match=r"lying\.caf names places beyond"):
+        read_audio(path, 16000)
+    assert "Traceback" not in capfd.readouterr().err

@@ -190,6 +190,10 @@ def test_notes_are_counted_in_two_lines():
     assert levels.startswith(f"2 files have notes ({CANCEL} in 1, {LOUD} in 1), see here; --channel N")
     assert rates.startswith("2 files have rates of up to 384000 Hz") and "--expand 24," in rates
     assert summary([], "here") == []
+    # A model of 16 kHz hears 64 kHz of sound that is played four times slower.
+    slowed = Listener(Reading(expand=4.0), 64000)
+    slowed.at_rate(384000)
+    assert "1 segment has rates" in (line := summary([slowed.note], "here", "segment")[0]) and "--expand 24," in line
 
 
 def test_notes_are_in_tables_and_stores(folder, run_folder, tmp_path, as_file, capsys):
@@ -205,8 +209,8 @@ def test_notes_are_in_tables_and_stores(folder, run_folder, tmp_path, as_file, c
         assert main(command) == 0
         prepared = capsys.readouterr().out.splitlines()
         for lines in (embedded, prepared):
-            assert [line for line in lines if "1 files have notes (channels cancel" in line]
-            assert [line for line in lines if "1 files have rates of up to 192000 Hz" in line]
+            assert [line for line in lines if "1 file has notes (channels cancel" in line]
+            assert [line for line in lines if "1 file has rates of up to 192000 Hz" in line]
         with (store / "notes.csv").open(encoding="utf-8", newline="") as file:
             assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "d.wav")]
     # The other shards are as before notes came: this one has no row that needs the column.

@@ -1,6 +1,7 @@
 """Segments: parts of files that tables name are read, embedded, stored and labeled as clips of their own."""
 
 import csv
+from copy import copy
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from melmask.audio.parts import Sound
 from melmask.classifier.model import AudioClassifier, ClassifierCard
 from melmask.classifier.options import PredictOptions
 from melmask.classifier.predict import predict_files
-from melmask.config import FrontEndConfig
+from melmask.config import EACH, FrontEndConfig, Reading
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store, read_indexes
 from melmask.embedding.choice import FeatureChoice
@@ -151,3 +152,15 @@ def test_each_row_has_a_prediction_whose_times_are_those_of_the_file(classifier,
     assert [float(row["start_s"]) for row in good] == [0.5, 0.0, 3.5, 1.0]
     # Of an event, the end is that of the sound; of a segment, that of the table.
     assert [row["end_s"] for row in good] == (["1.5", "4.0", "4.0", "2.0"] if events else ["1.5", "", "9.0", "2.0"])
+
+
+def test_channels_of_a_segment_without_an_end_count_once(encoder, tmp_path):
+    path, out = tmp_path / "x.wav", tmp_path / "x.npz"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).normal(size=(RATE_HZ, 2)), RATE_HZ)
+    model = copy(encoder)
+    model.reading = Reading(channel=EACH)
+    # The second call finds the table there, and counts what it holds.
+    reports = [embed_table(model, [Sound(path), Sound(path, 0.5)], out) for _ in range(2)]
+    assert [(report.files, report.failed) for report in reports] == [(2, 0), (2, 0)]
+    with np.load(out) as arrays:
+        assert arrays["channel"].tolist() == [1, 2, 1, 2]

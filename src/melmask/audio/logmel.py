@@ -173,7 +173,7 @@ class LogMelSpectrogram(nn.Module):
 
 
 def _log_power(frames: torch.Tensor, window: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Return (batch, frames, mels) of frames (batch, frames, samples)."""
+    """Return (batch, frames, bands) of frames (batch, frames, samples)."""
     spectrum = torch.fft.rfft(frames * window)
     power = spectrum.real.square() + spectrum.imag.square()
     return (power @ filters + LOG_EPSILON).log()

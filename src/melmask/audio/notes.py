@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from melmask.config import MEAN, FrontEndConfig, Reading
+from melmask.system.terminal import counted
 
 CANCEL, DEAD = "channels cancel each other", "a channel is silent"
 LOUD, HIGH = "samples far above 1", "a rate far above the band"
@@ -17,6 +18,7 @@ _DEAD_SHARE = 1e-8
 """A channel 80 dB below the other one is silent: the noise of a socket without a microphone."""
 _LOUD_PEAK = 10.0
 """20 dB above full scale. Decoded MP3s and mastered floats exceed 1 by less, and unscaled integers by more."""
+_RATES = re.compile(rf"{re.escape(HIGH)} \((\d+) Hz, for (\d+) Hz(?: at --expand (\d+(?:\.\d+)?(?:e\+\d+)?))?\)")
 _HIGH_RATIO = 4
 """44.1 and 48 kHz are three times the 16 kHz of most models, and what they lose is ordinary."""
 
@@ -31,7 +33,7 @@ class Listener:
     """
 
     def __init__(self, reading: Reading = Reading(), to_hz: int | None = None):
-        self._mixes = reading.channel == MEAN
+        self._mixes, self._expand = reading.channel == MEAN, reading.expand
         self._to_hz = to_hz
         self._rate_hz, self._peak = 0, 0.0
         self._powers, self._mean_power = np.zeros(0), 0.0
@@ -65,16 +67,18 @@ class Listener:
             notes.append(f"{LOUD} (up to {self._peak:.5g})")
         heard_hz = max(self._to_hz or math.inf, FrontEndConfig.sample_rate_hz)
         if self._rate_hz >= _HIGH_RATIO * heard_hz:
-            notes.append(f"{HIGH} ({self._rate_hz} Hz, for {self._to_hz} Hz)")
+            slower = "" if self._expand == 1 else f" at --expand {self._expand:g}"
+            notes.append(f"{HIGH} ({self._rate_hz} Hz, for {self._to_hz} Hz{slower})")
         return "; ".join(notes) or None
 
 
-def summary(notes: Iterable[str], where: object) -> list[str]:
+def summary(notes: Iterable[str], where: object, what: str = "file") -> list[str]:
     """Return lines that count what the files of a job have: one about channels and levels, one about rates.
 
     Args:
         notes: Those of the files that have one.
-        where: Where they can be read: "column note", or a file.
+        where: Where they can be read: "its column note", or a file.
+        what: What each note is about, "file" or "segment".
     """
     found = list(notes)
     kinds = {kind: sum(kind in note for note in found) for kind in (CANCEL, DEAD, LOUD)}
@@ -83,13 +87,17 @@ def summary(notes: Iterable[str], where: object) -> list[str]:
         count = sum(any(kind in note for kind in kinds) for note in found)
         counts = ", ".join(f"{kind} in {number}" for kind, number in kinds.items() if number)
         advice = "; --channel N takes one channel instead of the mean" if kinds[CANCEL] or kinds[DEAD] else ""
-        lines.append(f"{count} files have notes ({counts}), see {where}{advice}")
-    rates_hz = re.findall(rf"{re.escape(HIGH)} \((\d+) Hz, for (\d+) Hz\)", "\n".join(found))
-    if rates_hz:
-        highest_hz, to_hz = max(int(rate) for rate, _ in rates_hz), int(rates_hz[0][1])
+        lines.append(f"{_with_verb(count, what)} notes ({counts}), see {where}{advice}")
+    if rates := [match for text in found if (match := _RATES.search(text))]:
+        highest_hz, to_hz = max(int(match[1]) for match in rates), int(rates[0][2])
+        # The model's own rate counts, whatever the sound was slowed by this time.
+        expand = math.ceil(round(highest_hz * float(rates[0][3] or 1) / to_hz, 6))
         lines.append(
-            f"{len(rates_hz)} files have rates of up to {highest_hz} Hz, and all sound above {to_hz / 2:g} Hz is cut "
-            f"off; to hear it, give --expand {-(-highest_hz // to_hz)}, or train on a store of melmask prepare --band "
-            f"{highest_hz}"
+            f"{_with_verb(len(rates), what)} rates of up to {highest_hz} Hz, and all sound above {to_hz / 2:g} Hz is "
+            f"cut off; to hear it, give --expand {expand}, or train on a store of melmask prepare --band {highest_hz}"
         )
     return lines
+
+
+def _with_verb(count: int, what: str) -> str:
+    return f"{counted(count, what)} {'has' if count == 1 else 'have'}"

@@ -91,10 +91,11 @@ def video_sound(
     import av
 
     file.seek(0)
+    seekable = _Seekable(file)
     # No protocol is allowed, so that a crafted file cannot make FFmpeg open another file or an address.
     limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
     try:
-        container = av.open(file, "r", options=limits, metadata_errors="replace")
+        container = av.open(seekable, "r", options=limits, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
     with container:
@@ -111,6 +112,8 @@ def video_sound(
         for (rate_hz, channels), frames in itertools.groupby(_frames(path, container, track), _kind):
             most = min(block_frames(rate_hz, channels), rate_hz)
             yield rate_hz, blocks(frames, rate_hz, most)
+        if seekable.misled:
+            raise AudioFileError(f"{path} names places beyond its end or beginning; repair or leave out the file")
         if track.duration is not None and container.format.name.startswith(_EXACT_FORMATS):
             # A track that names no unit of time announces nothing.
             announced_s = float(track.duration * (track.time_base or 0))
@@ -118,6 +121,25 @@ def video_sound(
                 raise AudioFileError(
                     f"{path} breaks off after {read_s:.1f} of {announced_s:.1f} s; restore or leave out the file"
                 )
+
+
+class _Seekable:
+    """A file for PyAV, which prints a traceback if a damaged file makes FFmpeg jump to where nothing can be.
+
+    Attributes: `misled` (whether that has happened).
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.tell, self._file = file.read, file.tell, file
+        self.misled = False
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Jump as a file does; return -1, which FFmpeg takes for a failure, where that cannot be."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            self.misled = True
+            return -1
 
 
 def _frames(path: Path, container: Any, track: Any) -> Iterator[Any]:

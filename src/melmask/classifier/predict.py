@@ -94,7 +94,7 @@ def predict_files(
         )
     noticed = {sound: row.note for sound, row in rows if row.note is not None}
     missing = missing_decoder(str(sound.path) for sound in failed)
-    notes = [*filter(None, (missing, shortened_text(shortened))), *summary(noticed.values(), "column note")]
+    notes = [*filter(None, (missing, shortened_text(shortened))), *summary(noticed.values(), "its column note")]
     return PredictionReport(len(sounds) - len(failed), len(failed), len(rows), notes)
 
 

@@ -37,7 +37,7 @@ _SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
 
 
 class Clip(NamedTuple):
-    """The log-mel of a sound or of one of its channels: float16 blocks (frames, mels), or why there is none."""
+    """The log-mel of a sound or of one of its channels: float16 blocks (frames, bands), or why there is none."""
 
     sound: Sound
     blocks: Iterable[np.ndarray] = ()
@@ -145,13 +145,13 @@ def _clip(sound: Sound, transform: LogMelSpectrogram, folder: Path, reading: Rea
 class _Spool:
     """Frames that wait to be written to a shard; those of a long file wait on the disk."""
 
-    def __init__(self, folder: Path, mels: int):
-        self._folder, self._mels = folder, mels
+    def __init__(self, folder: Path, bands: int):
+        self._folder, self._bands = folder, bands
         # Closed below, by whoever lets go of it last: an interrupted job drops what it has not written.
         self._file: IO[bytes] = SpooledTemporaryFile(_SPOOL_BYTES, dir=str(folder))  # noqa: SIM115
 
     def add(self, frames: np.ndarray) -> None:
-        """Append (frames, mels) in half precision."""
+        """Append (frames, bands) in half precision."""
         try:
             self._file.write(frames.astype(np.float16).tobytes())
         except OSError as error:
@@ -159,8 +159,8 @@ class _Spool:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         self._file.seek(0)
-        while part := self._file.read(_FRAMES_READ * self._mels * np.dtype(np.float16).itemsize):
-            yield np.frombuffer(part, np.float16).reshape(-1, self._mels)
+        while part := self._file.read(_FRAMES_READ * self._bands * np.dtype(np.float16).itemsize):
+            yield np.frombuffer(part, np.float16).reshape(-1, self._bands)
 
     def __del__(self) -> None:
         self._file.close()

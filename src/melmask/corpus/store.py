@@ -1,7 +1,7 @@
 """The on-disk store of a corpus' log-mels (docs/formats.md): flat shards of frames plus an index a shard.
 
     store.json              front end, statistics, totals; it is written last
-    shard-00000.f16         float16, little-endian, time-major (frames, mels), clips one after another
+    shard-00000.f16         float16, little-endian, time-major (frames, bands), clips one after another
     shard-00000.parquet     a row for each clip: path, first_frame, frames, duration_s, error (null if it was read), and
                             where they are needed: start_s and end_s (of parts of files), channel (of files that give a
                             clip for each), note
@@ -164,7 +164,7 @@ class StoreWriter:
         channels_left: int = 0,
         note: str | None = None,
     ) -> None:
-        """Append one clip: float16 blocks (frames, mels), of a sound, of the file of this path, or of one channel.
+        """Append one clip: float16 blocks (frames, bands), of a sound, of the file of this path, or of one channel.
 
         Channels of a sound come one after another, `channels_left` after this one, and share a shard. So a killed job
         repeats all of them or none.

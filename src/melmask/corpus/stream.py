@@ -8,7 +8,7 @@
    draws them. So the model never sees a constant, and no computation is spent on padding.
 5. The last rows of a batch are synthetic sound, as many as `data.synth_share` says. Their number, counted over the
    whole run, is the key that they are drawn from.
-6. Threads read batches (rows, frames, mels), float16, ahead of time. They come out in order.
+6. Threads read batches (rows, frames, bands), float16, ahead of time. They come out in order.
 
 So the position in the data is one integer, the step.
 """
@@ -57,7 +57,7 @@ class CropStream:
         return len(self._clip_of)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return this process' crops of one step, (rows, crop_frames, mels) float16."""
+        """Return this process' crops of one step, (rows, crop_frames, bands) float16."""
         count = len(self._rows)
         out = np.empty((count + len(self._drawn), self._crop_frames, self._store.front_end.bands), dtype="<f2")
         if count:

@@ -17,7 +17,7 @@ from melmask.system.finite import check_finite
 class Segmenter:
     """Cut one phase of a clip's log-mel, which arrives in blocks, into pieces of `length` frames or less.
 
-    What lies before the audio gets the value `fill`, a number or a column (mels, 1).
+    What lies before the audio gets the value `fill`, a number or a column (bands, 1).
     """
 
     def __init__(self, phase: int, length: int, fill: float | Tensor):
@@ -30,7 +30,7 @@ class Segmenter:
         self._frames = 0
 
     def push(self, block: Tensor) -> list[Tensor]:
-        """Take in (mels, frames); return the pieces that are complete."""
+        """Take in (bands, frames); return the pieces that are complete."""
         # Missing frames get the corpus mean, which is 0 after normalization.
         if self._lead:
             missing = block.new_zeros((block.shape[0], self._lead)) + self._fill

@@ -193,7 +193,7 @@ class AudioEncoder:
         return Embedding(scene_out, frames_out, times_ms)
 
     def logmel(self, audio: Any, sample_rate_hz: int | float | None = None) -> np.ndarray:
-        """Return the log-mel (clips, mels, frames) float32, natural log, not normalized, of an array as in `embed`."""
+        """Return the log-mel (clips, bands, frames) float32, natural log, not normalized, of an array as in `embed`."""
         waveform, _ = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
         return self._logmel(waveform).cpu().numpy()
 
@@ -209,7 +209,7 @@ class AudioEncoder:
         yield from self.segments_of(logmel_blocks(sound, self.front_end), grid)
 
     def segments_of(self, blocks: Iterable[Tensor], grid: StepGrid) -> Iterator[tuple[int, Tensor]]:
-        """Cut a log-mel into pieces of whole units; yield (phase, (mels, frames)). A phase's last piece may be shorter.
+        """Cut a log-mel into pieces of whole units; yield (phase, (bands, frames)). The last of a phase may be shorter.
 
         Units are encoded independently, so the pieces give the same vectors as the whole. Memory is bounded.
         """
@@ -242,7 +242,7 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def embed_segments(self, segments: Sequence[Tensor], choice: FeatureChoice = FeatureChoice()) -> list[np.ndarray]:
-        """Return the frame vectors (steps, D) of each log-mel (mels, frames) of any length, all encoded together."""
+        """Return the frame vectors (steps, D) of each log-mel (bands, frames) of any length, all encoded together."""
         # Units are independent, so threads encode batches side by side: none waits for another within an operation.
         cores = Cores(torch.get_num_threads() if self.device.type == "cpu" else 1, contention=self.contention)
         with cores.engaged():
@@ -261,7 +261,7 @@ class AudioEncoder:
         return [np.concatenate([pooled[k] for k in itertools.islice(numbers, len(piece))]) for piece in pieces]
 
     def _units_of(self, segment: Tensor) -> Sequence[Tensor]:
-        """Normalize a log-mel (mels, frames) and cut it into units."""
+        """Normalize a log-mel (bands, frames) and cut it into units."""
         config, statistics = self.card.model, self.card.statistics
         x = normalize(segment.to(self.device), statistics)
         lengths = unit_lengths(x.shape[1], config.frames, config.patch_frames)
@@ -281,7 +281,7 @@ class AudioEncoder:
         """Hide patches and let the decoder fill them in.
 
         Args:
-            logmel: (clips, mels, frames) as `logmel` returns it: whole patches, at most one unit (the trained length).
+            logmel: (clips, bands, frames) as `logmel` returns it: whole patches, at most one unit (the trained length).
             masked: (clips, patches) bool, True = hidden; each clip has a visible and a hidden patch.
 
         Raises:
@@ -296,7 +296,7 @@ class AudioEncoder:
         return reconstruct(self.model, self.card, x, hidden)
 
     def _batches(self, units: Sequence[Tensor], cores: int) -> Iterator[list[int]]:
-        """Yield the numbers of units (mels, frames) of the same length, as many as fill a batch; all cores get some."""
+        """Yield the numbers of units (bands, frames) of the same length that fill a batch; all cores get some."""
         config, tokens = self.card.model, _TOKENS_PER_GPU_BATCH
         if self.device.type == "cpu":
             # The hidden layer has 4 * width values for each token.

@@ -1,6 +1,6 @@
 """One ONNX file with everything in it: waveform in, embeddings out, for onnxruntime without torch or melmask.
 
-Inputs  `waveform` (clips, samples) float32 in [-1, 1] at the model's rate, at least one sample.
+Inputs  `waveform` (clips, samples) float32 in [-1, 1] at `AudioEncoder.sample_rate_hz`, at least one sample.
 Outputs `scene` (clips, D), `frames` (clips, steps, D), `times_ms` (steps,); clips and samples are free.
 
 The graph differs from `encoder.py` in form, not in result: the Fourier transform is a convolution, and a clip's last
@@ -36,7 +36,7 @@ class ExportedEncoder(nn.Module):
 
     def __init__(self, encoder: AudioEncoder, choice: FeatureChoice):
         super().__init__()
-        self.card, self.choice = encoder.card, choice
+        self.card, self.choice, self.hop_ms = encoder.card, choice, encoder.hop_ms
         self.vit = encoder.model.encoder
         self.blocks = self.vit.blocks[: choice.layers[0]] if choice.layers else self.vit.blocks
         self.norm = nn.Identity() if choice.layers else self.vit.norm
@@ -53,7 +53,7 @@ class ExportedEncoder(nn.Module):
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(clips, samples) to scene, frames, times_ms."""
-        model, front_end = self.card.model, self.card.front_end
+        model = self.card.model
         x = (self._logmel(waveform) - self.get_buffer("mean")) / self.get_buffer("std")
         clips, frames = x.shape[0], x.shape[2]
         units = (frames + model.frames - 1) // model.frames
@@ -72,7 +72,7 @@ class ExportedEncoder(nn.Module):
         number = torch.arange(steps)
         weights = (frames - number * model.patch_frames).clamp(max=model.patch_frames).to(vectors.dtype)
         scene = (vectors * weights[None, :, None]).sum(1) / frames
-        times_ms = (number * model.patch_frames + (model.patch_frames - 1) / 2) * front_end.hop_ms
+        times_ms = (number * model.patch_frames + (model.patch_frames - 1) / 2) * self.hop_ms
         return scene, vectors, times_ms.float()
 
     def _logmel(self, waveform: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def _describe(proto: Any, encoder: AudioEncoder, choice: FeatureChoice) -> None:
         "layer": layer,
         "pooling": choice.pooling,
     }
-    # A graph takes samples at the front end's rate, whatever the sound was before it was played slower.
+    # If sound is played slower, the waveform has a rate that is as much higher, and the times are those of the sound.
     facts |= encoder.card.reading.changed_facts()
     facts |= {"front_end": to_dict(encoder.card.front_end), "statistics": to_dict(encoder.card.statistics)}
     entry = proto.metadata_props.add()

@@ -32,7 +32,7 @@ from melmask.labels.sources import find_sounds
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
-from melmask.system.terminal import counted, shown
+from melmask.system.terminal import counted, note, shown
 
 T = TypeVar("T")
 
@@ -145,6 +145,7 @@ def embed_table(
     sounds = sounds_of(paths)
     settings = table_settings(model, sounds, choice, keep_frames=keep_frames)
     job, dimensions, segments = TableJob(out, sounds, settings), settings.scene_dimensions, settings.segments
+    what = "segment" if segments else "file"
     if job.complete:
         files, made_s = rows_of(out) or 0, out.stat().st_mtime
         newer = sum(path.stat().st_mtime > made_s for path in {sound.path for sound in sounds} if path.exists())
@@ -155,7 +156,7 @@ def embed_table(
             dimensions=dimensions,
             newer=newer,
             segments=segments,
-            notes=summary(notes_in(out), "its column note"),
+            notes=summary(notes_in(out), "its column note", what),
         )
     start_s = time.monotonic()
     with job.claimed():
@@ -180,7 +181,7 @@ def embed_table(
         segments=segments,
         notes=[
             *filter(None, (missing_decoder(str(sound.path) for sound in failed), shortened_text(shortened))),
-            *summary(notes_in(out), "its column note"),
+            *summary(notes_in(out), "its column note", what),
         ],
     )
 
@@ -190,7 +191,10 @@ def _reporting_contention(rows: Iterator[FileEmbedding], model: AudioEncoder) ->
     for row in rows:
         news = model.contention.news() if model.device.type == "cpu" else None
         if news:
-            sys.stderr.write(f"\nmelmask: {news}\n" if sys.stderr.isatty() else f"melmask: {news}\n")
+            if sys.stderr.isatty():
+                # The bar's line has no end yet.
+                note("")
+            note(f"melmask: {news}")
         yield row
 
 

@@ -375,7 +375,9 @@ def _columns_of(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
         raise KeyError(missing[0])
     wanted = [name for name in names if name in there]
     if path.suffix == ".npz":
-        return list(zip(*(array.tolist() for array in read_arrays(path, wanted)), strict=True))
+        rows = zip(*(array.tolist() for array in read_arrays(path, wanted)), strict=True)
+        # The end of a part without an end of its own is NaN, which no two rows would share.
+        return [tuple(None if cell != cell else cell for cell in row) for row in rows]
     with open_file(path) as file:
         table = pq.ParquetFile(file).read(columns=wanted)
     return list(zip(*(table[name].to_pylist() for name in wanted), strict=True))
