@@ -722,7 +722,7 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     rows = read_table(tmp_path / "x.csv")
     assert "cannot be read as sound" in rows[0]["error"]
     assert (rows[0]["label"], rows[1]["error"]) == ("", "")
-    with pytest.raises(InputError, match="none of the 1 files could be labeled"):
+    with pytest.raises(InputError, match="none of 1 file could be labeled"):
         predict_files(classifier, [broken], tmp_path / "y.csv")
     assert list(tmp_path.glob(".y*")) == []
     with pytest.raises(ConfigError, match=r"a file that ends in \.csv, \.jsonl, \.parquet"):
