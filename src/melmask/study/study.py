@@ -27,7 +27,7 @@ from melmask.system.extras import require
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import available_cores
 from melmask.system.progress import duration_text
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 from melmask.train.pretrain import build_card
 
 _WAIT_S = 2.0
@@ -92,8 +92,8 @@ def judge_winner(results: Results, pages: Pages) -> Results:
     """
     winner, known = results.winner, results.final
     if len(results.outcomes) < len(results.runs):
-        left = len(results.runs) - len(results.outcomes)
-        raise ConfigError(f"{left} runs are left; run the study to its end before --final opens the test rows")
+        left = counted(len(results.runs) - len(results.outcomes), "run")
+        raise ConfigError(f"{left} left; run the study to its end before --final opens the test rows")
     if winner is None:
         raise ConfigError("no setting has a score of every seed, so there is no winner; --final needs labeled tables")
     if known is not None and known.setting != winner.name:
@@ -257,7 +257,9 @@ def _prepare(study: Study, folder: Path, front_end: FrontEndConfig) -> None:
         except StoreError as error:
             raise StoreError(f"{error}; delete {path} to prepare it again") from None
         else:
-            note(f"{path}: {facts.files} files, {facts.hours:.2f} h; {facts.failed} files could not be read")
+            note(
+                f"{path}: {counted(facts.files, 'file')}, {facts.hours:.2f} h; {counted(facts.failed, 'file')} could not be read"
+            )
 
 
 def _reason(status: int) -> str:
