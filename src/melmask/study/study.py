@@ -257,9 +257,8 @@ def _prepare(study: Study, folder: Path, front_end: FrontEndConfig) -> None:
         except StoreError as error:
             raise StoreError(f"{error}; delete {path} to prepare it again") from None
         else:
-            note(
-                f"{path}: {counted(facts.files, 'file')}, {facts.hours:.2f} h; {counted(facts.failed, 'file')} could not be read"
-            )
+            files, failed = counted(facts.files, "file"), counted(facts.failed, "file")
+            note(f"{path}: {files}, {facts.hours:.2f} h; {failed} could not be read")
 
 
 def _reason(status: int) -> str:
