@@ -120,7 +120,7 @@ class Engine:
         def loss_of(first: int, last: int) -> Tensor:
             return self._loss_of(crops[first:last], drawn[first * per_crop : last * per_crop])
 
-        total = shares.backward(loss_of, len(crops), self._config.hardware.micro_batch)
+        total = shares.backward(loss_of, len(crops), self._config.hardware.micro_batch, self.lap)
         if self._processes.count > 1:
             shares.exchange(self._processes)
         self.lap("sum of gradients")

@@ -49,13 +49,16 @@ class Shares:
             self._owned[core].append(number)
             values[core] += self._parameters[number].numel()
 
-    def backward(self, loss_of: Callable[[int, int], Tensor], rows: int, most: int) -> Tensor:
+    def backward(
+        self, loss_of: Callable[[int, int], Tensor], rows: int, most: int, lap: Callable[[str], None]
+    ) -> Tensor:
         """Set the gradients of the mean loss over the rows, and return that loss.
 
         Args:
             loss_of: Returns the mean loss of the rows from a number to another; several threads call it at once.
             rows: How many rows there are.
             most: How many rows are computed at once, over all shares; 0: all.
+            lap: Called with the name of a part of the step when the part ends; several threads call it at once.
         """
         edges = [rows * share // self.count for share in range(self.count + 1)]
         step = max(1, most // self.count) if most else rows
@@ -67,6 +70,7 @@ class Shares:
                 end = min(start + step, last)
                 loss = loss_of(start, end) * ((end - start) / rows)
                 found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+                lap("backward")
                 gradients = [_sum(pair) for pair in zip(gradients, found, strict=True)]
                 total = total + loss.detach()
             return total, gradients
