@@ -214,6 +214,13 @@ def test_the_summary_names_the_winner_the_gains_and_the_failures(tmp_path):
     assert "http" not in page.replace("http-equiv", "") and page.count("<svg") >= 4
 
 
+def test_a_task_without_a_score_is_shown_by_the_other_task(tmp_path):
+    study = study_of(labels=["pitch.csv", "words.csv"], axes=[PATCH])
+    scores = {"16x16": {"pitch": 0.7, "words": 0.8}, "8x16": {"pitch": 0.75}}
+    page = write_study_page(outcomes(tmp_path, study, lambda values, seed: scores[values["patch"]]))
+    assert "+5.0" in page.read_text(encoding="utf-8")
+
+
 def test_a_study_without_labels_or_runs_has_a_page(tmp_path):
     study = study_of()
     write_study(tmp_path, study)
