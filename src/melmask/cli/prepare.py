@@ -57,7 +57,7 @@ def run(options: Options) -> int:
     )
     further = zip(facts.statistics.further_means, facts.statistics.further_stds, strict=True)
     for number, (mean, std) in enumerate(further, 2):
-        print(f"resolution {number}: mean {mean:.3f} and std {std:.3f}")
+        say(f"resolution {number}: mean {mean:.3f} and std {std:.3f}")
     if facts.failed:
         failures = options.out / "failed.csv"
         say(f"{counted(facts.failed, 'file')} could not be read; the reasons are in {failures}")
