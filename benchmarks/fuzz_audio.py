@@ -11,9 +11,7 @@ status is 1 if anything else did; such files are kept in FOLDER.
 import argparse
 import collections
 import io
-import multiprocessing
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from bounded_worker import BoundedWorker
 
 RATE_HZ = 16000
 MEMORY_BYTES = 4 << 30
@@ -105,46 +104,6 @@ def outcome_of(path: Path) -> str:
     return "read"
 
 
-def work(connection) -> None:
-    """Answer each path with its outcome, in a process that may die of it."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    while (path := connection.recv()) is not None:
-        connection.send(outcome_of(path))
-
-
-class Worker:
-    """A child process, replaced when it dies or hangs."""
-
-    def __init__(self):
-        self._context = multiprocessing.get_context("spawn")
-        self._begin()
-
-    def _begin(self) -> None:
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=work, args=(theirs,))
-        self._process.start()
-        theirs.close()
-
-    def outcome(self, path: Path) -> str:
-        """What reading `path` gives."""
-        self._connection.send(path)
-        try:
-            if self._connection.poll(LIMIT_S):
-                return self._connection.recv()
-            result = f"hangs for {LIMIT_S:.0f} s"
-        except EOFError:
-            self._process.join()
-            result = f"crashes with {self._process.exitcode}"
-        self._process.kill()
-        self._begin()
-        return result
-
-    def end(self) -> None:
-        """Let the process end."""
-        self._connection.send(None)
-        self._process.join()
-
-
 def main() -> int:
     """Mutate, read, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,7 +112,11 @@ def main() -> int:
     parser.add_argument("--sounds", type=Path, help="a folder of more good files")
     parser.add_argument("--keep", type=Path, help="where files that are not read as they should be are kept")
     options = parser.parse_args()
-    chance, files, worker = random.Random(options.seed), good_files(options.sounds), Worker()
+    chance, files, worker = (
+        random.Random(options.seed),
+        good_files(options.sounds),
+        BoundedWorker(outcome_of, MEMORY_BYTES, LIMIT_S),
+    )
     outcomes: collections.Counter[str] = collections.Counter()
     slowest_s, slowest = 0.0, ""
     with tempfile.TemporaryDirectory() as folder:

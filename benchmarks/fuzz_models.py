@@ -13,9 +13,7 @@ import collections
 import contextlib
 import io
 import json
-import multiprocessing
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from bounded_worker import BoundedWorker
 
 RATE_HZ = 16000
 MEMORY_BYTES = 8 << 30
@@ -235,46 +234,6 @@ def outcome_of(folder: Path, words: list[str]) -> str:
     return f"status {status} with {len(found)} lines of error"
 
 
-def work(connection) -> None:
-    """Answer each job with its outcome, in a process that may die of it."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    while (job := connection.recv()) is not None:
-        connection.send(outcome_of(*job))
-
-
-class Worker:
-    """A child process, replaced when it dies or hangs."""
-
-    def __init__(self):
-        self._context = multiprocessing.get_context("spawn")
-        self._begin()
-
-    def _begin(self) -> None:
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=work, args=(theirs,))
-        self._process.start()
-        theirs.close()
-
-    def outcome(self, *job: object) -> str:
-        """Return what a job gives."""
-        self._connection.send(job)
-        try:
-            if self._connection.poll(LIMIT_S):
-                return self._connection.recv()
-            result = f"hangs for {LIMIT_S:.0f} s"
-        except EOFError:
-            self._process.join()
-            result = f"crashes with {self._process.exitcode}"
-        self._process.kill()
-        self._begin()
-        return result
-
-    def end(self) -> None:
-        """Let the process end."""
-        self._connection.send(None)
-        self._process.join()
-
-
 def main() -> int:
     """Make the files, damage, read, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -291,7 +250,7 @@ def main() -> int:
         with contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
             make_files()
         folder.replace(good)
-        worker, slowest = Worker(), (0.0, "")
+        worker, slowest = BoundedWorker(outcome_of, MEMORY_BYTES, LIMIT_S), (0.0, "")
         for number in range(options.files):
             kind = options.only or chance.choice(list(COMMANDS))
             pattern, words = COMMANDS[kind]

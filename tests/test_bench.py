@@ -93,9 +93,15 @@ def slow(work, seconds):
     return slowed
 
 
+def test_shares_side_by_side_have_the_same_parts_and_the_sum_of_their_gradients(configure):
+    step = TrainingStep(configure("hardware.shares=2"))
+    step()
+    assert sorted(step.timed()) == sorted([*PARTS, "sum of gradients"])
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_time_is_put_down_to_the_part_that_took_it(configure, monkeypatch, part):
-    step = TrainingStep(configure())
+    step = TrainingStep(configure("hardware.shares=1"))
     step()
     place, name = {
         "data": (step, "batch"),

@@ -51,7 +51,7 @@ def copied(folder, to):
 def test_without_extras_a_command_works_or_says_at_once_what_to_install(labeled_folder, tmp_path):
     found = outcomes(copied(labeled_folder, tmp_path), "extras")
     needed = {
-        **dict.fromkeys(("few-labels", "evaluate", "study", "finetune, several"), "eval"),
+        **dict.fromkeys(("few-labels", "evaluate", "finetune, several"), "eval"),
         **{"pretrain, wandb": "wandb", "embed, ray": "ray", "embed, hub": "hub", "push": "hub", "export": "onnx"},
     }
     for name, (status, failed, _) in found.items():
@@ -63,7 +63,7 @@ def test_without_extras_a_command_works_or_says_at_once_what_to_install(labeled_
     pictures = [line for _, failed, _ in found.values() for line in failed if "melmask[plot]" in line]
     assert pictures == ["melmask: matplotlib is not installed, so no pictures are drawn: pip install 'melmask[plot]'"]
     assert not (tmp_path / "run" / "pictures").exists() and (tmp_path / "run" / "index.html").exists()
-    for folder in ("few", "results", "study", "fine-2", "run-3"):
+    for folder in ("few", "results", "fine-2", "run-3"):
         assert not (tmp_path / folder).exists()
 
 

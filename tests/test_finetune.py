@@ -25,6 +25,7 @@ from melmask.classifier.model import AudioClassifier, ClassifierCard, load_class
 from melmask.classifier.network import ClassifierNetwork, Head, fit_head
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions, PredictOptions
 from melmask.classifier.predict import predict_files
+from melmask.classifier.predictions import Prediction, _line, _read
 from melmask.classifier.training import Finetuning
 from melmask.cli import main
 from melmask.config_text import with_overrides
@@ -722,7 +723,7 @@ def test_a_bad_file_is_a_row_with_its_error(trained, table, tmp_path):
     rows = read_table(tmp_path / "x.csv")
     assert "cannot be read as sound" in rows[0]["error"]
     assert (rows[0]["label"], rows[1]["error"]) == ("", "")
-    with pytest.raises(InputError, match="none of the 1 files could be labeled"):
+    with pytest.raises(InputError, match="none of 1 file could be labeled"):
         predict_files(classifier, [broken], tmp_path / "y.csv")
     assert list(tmp_path.glob(".y*")) == []
     with pytest.raises(ConfigError, match=r"a file that ends in \.csv, \.jsonl, \.parquet"):
@@ -774,6 +775,17 @@ def test_a_killed_prediction_resumes_after_what_is_done(trained, table, tmp_path
     assert len(calls) == 4 + 3
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
     assert not journal.exists()
+
+
+def test_a_journal_keeps_every_row(tmp_path):
+    rows = [
+        Prediction(label="a", probability=0.5, channel=1, note="clipped"),
+        Prediction(label="b", probability=0.25, start_s=0.0, end_s=1.5, channel=2),
+        Prediction(),
+    ]
+    path = tmp_path / "journal.jsonl"
+    path.write_text("[]\n" + _line("x.wav", rows))
+    assert _read(path, "[]") == {"x.wav": rows}
 
 
 def test_what_failed_is_tried_again_and_other_jobs_failures_are_not_counted(trained, table, tmp_path):

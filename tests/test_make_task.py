@@ -230,7 +230,7 @@ def test_nothing_is_left_where_no_file_can_be_read(tmp_path):
     for name in ("a.wav", "b.wav", "c.wav"):
         (tmp_path / name).touch()
     table = write_csv(tmp_path / "t.csv", "path,label", [["a.wav", "x"], ["b.wav", "y"], ["c.wav", "y"]])
-    with pytest.raises(InputError, match=r"none of the 3 files could be read; the first: .*a\.wav is empty"):
+    with pytest.raises(InputError, match=r"none of 3 files could be read; the first: .*a\.wav is empty"):
         make_task(table, tmp_path / "out", folds=3)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -80,5 +80,5 @@ def test_probe_records_whose_statistics_it_used(run_folder, good_paths, tmp_path
 
 
 def test_files_that_cannot_be_read_are_not_called_silent(encoder, sound_folder):
-    with pytest.raises(InputError, match="none of the 1 files could be read"):
+    with pytest.raises(InputError, match="none of 1 file could be read"):
         with_dataset_statistics(encoder, [sound_folder / "broken.wav"])

@@ -51,6 +51,20 @@ def test_a_run_ends_with_its_minutes_and_its_rate_with_the_run(step_s_at, latest
     assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
 
 
+def test_after_a_rollback_the_speed_is_measured_anew():
+    schedule, planner, step, seconds = Schedule.of(MINUTES), Planner(MINUTES, 0, 0.0), 0, 0.0
+    for step in [*range(1, 1200), *range(700, 1210)]:
+        seconds += 0.25
+        schedule = planner.look(schedule, step, seconds)
+    # The 500 steps that were lost took 125 s, and say nothing about the speed of those to come.
+    assert schedule.steps == pytest.approx(step + (600 - seconds) / 0.25, abs=2400 / 64)
+    # A plan that the snapshot does not hold yet is made again only when the speed is known.
+    planner, schedule = Planner(MINUTES, 0, 0.0), Schedule.of(MINUTES)
+    for step, seconds in ((1, 1.0), (20, 31.0)):
+        planned = planner.look(schedule, step, seconds)
+    assert planned.steps and planner.look(schedule, 10, 32.0) is schedule
+
+
 def test_an_even_speed_gives_the_schedule_of_as_many_steps():
     _, rates = train(lambda seconds: 0.5)
     steps = len(rates)

@@ -195,7 +195,7 @@ def test_what_a_killed_job_has_left_is_no_data_of_a_shard_of_failures(tmp_path):
     folder.mkdir()
     (source / "broken.wav").write_bytes(b"no sound")
     (folder / "shard-00000.partial").write_bytes(b"half")
-    with pytest.raises(InputError, match="none of the 1 files could be read"):
+    with pytest.raises(InputError, match="none of 1 file could be read"):
         prepare([source], folder, FRONT_END)
     assert [path.stat().st_size for path in folder.glob("shard-*.f16")] == [0]
 
@@ -378,7 +378,7 @@ def test_a_store_cannot_be_where_a_file_is(sound_folder, tmp_path):
 
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "a.wav").touch()
-    with pytest.raises(InputError, match=r"none of the 1 files could be read; the reasons are in .*failed.csv"):
+    with pytest.raises(InputError, match=r"none of 1 file could be read; the reasons are in .*failed.csv"):
         prepare([tmp_path], tmp_path / "store", FRONT_END)
 
 

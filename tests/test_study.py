@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from melmask.audio.parts import Sound
 from melmask.cli import main
 from melmask.errors import ConfigError, InputError
 from melmask.labels.tables import LabelTable
@@ -23,7 +24,7 @@ from melmask.recipes import recipe, with_settings
 from melmask.study import study as work
 from melmask.study.description import BUNDLED, read_study, study_from
 from melmask.study.effects import effects_of, summary
-from melmask.study.judging import TaskScore, rows_of
+from melmask.study.judging import TaskScore, judge, rows_of
 from melmask.study.options import StudyOptions
 from melmask.study.outcomes import Outcome, read_begun, run_folder, write_outcome, write_study
 from melmask.study.results import read_results, write_tables
@@ -57,6 +58,26 @@ def test_the_axes_become_settings():
     assert runs[0].name == "patch-16x16-ratio-0.5-seed-0" and len({run.name for run in runs}) == 8
     assert runs[0].point.front_end.mels == 64
     assert "model.mels=64" in pretrain_settings(runs[0].point.settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "resolutions"),
+    [
+        ({"recipe": "tiny_two_resolutions"}, {2}),
+        ({"axes": [{"setting": "model.resolutions", "values": [1, 2]}]}, {1, 2}),
+        ({"axes": [{"setting": "front_end.further_resolutions", "values": ["[]", '[{"window_ms": 64}]']}]}, {1, 2}),
+        ({"settings": {"front_end": {"further_resolutions": [{"window_ms": 64}, {}]}}}, {3}),
+    ],
+)
+@pytest.mark.parametrize("search", ["grid", "one"])
+def test_a_store_has_the_resolutions_that_the_network_reads(content, resolutions, search):
+    study = study_of(search=search, **content)
+    found = set()
+    for point in points_of(study):
+        config = with_settings(recipe(study.recipe), pretrain_settings(point.settings))
+        assert config.model.resolutions == point.front_end.resolutions
+        found.add(config.model.resolutions)
+    assert found == resolutions
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -118,6 +139,17 @@ def test_rows_that_choose_are_never_test_rows(columns, chosen, tested):
     assert chosen <= shown and held == tested and not shown & held and scheme == "split"
     with pytest.raises(InputError, match="only test rows"):
         rows_of(replace(table, splits=["test"] * 12), "valid")
+
+
+def test_the_parts_of_a_file_are_judged_apart(sound, encoder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", sound(2.0, 0), RATE_HZ)
+    parts = [Sound(tmp_path / "a.wav", k / 4, (k + 1) / 4) for k in range(8)]
+    roles = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
+    table = LabelTable([part.path for part in parts], ["x", "y"] * 4, splits=roles, parts=parts)
+    for rows, tested in (("valid", parts[4:6]), ("test", parts[6:])):
+        held, _ = rows_of(table, rows)
+        assert [part for part, role in zip(held.sounds, held.splits, strict=True) if role == "test"] == tested
+    assert judge(encoder, "toy", table, study_of(), "valid")["linear"].tested == 2
 
 
 def outcomes(folder, study, score_of):
@@ -182,6 +214,13 @@ def test_the_summary_names_the_winner_the_gains_and_the_failures(tmp_path):
     assert "http" not in page.replace("http-equiv", "") and page.count("<svg") >= 4
 
 
+def test_a_task_without_a_score_is_shown_by_the_other_task(tmp_path):
+    study = study_of(labels=["pitch.csv", "words.csv"], axes=[PATCH])
+    scores = {"16x16": {"pitch": 0.7, "words": 0.8}, "8x16": {"pitch": 0.75}}
+    page = write_study_page(outcomes(tmp_path, study, lambda values, seed: scores[values["patch"]]))
+    assert "+5.0" in page.read_text(encoding="utf-8")
+
+
 def test_a_study_without_labels_or_runs_has_a_page(tmp_path):
     study = study_of()
     write_study(tmp_path, study)
@@ -207,7 +246,7 @@ def test_test_rows_are_opened_once(tmp_path, monkeypatch):
         judge_winner(other, pages)
     (tmp_path / "final.json").unlink()
     (run_folder(tmp_path, runs_of(study)[0].name) / "outcome.json").unlink()
-    with pytest.raises(ConfigError, match="1 runs are left"):
+    with pytest.raises(ConfigError, match="1 run left; run the study to its end"):
         judge_winner(read_results(study, tmp_path), pages)
 
 

@@ -24,6 +24,7 @@ from melmask.embedding.reading import read_as
 from melmask.errors import AudioFileError, InputError, NotFiniteError
 from melmask.system.files import ensure_folder
 from melmask.system.progress import track
+from melmask.system.terminal import counted
 
 _Parts = Iterator[FileEmbedding]
 
@@ -90,7 +91,7 @@ def predict_files(
             write_predictions(out, rows, options.events)
     if len(failed) == len(sounds):
         raise InputError(
-            f"none of the {len(sounds)} files could be labeled; the first error: {next(iter(failed.values()))}"
+            f"none of {counted(len(sounds), 'file')} could be labeled; the first error: {next(iter(failed.values()))}"
         )
     noticed = {sound: row.note for sound, row in rows if row.note is not None}
     missing = missing_decoder(str(sound.path) for sound in failed)

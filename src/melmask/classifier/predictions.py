@@ -162,12 +162,13 @@ def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
 
 def _checked(row: dict[str, Any]) -> Prediction:
     """Return a row of the journal; raise TypeError or ValueError if it has other keys or types than a prediction."""
+    kinds = {"probability": float, "start_s": float, "end_s": float, "channel": int}
     for name, value in row.items():
-        kind = float if name in ("probability", "start_s", "end_s") else str
+        kind = kinds.get(name, str)
         if value is not None and (type(value) is not kind or (isinstance(value, float) and not math.isfinite(value))):
             raise TypeError(name)
         if isinstance(value, str):
-            # What no table can hold is none of our rows.
+            # Raises ValueError for text that no table can hold.
             value.encode()
     return Prediction(**row)
 

@@ -43,6 +43,7 @@ from melmask.system.reading import (
     read_json_object,
     reason_of,
 )
+from melmask.system.terminal import counted
 
 FORMAT = "melmask-store"
 VERSION = 1
@@ -269,7 +270,7 @@ class StoreWriter:
         if notes:
             write_csv(self._folder / NOTES, [("path", *times, "note"), *rows(notes)])
         if not good:
-            raise InputError(f"none of the {len(bad)} files could be read; the reasons are in {failures}")
+            raise InputError(f"none of {counted(len(bad), 'file')} could be read; the reasons are in {failures}")
         facts = StoreFacts(
             front_end=self._front_end,
             files=len(sounds),

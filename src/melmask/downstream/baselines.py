@@ -17,7 +17,7 @@ from melmask.errors import InputError, NotFiniteError
 from melmask.geometry import StepGrid
 from melmask.labels.tables import LabelTable, keep_rows
 from melmask.system.progress import track
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 
 LOGMEL, UNTRAINED, PRETRAINED = "log-mel mean+std", "untrained network", "pre-trained"
 
@@ -74,7 +74,7 @@ def features_of_task(
     readable = np.array([sound not in errors for sound in sounds])
     if not readable.any():
         reason = next(iter(errors.values()))
-        raise InputError(f"none of the {len(readable)} files of task {name} could be read, as {reason}")
+        raise InputError(f"none of {counted(len(readable), 'file')} of task {name} could be read, as {reason}")
     return TaskFeatures(
         table=keep_rows(table, readable),
         features={representation: np.array(vectors) for representation, vectors in rows.items()},

@@ -71,11 +71,11 @@ def t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float] | No
     Raises:
         MissingExtraError: scikit-learn, with which SciPy comes, is not installed.
     """
+    if len(values) < 2:
+        return None
     require("eval")
     from scipy.stats import t
 
-    if len(values) < 2:
-        return None
     half_width = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     mean = float(np.mean(values))
     return mean - half_width, mean + half_width

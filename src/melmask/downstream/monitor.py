@@ -32,7 +32,7 @@ from melmask.labels.tables import LabelTable, keep_rows, read_labels
 from melmask.system.extras import can_draw
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import track
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 from melmask.train.pretrain import Hook, StepState
 
 RANK_UNITS = 512
@@ -146,7 +146,7 @@ class NearestNeighbors:
         self._logmels, self.errors = _read_logmels(rows.sounds, store, f"read {labels.name}")
         if not self._logmels:
             reason = next(iter(self.errors.values()))
-            raise InputError(f"none of {len(self.errors)} files of {labels} could be read, as {reason}")
+            raise InputError(f"none of {counted(len(self.errors), 'file')} of {labels} could be read, as {reason}")
         rows = keep_rows(rows, np.array([sound not in self.errors for sound in rows.sounds]))
         self._splits = _held_out(labels, rows, seed)
         self._labels = rows.label_indices

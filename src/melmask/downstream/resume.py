@@ -13,7 +13,7 @@ from melmask.system.files import ensure_folder, write_json
 from melmask.system.reading import read_json_object
 
 _FOLDER = "tasks"
-_METHOD = "2 Newton"
+_METHOD = "3 Newton, also for several labels"
 """Change this whenever the same clips would get other scores, so that earlier results are not used."""
 
 

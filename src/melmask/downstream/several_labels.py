@@ -1,22 +1,18 @@
 """Probes of clips with several labels or none: a classifier for each label, scored by mean average precision."""
 
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+import torch
+from jaxtyping import Bool, Float
 
-from melmask.downstream.linear_and_knn import check_features, neighbor_votes, standardize
+from melmask.downstream.linear_and_knn import PENALTY, check_features, neighbor_votes, standardize
 from melmask.downstream.metrics import scene_score
+from melmask.downstream.regression import Regressions, fit_regressions
 from melmask.errors import InputError
 from melmask.labels.splits import Split
-from melmask.system.extras import require
 
 _NEIGHBORS = 10
-_GRADIENT_TOLERANCE, _MAX_ITERATIONS = 1e-5, 2000
-"""L-BFGS stops at the gradient of the mean loss. With scikit-learn's own 1e-4 and 960 correlated features, the fit was
-a point of accuracy away from the optimum."""
 Probabilities = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From training rows, their targets and test rows to the test rows' probabilities (test, classes)."""
 
@@ -51,39 +47,28 @@ def several_labels_probe(
 
 
 def logistic_probabilities(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Fit a logistic regression (C = 1) for each label, as the linear probe does for one label a clip.
+    """Fit a logistic regression for each label, with the penalty of the linear probe for one label a clip.
 
     A label that all training rows have, or none, has that probability for all test rows.
     """
-    columns = []
-    for own in targets.T:
-        if own.all() or not own.any():
-            columns.append(np.full(len(test), float(own.all())))
-        else:
-            columns.append(logistic_fit(train, own).predict_proba(test)[:, 1])
-    return np.stack(columns, axis=1)
+    everywhere = targets.all(axis=0)
+    probabilities = np.tile(everywhere.astype(np.float64), (len(test), 1))
+    # Such a label has no optimum: its bias would grow without end.
+    varied = targets.any(axis=0) & ~everywhere
+    if varied.any():
+        found = fit_regressions(
+            Regressions(
+                inputs=torch.from_numpy(train),
+                targets=torch.from_numpy(targets[:, varied]),
+                trained=torch.ones(1, len(train), dtype=torch.bool),
+                penalties=torch.full((1, train.shape[1]), PENALTY),
+                kind="multilabel",
+            )
+        )
+        probabilities[:, varied] = found.logits(torch.from_numpy(test))[0].sigmoid().numpy()
+    return probabilities
 
 
 def neighbor_probabilities(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Return the share of votes of the ten nearest training rows, as k-NN has them for one label a clip."""
     return neighbor_votes(train, test, targets.astype(float), _NEIGHBORS)
-
-
-def logistic_fit(train: Float[np.ndarray, "train dims"], labels: Shaped[np.ndarray, " train"]) -> Any:
-    """Return scikit-learn's multinomial logistic regression (C = 1), fitted to standardized rows.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-    require("eval")
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=1.0, tol=_GRADIENT_TOLERANCE, max_iter=_MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        # A fit that reaches the limit of iterations is good enough: its predictions stopped changing long before.
-        warnings.simplefilter("ignore", category=ConvergenceWarning)
-        # Scikit-learn suspects regression targets where each row has a class of its own. Few labels look like that.
-        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        model.fit(train, labels)
-    return model

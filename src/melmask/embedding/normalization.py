@@ -16,6 +16,7 @@ from melmask.system.files import write_json
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
 from melmask.system.reading import DamagedFileError, read_json_object
+from melmask.system.terminal import counted
 
 _WAITING_PER_THREAD = 4
 
@@ -49,7 +50,7 @@ def with_dataset_statistics(
         for of_file in track(of_files, len(sounds), "statistics"):
             moments = moments.plus(of_file)
         if not moments.count:
-            raise InputError(f"none of the {len(paths)} files could be read; check the paths")
+            raise InputError(f"none of {counted(len(paths), 'file')} could be read; check the paths")
         statistics = moments.statistics()
         if kept_in is not None:
             write_json(kept_in, {**facts, "statistics": to_dict(statistics)})

@@ -48,7 +48,7 @@ from melmask.system.reading import (
     read_json_object,
     reason_of,
 )
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 
 SUFFIXES = (".parquet", ".npz")
 FILES_PER_PART = 512
@@ -264,7 +264,7 @@ class TableJob:
         if all(row["error"] for of_sound in ends for row in of_sound):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
-            raise InputError(f"none of the {len(failed)} files could be embedded; the first: {failed[0][1]}")
+            raise InputError(f"none of {counted(len(failed), 'file')} could be embedded; the first: {failed[0][1]}")
         with atomic_write(self._path) as file:
             good = (table for part in self._parts() for table in self._good_rows(part))
             if self._path.suffix == ".parquet":

@@ -198,7 +198,7 @@ def _readable(
     sounds = write_sounds(table.sounds, names, rates_hz, fixed_s, building, threads)
     failures = [(str(clip), sound.error) for clip, sound in zip(table.sounds, sounds, strict=True) if sound.error]
     if len(failures) == len(sounds):
-        raise InputError(f"none of the {len(failures)} files could be read; the first: {failures[0][1]}")
+        raise InputError(f"none of {counted(len(failures), 'file')} could be read; the first: {failures[0][1]}")
     if failures:
         write_csv(building / FAILED, [("path", "reason"), *failures])
     kept = [row for row, sound in enumerate(sounds) if sound.error is None]

@@ -376,7 +376,9 @@ class DifferenceChart:
     @property
     def ticks(self) -> list[Tick]:
         """Round differences, in points."""
-        return self.axis.ticks(lambda value: f"{100 * value:+.6g}" if value else "0", most=6, inside=True)
+        return self.axis.ticks(
+            lambda value: f"{100 * value:+.6g}".replace("-", "−") if value else "0", most=6, inside=True
+        )
 
     @property
     def places(self) -> list[tuple[str, float, list[tuple[Difference, float]]]]:

@@ -28,6 +28,7 @@ Relative paths begin at the file's folder.
 """
 
 import itertools
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -188,8 +189,10 @@ def as_content(study: Study) -> dict[str, Any]:
     return content
 
 
-def value_text(value: Value) -> str:
+def value_text(value: Value | list[object]) -> str:
     """Write a value as settings on a command line have it."""
+    if isinstance(value, list):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -208,9 +211,9 @@ def _axis(content: Mapping[str, Any]) -> Axis:
     return Axis(name=str(name), settings=tuple(settings), values=tuple(dict.fromkeys(lists)))
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Value]]:
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Value | list[object]]]:
     """Return settings by their dotted keys; TOML reads an unquoted `masking.ratio` as a table with a `ratio`."""
-    found: list[tuple[str, Value]] = []
+    found: list[tuple[str, Value | list[object]]] = []
     for key, value in settings.items():
         found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return found

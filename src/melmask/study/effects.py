@@ -15,6 +15,7 @@ from melmask.downstream.linear_and_knn import t_interval
 from melmask.study.description import Axis, Probe
 from melmask.study.results import Results
 from melmask.study.settings import Point, axis_text, reference_of
+from melmask.system.terminal import counted
 
 # Of fewer clips that one run gets right and the other wrong, all may be one-sided by chance (McNemar's test at 5 %).
 _LEAST_CLIPS = 4
@@ -160,11 +161,9 @@ def _winner_sentence(results: Results, winner: Point) -> str:
         scores = np.array(list(results.scores(winner, probe).values()))
         spread = f" ± {100 * scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
         words.append(f"{probe} {100 * scores.mean():.1f}{spread} %")
-    tasks, seeds = len(results.tasks), len(results.study.seeds)
-    return (
-        f"On validation rows the best setting is {winner.name}: {', '.join(words)} (mean of {tasks} "
-        f"task{'s' * (tasks > 1)}, {seeds} seed{'s' * (seeds > 1)}, chosen by the {results.study.choose_by} probe)."
-    )
+    tasks, seeds = counted(len(results.tasks), "task"), counted(len(results.study.seeds), "seed")
+    facts = f"mean of {tasks}, {seeds}, chosen by the {results.study.choose_by} probe"
+    return f"On validation rows the best setting is {winner.name}: {', '.join(words)} ({facts})."
 
 
 def _effect_sentence(effect: Effect, parts: Sequence[Effect]) -> str:

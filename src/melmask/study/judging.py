@@ -6,12 +6,13 @@ the rows marked train and judged on those marked valid; without valid rows, the 
 folds, by group, or at random. Files of test rows are not opened before the end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from melmask.downstream.linear_and_knn import knn_probe, linear_probe
+from melmask.audio.parts import Sound
+from melmask.downstream.linear_and_knn import CLASSIFIERS
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import embed_files
 from melmask.errors import InputError
@@ -19,9 +20,8 @@ from melmask.labels.splits import make_splits
 from melmask.labels.tables import LabelTable, keep_rows
 from melmask.study.description import Study
 from melmask.system.progress import track
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 
-PROBES = {"linear": linear_probe, "k-NN": knn_probe}
 Rows = Literal["valid", "test"]
 
 
@@ -48,19 +48,21 @@ def judge(model: AudioEncoder, name: str, table: LabelTable, study: Study, rows:
     held = held if rows == "test" else _at_most(held, study.clips)
     make_splits(held, scheme)
     choice = study.probe.choice
-    found = {}
-    for result in track(embed_files(model, held.paths, choice), len(held.paths), f"embed {name}"):
-        if result.scene is not None:
-            found[result.path] = result.scene
-    readable = np.array([path in found for path in held.paths])
-    if not readable.any():
-        raise InputError(f"none of the {len(readable)} files of task {name} could be read")
-    # The splits are made of the readable files alone.
-    held = keep_rows(held, readable)
-    features, splits = np.stack([found[path] for path in held.paths]), make_splits(held, scheme)
+    vectors: dict[Sound, np.ndarray] = {}
+    errors: list[str] = []
+    for result in track(embed_files(model, held.sounds, choice), len(held.paths), f"embed {name}"):
+        if result.scene is None:
+            errors.append(str(result.error))
+        else:
+            vectors[result.sound] = result.scene
+    if not vectors:
+        raise InputError(f"none of {counted(len(errors), 'file')} of task {name} could be read, as {errors[0]}")
+    # The splits are made of the readable clips alone.
+    held = keep_rows(held, np.array([sound in vectors for sound in held.sounds]))
+    features, splits = np.stack([vectors[sound] for sound in held.sounds]), make_splits(held, scheme)
     note(f"{name}: fit the probes")
     scores = {}
-    for probe, classifier in PROBES.items():
+    for probe, classifier in CLASSIFIERS.items():
         score = classifier(features, held.label_indices, splits)
         low, high = score.interval_95
         scores[probe] = TaskScore(score=score.mean, low_95=low, high_95=high, tested=score.tested)
@@ -82,14 +84,14 @@ def rows_of(table: LabelTable, rows: Rows) -> tuple[LabelTable, str]:
     if rows == "test":
         # Rows marked valid have chosen, so they are neither trained nor tested on.
         roles = np.where(test, "test", np.array(table.splits) if marked else "train").tolist()
-        return LabelTable(table.paths, table.labels, table.groups, None, roles), "split"
+        return replace(table, folds=None, splits=roles), "split"
     kept = keep_rows(table, ~test)
     if not kept.paths:
         raise InputError("the table has only test rows, which must not choose; mark some rows train and valid")
     if kept.splits is not None and {"train", "valid"} <= set(kept.splits):
         roles = ["test" if role == "valid" else role for role in kept.splits]
-        return LabelTable(kept.paths, kept.labels, kept.groups, None, roles), "split"
-    return LabelTable(kept.paths, kept.labels, kept.groups, kept.folds, None), "auto"
+        return replace(kept, folds=None, splits=roles), "split"
+    return replace(kept, splits=None), "auto"
 
 
 def _at_most(table: LabelTable, clips: int) -> LabelTable:

@@ -17,6 +17,7 @@ from melmask.study.description import Axis, Study, Value, value_text
 from melmask.train.record import flat
 
 _FRONT_END = "front_end."
+_FURTHER, _RESOLUTIONS = "further_resolutions", "model.resolutions"
 _LONGEST_NAME = 100
 
 
@@ -89,9 +90,10 @@ def reference_of(study: Study, axis: Axis) -> tuple[Value, ...]:
     config, front_end = base_of(study)
     known = flat(to_dict(config)) | flat({"front_end": to_dict(front_end)})
     own = tuple(known.get(setting) for setting in axis.settings)
-    if study.search == "one" and not any(value is None for value in own):
+    single = tuple(value for value in own if isinstance(value, bool | int | float | str))
+    if study.search == "one" and len(single) == len(own):
         # The recipe's value counts even where the axis does not list it.
-        return tuple(value for value in own if isinstance(value, bool | int | float | str))
+        return single
     return next((value for value in axis.values if value == own), axis.values[0])
 
 
@@ -101,7 +103,8 @@ def base_of(study: Study) -> tuple[PretrainConfig, FrontEndConfig]:
     Raises:
         ConfigError: the recipe or a setting cannot be used.
     """
-    return with_settings(recipe(study.recipe), pretrain_settings(study.settings)), front_end_of(study.settings)
+    settings = _with_resolutions(study, study.settings)
+    return with_settings(recipe(study.recipe), pretrain_settings(settings)), front_end_of(settings)
 
 
 def front_end_of(settings: Sequence[str]) -> FrontEndConfig:
@@ -115,11 +118,21 @@ def front_end_of(settings: Sequence[str]) -> FrontEndConfig:
 
 
 def pretrain_settings(settings: Sequence[str]) -> list[str]:
-    """Return the settings that are not the front end's; the network gets as many mel bands as the front end has."""
+    """Return the settings that are not the front end's.
+
+    The network gets as many mel bands and resolutions as the front end has.
+
+    Raises:
+        ConfigError: a setting of the front end is unknown, or its value is refused.
+    """
     own = [text for text in settings if not text.startswith(_FRONT_END)]
-    mels = [text for text in settings if text.startswith(f"{_FRONT_END}mels=")]
-    if mels and not any(text.startswith("model.mels=") for text in own):
-        own.append(f"model.mels={mels[-1].partition('=')[2]}")
+    front_end = front_end_of(settings)
+    for of_front_end, name, value in (
+        ("mels", "model.mels", front_end.mels),
+        (_FURTHER, _RESOLUTIONS, front_end.resolutions),
+    ):
+        if _value_of(f"{_FRONT_END}{of_front_end}", settings) and not _value_of(name, own):
+            own.append(f"{name}={value}")
     return own
 
 
@@ -149,7 +162,20 @@ def _point(study: Study, values: Sequence[tuple[Value, ...]], usual: Sequence[tu
     settings = itertools.chain.from_iterable(
         _settings(axis, value) for axis, value in zip(study.axes, values, strict=True)
     )
-    return Point(", ".join(named) or "base", texts, (*study.settings, *settings))
+    return Point(", ".join(named) or "base", texts, _with_resolutions(study, (*study.settings, *settings)))
+
+
+def _with_resolutions(study: Study, settings: Sequence[str]) -> tuple[str, ...]:
+    """Return settings whose front end has two resolutions if the network wants two, as `--second-resolution` gives."""
+    wanted = _value_of(_RESOLUTIONS, settings) or str(recipe(study.recipe).model.resolutions)
+    if wanted != "2" or _value_of(f"{_FRONT_END}{_FURTHER}", settings):
+        return tuple(settings)
+    return (*settings, f"{_FRONT_END}{_FURTHER}=[{{}}]")
+
+
+def _value_of(name: str, settings: Sequence[str]) -> str:
+    """Return the text of a setting, the last one if there are several; empty if it is not given."""
+    return next((text.partition("=")[2] for text in reversed(settings) if text.startswith(f"{name}=")), "")
 
 
 def _settings(axis: Axis, value: tuple[Value, ...]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from melmask.system.extras import require
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import available_cores
 from melmask.system.progress import duration_text
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 from melmask.train.pretrain import build_card
 
 _WAIT_S = 2.0
@@ -53,7 +53,8 @@ def run_study(study: Study, folder: Path, options: StudyOptions, pages: Pages) -
         ConfigError: the study cannot be used as a whole, or it began with other settings.
         InputError: a table cannot be used, or there is no sound.
         OutputError: `folder` cannot be written to.
-        MissingExtraError: scikit-learn or Ray is needed and not installed.
+        MissingExtraError: Ray is asked for and not installed; or scikit-learn, which intervals over several seeds and
+            tables without folds and splits need.
     """
     if options.engine == "ray":
         require("ray")
@@ -64,7 +65,7 @@ def run_study(study: Study, folder: Path, options: StudyOptions, pages: Pages) -
     known = progress.results().outcomes
     left = [run for run in runs if not _is_judged(study, known.get(run.name))]
     progress.begin(len(runs), len(left))
-    left = [run for run in left if _can_run(study, folder, run, progress)]
+    left = [run for run in left if _can_run(study, run, progress)]
     for front_end in dict.fromkeys(run.point.front_end for run in left):
         _prepare(study, folder, front_end)
     left = [run for run in left if _fits_store(study, folder, run, progress)]
@@ -91,8 +92,8 @@ def judge_winner(results: Results, pages: Pages) -> Results:
     """
     winner, known = results.winner, results.final
     if len(results.outcomes) < len(results.runs):
-        left = len(results.runs) - len(results.outcomes)
-        raise ConfigError(f"{left} runs are left; run the study to its end before --final opens the test rows")
+        left = counted(len(results.runs) - len(results.outcomes), "run")
+        raise ConfigError(f"{left} left; run the study to its end before --final opens the test rows")
     if winner is None:
         raise ConfigError("no setting has a score of every seed, so there is no winner; --final needs labeled tables")
     if known is not None and known.setting != winner.name:
@@ -129,12 +130,12 @@ class _Progress:
         """Say what will be done."""
         self._total = self._left = left
         study, settings = self._study, len({run.point.name for run in self._runs.values()})
-        _say(f"settings: {settings}; seeds: {len(study.seeds)}; runs here: {runs}, of which {left} are left")
+        note(f"settings: {settings}; seeds: {len(study.seeds)}; runs here: {runs}, of which {left} are left")
         if study.minutes and left:
             about_s = 60 * study.minutes * left / study.side_by_side
-            _say(f"the training takes about {duration_text(about_s)}; judging comes on top")
+            note(f"the training takes about {duration_text(about_s)}; judging comes on top")
         if not study.labels:
-            _say("there are no labeled tables: the study shows losses and feature ranks, and names no winner")
+            note("there are no labeled tables: the study shows losses and feature ranks, and names no winner")
 
     def results(self) -> Results:
         """Return what is known now, and write it as tables and as a page."""
@@ -148,10 +149,10 @@ class _Progress:
         self._left -= 1
         run, path = self._runs[name], run_folder(self._folder, name)
         if status == EXIT_BUSY:
-            _say(f"{name} is left out: another process works on it")
+            note(f"{name} is left out: another process works on it")
             return
         if status > EXIT_SIGNAL or status in (-signal.SIGTERM, -signal.SIGINT):
-            _say(f"{name} was stopped; run the study again to resume it")
+            note(f"{name} was stopped; run the study again to resume it")
             return
         results = read_results(self._study, self._folder, self._merged)
         outcome = results.outcomes.get(name)
@@ -163,7 +164,7 @@ class _Progress:
         score = results.score(outcome, self._study.choose_by, None)
         found = "" if score is None else f", {self._study.choose_by} {score:.3f}"
         what = f"failed: {outcome.reason}" if outcome.status == "failed" else f"{outcome.steps} steps{found}"
-        _say(f"[{self._total - self._left}/{self._total}] {name}: {what}")
+        note(f"[{self._total - self._left}/{self._total}] {name}: {what}")
         self.results()
 
     def fail(self, run: Run, reason: str) -> None:
@@ -171,7 +172,7 @@ class _Progress:
         self._left -= 1
         outcome = Outcome(setting=run.point.name, seed=run.seed, status="failed", reason=reason)
         write_outcome(ensure_folder(run_folder(self._folder, run.name)), outcome)
-        _say(f"[{self._total - self._left}/{self._total}] {run.name} failed: {reason}")
+        note(f"[{self._total - self._left}/{self._total}] {run.name} failed: {reason}")
 
 
 def closing_text(results: Results) -> str:
@@ -209,7 +210,9 @@ def _check_tables(study: Study) -> None:
     """Refuse a table that cannot choose before any run begins."""
     if not study.labels:
         return
-    require("eval")
+    # Intervals are taken over seeds, and in a random search over all runs with a value.
+    if len(study.seeds) > 1 or study.search == "random":
+        require("eval")
     for name, table in read_tables(study.labels, study.probe).items():
         try:
             make_splits(*rows_of(table, "valid"))
@@ -217,16 +220,15 @@ def _check_tables(study: Study) -> None:
             raise InputError(f"{name}: {error}") from None
 
 
-def _can_run(study: Study, folder: Path, run: Run, progress: _Progress) -> bool:
+def _can_run(study: Study, run: Run, progress: _Progress) -> bool:
     """Tell whether the settings of a run are valid; if not, record why."""
     try:
-        settings = settings_of(study, run, 1)
-        with_settings(recipe(study.recipe), settings)
-        front_end = run.point.front_end
+        # These include the front end's.
+        with_settings(recipe(study.recipe), settings_of(study, run, 1))
     except ConfigError as error:
         progress.fail(run, str(error))
         return False
-    return bool(front_end)
+    return True
 
 
 def _fits_store(study: Study, folder: Path, run: Run, progress: _Progress) -> bool:
@@ -255,7 +257,8 @@ def _prepare(study: Study, folder: Path, front_end: FrontEndConfig) -> None:
         except StoreError as error:
             raise StoreError(f"{error}; delete {path} to prepare it again") from None
         else:
-            _say(f"{path}: {facts.files} files, {facts.hours:.2f} h; {facts.failed} files could not be read")
+            files, failed = counted(facts.files, "file"), counted(facts.failed, "file")
+            note(f"{path}: {files}, {facts.hours:.2f} h; {failed} could not be read")
 
 
 def _reason(status: int) -> str:
@@ -263,8 +266,3 @@ def _reason(status: int) -> str:
     if status < 0:
         return f"ended by signal {-status}, perhaps for lack of memory; log.txt in its folder says more"
     return f"ended with status {status}; log.txt in its folder says more"
-
-
-def _say(text: str) -> None:
-    # Standard output is for the result; what is under way goes to standard error.
-    note(f"{text}")

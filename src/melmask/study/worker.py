@@ -42,7 +42,7 @@ def main(study_folder: str, name: str, threads: str) -> int:
         lock = locked(ensure_folder(run) / ".study.lock", run)
         lock.__enter__()
     except OutputError as error:
-        note(f"{error}")
+        note(str(error))
         return EXIT_BUSY
     study = read_begun(folder)
     planned = next(one for one in runs_of(study) if one.name == name)

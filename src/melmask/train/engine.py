@@ -131,8 +131,8 @@ class Engine:
         def loss_of(first: int, last: int) -> Tensor:
             return self._loss_of(crops[first:last], drawn[first * per_crop : last * per_crop])
 
-        together = self._config.crops_together
-        total = shares.backward(loss_of, len(crops), self._config.hardware.micro_batch, together)
+        most, together = self._config.hardware.micro_batch, self._config.crops_together
+        total = shares.backward(loss_of, len(crops), most, self.lap, together)
         if self._processes.count > 1:
             shares.exchange(self._processes)
         self.lap("sum of gradients")

@@ -100,9 +100,9 @@ class Planner:
         if not self._budget_s or 0 < schedule.steps <= step:
             return schedule
         measured = step - self._since[0]
-        if step <= self._begin or not measured:
-            # Pictures and resumed runs begin slowly, too.
-            self._since = (step, seconds) if step == self._begin else self._since
+        if step <= self._begin or measured <= 0:
+            # The first step does not count. After a rollback, the speed is measured anew.
+            self._since = (step, seconds) if step == self._begin or measured < 0 else self._since
             return schedule
         if schedule.steps:
             due = seconds >= self._next_s and measured >= _LEAST_MEASURED

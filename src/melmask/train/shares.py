@@ -51,13 +51,21 @@ class Shares:
             self._owned[core].append(number)
             values[core] += self._parameters[number].numel()
 
-    def backward(self, loss_of: Callable[[int, int], Tensor], rows: int, most: int, together: int = 1) -> Tensor:
+    def backward(
+        self,
+        loss_of: Callable[[int, int], Tensor],
+        rows: int,
+        most: int,
+        lap: Callable[[str], None],
+        together: int = 1,
+    ) -> Tensor:
         """Set the gradients of the mean loss over the rows, and return that loss.
 
         Args:
             loss_of: Returns the mean loss of the rows from a number to another; several threads call it at once.
             rows: How many rows there are.
             most: How many rows are computed at once, over all shares; 0: all.
+            lap: Called with the name of a part of the step when the part ends; several threads call it at once.
             together: Rows are never divided within so many neighbors.
         """
         edges = [rows // together * share // self.count * together for share in range(self.count + 1)]
@@ -70,6 +78,7 @@ class Shares:
                 end = min(start + step, last)
                 loss = loss_of(start, end) * ((end - start) / rows)
                 found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+                lap("backward")
                 gradients = [_sum(pair) for pair in zip(gradients, found, strict=True)]
                 total = total + loss.detach()
             return total, gradients
