@@ -122,7 +122,7 @@ class Engine:
         # A process has the rows of the batch that are equal modulo the number of processes. Rows that are equal modulo
         # the number of groups, a multiple of it, form a group. So each group lies within one process.
         order = np.arange(len(crops)).reshape(self._config.crops_together, -1).T.ravel()
-        return crops[order], drawn.unflatten(0, (len(crops), -1))[order].flatten(0, 1)
+        return crops[order], drawn.unflatten(0, (len(crops), -1))[torch.from_numpy(order)].flatten(0, 1)
 
     def _step_in_shares(self, shares: Shares, crops: np.ndarray, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step on several cores of a CPU."""
