@@ -156,6 +156,7 @@ def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(store, configur
 def test_a_command_without_a_store_trains_is_resumed_and_says_what_it_learned_from(configure, tmp_path, capsys, store):
     run = tmp_path / "run"
     toy = ["model.width=32", "model.depth=1", "model.heads=2", "data.batch_size=4", "optimizer.steps=2"]
+    toy += ["run.picture_interval_steps=0"]
     first = ["pretrain", "--synth", "1", "--recipe", "demo", "--out", str(run), *toy, ONE_STEP]
     assert main(first) == 0
     assert "resume with: melmask pretrain --out" in capsys.readouterr().out
