@@ -174,7 +174,7 @@ def test_a_command_without_a_store_trains_is_resumed_and_says_what_it_learned_fr
 
 
 def test_a_mixed_run_counts_only_the_stores_crops_as_epochs(store, configure, tmp_path):
-    config = configure("data.synth_share=0.5", "optimizer.steps=1")
+    config = configure("data.synth_share=0.5", "optimizer.steps=2")
     pretrain(store, tmp_path, config)
     card = json.loads((sorted((tmp_path / "checkpoints").iterdir())[-1] / "config.json").read_text())
     hours = round(float(store.frames.sum()) / 360_000, 3)
