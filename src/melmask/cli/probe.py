@@ -27,11 +27,14 @@ def run(options: Options) -> int:
     from melmask.downstream.records import table_text
     from melmask.system.extras import can_draw
 
-    drawn = "scores and confusion pictures" if can_draw() else "scores"
+    # It is said before the work if there will be no pictures.
+    draws = can_draw()
     report = probe_tasks(options.model.load(), options.labels, options.out, options.job)
     say_lines(table_text(report))
     for name, task in report.tasks.items():
         for note in task.notes():
             say(f"{name}: {note}")
-    say(f"{drawn}: {options.out}")
+    # Clips with several labels have no confusion.
+    drawn = draws and any(task.metric == "accuracy" for task in report.tasks.values())
+    say(f"{'scores and confusion pictures' if drawn else 'scores'}: {options.out}")
     return 0
