@@ -106,7 +106,7 @@ def test_time_is_put_down_to_the_part_that_took_it(configure, monkeypatch, part)
     place, name = {
         "data": (step, "batch"),
         "encoder": (step.engine.model.encoder, "encode_visible"),
-        "decoder and loss": (step.engine.model.decoder, "forward"),
+        "decoder and loss": (step.engine.model.decoder.embed, "forward"),
         "backward": (torch.Tensor, "backward"),
         "optimizer": (step.engine.optimizer, "step"),
     }[part]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -16,8 +17,8 @@ CHANGED = PretrainConfig(
 
 
 def leaves(config):
-    groups = to_dict(config).items()
-    return [f"{group}.{name}" for group, values in groups for name in values]
+    groups = [(group.name, getattr(config, group.name)) for group in fields(config)]
+    return [f"{group}.{field.name}" for group, values in groups for field in fields(values)]
 
 
 def message_of(action):

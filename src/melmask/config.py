@@ -1,15 +1,22 @@
-"""Every setting of melmask on one page: frozen dataclasses that check themselves when built, without torch.
+"""Every setting of melmask: frozen dataclasses that check themselves when built, without torch.
 
 `PretrainConfig` has two kinds of sections. `run` and `hardware` must not change the result beyond rounding; all others
 decide it. A checkpoint's `config.json` holds `FrontEndConfig`, `Statistics` and `ModelConfig`, because inference needs
-no other settings.
+no other settings. The sections of the objectives are in `config_objectives.py`.
 """
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Literal
 
-from melmask.errors import ConfigError
+from melmask.config_checks import LARGEST_BATCH, MOST_FRAMES, MOST_STEPS, WIDEST, check, check_choice, check_range
+
+# Users of release 0.1.0 import some of these from here.
+from melmask.config_objectives import ContrastConfig as ContrastConfig
+from melmask.config_objectives import M2DConfig as M2DConfig
+from melmask.config_objectives import MaskingConfig as MaskingConfig
+from melmask.config_objectives import ObjectiveConfig as ObjectiveConfig
+from melmask.config_objectives import RandomProjectionConfig as RandomProjectionConfig
 
 # Far above any rate that works; a bound keeps slips such as 1e39, which float32 cannot hold, out of PyTorch.
 _HIGHEST_RATE = 1000.0
@@ -20,11 +27,8 @@ _LOWEST_HZ, _HIGHEST_HZ = 100, 10_000_000
 _LONGEST_FFT = 1 << 15
 _MOST_OVERLAP = 128
 _MOST_MELS = 1024
-_MOST_FRAMES = 1 << 20
-_WIDEST, _DEEPEST = 1 << 14, 1024
+_DEEPEST = 1024
 _MOST_POSITIONS = 1 << 26
-_MOST_STEPS = 10**12
-_LARGEST_BATCH = 2**24
 LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}
 """Metadata of a field that files do not hold where it has its default, so that they stay what version 0.1.0 wrote."""
 
@@ -32,29 +36,7 @@ LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
 MEAN, EACH = "mean", "each"
 """All channels averaged, and every channel by itself."""
-MASKING_STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
-"""The names that `masking.strategy` may have; `objectives/masking.py` draws the masks."""
 _MOST_EXPANDED = 1000.0
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _check_range(config: object, key: str, least: int, most: int | None = None) -> None:
-    """Check that the number `section.name` is from `least` to `most`; NaN is in no range."""
-    value = getattr(config, key.partition(".")[2])
-    limits = f"{least} to {most}" if most is not None else f"at least {least}" if least else "0 or more"
-    _check(least <= value <= (math.inf if most is None else most), f"{key} is {value}; give {limits}")
-
-
-def _check_choice(config: object, key: str) -> None:
-    """Check that `section.name` is one of the words that its annotation lists."""
-    name = key.partition(".")[2]
-    # Compared as text: True equals 1, but is not the same word.
-    value, words = getattr(config, name), [repr(word) for word in get_args(type(config).__annotations__[name])]
-    _check(repr(value) in words, f"{key} is {value!r}; give {', '.join(words[:-1])} or {words[-1]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +53,10 @@ class ResolutionConfig:
     """Upper edge of the last band, in Hz, for the scale 'log'; 0: that of the first spectrogram."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "further_resolutions.window_ms", 1, 10_000)
-        _check_choice(self, "further_resolutions.scale")
-        _check_range(self, "further_resolutions.bands_per_octave", 1, 1000)
-        _check_range(self, "further_resolutions.max_hz", 0)
+        check_range(self, "further_resolutions.window_ms", 1, 10_000)
+        check_choice(self, "further_resolutions.scale")
+        check_range(self, "further_resolutions.bands_per_octave", 1, 1000)
+        check_range(self, "further_resolutions.max_hz", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,32 +82,32 @@ class FrontEndConfig:
 
     def __post_init__(self) -> None:
         # From seismometers to laboratories of ultrasound.
-        _check_range(self, "front_end.sample_rate_hz", _LOWEST_HZ, _HIGHEST_HZ)
+        check_range(self, "front_end.sample_rate_hz", _LOWEST_HZ, _HIGHEST_HZ)
         # Longer than a second at the highest rate, a hop would leave sound out everywhere.
-        _check_range(self, "front_end.hop_samples", 1, _HIGHEST_HZ)
+        check_range(self, "front_end.hop_samples", 1, _HIGHEST_HZ)
         # Half of an even FFT length is whole, which centers the frames. 2 to the 15 is 2 s at 16 kHz.
-        _check_range(self, "front_end.n_fft", 2, _LONGEST_FFT)
-        _check(self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
+        check_range(self, "front_end.n_fft", 2, _LONGEST_FFT)
+        check(self.n_fft % 2 == 0, f"front_end.n_fft is {self.n_fft}; give an even number")
         # Memory grows with the frames that share a sample; published front ends have 2 to 8 of them.
-        _check(
+        check(
             self.n_fft <= _MOST_OVERLAP * self.hop_samples,
             f"front_end.hop_samples is {self.hop_samples}; give at least n_fft / {_MOST_OVERLAP} = "
             f"{math.ceil(self.n_fft / _MOST_OVERLAP)}",
         )
-        _check(
+        check(
             1 < self.win_samples <= self.n_fft,
             f"front_end.win_samples is {self.win_samples}; give 2 to n_fft = {self.n_fft}",
         )
         # Published front ends have 40 to 256 bands.
-        _check_range(self, "front_end.mels", 1, _MOST_MELS)
-        _check(
+        check_range(self, "front_end.mels", 1, _MOST_MELS)
+        check(
             0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2,
             f"front_end.min_hz and max_hz are {self.min_hz} and {self.max_hz}; give 0 <= min < max <= half the "
             f"sample rate, {self.sample_rate_hz / 2}",
         )
-        _check(len(self.further_resolutions) < 8, "front_end.further_resolutions has 8 or more; give 7 at most")
+        check(len(self.further_resolutions) < 8, "front_end.further_resolutions has 8 or more; give 7 at most")
         for further in self.further_resolutions:
-            _check(
+            check(
                 further.max_hz <= self.sample_rate_hz / 2 and further.window_ms * self.sample_rate_hz >= 2000,
                 f"front_end.further_resolutions has window_ms {further.window_ms} and max_hz {further.max_hz}; at "
                 f"{self.sample_rate_hz} Hz give a window of 2 samples or more, and at most {self.sample_rate_hz / 2}",
@@ -177,11 +159,11 @@ class Reading:
 
     def __post_init__(self) -> None:
         plain = self.channel.isascii() and self.channel.isdecimal() and len(self.channel) <= 4
-        _check(
+        check(
             self.channel in (MEAN, EACH) or (plain and int(self.channel) > 0),
             f"the channel is {self.channel!r}; give {MEAN}, the number of a channel from 1 on, or {EACH}",
         )
-        _check(
+        check(
             1 <= self.expand <= _MOST_EXPANDED,
             f"expand is {self.expand:g}; give how many times slower to play, 1 to {_MOST_EXPANDED:g}",
         )
@@ -223,7 +205,7 @@ class ReadingOptions:
 
     def check_one_clip(self) -> None:
         """Raise ConfigError if a file gives several clips: a row of labels is about one."""
-        _check(
+        check(
             self.channel != EACH,
             f"the channel is {EACH}, but a file has one row of labels; give {MEAN} or the number of a channel",
         )
@@ -243,15 +225,15 @@ class Statistics:
     """The standard deviations of further resolutions."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             len(self.further_means) == len(self.further_stds),
             f"statistics have {len(self.further_means)} further means and {len(self.further_stds)} further standard "
             "deviations; give one of each for each further resolution",
         )
         for mean, std in zip(self.further_means, self.further_stds, strict=True):
             Statistics(mean=mean, std=std)
-        _check(math.isfinite(self.mean), f"statistics.mean is {self.mean}; give a finite number")
-        _check(0 < self.std < math.inf, f"statistics.std is {self.std}; a standard deviation is above 0 and finite")
+        check(math.isfinite(self.mean), f"statistics.mean is {self.mean}; give a finite number")
+        check(0 < self.std < math.inf, f"statistics.std is {self.std}; a standard deviation is above 0 and finite")
 
     @property
     def resolutions(self) -> int:
@@ -292,37 +274,37 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         # A million frames are three hours at a hop of 10 ms.
-        _check_range(self, "model.mels", 1, _MOST_MELS)
-        _check_range(self, "model.frames", 1, _MOST_FRAMES)
+        check_range(self, "model.mels", 1, _MOST_MELS)
+        check_range(self, "model.frames", 1, MOST_FRAMES)
         # Patches must cover the input exactly.
         for size, patch in (("mels", "patch_mels"), ("frames", "patch_frames")):
             whole, part = getattr(self, size), getattr(self, patch)
-            _check(
+            check(
                 0 < part <= whole and whole % part == 0,
                 f"model.{patch} is {part}; give a divisor of model.{size} = {whole}",
             )
         # The 2-D position table has a sine and a cosine for each of its two halves: hence the multiple of 4.
         for part in ("", "decoder_") if self.has_decoder else ("",):
             width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
-            _check(
+            check(
                 width > 0 and width % 4 == 0 and heads > 0 and width % heads == 0,
                 f"model.{part}width and model.{part}heads are {width} and {heads}; give a width that is a multiple of "
                 "4 and of the heads",
             )
         # The largest Vision Transformer that has been published is 6144 wide and 48 deep (arXiv 2302.05442).
-        _check_range(self, "model.width", 4, _WIDEST)
-        _check_range(self, "model.depth", 1, _DEEPEST)
-        _check_range(self, "model.decoder_width", 0, _WIDEST)
-        _check_range(self, "model.decoder_depth", 0, _DEEPEST)
+        check_range(self, "model.width", 4, WIDEST)
+        check_range(self, "model.depth", 1, _DEEPEST)
+        check_range(self, "model.decoder_width", 0, WIDEST)
+        check_range(self, "model.decoder_depth", 0, _DEEPEST)
         patches = (self.mels // self.patch_mels) * (self.frames // self.patch_frames)
         # No file holds the position tables, so only this bounds them: half a gigabyte in float64.
-        _check(
+        check(
             patches * max(self.width, self.decoder_width) <= _MOST_POSITIONS,
             f"model.frames is {self.frames}: {patches} patches of width {max(self.width, self.decoder_width)} have "
             f"more than {_MOST_POSITIONS} position values; give fewer frames, or larger patches",
         )
-        _check_choice(self, "model.decoder_positions")
-        _check_range(self, "model.resolutions", 1, 8)
+        check_choice(self, "model.decoder_positions")
+        check_range(self, "model.resolutions", 1, 8)
 
     @property
     def bands(self) -> int:
@@ -341,126 +323,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What the network is trained to do."""
-
-    kind: str = "mae"
-    """The objective's name, a module of `melmask.objectives`. 'mae' reconstructs hidden patches; its settings are in
-    `masking`. 'm2d' predicts what a slow copy of the encoder makes of them, and 'random_projection' predicts which code
-    of a random codebook each is nearest to. Their settings are in the sections of these names, and in `masking`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class M2DConfig:
-    """The settings of the objective 'm2d', Masked Modeling Duo (arXiv 2210.14648; TASLP 2024, arXiv 2404.06095)."""
-
-    feature_weight: float = 1.0
-    """Weight of the error of the predicted features, which is 0 to 4 for each patch."""
-    reconstruction_weight: float = 0.0
-    """Weight of the masked autoencoder's reconstruction error, which the same decoder then predicts; 0: only features
-    are predicted (the paper), and the checkpoint has no decoder."""
-    first_decay: float = 0.995
-    """Share of the target encoder's own weights that stays after the first step (the paper: .99995)."""
-    last_decay: float = 0.999
-    """The same after `decay_steps` steps and later (the paper: .99999)."""
-    decay_steps: int = 2800
-    """Steps over which the decay moves from the first to the last, in a line. The paper takes all of its 300,000 or so.
-    The defaults average over the same shares of the 2800 steps of recipe tiny."""
-
-    def __post_init__(self) -> None:
-        _check(
-            0 < self.feature_weight < math.inf,
-            f"m2d.feature_weight is {self.feature_weight}; give a weight above 0, or set objective.kind=mae",
-        )
-        _check(
-            0 <= self.reconstruction_weight < math.inf,
-            f"m2d.reconstruction_weight is {self.reconstruction_weight}; give 0 or more",
-        )
-        _check(
-            0 <= self.first_decay <= self.last_decay <= 1,
-            f"m2d.first_decay and last_decay are {self.first_decay} and {self.last_decay}; give 0 <= first <= last "
-            "<= 1",
-        )
-        _check_range(self, "m2d.decay_steps", 0, _MOST_STEPS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomProjectionConfig:
-    """The settings of the objective 'random_projection' (BEST-RQ, arXiv 2202.01855; BEST-RQ-2, arXiv 2606.30700)."""
-
-    codes: int = 1024
-    """Codes in a codebook; the paper has 8192."""
-    codebooks: int = 4
-    """Codebooks, each with a projection of its own. The decoder predicts a code of each of them."""
-    dimensions: int = 16
-    """Dimensions that a patch is projected to, and that a code has."""
-
-    def __post_init__(self) -> None:
-        _check_range(self, "random_projection.codes", 2, 1 << 20)
-        _check_range(self, "random_projection.codebooks", 1, 1024)
-        _check_range(self, "random_projection.dimensions", 1, _WIDEST)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
-    """What is hidden of each crop, and what the masked autoencoder must predict."""
-
-    ratio: float = 0.75
-    """Share of the patches that are hidden; int(patches * (1 - ratio)) stay visible."""
-    masks_per_crop: int = 1
-    """How many times each crop of a batch is seen, each time under another mask (EAT, arXiv 2401.03497). The network's
-    batch is larger than the data's by this factor."""
-    normalize_target: bool = False
-    """Whether the values of each target patch are normalized to zero mean and unit variance (the paper: false). The
-    objective 'random_projection' projects patches that are normalized in this way or not."""
-    strategy: str = "random"
-    """What stays visible: single patches ('random', the paper), blocks ('inverse-blocks', EAT, arXiv 2401.03497), whole
-    columns ('time') or whole rows ('frequency') of patches, so that stripes of time or of frequency are hidden. Of
-    several names, as in 'time+frequency', each mask takes one at random."""
-    block_rows: int = 3
-    """Height of the blocks of 'inverse-blocks', in patches."""
-    block_columns: int = 3
-    """Width of the blocks of 'inverse-blocks', in patches."""
-    stripe: int = 1
-    """How many columns ('time') or rows ('frequency') of patches stay visible side by side."""
-
-    def __post_init__(self) -> None:
-        _check(0 < self.ratio < 1, f"masking.ratio is {self.ratio}; give a share between 0 and 1")
-        _check_range(self, "masking.masks_per_crop", 1, 4096)
-        _check(
-            set(self.strategies) <= set(MASKING_STRATEGIES),
-            f"masking.strategy is {self.strategy!r}; give {', '.join(MASKING_STRATEGIES)}, or several of them with + "
-            "between them",
-        )
-        for name in ("block_rows", "block_columns", "stripe"):
-            _check_range(self, f"masking.{name}", 1, _MOST_FRAMES)
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        """The names in `strategy`."""
-        return tuple(self.strategy.split("+"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastConfig:
-    """A contrast between the masks of a crop, beside reconstruction (CAN, arXiv 2210.16870); the paper has none."""
-
-    weight: float = 0.0
-    """Weight of the contrast in the loss, beside 1 for the reconstruction; 0: no contrast. It needs
-    `masking.masks_per_crop` of 2 or more."""
-    crops: int = 32
-    """Each crop is compared with the others of a group of this size; `data.batch_size` is a multiple of it. The groups
-    depend on neither the number of processes nor the shares of a step."""
-    temperature: float = 0.2
-    """Cosine similarities are divided by this; a lower one makes the nearest other crops count more."""
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.weight <= 1000, f"contrast.weight is {self.weight}; give 0 to 1000")
-        _check_range(self, "contrast.crops", 2, _LARGEST_BATCH)
-        _check(0.001 <= self.temperature <= 1000, f"contrast.temperature is {self.temperature}; give 0.001 to 1000")
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How crops are drawn from the store, and how many are synthetic."""
 
@@ -476,11 +338,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         # More crops than any machine holds: a slip of the keyboard should not end as a lack of memory.
-        _check_range(self, "data.batch_size", 1, _LARGEST_BATCH)
-        _check_choice(self, "data.sampling")
+        check_range(self, "data.batch_size", 1, LARGEST_BATCH)
+        check_choice(self, "data.sampling")
         share, crops = self.synth_share, self.synth_crops
-        _check(0 <= share <= 1, f"data.synth_share is {share}; give a share from 0 to 1")
-        _check(
+        check(0 <= share <= 1, f"data.synth_share is {share}; give a share from 0 to 1")
+        check(
             (share > 0) == (crops > 0) and (share < 1) == (crops < self.batch_size),
             f"data.synth_share is {share}, which is no whole crop of a batch of {self.batch_size}; give 0, 1, or from "
             f"{1 / self.batch_size:.2g} to {1 - 1 / self.batch_size:.2g}",
@@ -530,36 +392,36 @@ class OptimizerConfig:
     themselves."""
 
     def __post_init__(self) -> None:
-        _check_choice(self, "optimizer.name")
-        _check(
+        check_choice(self, "optimizer.name")
+        check(
             0 < self.learning_rate <= _HIGHEST_RATE,
             f"optimizer.learning_rate is {self.learning_rate}; give a positive rate, at most {_HIGHEST_RATE:g}",
         )
         # Written this way round, the comparisons refuse NaN, too.
         for name in ("weight_decay", "max_gradient_norm", "epochs", "minutes"):
             value = getattr(self, name)
-            _check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
+            check(0 <= value < math.inf, f"optimizer.{name} is {value}; give 0 or more")
         # At 1,000 steps a second, these are 30 years.
-        _check_range(self, "optimizer.steps", 1, _MOST_STEPS)
-        _check_range(self, "optimizer.learning_rate_batch", 0, _MOST_STEPS)
-        _check(
+        check_range(self, "optimizer.steps", 1, MOST_STEPS)
+        check_range(self, "optimizer.learning_rate_batch", 0, MOST_STEPS)
+        check(
             0 <= self.warmup_share < 1,
             f"optimizer.warmup_share is {self.warmup_share}; give a share from 0 to below 1",
         )
-        _check(
+        check(
             0 <= self.warmup <= self.steps,
             f"optimizer.warmup_steps is {self.warmup_steps}; give 0 to steps = {self.steps}, or give "
             "optimizer.warmup_share",
         )
-        _check(
+        check(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
             f"optimizer.beta1 and beta2 are {self.beta1} and {self.beta2}; give values from 0 to below 1",
         )
-        _check(
+        check(
             0 <= self.warmup_epochs <= self.epochs,
             f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 to epochs = {self.epochs}",
         )
-        _check(0 <= self.ema_decay < 1, f"optimizer.ema_decay is {self.ema_decay}; give a value from 0 to below 1")
+        check(0 <= self.ema_decay < 1, f"optimizer.ema_decay is {self.ema_decay}; give a value from 0 to below 1")
 
     @property
     def warmup(self) -> int:
@@ -597,9 +459,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         # torch.manual_seed takes signed 64-bit numbers, and NumPy's generators no negative ones.
-        _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
+        check(0 <= self.seed < 2**63, f"run.seed is {self.seed}; give 0 to 2**63 - 1")
         for name in ("log_interval_steps", "keep_checkpoints"):
-            _check_range(self, f"run.{name}", 1, _MOST_STEPS)
+            check_range(self, f"run.{name}", 1, MOST_STEPS)
         for name in (
             "snapshot_interval_s",
             "picture_interval_steps",
@@ -607,9 +469,9 @@ class RunConfig:
             "keep_every_steps",
             "max_rollbacks",
         ):
-            _check_range(self, f"run.{name}", 0)
-        _check_choice(self, "run.on_divergence")
-        _check(
+            check_range(self, f"run.{name}", 0)
+        check_choice(self, "run.on_divergence")
+        check(
             self.spike_factor == 0 or self.spike_factor > 1,
             f"run.spike_factor is {self.spike_factor}; give a factor above 1, or 0 for none",
         )
@@ -643,12 +505,12 @@ class HardwareConfig:
     """Whether each of several processes holds the whole model ('none', DDP) or a share of it ('fsdp', large models)."""
 
     def __post_init__(self) -> None:
-        _check_choice(self, "hardware.precision")
-        _check_choice(self, "hardware.sharding")
-        _check_range(self, "hardware.readers", 1, 1024)
-        _check_range(self, "hardware.threads", 0, 1024)
-        _check_range(self, "hardware.shares", 0, 1024)
-        _check_range(self, "hardware.micro_batch", 0, _LARGEST_BATCH)
+        check_choice(self, "hardware.precision")
+        check_choice(self, "hardware.sharding")
+        check_range(self, "hardware.readers", 1, 1024)
+        check_range(self, "hardware.threads", 0, 1024)
+        check_range(self, "hardware.shares", 0, 1024)
+        check_range(self, "hardware.micro_batch", 0, LARGEST_BATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -672,7 +534,7 @@ class PretrainConfig:
         if self.contrast.weight:
             self._check_contrast()
         # Muon makes the update of a matrix orthogonal, which takes all of its rows.
-        _check(
+        check(
             self.optimizer.name == "adamw" or self.hardware.sharding == "none",
             "optimizer.name is 'muon' and hardware.sharding 'fsdp', but Muon needs whole matrices; set "
             "optimizer.name=adamw or hardware.sharding=none",
@@ -686,19 +548,19 @@ class PretrainConfig:
     def _check_contrast(self) -> None:
         """Check that the batch has whole groups of crops, each seen under several masks."""
         crops = self.contrast.crops
-        _check(
+        check(
             self.objective.kind == "mae",
             f"contrast.weight is {self.contrast.weight:g}, but the objective {self.objective.kind!r} has no contrast; "
             "set contrast.weight=0 or objective.kind=mae",
         )
-        _check(
+        check(
             self.masking.masks_per_crop > 1,
             f"contrast.weight is {self.contrast.weight:g}, but masking.masks_per_crop is 1; give 2 masks or more to "
             "compare",
         )
         sizes = {"data.batch_size": self.data.batch_size, "hardware.micro_batch": self.hardware.micro_batch}
         for name, size in sizes.items():
-            _check(
+            check(
                 size % crops == 0,
                 f"{name} is {size}, but the contrast compares groups of {crops} crops; give a multiple of {crops}, or "
                 "another contrast.crops",
@@ -708,11 +570,11 @@ class PretrainConfig:
         """Check what only an objective needs that predicts hidden patches with the decoder."""
         kind = self.objective.kind
         does = "reconstructs" if kind == "mae" else "predicts with the decoder"
-        _check(
+        check(
             self.model.has_decoder,
             f"model.decoder_width is 0, but the objective {kind!r} {does}; set model.decoder_width and decoder_depth",
         )
-        _check(
+        check(
             (self.model.patch_mels, self.model.patch_frames) != (self.model.mels, self.model.frames),
             f"model.patch_mels and patch_frames are {self.model.patch_mels} and {self.model.patch_frames}, the whole "
             "input; give smaller patches, some to hide and some to see",

@@ -16,6 +16,11 @@ def frames_of_samples(samples: int, config: FrontEndConfig) -> int:
     return 1 + samples // config.hop_samples
 
 
+def samples_under_frames(frames: int, config: FrontEndConfig) -> int:
+    """Return how many samples `frames` frames are computed from, none of them beyond the ends of the sound."""
+    return (frames - 1) * config.hop_samples + 2 * config.reach_samples
+
+
 def step_times_ms(first_frames: np.ndarray, patch_frames: int, config: FrontEndConfig) -> np.ndarray:
     """Return the centers, in ms from the start of the audio, of patches that start at `first_frames` (steps,)."""
     return ((first_frames + (patch_frames - 1) / 2) * config.hop_ms).astype(np.float64)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from melmask.config import FrontEndConfig
+from melmask.geometry import samples_under_frames
 
 Curve = Float[np.ndarray, " points"]
 """A value for each step, and one for the end of the last step."""
@@ -43,7 +44,7 @@ class Draw:
     def for_crop(cls, front_end: FrontEndConfig, frames: int, key: tuple[int, ...]) -> "Draw":
         """Return the draw of a crop with this key: so many samples that all its frames have true surroundings."""
         step = max(1, front_end.hop_samples // _STEPS_PER_HOP)
-        needed = (frames - 1) * front_end.hop_samples + 2 * front_end.reach_samples
+        needed = samples_under_frames(frames, front_end)
         return cls(
             # The fastest of NumPy's generators: half of the time goes into random numbers.
             np.random.Generator(np.random.SFC64(key)),

@@ -6,6 +6,7 @@ The same key gives the same sound. On another machine, or with another release o
 import numpy as np
 
 from melmask.config import FrontEndConfig
+from melmask.geometry import samples_under_frames
 from melmask.synth.draw import Draw, Signal32, rms
 from melmask.synth.rooms import transmitted
 from melmask.synth.sources import SOURCES
@@ -31,7 +32,7 @@ def draw_sound(front_end: FrontEndConfig, frames: int, key: tuple[int, ...]) -> 
         key: Chooses the sound; numbers of 0 or more.
     """
     draw = Draw.for_crop(front_end, frames, key)
-    samples = (frames - 1) * front_end.hop_samples + 2 * front_end.reach_samples
+    samples = samples_under_frames(frames, front_end)
     if draw.chance(SILENT_SHARE):
         return np.zeros(samples, dtype=np.float32)
     return _recorded(draw, _mixed(draw))[:samples]
