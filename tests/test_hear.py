@@ -64,8 +64,8 @@ def test_the_environment_names_the_model_and_its_choices(folder, monkeypatch):
 
 def test_what_cannot_be_used_is_refused(folder, monkeypatch):
     monkeypatch.delenv("MELMASK_MODEL", raising=False)
-    with pytest.raises(CheckpointError, match="set MELMASK_MODEL"):
-        hear.load_model()
+    with pytest.raises(CheckpointError, match="missing"):
+        hear.load_model(str(folder / "missing"))
     monkeypatch.setenv("MELMASK_HOP_MS", "30")
     with pytest.raises(ConfigError, match="hop_ms is 30; this model's steps allow 10, 20, 40, 80, 160"):
         hear.load_model(str(folder))
