@@ -59,7 +59,7 @@ def logistic_probabilities(train: np.ndarray, targets: np.ndarray, test: np.ndar
         found = fit_regressions(
             Regressions(
                 inputs=torch.from_numpy(train),
-                targets=torch.from_numpy(targets[:, varied]),
+                targets=torch.from_numpy(targets[:, varied].astype(np.float32)),
                 trained=torch.ones(1, len(train), dtype=torch.bool),
                 penalties=torch.full((1, train.shape[1]), PENALTY),
                 kind="multilabel",
