@@ -401,3 +401,23 @@ def test_an_mp3_within_a_wav_is_read(read):
     )
     content = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
     assert len(read(content, "sound.wav")) >= SECONDS * RATE_HZ
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "CAF", "AIFF", "AU", "FLAC", "OGG", "MP3"])
+def test_a_file_that_breaks_off_within_its_header_is_refused(tmp_path, kind):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    soundfile.write(whole, np.zeros(1000, np.float32), 16000, format=kind)
+    content = whole.read_bytes()
+    for length in range(44):
+        cut.write_bytes(content[:length])
+        with pytest.raises(AudioFileError):
+            read_audio(cut, 16000)
+
+
+@pytest.mark.parametrize(
+    "content", [b"RF64\xff\xff\xff\xffWAVEds64\0\0\0\0data\xff\xff\xff\xff", b"TAG", b"APETAGEX" * 2]
+)
+def test_a_few_bytes_that_look_like_a_header_are_refused(tmp_path, content):
+    (tmp_path / "few.mp3").write_bytes(content)
+    with pytest.raises(AudioFileError):
+        read_audio(tmp_path / "few.mp3", 16000)

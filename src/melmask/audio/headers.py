@@ -68,7 +68,7 @@ def announced_part(file: BinaryIO) -> float:
 def _data_bytes(file: BinaryIO, length: int) -> int:
     """The size of a WAV's data chunk, which an RF64 has elsewhere."""
     head = bytes_at(file, 0, 36)
-    if head[:4] != b"RF64" or head[12:16] != b"ds64" or length != 0xFFFFFFFF:
+    if head[:4] != b"RF64" or head[12:16] != b"ds64" or length != 0xFFFFFFFF or len(head) < 36:
         return length
     (size,) = struct.unpack_from("<Q", head, 28)
     return size
@@ -123,7 +123,8 @@ def _is_caf_chunk(file: BinaryIO, position: int, size: int) -> bool:
 def _aiff(file: BinaryIO, size: int) -> list[Piece] | None:
     common, frame_bytes = 0, 0
     for name, start, length in _chunks(file, 12, size, ">"):
-        if name == b"COMM" and length >= 18:
+        # A file may break off within this chunk.
+        if name == b"COMM" and length >= 18 and start + length <= size:
             common = start
             channels, _, bits = struct.unpack(">hIh", bytes_at(file, start, 8))
             frame_bytes = channels * -(-bits // 8)

@@ -191,7 +191,7 @@ def _end_of_sound(file: BinaryIO, size: int) -> int:
     if bytes_at(file, max(0, size - 128), 3) == b"TAG":
         size -= 128
     footer = bytes_at(file, max(0, size - 32), 32)
-    if footer.startswith(b"APETAGEX"):
+    if footer.startswith(b"APETAGEX") and len(footer) == 32:
         has_header = bool(footer[23] & 0x80)
         size -= struct.unpack_from("<I", footer, 12)[0] + (32 if has_header else 0)
     if bytes_at(file, max(0, size - 9), 9) == b"LYRICS200":
