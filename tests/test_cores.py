@@ -72,6 +72,8 @@ def test_the_error_of_a_job_reaches_the_caller_after_all_jobs_have_ended(threads
         ([1.0, 0.8, 1.0], [None, None, None]),
         ([1.0, 0.5, 0.3], [None, "50%", None]),
         ([0.25, 0.8, 0.95, 0.95], ["25%", None, "for itself again", None]),
+        # Those that come and go: the next report is 10 minutes after the one before, 30 windows of 20 s.
+        ([0.5, 0.95] * 15 + [0.5, 0.4], ["50%", "for itself again", *[None] * 29, "40%"]),
     ],
 )
 def test_other_programs_are_reported_once_when_they_begin_and_when_they_end(monkeypatch, shares, news):

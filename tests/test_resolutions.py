@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from melmask.audio.bands import front_end_of, with_second_resolution
 from melmask.audio.logmel import (
     LogMelSpectrogram,
     band_edges_hz,
@@ -22,7 +23,9 @@ from melmask.cli import main
 from melmask.config import FrontEndConfig, ModelConfig, ResolutionConfig, Statistics
 from melmask.config_text import from_dict, to_dict, with_overrides
 from melmask.corpus.prepare import prepare
+from melmask.corpus.resolutions import first_resolutions
 from melmask.corpus.store import Store
+from melmask.corpus.stream import CropStream
 from melmask.embedding.encoder import load, untrained
 from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.streaming import EmbeddingStream
@@ -30,8 +33,10 @@ from melmask.errors import ConfigError
 from melmask.figures.reconstruction import reconstruction_figure
 from melmask.models.network import build_network, patchify, unpatchify
 from melmask.objectives.mae import reconstruct
+from melmask.recipes import recipe, with_settings
 from melmask.train.initial import initial_weights
 from melmask.train.pretrain import pretrain
+from melmask.train.resume import resolve_config
 
 RATE_HZ = 16000
 ONE = FrontEndConfig()
@@ -243,14 +248,54 @@ def test_and_one_of_two_starts_one_of_one(two_run, configure):
     assert "1 instead of 2 resolutions" in text and weights["encoder.patch_embed.weight"].shape == (32, 256)
 
 
-def test_what_does_not_fit_is_refused_with_what_to_type(two_store, store, two, configure, tmp_path, capsys):
-    for folder, recipe, words in [
-        (store.folder, "tiny_two_resolutions", "--second-resolution"),
-        (two_store.folder, "tiny", "set model.resolutions=2"),
-    ]:
-        assert main(["pretrain", str(folder), "--recipe", recipe, "--out", str(tmp_path / "run")]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert words in line
+def test_a_network_of_one_resolution_learns_from_a_store_of_two_as_from_one_of_one(two_store, store, configure):
+    seen = first_resolutions(two_store, 1)
+    assert first_resolutions(store, 1) is store and first_resolutions(two_store, 2) is two_store
+    assert seen.front_end == store.front_end and seen.statistics.resolutions == 1
+    assert (seen.statistics.mean, seen.statistics.std) == pytest.approx((store.statistics.mean, store.statistics.std))
+    data = configure("data.batch_size=16").data
+    assert np.array_equal(CropStream(seen, data, 64, 0).batch(3), CropStream(store, data, 64, 0).batch(3))
+
+
+def test_the_recipe_is_the_one_for_the_store(two_store, store, tmp_path, capsys):
+    assert resolve_config(tmp_path, None, [], two_store) == with_settings(recipe("tiny"), [])
+    assert resolve_config(tmp_path, None, [], store) == with_settings(recipe("tiny_025"), [])
+    small = ("model.width=32", "model.depth=1", "model.heads=2", "data.batch_size=2", "optimizer.steps=2")
+    command = ["pretrain", str(two_store.folder), "--recipe", "tiny_025", "--out", str(tmp_path / "run"), *small]
+    # The second call finds the run done: it began with the same store.
+    for _ in range(2):
+        assert main(command) == 0
+        assert "has 2 resolutions, and this network hears 1 of them" in capsys.readouterr().out
+    assert load(tmp_path / "run").card.front_end == ONE
+
+
+def test_a_new_store_has_two_resolutions_and_an_old_one_keeps_its_own(sound_folder, tmp_path):
+    sound = str(sorted(sound_folder.glob("*.wav"))[0])
+    for options, resolutions in [([], 2), (["--resolutions", "1"], 1)]:
+        out = tmp_path / str(resolutions)
+        for again in (options, []):
+            assert main(["prepare", sound, "--out", str(out), *again]) == 0
+            assert Store(out).front_end.resolutions == resolutions
+    assert main(["prepare", sound, "--out", str(tmp_path / "1"), "--resolutions", "2"]) == 2
+
+
+@pytest.mark.parametrize(("band", "window_ms"), [("speech", 128), ("wide", 128), ("bats", 8), ("hydrophone", 512)])
+def test_the_second_window_of_a_band_is_long_beside_its_first(band, window_ms):
+    (second,) = with_second_resolution(front_end_of(band)).further_resolutions
+    assert second.window_ms == window_ms
+
+
+@pytest.mark.parametrize("rate_hz", [100, 1000, 7999, 8000, 22050, 48000, 48001, 384000, 2_000_000])
+def test_every_band_has_a_second_resolution_that_hears(rate_hz):
+    front_end = with_second_resolution(front_end_of(str(rate_hz)))
+    logmel = LogMelSpectrogram(front_end)(noise(4 * front_end.fft_samples(front_end.further_resolutions[0])))
+    assert torch.isfinite(logmel).all() and (logmel[:, 80:].std(-1) > 0).all()
+
+
+def test_what_does_not_fit_is_refused_with_what_to_type(store, two, configure, tmp_path, capsys):
+    assert main(["pretrain", str(store.folder), "--recipe", "tiny", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--resolutions 2, or set model.resolutions=1" in line
     with pytest.raises(ConfigError, match="room for only one"):
         to_msm_mae(two.model, two.card)
     with pytest.raises(ConfigError, match="2, 2 and 1 resolutions"):

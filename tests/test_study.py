@@ -63,7 +63,7 @@ def test_the_axes_become_settings():
 @pytest.mark.parametrize(
     ("content", "resolutions"),
     [
-        ({"recipe": "tiny_two_resolutions"}, {2}),
+        ({"recipe": "tiny"}, {2}),
         ({"axes": [{"setting": "model.resolutions", "values": [1, 2]}]}, {1, 2}),
         ({"axes": [{"setting": "front_end.further_resolutions", "values": ["[]", '[{"window_ms": 64}]']}]}, {1, 2}),
         ({"settings": {"front_end": {"further_resolutions": [{"window_ms": 64}, {}]}}}, {3}),

@@ -39,6 +39,9 @@ MEAN, EACH = "mean", "each"
 _MOST_EXPANDED = 1000.0
 
 
+LONGEST_WINDOW_MS = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolutionConfig:
     """A further spectrogram of the same sound, with a window of its own. It has as many bands as the first one has."""
@@ -53,7 +56,7 @@ class ResolutionConfig:
     """Upper edge of the last band, in Hz, for the scale 'log'; 0: that of the first spectrogram."""
 
     def __post_init__(self) -> None:
-        check_range(self, "further_resolutions.window_ms", 1, 10_000)
+        check_range(self, "further_resolutions.window_ms", 1, LONGEST_WINDOW_MS)
         check_choice(self, "further_resolutions.scale")
         check_range(self, "further_resolutions.bands_per_octave", 1, 1000)
         check_range(self, "further_resolutions.max_hz", 0)

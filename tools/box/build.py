@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from melmask.errors import InputError, MelmaskError
-from melmask.recipes import recipe
 from melmask.system.files import write_csv
 from melmask.system.terminal import counted, note, say
 
@@ -70,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="folder with the folders corpus and audio")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data and the run")
-    parser.add_argument("--recipe", default="tiny_two_resolutions", help="recipe of melmask pretrain")
+    parser.add_argument("--recipe", default="tiny", help="recipe of melmask pretrain")
     parser.add_argument("--clips", type=int, default=0, help="use so many clips, evenly drawn, to try the command")
     parser.add_argument("--data-only", action="store_true", help="stop before the training")
     options, training = parser.parse_known_args()
@@ -104,8 +103,6 @@ def build(options: argparse.Namespace, training: list[str]) -> None:
     melmask = [sys.executable, "-m", "melmask"]
     store, shared = options.out / "store", options.shared.resolve()
     prepare = [*melmask, "prepare", options.out / "train.csv", "--audio-root", shared, "--out", store]
-    if recipe(options.recipe).model.resolutions > 1:
-        prepare.append("--second-resolution")
     subprocess.run([str(word) for word in prepare], check=True)
     if options.data_only:
         return

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from melmask.audio.logmel import empty_filters
-from melmask.config import FrontEndConfig
+from melmask.config import LONGEST_WINDOW_MS, FrontEndConfig, ResolutionConfig
 from melmask.errors import ConfigError
 
 BANDS = {"speech": 16_000, "wide": 32_000, "bats": 256_000, "hydrophone": 2_000}
@@ -22,6 +22,7 @@ _LONG_WINDOWS_HZ = (8_000, 48_000)
 are longer, and those of bats, above it, are shorter: there the windows keep their number of samples."""
 _LOW_SAMPLES, _HIGH_SAMPLES = (200, 80), (400, 160)
 """Samples of a window and of a hop below and above these rates: those of 25 and 10 ms at 8 and 16 kHz."""
+_LOW_SECOND_SAMPLES, _HIGH_SECOND_SAMPLES = 1024, 2048
 _LOWEST_BAT_HZ = 10_000.0
 _LONGEST_FFT = 1 << 15
 
@@ -57,6 +58,21 @@ def front_end_of(band: str) -> FrontEndConfig:
             max_hz=rate_hz / 2,
         )
     )
+
+
+def with_second_resolution(front_end: FrontEndConfig) -> FrontEndConfig:
+    """Return the front end with a second spectrogram, whose window resolves pitch.
+
+    The window lasts 128 ms. Below 8 kHz and above 48 kHz it has 1024 and 2048 samples instead, as 128 ms have at 8 and
+    at 16 kHz: there the first window does not last 25 ms either.
+    """
+    rate_hz = front_end.sample_rate_hz
+    first, last = _LONG_WINDOWS_HZ
+    usual = ResolutionConfig()
+    if not first <= rate_hz <= last:
+        samples = _LOW_SECOND_SAMPLES if rate_hz < first else _HIGH_SECOND_SAMPLES
+        usual = replace(usual, window_ms=min(samples * 1000 / rate_hz, float(LONGEST_WINDOW_MS)))
+    return replace(front_end, further_resolutions=(usual,))
 
 
 def with_long_enough_fft(front_end: FrontEndConfig) -> FrontEndConfig:

@@ -26,12 +26,14 @@ class Options:
 
 def run(options: Options) -> int:
     """Measure the training step and print where its time goes."""
+    from melmask.corpus.resolutions import first_resolutions
     from melmask.corpus.store import Store
     from melmask.system.files import write_json
     from melmask.train.bench import run_bench
 
     config = chosen_config(options.recipe, options.settings)
-    report = run_bench(config, Store(options.store) if options.store else None, options.seconds)
+    store = first_resolutions(Store(options.store), config.model.resolutions) if options.store else None
+    report = run_bench(config, store, options.seconds)
     say_lines(report)
     if options.json:
         write_json(options.json, report.as_dict())

@@ -1,11 +1,11 @@
 """`melmask prepare`."""
 
 import csv
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.cli.options import THREADS
-from melmask.config import FrontEndConfig, Reading, ResolutionConfig
+from melmask.config import FrontEndConfig, Reading
 from melmask.config_text import with_overrides
 from melmask.errors import ConfigError
 from melmask.labels.options import TableOptions
@@ -26,9 +26,10 @@ class Options:
     """The band of frequency that models hear: a sample rate in Hz, which scales the whole front end, or speech (16000),
     wide (32000: birds, music), bats (256000) or hydrophone (2000: large whales). KEY=VALUE settings are applied
     after it."""
-    second_resolution: bool = False
-    """Add a second spectrogram with a window of 128 ms, which resolves pitch: as many bands as there are mel bands, 12
-    an octave. The store is twice as large, and is for recipes such as tiny_two_resolutions."""
+    resolutions: int | None = field(default=None, metadata={"limits": (1, 2)})
+    """How many spectrograms a frame holds. The second, which new stores have by default, resolves pitch: its window
+    lasts 128 ms, and it has as many bands as there are mel bands, 12 an octave. A store of 1 takes half the space.
+    Recipes of one resolution learn from either."""
     reading: Reading = field(default=Reading())
     table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
@@ -37,17 +38,19 @@ class Options:
 
 def run(options: Options) -> int:
     """Write the store of log-mels."""
-    from melmask.audio.bands import front_end_of
+    from melmask.audio.bands import front_end_of, with_second_resolution
     from melmask.audio.notes import summary
     from melmask.audio.video import missing_decoder
     from melmask.corpus.prepare import prepare
-    from melmask.corpus.store import NOTES
+    from melmask.corpus.store import NOTES, begun_front_end
 
     front_end = with_overrides(front_end_of(options.band), options.settings)
-    if options.second_resolution:
-        if front_end.further_resolutions:
-            raise ConfigError("--second-resolution and further_resolutions= say the same; give one of them")
-        front_end = replace(front_end, further_resolutions=(ResolutionConfig(),))
+    if front_end.further_resolutions and options.resolutions:
+        raise ConfigError("--resolutions and further_resolutions= say the same; give one of them")
+    # A store that was begun with one resolution, such as one of release 0.1.0, goes on as it is.
+    wanted = options.resolutions or (begun.resolutions if (begun := begun_front_end(options.out)) else 2)
+    if not front_end.further_resolutions and wanted > 1:
+        front_end = with_second_resolution(front_end)
     facts = prepare(
         options.sources, options.out, front_end, options.threads, reading=options.reading, table=options.table
     )

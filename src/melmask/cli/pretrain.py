@@ -20,7 +20,8 @@ class Options:
     synth: float | None = field(default=None, metadata={"metavar": "SHARE", "limits": (0, 1)})
     """Share of the crops of each batch that are synthetic sound, drawn anew each time; 1: all of them."""
     recipe: str | None = field(default=None, metadata={"metavar": "NAME", "names": RECIPES})
-    """Recipe of a new run. The default is tiny. A run that is resumed keeps its recipe."""
+    """Recipe of a new run. The default is tiny, or tiny_025 for a store of one resolution. A run that is resumed keeps
+    its recipe."""
     out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
     """Folder of the run."""
     minutes: float | None = None
@@ -37,6 +38,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Train, or resume training."""
+    from melmask.corpus.resolutions import first_resolutions
     from melmask.corpus.store import Store
     from melmask.corpus.synthetic import synthetic_corpus
     from melmask.downstream.monitor import monitors
@@ -54,12 +56,15 @@ def run(options: Options) -> int:
     synth = () if options.synth is None else (f"data.synth_share={options.synth}",)
     budget = () if options.minutes is None else (f"optimizer.minutes={options.minutes}",)
     config = resolve_config(options.out, options.recipe, (*options.settings, *synth, *budget), given)
-    store = synthetic_corpus(config) if given is None else given
+    store = synthetic_corpus(config) if given is None else first_resolutions(given, config.model.resolutions)
     if config.run.wandb_project:
         require("wandb")
     # torchrun starts several processes of this command. Only the first one prints and draws.
     first = is_first_process()
     tell = say if first else lambda _: None
+    if given is not None and store is not given:
+        heard, there = store.front_end.resolutions, given.front_end.resolutions
+        tell(f"{options.store} has {there} resolutions, and this network hears {heard} of them")
     # A run that has begun keeps its weights in its snapshot, and they are newer than those of --init.
     weights = None
     if options.init is not None and (options.out / SNAPSHOT).exists():

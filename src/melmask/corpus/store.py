@@ -491,6 +491,17 @@ def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
     return size == expected
 
 
+def begun_front_end(folder: Path) -> FrontEndConfig | None:
+    """Return the front end of a store that has been begun or finished; None if there is none yet.
+
+    Raises:
+        StoreError: the index of a shard is damaged.
+    """
+    for _, table in read_indexes(folder)[:1]:
+        return from_dict(FrontEndConfig, _facts(table)["front_end"])
+    return None
+
+
 def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, reading: Reading) -> None:
     version = _facts(table)["version"]
     if version > VERSION:

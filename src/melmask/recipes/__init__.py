@@ -8,8 +8,10 @@ from melmask.config import PretrainConfig
 from melmask.config_text import with_overrides
 from melmask.errors import unknown_name
 
-RECIPES = ("demo", "tiny", "tiny_two_resolutions", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
+RECIPES = ("demo", "tiny", "tiny_025", "small", "msm_mae_208", "msm_mae_512", "msm_mae_608")
 DEFAULT_RECIPE = "tiny"
+ONE_RESOLUTION_RECIPE = "tiny_025"
+"""What a store of one resolution is for, unless a recipe is named."""
 
 
 def recipe(name: str) -> PretrainConfig:

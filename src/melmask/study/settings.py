@@ -166,7 +166,7 @@ def _point(study: Study, values: Sequence[tuple[Value, ...]], usual: Sequence[tu
 
 
 def _with_resolutions(study: Study, settings: Sequence[str]) -> tuple[str, ...]:
-    """Return settings whose front end has two resolutions if the network wants two, as `--second-resolution` gives."""
+    """Return settings whose front end has two resolutions if the network wants two, as `melmask prepare` gives."""
     wanted = _value_of(_RESOLUTIONS, settings) or str(recipe(study.recipe).model.resolutions)
     if wanted != "2" or _value_of(f"{_FRONT_END}{_FURTHER}", settings):
         return tuple(settings)

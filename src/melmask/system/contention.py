@@ -1,5 +1,6 @@
 """Whether other programs take the processor from the threads of this process."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +11,8 @@ _CROWDED, _FREE = 0.7, 0.85
 core. Between the two shares nothing is reported, so that the reports do not alternate."""
 _WINDOW_S = 15.0
 """A shorter window would report each start of a browser."""
+_AGAIN_S = 600.0
+"""Programs that come and go are reported once in this time."""
 _MOST_MEASUREMENTS = 4096
 
 R = TypeVar("R")
@@ -20,7 +23,7 @@ class Contention:
 
     def __init__(self) -> None:
         self._crowded = False
-        self._since_s = time.monotonic()
+        self._since_s, self._reported_s = time.monotonic(), -math.inf
         # Nobody may ever ask for news, so only the latest measurements stay. Appending to it needs no lock.
         self._measured: deque[tuple[float, float]] = deque(maxlen=_MOST_MEASUREMENTS)
 
@@ -41,8 +44,8 @@ class Contention:
         self._since_s = time.monotonic()
         took_s, used_s = (sum(values[kind] for values in measured) for kind in (0, 1))
         share = used_s / took_s if took_s else 1.0
-        if not self._crowded and share < _CROWDED:
-            self._crowded = True
+        if not self._crowded and share < _CROWDED and self._since_s - self._reported_s > _AGAIN_S:
+            self._crowded, self._reported_s = True, self._since_s
             return (
                 f"other programs are using the processor: this job gets {share:.0%} of the time that it could use, and "
                 "takes longer accordingly"

@@ -350,7 +350,7 @@ def build_card(store: Corpus, config: PretrainConfig) -> ModelCard:
         )
     has, wants = store.front_end.resolutions, config.model.resolutions
     if has != wants:
-        hint = "with --second-resolution" if wants == 2 else "without --second-resolution" if wants == 1 else "anew"
+        hint = f"with --resolutions {wants}" if wants <= 2 else "anew"
         raise ConfigError(
             f"model.resolutions is {wants} but {store.folder} has {has}; prepare another store {hint}, or set "
             f"model.resolutions={has}"

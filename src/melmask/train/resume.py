@@ -9,7 +9,7 @@ from melmask.config_text import to_dict
 from melmask.corpus.store import Corpus
 from melmask.corpus.stream import CropStream
 from melmask.errors import CheckpointError, ConfigError
-from melmask.recipes import DEFAULT_RECIPE, recipe, with_settings
+from melmask.recipes import DEFAULT_RECIPE, ONE_RESOLUTION_RECIPE, recipe, with_settings
 from melmask.train.record import RUN_FILE, flat, read_run_file
 from melmask.train.snapshot import SNAPSHOT
 
@@ -34,7 +34,8 @@ def resolve_config(
     if begun is None:
         if (run / SNAPSHOT).exists():
             raise CheckpointError(f"{path} is missing, but {SNAPSHOT} is there; put it back, or use another --out")
-        return _with_steps(with_settings(recipe(recipe_name or DEFAULT_RECIPE), overrides), overrides, store)
+        name = recipe_name or _default_recipe(store)
+        return _with_steps(with_settings(recipe(name), overrides), overrides, store)
     try:
         saved = begun.config()
     except ConfigError as error:
@@ -54,6 +55,11 @@ def resolve_config(
         if fixed and value != had:
             raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run")
     return wanted
+
+
+def _default_recipe(store: Corpus | None) -> str:
+    """Return the recipe of a run that names none: stores of release 0.1.0 have one resolution."""
+    return ONE_RESOLUTION_RECIPE if store is not None and store.front_end.resolutions == 1 else DEFAULT_RECIPE
 
 
 def _with_steps(config: PretrainConfig, overrides: Sequence[str], store: Corpus | None) -> PretrainConfig:
