@@ -7,10 +7,10 @@ import pytest
 import soundfile
 import torch
 
-from melmask.checkpoint.folder import ModelCard
+from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding.choice import FeatureChoice
-from melmask.embedding.encoder import AudioEncoder, untrained
+from melmask.embedding.encoder import AudioEncoder, load, untrained
 from melmask.embedding.pooling import POOLINGS
 from melmask.embedding.waveform import waveform_of
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
@@ -333,6 +333,17 @@ def test_layers_and_poolings_have_their_sizes(encoder, sound, pooling, size, lay
     assert embedding.scene.shape == (size,)
     assert encoder.embedding_size(pooling=pooling) == size
     assert pooling in POOLINGS
+
+
+def test_a_card_names_the_layer_that_users_get(encoder, sound, tmp_path):
+    card = replace(encoder.card, layers=(1,), scene="mean+std")
+    save_checkpoint(tmp_path / "middle", encoder.model, card)
+    middle, clip = load(tmp_path / "middle", device="cpu"), sound(1, 0)
+    expected = encoder.embed(clip, RATE_HZ, layer=1, scene="mean+std")
+    assert np.array_equal(middle.embed(clip, RATE_HZ).scene, expected.scene)
+    assert np.array_equal(middle.embed(clip, RATE_HZ, layer=2).frames, encoder.embed(clip, RATE_HZ, layer=2).frames)
+    with pytest.raises(ConfigError, match="layers 1 to 2"):
+        replace(card, layers=(3,))
 
 
 def test_several_layers_are_put_side_by_side(encoder, sound):

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import melmask
+from melmask.checkpoint.folder import save_checkpoint
 from melmask.classifier import network as network_module
 from melmask.classifier import training as training_module
 from melmask.classifier.examples import Clips, frames_of_event, read_logmels
@@ -332,6 +334,15 @@ def test_a_classifier_is_learned(trained):
     lines = metrics_of(out)
     assert [line["epoch"] for line in lines] == list(range(9))
     assert all(0 < line["loss"] < 2 for line in lines[1:])
+
+
+def test_a_model_whose_users_get_a_layer_is_trained_up_to_it(encoder, table, tmp_path, sound):
+    save_checkpoint(tmp_path / "middle", encoder.model, replace(encoder.card, layers=(1,)))
+    tune(tmp_path / "middle", table, tmp_path / "out", "epochs=1", "learning_rate=1e-9")
+    found = melmask.load(tmp_path / "out" / "classifier", "cpu")
+    assert (found.card.model.depth, found.card.layers) == (1, ())
+    expected = encoder.embed(sound(1, 0), RATE_HZ, layer=1).frames
+    assert np.allclose(found.embed(sound(1, 0), RATE_HZ, layer=1).frames, expected, atol=1e-5)
 
 
 def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp_path, sound, monkeypatch):

@@ -5,14 +5,14 @@
 OUT is what `build.py` made: the tables of the training sounds lie beside the run. The box then holds
 
     model.safetensors  encoder and decoder in half precision
-    config.json        as in any checkpoint, with the scene vector that its users get
+    config.json        as in any checkpoint, with the layer and the scene vector that its users get
     README.md          the model card, made of the tables, the run and the results
     ATTRIBUTION.csv    what the licenses of the sounds ask to be said, and HOLDERS.csv
     SHA256SUMS         of all these files, which loading compares
 
-`--results` takes files of `melmask probe`, on sounds that the model never heard. The card shows their scores, and the
-scene vector with the highest mean becomes the one that users get, unless `--scene` names it. Packing again replaces
-everything; it needs no training, so that scores may come later.
+`--results` takes files of `melmask probe`, on sounds that the model never heard. The layer and the scene vector with
+the highest mean become those that users get, unless `--scene` names one, and the card shows their scores. Packing again
+replaces everything; it needs no training, so that scores may come later.
 """
 
 import argparse
@@ -77,8 +77,9 @@ def pack(run: Path, result_files: list[Path], scene: str | None, folder: Path = 
         raise CheckpointError(f"{run} has {parameters:,} parameters; the box holds at most {MOST_PARAMETERS:,}")
     tables = {name: _text(run.parent / name) for name in TABLES}
     results = [_results(path) for path in result_files]
-    best = max(results, key=_mean_score, default={"scene": "mean+std"})
-    card = replace(card, scene=scene or best["scene"])
+    results = [report for report in results if scene in (None, report["scene"])]
+    best = max(results, key=_mean_score, default={"scene": scene or "mean+std", "layer": None})
+    card = replace(card, scene=best["scene"], layers=tuple(best["layer"] or ()))
     new = folder.with_name(f".{folder.name}.new")
     save_checkpoint(new, model, card, torch.float16)
     size = (new / WEIGHTS).stat().st_size
@@ -87,7 +88,7 @@ def pack(run: Path, result_files: list[Path], scene: str | None, folder: Path = 
     cosine = least_cosine(AudioEncoder(model, card, device="cpu"), AudioEncoder(*load_checkpoint(new), device="cpu"))
     if cosine < LEAST_COSINE:
         raise CheckpointError(f"half precision changes the vectors of {run}: cosine {cosine:.6f}; train it again")
-    shown = [report for report in results if report["scene"] == card.scene]
+    shown = [report for report in results if (report["scene"], report["layer"]) == (best["scene"], best["layer"])]
     facts = {"cosine": f"{cosine:.6f}", "parameters": f"{parameters:,}", "size": f"{size / 1e6:.1f}"}
     for name, text in {**tables, "README.md": card_text(run, card, shown, facts)}.items():
         with atomic_write(new / name, "w") as file:
@@ -97,7 +98,10 @@ def pack(run: Path, result_files: list[Path], scene: str | None, folder: Path = 
         file.writelines(f"{hashlib.sha256((new / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
-    say(f"{folder}: {parameters:,} parameters, {size / 1e6:.1f} MB, scene {card.scene}, cosine to the run {cosine:.6f}")
+    say(
+        f"{folder}: {parameters:,} parameters, {size / 1e6:.1f} MB, scene {card.scene}, "
+        f"layers {list(card.layers) or 'last'}, cosine to the run {cosine:.6f}"
+    )
 
 
 def least_cosine(one: AudioEncoder, other: AudioEncoder) -> float:
@@ -123,6 +127,7 @@ def card_text(run: Path, card: ModelCard, results: list[dict[str, Any]], facts: 
     training, front_end = card.training, card.front_end
     values = facts | {
         "scene": card.scene,
+        "layer": f"block {card.layers[0]} of {card.model.depth}" if card.layers else "the last block",
         "rate_khz": f"{front_end.sample_rate_hz / 1000:g}",
         "highest_khz": f"{front_end.max_hz / 1000:g}",
         "step_ms": f"{card.model.patch_frames * front_end.hop_ms:g}",

@@ -24,7 +24,7 @@ def embed_clips(
         ConfigError: the model has no such layer, pooling or hop.
     """
     # The scene vector comes from the unshifted pass, which is all that a hop of a whole patch needs.
-    choice = (choice if keep_frames else choice.changed(hop_ms=None)).check(encoder.card.model, encoder.card.front_end)
+    choice = (choice if keep_frames else choice.changed(hop_ms=None)).of_model(encoder.card)
     grid = encoder.step_grid(choice)
     made = [ClipVectors(grid, keep_frames, choice.scene) for _ in clips]
 

@@ -54,7 +54,7 @@ def hear_model(encoder: AudioEncoder, choice: FeatureChoice = FeatureChoice()) -
     card = encoder.card
     if choice.hop_ms is None:
         choice = choice.changed(hop_ms=default_hop_ms(card))
-    return HearModel(encoder, choice.check(card.model, card.front_end, card.scene))
+    return HearModel(encoder, choice.of_model(card))
 
 
 def default_hop_ms(card: ModelCard) -> float:

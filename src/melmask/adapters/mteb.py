@@ -57,7 +57,7 @@ class MtebModel:
             ConfigError: the device is unknown, or the model does not offer the choice.
         """
         self.encoder = load(model or f"{PREFIX}{model_name}", device or "auto")
-        self.choice = _DEFAULT.changed(**changes).check(self.encoder.card.model, self.encoder.card.front_end)
+        self.choice = _DEFAULT.changed(**changes).of_model(self.encoder.card)
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], *, task_metadata: Any = None, **_: Any) -> np.ndarray:
         """Return the scene vectors (clips, size) float32 of all batches, in their order.

@@ -50,7 +50,7 @@ class MelmaskEncoder(nn.Module):
         card = model.card
         if choice.hop_ms is None:
             choice = choice.changed(hop_ms=default_hop_ms(card))
-        self.encoder, self.choice = model, choice.check(card.model, card.front_end, card.scene)
+        self.encoder, self.choice = model, choice.of_model(card)
         self.sampling_rate = model.sample_rate_hz
         self.output_dim = choice.frame_size(card.model)
         self.hop_size_in_ms = choice.hop_ms / model.reading.expand if choice.hop_ms else 0.0

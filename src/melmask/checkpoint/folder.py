@@ -41,12 +41,16 @@ class ModelCard:
     training: dict[str, Any] = field(default_factory=dict)
     scene: str = USUAL_SCENE
     """Which scene vector its users get unless they choose one: mean, or mean+std."""
+    layers: tuple[int, ...] = ()
+    """After which blocks the features are taken unless users choose: numbers from 1; none: after the final norm."""
 
     def __post_init__(self) -> None:
         if self.model.mels != self.front_end.mels:
             raise ConfigError(
                 f"model.mels is {self.model.mels} and front_end.mels {self.front_end.mels}; make them equal"
             )
+        if not all(1 <= number <= self.model.depth for number in self.layers):
+            raise ConfigError(f"layers are {list(self.layers)}; this model has layers 1 to {self.model.depth}")
         counts = self.model.resolutions, self.front_end.resolutions, self.statistics.resolutions
         if len(set(counts)) > 1:
             raise ConfigError(
@@ -77,6 +81,8 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
             del facts["reading"]
         if card.scene == USUAL_SCENE:
             del facts["scene"]
+        if not card.layers:
+            del facts["layers"]
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **facts})
         # safetensors makes its file readable for its owner alone; give it the usual rights.
         shutil.copymode(partial / CONFIG, partial / WEIGHTS)

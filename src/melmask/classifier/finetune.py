@@ -37,6 +37,7 @@ from melmask.config_text import from_dict
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.reading import read_as
 from melmask.errors import CheckpointError, ConfigError, InputError
+from melmask.models.network import network_with, weight_shapes
 from melmask.system.extras import require
 from melmask.system.files import atomic_write, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
@@ -135,12 +136,30 @@ def finetune(
         write_json(out / JOB, job.to_dict())
         write_csv(out / FAILED, [("path", "reason"), *((str(sound), reason) for sound, reason in errors.items())])
         _report_notes(out / NOTES, notes)
+        model = _up_to_its_layer(model)
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
         _check_parts(examples, parts, len(errors))
         training = _train(model, examples, config, parts, out)
         report = _report(training, examples, parts, len(errors))
         _save(out / CLASSIFIER, model, training, examples, report)
         return report
+
+
+def _up_to_its_layer(model: AudioEncoder) -> AudioEncoder:
+    """Return the encoder up to the block whose features its users get, if its card names one.
+
+    What is trained then starts from the features that `melmask probe` judges.
+    """
+    card = model.card
+    if not card.layers:
+        return model
+    config = replace(card.model, depth=max(card.layers), decoder_width=0)
+    weights, shapes = model.model.state_dict(), weight_shapes(config)
+    network = network_with(config, {name: weights[name] for name in shapes}, Path(model.name))
+    card = replace(card, model=config, layers=())
+    return AudioEncoder(
+        network, card, model.name, str(model.device), model.precision, model.normalization, model.reading
+    )
 
 
 def _report_notes(path: Path, notes: dict[Sound, str]) -> None:

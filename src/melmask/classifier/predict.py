@@ -112,8 +112,7 @@ def _features(classifier: AudioClassifier, options: PredictOptions) -> FeatureCh
     card = classifier.encoder.card
     hop_ms = default_hop_ms(card) if options.hop_ms is None else options.hop_ms
     choice = FeatureChoice(scene=classifier.card.scene, hop_ms=hop_ms if options.events else None)
-    choice.check(card.model, card.front_end)
-    return choice
+    return choice.of_model(card)
 
 
 def _rows_of_file(

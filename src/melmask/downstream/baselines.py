@@ -52,7 +52,7 @@ def features_of_task(
     if options.normalization == "dataset":
         model = with_dataset_statistics(model, table.sounds)
     card, seed, sounds = model.card, options.seed, table.sounds
-    choice = options.choice.check(card.model, card.front_end, card.scene)
+    choice = options.choice.of_model(card)
     networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
     errors: dict[Sound, str] = {}

@@ -72,7 +72,7 @@ def few_label_curves(
         make_splits(table, options.scheme, options.seed)
     ensure_folder(out)
     model = read_as(model, options.reading)
-    options = replace(options, choice=options.choice.check(model.card.model, model.card.front_end, model.card.scene))
+    options = replace(options, choice=options.choice.of_model(model.card))
     report = FewLabelsReport(
         model=model.name,
         layer=list(options.choice.layers) or None,

@@ -15,6 +15,8 @@ from melmask.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from melmask.checkpoint.folder import ModelCard
+
 
 SCENES = ("mean", "mean+std")
 """What the scene vector holds: the mean of the frame vectors over time (D), or also their standard deviation (2 D),
@@ -38,7 +40,7 @@ class FeatureChoice:
 
     layers: tuple[int, ...] = field(default=(), metadata={"flag": "--layer"})
     """Take the features after these blocks, 1 to the model's depth, and put them side by side. Without it, they are the
-    last block's, after the final norm."""
+    last block's, after the final norm, and for the model in the box those of the block that measured best."""
     pooling: str = field(default="concat", metadata={"names": tuple(POOLINGS)})
     """How the frequency patches of a time step become its vector."""
     scene: str = AUTO
@@ -65,20 +67,21 @@ class FeatureChoice:
             changes["layers"] = (layer,) if isinstance(layer, int) else tuple(layer)
         return replace(self, **changes)
 
-    def check(self, model: ModelConfig, front_end: FrontEndConfig, scene: str = SCENES[0]) -> "FeatureChoice":
-        """Return the choice if the model offers it; a scene of auto becomes `scene`, that of the model's card.
+    def of_model(self, card: "ModelCard") -> "FeatureChoice":
+        """Return the choice if the model offers it; what it leaves open, scene and layers, is what the card names.
 
         Raises:
             ConfigError: the model has no such layer, pooling or hop.
         """
+        model = card.model
         for number in self.layers:
             if not 1 <= number <= model.depth:
                 raise ConfigError(f"layer is {number}; this model has layers 1 to {model.depth}")
         if POOLINGS[self.pooling].needs_cls and not model.cls_token:
             others = " or ".join(repr(name) for name, pooling in POOLINGS.items() if not pooling.needs_cls)
             raise ConfigError(f"pooling is {self.pooling!r} but this model has no CLS token; use {others}")
-        self.hop_frames(model, front_end)
-        return replace(self, scene=scene) if self.scene == AUTO else self
+        self.hop_frames(model, card.front_end)
+        return replace(self, scene=card.scene if self.scene == AUTO else self.scene, layers=self.layers or card.layers)
 
     def hop_frames(self, model: ModelConfig, front_end: FrontEndConfig) -> int:
         """Return the number of frames from one frame vector to the next.

@@ -136,7 +136,7 @@ class AudioEncoder:
         Raises:
             ConfigError: the model has no such layer, pooling or hop.
         """
-        choice = choice.changed(**changes).check(self.card.model, self.card.front_end)
+        choice = choice.changed(**changes).of_model(self.card)
         return choice.frame_size(self.card.model)
 
     def step_grid(self, choice: FeatureChoice = FeatureChoice()) -> StepGrid:
@@ -176,7 +176,7 @@ class AudioEncoder:
             NotFiniteError: the embedding is NaN or infinite.
             TypeError: a keyword is not a field of `FeatureChoice`.
         """
-        choice = choice.changed(**changes).check(self.card.model, self.card.front_end, self.card.scene)
+        choice = choice.changed(**changes).of_model(self.card)
         grid = self.step_grid(choice)
         with sound_file(audio) as path:
             if path is not None:

@@ -20,7 +20,7 @@ from melmask import __version__
 from melmask.audio.logmel import mel_filterbank, resolution_filterbank, scales
 from melmask.config import LOG_EPSILON
 from melmask.config_text import to_dict
-from melmask.embedding.choice import AUTO, FeatureChoice
+from melmask.embedding.choice import AUTO, SCENES, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, OutputError
 from melmask.system.extras import require
@@ -125,7 +125,10 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     import onnx
     import onnxruntime
 
-    choice.check(encoder.card.model, encoder.card.front_end)
+    # The default scene of the card may be another one than the graph's mean, but its layer is what users get.
+    choice = choice.of_model(encoder.card).changed(scene=SCENES[0])
+    if len(choice.layers) > 1:
+        raise ConfigError(f"the model's features are those of layers {choice.layers}; choose one for the graph")
     graph = ExportedEncoder(encoder, choice).eval().cpu()
     rate = encoder.sample_rate_hz
     example = torch.randn(2, 3 * rate) * 0.1

@@ -91,7 +91,7 @@ def embed_files(
     Raises:
         ConfigError: the model has no such layer, pooling, hop or scene.
     """
-    choice = choice.changed(**changes).check(model.card.model, model.card.front_end, model.card.scene)
+    choice = choice.changed(**changes).of_model(model.card)
     # A scene vector needs the unshifted pass only, whatever the hop.
     grid = model.step_grid(choice if keep_frames else FeatureChoice())
     steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))

@@ -207,7 +207,7 @@ def table_settings(
         ConfigError: the model has no such layer, pooling or hop.
     """
     card, sha256 = model.card, model.sha256
-    choice = choice.check(card.model, card.front_end, card.scene)
+    choice = choice.of_model(card)
     first_ms, second_ms = model.times_ms(model.step_grid(choice), 2).tolist()
     return TableSettings(
         melmask=__version__,

@@ -49,7 +49,7 @@ class EmbeddingStream:
         **changes: Unpack[ChoiceChanges],
     ):
         self._model = model
-        self._choice = choice.changed(**changes).check(model.card.model, model.card.front_end)
+        self._choice = choice.changed(**changes).of_model(model.card)
         self._grid = model.step_grid(self._choice)
         self._logmel = LogMelStream(model.front_end)
         self._resampler = None

@@ -157,7 +157,7 @@ def open_client(source: str, options: EvaluateOptions) -> Client:
         # The identity has the hop that is used, so that giving the default explicitly makes no other model.
         choice = choice.changed(hop_ms=hear.default_hop_ms(encoder.card))
     card = encoder.card
-    choice = choice.check(card.model, card.front_end, card.scene)
+    choice = choice.of_model(card)
     layers = list(choice.layers)
     model = hear.hear_model(encoder, choice)
     identity = json.dumps([encoder.sha256, encoder.precision, *choice.to_dict().values()])
