@@ -518,6 +518,22 @@ class HardwareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Which features of the trained model its users get unless they choose others; the training does not use them."""
+
+    depth: float = 1.0
+    """Share of the encoder's blocks after which features are taken; 1: after the last one and the final norm (the
+    paper). The last blocks begin to decode, so a block in the middle may be better."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.depth <= 1, f"features.depth is {self.depth}; give a share above 0 and up to 1")
+
+    def layers(self, blocks: int) -> tuple[int, ...]:
+        """Return the block of an encoder of so many blocks, counted from 1; none stands for the end."""
+        return () if self.depth == 1 else (max(1, round(self.depth * blocks)),)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """One pre-training run."""
 
@@ -529,6 +545,7 @@ class PretrainConfig:
     random_projection: RandomProjectionConfig = field(default_factory=RandomProjectionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     run: RunConfig = field(default_factory=RunConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 

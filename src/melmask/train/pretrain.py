@@ -361,6 +361,7 @@ def build_card(store: Corpus, config: PretrainConfig) -> ModelCard:
         statistics=store.statistics,
         reading=store.reading,
         training={"config": to_dict(config), **_sound_facts(store, config)},
+        layers=config.features.layers(config.model.depth),
     )
 
 

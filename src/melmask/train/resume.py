@@ -13,7 +13,7 @@ from melmask.recipes import DEFAULT_RECIPE, ONE_RESOLUTION_RECIPE, recipe, with_
 from melmask.train.record import RUN_FILE, flat, read_run_file
 from melmask.train.snapshot import SNAPSHOT
 
-_MAY_CHANGE = ("run.", "hardware.")
+_MAY_CHANGE = ("features.", "run.", "hardware.")
 _MAY_NOT_CHANGE = ("run.seed",)
 
 
@@ -53,7 +53,8 @@ def resolve_config(
         # Some settings are left out where they have their default.
         had, value = (values.get(key, "its default") for values in (before, after))
         if fixed and value != had:
-            raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run")
+            leave = ", or leave out --recipe to resume it" if recipe_name else ""
+            raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run{leave}")
     return wanted
 
 
