@@ -22,8 +22,9 @@ _LOG_START_MEL = _LOG_START_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27
 _POINTS_PER_SLOPE = 64
 """Where the triangle of a further resolution's filter is sampled, on either side of its peak."""
-_FRAMES_TOGETHER = 1024
-"""A long window makes 13 numbers of each sample, so only this many frames of it are in memory at once."""
+_FRAMES_TOGETHER, _FRAMES_TOGETHER_ON_CPU = 1024, 64
+"""A long window makes 13 numbers of each sample, so only this many frames of it are in memory at once. On a CPU, 64 of
+them stay in the cache, which is 4 times as fast as 1000 (docs/log.md)."""
 
 
 def hz_to_mel(hz: np.ndarray) -> np.ndarray:
@@ -161,7 +162,8 @@ class LogMelSpectrogram(nn.Module):
         logmels = [_log_power(first, self.window, self.filters)]
         for number in range(1, self.config.resolutions):
             window, filters = self.get_buffer(f"window_{number}"), self.get_buffer(f"filters_{number}")
-            parts = self._frames_of(padded, window).split(_FRAMES_TOGETHER, dim=1)
+            together = _FRAMES_TOGETHER_ON_CPU if padded.device.type == "cpu" else _FRAMES_TOGETHER
+            parts = self._frames_of(padded, window).split(together, dim=1)
             logmels.append(torch.cat([_log_power(part, window, filters) for part in parts], dim=1))
         return torch.cat(logmels, dim=2).transpose(1, 2) if len(logmels) > 1 else logmels[0].transpose(1, 2)
 
