@@ -70,9 +70,11 @@ def box_mask(card: ModelCard, grid: PatchGrid, box: Box) -> Bool[np.ndarray, " p
     columns = np.arange(grid.columns)
     touched = (columns >= first_column) & (columns <= last_column)
     rows = np.zeros(grid.rows, dtype=bool)
+    # Sound that is played slower has lower frequencies in the model than in its file.
+    low_hz, high_hz = box.low_hz / card.reading.expand, box.high_hz / card.reading.expand
     for resolution in range(card.front_end.resolutions):
         edges_hz = row_edges_hz(card.front_end, grid.rows, resolution)
-        rows |= (edges_hz[1:] > box.low_hz * (1 + _TOUCHING)) & (edges_hz[:-1] < box.high_hz * (1 - _TOUCHING))
+        rows |= (edges_hz[1:] > low_hz * (1 + _TOUCHING)) & (edges_hz[:-1] < high_hz * (1 - _TOUCHING))
     if not touched.any() or not rows.any():
         raise InputError(
             f"no patch lies between {box.start_s:g} and {box.end_s:g} s and between {box.low_hz:g} and "
@@ -90,6 +92,23 @@ def columns_of_box(card: ModelCard, box: Box) -> tuple[int, int]:
     first = (box.start_s + half_hop_s) / patch_s
     last = (box.end_s + half_hop_s) / patch_s
     return int(np.floor(first + _TOUCHING)), int(np.ceil(last - _TOUCHING)) - 1
+
+
+def patch_at(card: ModelCard, grid: PatchGrid, time_s: float, frequency_hz: float) -> int:
+    """Return the number of the patch at a time from the unit's start and a frequency of the first resolution.
+
+    Raises:
+        InputError: there is none.
+    """
+    column, _ = columns_of_box(card, Box(time_s, time_s + 1e-4, 0.0, 1.0))
+    edges_hz = row_edges_hz(card.front_end, grid.rows) * card.reading.expand
+    row = int(np.searchsorted(edges_hz, frequency_hz, side="right")) - 1
+    if not (0 <= column < grid.columns and 0 <= row < grid.rows):
+        raise InputError(
+            f"no patch is at {time_s:g} s of this part and {frequency_hz:g} Hz; give a time within it, and a frequency "
+            f"from {edges_hz[0]:.0f} to {edges_hz[-1]:.0f} Hz"
+        )
+    return row * grid.columns + column
 
 
 def row_edges_hz(config: FrontEndConfig, rows: int, resolution: int = 0) -> np.ndarray:

@@ -4,14 +4,16 @@ A log-mel has no phase, and a band holds the power of many frequencies. Both are
 (Perraudin, Balazs and Sondergaard, WASPAA 2013): start with noise, and again and again bring its spectrum nearer to the
 target. Griffin-Lim sets the magnitude of each frequency. Here the power of each band is known instead, so each
 frequency's power is multiplied by what its bands lack, as in the Richardson-Lucy algorithm. That needs no inverse of
-the filters, and all resolutions of a front end take turns. `docs/how-to/look-inside.md` says how near it comes.
+the filters, and all resolutions of a front end take turns. `docs/how-to/show.md` says how near it comes.
 """
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +22,9 @@ from melmask.audio.logmel import mel_filterbank, padded_hann_window, resolution_
 from melmask.config import LOG_EPSILON, FrontEndConfig
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, InputError
+from melmask.inspection.reconstruction import ClipReconstruction
 from melmask.system.cores import one_thread_each
+from melmask.system.files import atomic_write
 from melmask.system.finite import check_finite
 
 _ROUNDS, _MOMENTUM = 30, 0.9
@@ -31,7 +35,7 @@ _LEAST_GAIN, _MOST_GAIN = 1e-6, 1e6
 """Bounds of how much the power of a frequency changes at once; without them, silence would overflow."""
 _BLOCK_S, _STEP_S = 0.4, 0.1
 _SILENT_LUFS, _QUIET_LU = -70.0, 10.0
-_TARGET_LUFS, _HIGHEST_PEAK = -23.0, 0.99
+_TARGET_LUFS, _HIGHEST_PEAK, _CHANGES = -23.0, 0.99, 4
 
 
 class _Resolution(NamedTuple):
@@ -130,17 +134,46 @@ def _resolutions(config: FrontEndConfig) -> list[_Resolution | None]:
     return found
 
 
+def write_sounds(path: Path, model: AudioEncoder, made: ClipReconstruction) -> list[Path]:
+    """Write what is heard of a reconstruction beside `path`, as wav files of 16 bits that are equally loud.
+
+    NAME-sound.wav is the sound itself. NAME-input.wav is what its log-mel gives, with all that is lost on the way back,
+    and NAME-visible.wav and NAME-reconstruction.wav are to be compared with that.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    config = model.card.front_end
+    logmels = {"input": made.clip.logmel, "visible": made.visible, "reconstruction": made.logmel}
+    sounds = {name: sound_of(logmel, model) for name, logmel in logmels.items()}
+    sounds = {"sound": made.clip.waveform[: len(sounds["input"])], **sounds}
+    paths = []
+    loud = equally_loud(list(sounds.values()), config.sample_rate_hz)
+    for name, sound in zip(sounds, loud, strict=True):
+        paths.append(path.with_name(f"{path.stem}-{name}.wav"))
+        with atomic_write(paths[-1]) as file:
+            soundfile.write(file, sound, config.sample_rate_hz, subtype="PCM_16", format="WAV")
+    return paths
+
+
 def equally_loud(sounds: Sequence[Float[np.ndarray, " _"]], rate_hz: int) -> list[np.ndarray]:
     """Return the sounds with the same loudness, by ITU-R BS.1770, and without a sample beyond 1.
 
     The loudness is -23 LUFS, or lower if a peak would lie beyond 1. Silence stays silent.
     """
-    levels = [loudness_lufs(sound, rate_hz) for sound in sounds]
-    heard = [(sound, level) for sound, level in zip(sounds, levels, strict=True) if level > -math.inf]
-    peaks_at_0_lufs = [float(np.abs(sound).max()) * 10 ** (-level / 20) for sound, level in heard]
-    highest_lufs = 20 * math.log10(_HIGHEST_PEAK / max(peaks_at_0_lufs)) if heard else 0.0
-    goal = min(_TARGET_LUFS, highest_lufs)
-    gains = [10 ** ((goal - level) / 20) if level > -math.inf else 0.0 for level in levels]
+    gains = [1.0 for _ in sounds]
+    goal = _TARGET_LUFS
+    # What the gates leave out depends on the gain, so the loudness is measured again after each change of it.
+    for _ in range(_CHANGES):
+        levels = [loudness_lufs(sound * gain, rate_hz) for sound, gain in zip(sounds, gains, strict=True)]
+        gains = [
+            gain * 10 ** ((goal - level) / 20) if level > -math.inf else 0.0
+            for gain, level in zip(gains, levels, strict=True)
+        ]
+        peak = max((float(np.abs(sound).max()) * gain for sound, gain in zip(sounds, gains, strict=True)), default=0.0)
+        if peak > _HIGHEST_PEAK:
+            lower = _HIGHEST_PEAK / peak
+            gains, goal = [gain * lower for gain in gains], goal + 20 * math.log10(lower)
     return [(sound * np.float32(gain)).astype(np.float32) for sound, gain in zip(sounds, gains, strict=True)]
 
 
