@@ -75,6 +75,7 @@ def commands(folder):
         "make-task": ["make-task", labels, "--out", tasks, "--name", "toy"],
         "evaluate": ["evaluate", "--model", run, "--tasks", tasks, "--out", folder / "results", "--protocol", "knn"],
         "study": ["study", folder / "study.toml", "--out", folder / "study"],
+        "show": ["show", "reconstruct", folder / "00 音.wav", "--model", run, "--out", folder / "shown.png", "--sound"],
         "finetune": ["finetune", run, labels, "--out", folder / "fine", "epochs=1"],
         "finetune, several": ["finetune", run, several, "--out", folder / "fine-2", "epochs=1"],
         "predict": ["predict", folder, "--model", folder / "fine", "--out", folder / "p.csv"],

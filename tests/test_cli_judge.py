@@ -32,7 +32,7 @@ def test_commands_are_listed_in_the_order_of_the_work(capsys):
     listed = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
     assert listed == [
         *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task", "study"),
-        *("finetune", "predict", "convert", "push", "export", "settings"),
+        *("show", "finetune", "predict", "convert", "push", "export", "settings"),
     ]
 
 

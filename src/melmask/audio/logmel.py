@@ -16,6 +16,8 @@ from torch import nn
 from melmask.axes import LogMel, Waveform
 from melmask.config import LOG_EPSILON, FrontEndConfig, Statistics
 
+DB_PER_NATURAL_LOG = float(10 / np.log(10))
+"""Multiplied by this, the natural logarithm of a power is in decibels."""
 _LINEAR_HZ_PER_MEL = 200 / 3
 _LOG_START_HZ = 1000.0
 _LOG_START_MEL = _LOG_START_HZ / _LINEAR_HZ_PER_MEL

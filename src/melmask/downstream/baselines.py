@@ -39,11 +39,18 @@ class TaskFeatures:
 
 
 def features_of_task(
-    model: AudioEncoder, name: str, table: LabelTable, options: ProbeOptions, title: str = ""
+    model: AudioEncoder,
+    name: str,
+    table: LabelTable,
+    options: ProbeOptions,
+    title: str = "",
+    *,
+    with_untrained: bool = True,
 ) -> TaskFeatures:
     """Compute scene vectors of the model, of the same network untrained, and each mel band's mean and std over time.
 
-    Every file is decoded once for all three; progress goes to standard error, under `title` or the name.
+    Every file is decoded once for all three; progress goes to standard error, under `title` or the name. The untrained
+    network takes as long as the model, and can be left out.
 
     Raises:
         ConfigError: the model does not have what the choice asks for.
@@ -53,8 +60,10 @@ def features_of_task(
         model = with_dataset_statistics(model, table.sounds)
     card, seed, sounds = model.card, options.seed, table.sounds
     choice = options.choice.of_model(card)
-    networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), PRETRAINED: model}
-    rows: dict[str, list[np.ndarray]] = {LOGMEL: [], UNTRAINED: [], PRETRAINED: []}
+    networks = {PRETRAINED: model}
+    if with_untrained:
+        networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), **networks}
+    rows: dict[str, list[np.ndarray]] = {LOGMEL: [], **{network: [] for network in networks}}
     errors: dict[Sound, str] = {}
     noticed: dict[str, str] = {}
     shortened: list[Sound] = []

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from melmask.audio.logmel import DB_PER_NATURAL_LOG
 from melmask.config import FrontEndConfig, MaskingConfig
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
 from melmask.figures.figure import INK, MUTED, new_figure, save_figure
-from melmask.figures.spectrogram import DB_PER_NATURAL_LOG, draw_spectrogram, time_edges_s
+from melmask.figures.spectrogram import draw_spectrogram, time_edges_s
 from melmask.geometry import PatchGrid, grid_of
 from melmask.objectives.masking import draw_masks
 
@@ -150,18 +151,18 @@ def _rows(
         pairs = [np.split(values, config.resolutions) for values in (logmel, result.logmel[0])]
         for number, (truth, predicted) in enumerate(zip(*pairs, strict=True)):
             shown = np.where(_of_bands(by_patch, truth.shape), predicted, truth)
-            name = title if config.resolutions == 1 else _with_window(title, model.card.front_end, number)
+            name = title if config.resolutions == 1 else f"{title}, {window_text(model.card.front_end, number)}"
             decibels = (truth * DB_PER_NATURAL_LOG, shown * DB_PER_NATURAL_LOG)
             rows.append(_Row(name, result.loss, number, *decibels, by_patch))
     return rows
 
 
-def _with_window(title: str, config: FrontEndConfig, resolution: int) -> str:
-    """Say which resolution of a clip a row shows."""
+def window_text(config: FrontEndConfig, resolution: int) -> str:
+    """Say which resolution of a front end is drawn, as in 'window of 25 ms'."""
     window_ms = 1000 * config.win_samples / config.sample_rate_hz
     if resolution:
         window_ms = config.further_resolutions[resolution - 1].window_ms
-    return f"{title}, window of {window_ms:g} ms"
+    return f"window of {window_ms:g} ms"
 
 
 def _of_bands(by_patch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -173,7 +174,7 @@ def _of_bands(by_patch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: FrontEndConfig) -> None:
     """Draw the three pictures of a clip under its title, and the key to their colors."""
     heard, seen, made = axes_of_row
-    limits = _limits_db(row.truth)
+    limits = limits_db(row.truth)
     hidden = _of_bands(row.masked, row.truth.shape)
     draw = partial(draw_spectrogram, config=config, limits=limits, resolution=row.resolution)
     image = draw(heard, row.truth)
@@ -194,7 +195,7 @@ def _draw_row(figure: "Figure", axes_of_row: np.ndarray, row: _Row, config: Fron
     bar.outline.set(edgecolor=MUTED, linewidth=0.6)
 
 
-def _limits_db(values: np.ndarray) -> tuple[float, float]:
+def limits_db(values: np.ndarray) -> tuple[float, float]:
     """Return the values of the first and the last color, 30 to 70 dB apart."""
     # A clip of digital silence has a range of 0 dB; with at least 30 dB it is drawn dark, not as amplified noise.
     loudest = float(values.max())

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-DB_PER_NATURAL_LOG = float(10 / np.log(10))
-"""Multiplied by this, the natural logarithm of a power is in decibels."""
 COLORMAP = "magma"
 _MIN_TICK_GAP = 0.085
 """The labels of ticks that are closer than this share of the axis would overlap."""

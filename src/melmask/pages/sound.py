@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 
 from melmask.audio.files import read_audio_blocks
-from melmask.audio.logmel import LogMelSpectrogram
+from melmask.audio.logmel import DB_PER_NATURAL_LOG, LogMelSpectrogram
 from melmask.config import LOG_EPSILON, FrontEndConfig
-from melmask.figures.spectrogram import DB_PER_NATURAL_LOG, band_positions
+from melmask.figures.spectrogram import band_positions
 from melmask.pages.charts import Axis, Frame, Tick
 from melmask.pages.images import data_uri, png_data_uri
 
