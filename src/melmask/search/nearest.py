@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows, the most similar first: `first` and the larger `second` (pairs,) int64, `similarity` (pairs,) float32."""
+    """Pairs of rows, the most similar first: (pairs,) int64, (pairs,) int64 and larger, (pairs,) float32."""
 
     first: np.ndarray
     second: np.ndarray
