@@ -169,7 +169,7 @@ def unit_rows(rows: Matrix, mean: Float[np.ndarray, " dims"], dtype: type = np.f
 
 def _without(rows: np.ndarray, mean: np.ndarray, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows without the mean, and their lengths, which are 0 where they are no more than rounding."""
-    centered = rows.astype(dtype) - mean.astype(dtype)
+    centered: np.ndarray = rows.astype(dtype) - mean.astype(dtype)
     lengths = np.sqrt(np.einsum("rd,rd->r", centered, centered))
     own = np.sqrt(np.einsum("rd,rd->r", rows, rows))
     return centered, np.where(lengths > _SMALLEST_LENGTH * own, lengths, 0).astype(dtype)
