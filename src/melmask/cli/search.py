@@ -3,10 +3,13 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from melmask.errors import InputError
 from melmask.system.terminal import note, say
+
+if TYPE_CHECKING:
+    from melmask.search.index import SearchIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,7 @@ def run(options: Options) -> int:
         raise InputError("give either a sound file as QUERY or --microphone-s, and not both")
     check_table(options.out)
     index = SearchIndex(options.index, options.model, options.device)
-    # The model is loaded before something is recorded or read, because it may be missing.
-    assert index.model is not None
-    audio, sample_rate_hz = _audio(options)
+    audio, sample_rate_hz = _recorded(index, options.microphone_s) if options.query is None else _given(options.query)
     hits = index.search(
         audio,
         options.top,
@@ -67,18 +68,24 @@ def run(options: Options) -> int:
     return 0
 
 
-def _audio(options: Options) -> tuple[Any, int | None]:
-    """Return the query as `SearchIndex.search` takes it, and its rate if it is an array."""
-    if options.microphone_s is not None:
-        from melmask.audio.microphone import record
+def _recorded(index: "SearchIndex", microphone_s: float | None) -> tuple[Any, int]:
+    """Record the query; return it and its rate in Hz."""
+    from melmask.audio.microphone import Microphone
 
-        note(f"melmask: recording for {options.microphone_s:g} s")
-        return record(options.microphone_s)
-    if str(options.query) == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise InputError("the query is -, but nothing is piped into melmask; give a sound file")
-        content = sys.stdin.buffer.read()
-        if not content:
-            raise InputError("the query is -, but standard input is empty; pipe a WAV file into melmask")
-        return content, None
-    return options.query, None
+    assert microphone_s is not None
+    microphone = Microphone()
+    # The model is loaded before the recording, since that takes seconds, and it may be missing.
+    note(f"melmask: recording {microphone_s:g} s for {index.model.name}")
+    return microphone.record(microphone_s), microphone.rate_hz
+
+
+def _given(query: Path) -> tuple[Any, None]:
+    """Return the path of the query, or what is piped into melmask."""
+    if str(query) != "-":
+        return query, None
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("the query is -, but nothing is piped into melmask; give a sound file")
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise InputError("the query is -, but standard input is empty; pipe a WAV file into melmask")
+    return content, None

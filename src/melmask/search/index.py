@@ -95,10 +95,10 @@ class SearchIndex:
     def vector_of(
         self,
         audio: Any,
-        sample_rate_hz: float | None = None,
+        sample_rate_hz: int | float | None = None,
         *,
-        start_s: float | None = None,
-        end_s: float | None = None,
+        start_s: int | float | None = None,
+        end_s: int | float | None = None,
     ) -> Float[np.ndarray, " dims"]:
         """Return the vector of a sound, (dims,) float32, made as those of the index.
 
@@ -120,9 +120,9 @@ class SearchIndex:
         audio: Any,
         top: int = 20,
         *,
-        sample_rate_hz: float | None = None,
-        start_s: float | None = None,
-        end_s: float | None = None,
+        sample_rate_hz: int | float | None = None,
+        start_s: int | float | None = None,
+        end_s: int | float | None = None,
         collections: Sequence[str] = (),
         exact: bool = False,
     ) -> list[Hit]:
@@ -179,7 +179,7 @@ class SearchIndex:
         return self.vectors.ordered(vector, np.concatenate([ids, added]), count)
 
     def duplicates(
-        self, threshold: float = 0.99, top: int = 1000, *, collections: Sequence[str] = ()
+        self, threshold: int | float = 0.95, top: int = 1000, *, collections: Sequence[str] = ()
     ) -> list[tuple[Hit, Hit]]:
         """Return the pairs of sounds that are at least as similar as `threshold`, the most similar first.
 

@@ -96,7 +96,7 @@ class Vectors:
 
 def near_duplicates(
     matrix: Matrix,
-    threshold: float,
+    threshold: int | float,
     count: int,
     *,
     mean: Float[np.ndarray, " dims"] | None = None,

@@ -61,9 +61,9 @@ def query_vector(
     model: AudioEncoder,
     choice: FeatureChoice,
     audio: Any,
-    sample_rate_hz: float | None = None,
-    start_s: float | None = None,
-    end_s: float | None = None,
+    sample_rate_hz: int | float | None = None,
+    start_s: int | float | None = None,
+    end_s: int | float | None = None,
 ) -> np.ndarray:
     """Return the vector (D,) float32 of a sound, or of the part of it from `start_s` to `end_s`.
 
@@ -113,8 +113,8 @@ def _of_array(
     model: AudioEncoder,
     choice: FeatureChoice,
     audio: Any,
-    sample_rate_hz: float | None,
-    times: tuple[float, float | None],
+    sample_rate_hz: int | float | None,
+    times: tuple[int | float, int | float | None],
 ) -> tuple[np.ndarray, float]:
     waveform = np.asarray(audio)
     if sample_rate_hz is not None and waveform.ndim == 1:
