@@ -157,9 +157,10 @@ def test_a_sound_finds_itself_and_its_copy_by_every_kind_of_query(table, sounds,
     assert [row["path"] for row in rows] == [hit.path for hit in hits] and rows[1]["similarity"] == hits[1].similarity
     # The pair is found as near-duplicates.
     out = tmp_path / "pairs.jsonl"
-    assert main(["duplicates", str(folder), "--top", "1", "--similarity", "0.9", "--out", str(out)]) == 0
-    (pair,) = map(json.loads, out.read_text().splitlines())
-    assert {Path(pair["path"]).name, Path(pair["other_path"]).name} == {"00.wav", "copy.wav"}
+    least = hits[1].similarity - 1e-4
+    assert main(["duplicates", str(folder), "--similarity", str(least), "--out", str(out)]) == 0
+    pairs = [(row["path"], row["other_path"]) for row in map(json.loads, out.read_text().splitlines())]
+    assert (hits[0].path, hits[1].path) in pairs and len(pairs) == len(set(pairs))
 
 
 def test_an_index_grows_and_replaces_only_what_has_changed(table, tmp_path):
@@ -173,7 +174,7 @@ def test_an_index_grows_and_replaces_only_what_has_changed(table, tmp_path):
     assert (folder / "index.json").read_bytes() == facts
     # Two sounds change, one is new, and one of the same name belongs to another collection.
     changed = vectors.copy()
-    changed[[3, 4]] += 1
+    changed[[3, 4]] = made_vectors(2, SIZE, seed=5)
     changed = np.concatenate([changed[:10], made_vectors(1, SIZE, seed=1)])
     second = with_vectors(table, tmp_path / "b.parquet", [*names[:10], "new.wav"], changed)
     report = build_index([second], folder)
@@ -185,7 +186,7 @@ def test_an_index_grows_and_replaces_only_what_has_changed(table, tmp_path):
     expected |= {("other", name): row.tobytes() for name, row in zip([*names[:10], "new.wav"], changed, strict=True)}
     assert content(folder) == expected
     index = SearchIndex(folder)
-    assert [hit.path for hit in index.nearest(vectors[3], 1, collections=["default"])] != ["3.wav"]
+    assert index.nearest(vectors[3], 1)[0].similarity < 0.999
     hits = index.nearest(changed[3], 2)
     assert [(hit.collection, hit.path) for hit in hits] == [("default", "3.wav"), ("other", "3.wav")]
     assert [hit.collection for hit in index.nearest(changed[3], 11, collections=["other"])] == ["other"] * 11

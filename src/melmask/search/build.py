@@ -8,6 +8,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -26,6 +27,7 @@ from melmask.search.files import (
     free_name,
     read_facts,
     read_items,
+    remove_others,
     write_arrays,
     write_facts,
     write_items,
@@ -39,6 +41,8 @@ DEFAULT_COLLECTION = "default"
 _ROWS_BETWEEN_SAVES = 200_000
 """A killed job loses at most so many vectors, and one table of items is written for each."""
 _COPIED_ROWS = 1 << 14
+_ROUNDING = 1e-4
+"""Relative to the largest number of a vector. A sound that is embedded again, in another batch, differs by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +214,20 @@ class _Writer:
         self._notes: list[str] = []
         # Set when the index has to be written: something has changed, or the last job was killed.
         self._changed = facts is None or facts.statistics is None
+        if facts is not None:
+            remove_others(folder, facts)
         self._file: IO[bytes] = (folder / self._vectors).open("w+b" if facts is None else "r+b")
 
     def __enter__(self) -> "_Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        # What has not been saved is of no use. If the disk is full, that has been reported.
+        with suppress(OSError):
+            if self._facts is not None and self._facts.vectors == self._vectors:
+                self._file.truncate(self._facts.rows * self._dimensions * 4)
+        with suppress(OSError):
+            self._file.close()
         if self._facts is None:
             # Nothing has been saved: a table was refused.
             (self._folder / self._vectors).unlink(missing_ok=True)
@@ -258,11 +269,12 @@ class _Writer:
             self._save(None)
 
     def _is_there(self, known: Item, row: TableRow) -> bool:
-        """Whether the vectors of this piece are those that the index has of the sound."""
+        """Whether the vectors of this piece are those that the index has of the sound, up to rounding."""
         if row.first_step + len(row.vectors) > known.rows:
             return False
         self._file.seek((known.first_row + row.first_step) * self._dimensions * 4)
-        return self._file.read(row.vectors.nbytes) == row.vectors.astype("<f4").tobytes()
+        there = np.frombuffer(self._file.read(row.vectors.nbytes), "<f4").reshape(row.vectors.shape)
+        return bool(np.abs(there - row.vectors).max() <= _ROUNDING * np.abs(row.vectors).max())
 
     def _write(self, vectors: np.ndarray) -> None:
         try:

@@ -145,6 +145,11 @@ def write_facts(folder: Path, facts: IndexFacts) -> None:
     settings = parse_json(facts.settings.to_json())
     values = {name: value for name, value in vars(facts).items() if name != "settings"}
     write_json(folder / FACTS, {"format": FORMAT, "version": VERSION, **values, "settings": settings})
+    remove_others(folder, facts)
+
+
+def remove_others(folder: Path, facts: IndexFacts) -> None:
+    """Remove the files of earlier states, and of jobs that were killed; no other job may be writing to the index."""
     for path in files_of(folder):
         if path.name not in facts.names:
             path.unlink(missing_ok=True)

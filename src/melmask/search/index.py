@@ -166,7 +166,7 @@ class SearchIndex:
             count *= 4
 
     def _found(self, vector: np.ndarray, count: int, among: np.ndarray | None, exact: bool) -> Found:
-        if self._graph is None or exact:
+        if exact or self._graph is None:
             return self.vectors.nearest(vector, count, among)
         graph = self._graph
         wanted = min(max(_CANDIDATES * count, _FEWEST_CANDIDATES), graph.rows)

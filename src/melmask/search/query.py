@@ -11,8 +11,9 @@ from melmask.config import EACH, MEAN
 from melmask.embedding.choice import SCENES, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.extract import embed_files
+from melmask.embedding.tables import TableSettings
 from melmask.embedding.waveform import sound_file
-from melmask.errors import AudioFileError, CheckpointError, InputError, MelmaskError
+from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
 from melmask.search.files import IndexFacts
 
 
@@ -31,23 +32,38 @@ def load_model(facts: IndexFacts, index: Path, model: Path | str | None = None, 
     """
     settings, source = facts.settings, facts.model if model is None else str(model)
     try:
-        encoder = load(source, device, front_end=settings.front_end, statistics=settings.statistics)
-        same = encoder.sha256 == settings.model_sha256
-    except MelmaskError as error:
+        encoder = load(source, device)
+    except CheckpointError as error:
         if model is not None:
             raise
         raise CheckpointError(
             f"the model of {index} was {source}, which cannot be used ({error}); say where it is now with --model"
         ) from error
-    if not same:
+    found = encoder.sha256
+    if found != settings.model_sha256:
+        encoder = _with_settings(encoder, settings)
+    if encoder.sha256 != settings.model_sha256:
         raise CheckpointError(
-            f"{source} is not the model that {index} was made with ({encoder.sha256[:8]} instead of "
+            f"{source} is not the model that {index} was made with ({found[:8]} instead of "
             f"{settings.model_sha256[:8]}); say where that one is with --model"
         )
     # A query is one sound, also where the index has each channel of a file.
     channel = MEAN if settings.channel == EACH else settings.channel
     encoder.reading = replace(settings.reading, channel=channel)
     return encoder
+
+
+def _with_settings(encoder: AudioEncoder, settings: TableSettings) -> AudioEncoder:
+    """Return the encoder with the front end and the statistics of a table, if it can have them.
+
+    They may be those of the files that were embedded, and third-party models do not bring their own.
+    """
+    try:
+        card = replace(encoder.card, front_end=settings.front_end, statistics=settings.statistics)
+    except ConfigError:
+        # It is a model with another number of bands.
+        return encoder
+    return AudioEncoder(encoder.model, card, encoder.name, str(encoder.device), normalization=settings.normalization)
 
 
 def choice_of(facts: IndexFacts) -> FeatureChoice:
