@@ -93,6 +93,8 @@ def with_faiss(rows: Rows, mean: np.ndarray, file: Path, kind: str, deadline_s: 
     lists = int(4 * np.sqrt(rows.count))
     name = "HNSW16,SQfp16" if kind == "hnsw" else f"IVF{lists},SQ8"
     index = faiss.index_factory(rows.dimensions, name, faiss.METRIC_INNER_PRODUCT)
+    if kind == "hnsw":
+        index.hnsw.efConstruction = 128
     sample = np.concatenate([units for _, units in zip(range(5), (u for _, u in rows.units(mean)), strict=False)])
     index.train(sample)
     done = 0

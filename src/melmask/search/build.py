@@ -216,7 +216,8 @@ class _Writer:
         self._changed = facts is None or facts.statistics is None
         if facts is not None:
             remove_others(folder, facts)
-        self._file: IO[bytes] = (folder / self._vectors).open("w+b" if facts is None else "r+b")
+        path = folder / self._vectors
+        self._file: IO[bytes] = path.open("w+b") if facts is None else path.open("r+b")
 
     def __enter__(self) -> "_Writer":
         return self
