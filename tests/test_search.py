@@ -260,6 +260,20 @@ def test_an_index_whose_job_was_killed_at_any_write_is_whole_and_is_resumed(tabl
     assert at > 8
 
 
+def test_an_index_is_opened_while_a_job_adds_to_it(table, tmp_path, monkeypatch):
+    build_index([table], tmp_path / "idx")
+    more = with_vectors(table, tmp_path / "more.parquet", ["x.wav"], np.ones((1, SIZE)))
+    read_items = files.read_items
+
+    def late(folder, facts):
+        monkeypatch.undo()
+        build_index([more], folder)
+        return read_items(folder, facts)
+
+    monkeypatch.setattr(files, "read_items", late)
+    assert SearchIndex(tmp_path / "idx").facts.rows == 13
+
+
 def test_moments_of_recordings_are_found_with_their_times(encoder, sound, tmp_path):
     # Three seconds of one tone with half a second of another one in it.
     calls = {"a.wav": 2.0, "b.wav": 4.5}

@@ -8,6 +8,7 @@ open keeps what it has mapped.
 import itertools
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +107,16 @@ class IndexFacts:
         return {FACTS, self.vectors, self.items, *statistics, *graph}
 
 
+class Opened(NamedTuple):
+    """An index as it was at one moment."""
+
+    facts: IndexFacts
+    items: pa.Table
+    vectors: np.ndarray
+    """(rows, dims) float32, mapped from their file."""
+    statistics: "Statistics | None"
+
+
 class Statistics(NamedTuple):
     """What a search needs to know of all vectors."""
 
@@ -118,6 +129,27 @@ class Statistics(NamedTuple):
 def mean_name(graph: str) -> str:
     """Return the name of the file with the mean that an approximate index was built with."""
     return f"{Path(graph).stem}.npz"
+
+
+def open_index(folder: Path) -> Opened:
+    """Open an index, also while a job adds to it.
+
+    Raises:
+        InputError: there is no index, or it is damaged.
+    """
+    facts = read_facts(folder)
+    try:
+        return _open(folder, facts)
+    except InputError:
+        # A job may have saved the next state, and removed the files of this one.
+        later = read_facts(folder)
+        if later == facts:
+            raise
+        return _open(folder, later)
+
+
+def _open(folder: Path, facts: IndexFacts) -> Opened:
+    return Opened(facts, read_items(folder, facts), map_vectors(folder, facts), read_statistics(folder, facts))
 
 
 def read_facts(folder: Path) -> IndexFacts:
@@ -152,7 +184,9 @@ def remove_others(folder: Path, facts: IndexFacts) -> None:
     """Remove the files of earlier states, and of jobs that were killed; no other job may be writing to the index."""
     for path in files_of(folder):
         if path.name not in facts.names:
-            path.unlink(missing_ok=True)
+            # On Windows, a file that a search has open stays until the next job.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def files_of(folder: Path) -> list[Path]:

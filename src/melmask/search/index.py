@@ -12,7 +12,7 @@ from jaxtyping import Float
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, some_of
 from melmask.search.approximate import Graph
-from melmask.search.files import Item, map_vectors, read_facts, read_items, read_statistics
+from melmask.search.files import Item, open_index
 from melmask.search.nearest import Found, Vectors, mean_of, near_duplicates
 from melmask.search.query import choice_of, load_model, query_vector
 from melmask.system.finite import check_finite
@@ -60,9 +60,8 @@ class SearchIndex:
     def __init__(self, path: Path | str, model: Path | str | None = None, device: str = "auto"):
         self.path = Path(path)
         self._place, self._device = model, device
-        self.facts = read_facts(self.path)
+        self.facts, self._items, matrix, statistics = open_index(self.path)
         self.frames = self.facts.frames
-        self._items = read_items(self.path, self.facts)
         self._firsts, self._counts = (self._items[name].to_numpy() for name in ("first_row", "rows"))
         self._live = self._items["live"].to_numpy()
         names = self._items["collection"].dictionary_encode().combine_chunks()
@@ -72,7 +71,6 @@ class SearchIndex:
         self.collections = {
             name: int(count) for name, count in zip(self._collection_names, counts, strict=True) if count
         }
-        matrix, statistics = map_vectors(self.path, self.facts), read_statistics(self.path, self.facts)
         if statistics is None:
             # The job that built the index was killed after it had saved a part.
             self.vectors = Vectors(matrix, mean_of(matrix, self._among(None)))
