@@ -16,7 +16,10 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-EXTRAS = ("sklearn", "scipy", "matplotlib", "tensorboard", "wandb", "huggingface_hub", "ray", "onnx", "onnxruntime")
+EXTRAS = (
+    *("sklearn", "scipy", "matplotlib", "tensorboard", "wandb", "huggingface_hub", "ray", "onnx", "onnxruntime"),
+    *("usearch", "sounddevice"),
+)
 UNIX_MODULES = ("resource", "fcntl", "termios", "pwd", "grp", "syslog", "pty")
 UNIX_CALLS = (
     *("preadv", "pread", "pwritev", "pwrite", "sched_getaffinity", "fork", "forkpty", "getuid", "geteuid", "getgid"),
@@ -70,6 +73,9 @@ def commands(folder):
         "embed": ["embed", folder, "--model", run, "--out", table],
         "embed, ray": ["embed", folder, "--model", run, "--out", folder / "f.parquet", "--engine", "ray"],
         "embed, hub": ["embed", folder, "--model", "hub:a/b", "--out", folder / "g.parquet"],
+        "index": ["index", table, "--out", folder / "idx"],
+        "search": ["search", folder / "idx", next(folder.glob("*.wav"))],
+        "duplicates": ["duplicates", folder / "idx"],
         "probe": ["probe", "--model", run, "--labels", labels, "--out", folder / "probe"],
         "few-labels": ["few-labels", "--model", run, "--labels", labels, "--out", folder / "few", "--draws", "1"],
         "make-task": ["make-task", labels, "--out", tasks, "--name", "toy"],

@@ -42,7 +42,9 @@ HOMES = {
     "tensorboard": {"train"},
     "wandb": {"train"},
     "tqdm": {"system"},
-    "pyarrow": {"classifier", "corpus", "embedding", "labels", "study"},
+    "pyarrow": {"classifier", "corpus", "embedding", "labels", "search", "study"},
+    "sounddevice": {"audio"},
+    "usearch": {"search"},
     "jinja2": {"pages"},
     # Text that it marks as safe would not be escaped.
     "markupsafe": set(),
@@ -157,9 +159,11 @@ def test_the_public_names_are_the_documented_ones():
         "FrontEndConfig",
         "MelmaskError",
         "Reconstruction",
+        "SearchIndex",
         "Sound",
         "Statistics",
         "__version__",
+        "build_index",
         "embed_files",
         "load",
     ]

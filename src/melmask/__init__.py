@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from melmask.embedding.reconstruction import Reconstruction
     from melmask.embedding.streaming import EmbeddingStream
     from melmask.errors import MelmaskError
+    from melmask.search.build import build_index
+    from melmask.search.index import SearchIndex
 
 __version__ = "0.1.0"
 
@@ -26,6 +28,8 @@ _HOMES = {
     "melmask.embedding.reconstruction": ("Reconstruction",),
     "melmask.embedding.streaming": ("EmbeddingStream",),
     "melmask.errors": ("MelmaskError",),
+    "melmask.search.build": ("build_index",),
+    "melmask.search.index": ("SearchIndex",),
 }
 
 __all__ = [
@@ -39,9 +43,11 @@ __all__ = [
     "FrontEndConfig",
     "MelmaskError",
     "Reconstruction",
+    "SearchIndex",
     "Sound",
     "Statistics",
     "__version__",
+    "build_index",
     "embed_files",
     "load",
 ]

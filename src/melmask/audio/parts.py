@@ -160,9 +160,7 @@ def _cut(sound: Sound, block_frames: Callable[[int, int], int]) -> Iterator[tupl
             break
     else:
         if not used:
-            raise AudioFileError(
-                f"{sound} begins after the file's end at {seconds_text(end_s)} s; give an earlier start"
-            )
+            raise AudioFileError(f"{sound} begins after the file's end at {seconds_text(end_s)} s; correct the times")
         return
     # Where the decoder can jump, the next part is jumped to as well.
     if not block.jumps:

@@ -93,24 +93,24 @@ class Parser(argparse.ArgumentParser):
         return [str(action.metavar) for action in self._actions if not action.option_strings and action.metavar]
 
     def placed(self, values: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-        """Place the words of a command whose first argument can be left out, such as `finetune [MODEL] LABELS`.
+        """Place the words of a command whose first or last argument can be left out, as `finetune [MODEL] LABELS`.
 
         argparse gives each place what it meets first: a setting, if it comes before the options, or the first of two
         words that options separate. Return the words that have no place.
         """
         positional = [action for action in self._actions if not action.option_strings]
-        if len(positional) < 2 or positional[0].nargs != "?":
+        optional = [action for action in positional if action.nargs == "?"]
+        if len(positional) < 2 or len(optional) != 1:
             return list(rest)
         places = [action.dest for action in positional]
         given = [str(getattr(values, place)) for place in places if getattr(values, place) is not None]
         words = [*given, *rest]
-        plain = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
+        plain = [word for word in words if _is_place(word)]
         lacking = len(places) - len(plain)
         # An unknown option may own the words after it, so they are left to its message.
-        if lacking not in (0, 1) or any(word.startswith("-") for word in rest):
+        if lacking not in (0, 1) or any(word.startswith("-") and word != "-" for word in rest):
             return list(rest)
-        # The last words take the last places.
-        texts = [None] * lacking + plain
+        texts = [None] * lacking + plain if optional[0] is positional[0] else plain + [None] * lacking
         for action, text in zip(positional, texts, strict=True):
             setattr(values, action.dest, None if text is None else self._get_value(action, text))
         return [word for word in words if word not in plain]
@@ -133,6 +133,11 @@ class Parser(argparse.ArgumentParser):
             for name, value, meaning in entries(self.listed_settings):
                 page += f"  {name}={value}\n{textwrap.indent(textwrap.fill(meaning, 71), ' ' * 8)}\n"
         return page
+
+
+def _is_place(word: str) -> bool:
+    """Whether a word can be an argument without a flag: a path, or - for standard input, but no option or setting."""
+    return word == "-" or (not word.startswith("-") and ("=" not in word or Path(word).exists()))
 
 
 class CommandList(argparse.HelpFormatter):
