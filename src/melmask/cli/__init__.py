@@ -27,11 +27,14 @@ from melmask.system.terminal import note
 
 # Help lists the commands in this order, which is the order of the work.
 COMMANDS = (
-    *("demo", "prepare", "pretrain", "bench", "embed", "index", "search", "duplicates", "probe", "few-labels"),
-    *("evaluate", "make-task", "study", "show", "finetune", "predict", "convert", "push", "export", "settings"),
+    *("demo", "prepare", "pretrain", "bench", "embed", "explore", "index", "search", "duplicates", "probe"),
+    *("few-labels", "evaluate", "make-task", "study", "show", "finetune", "predict", "convert", "push", "export"),
+    "settings",
 )
 # When one of these is stopped, the same command resumes it.
-_RESUMED = ("demo", "prepare", "pretrain", "embed", "index", "probe", "evaluate", "study", "finetune", "predict")
+_RESUMED = (
+    *("demo", "prepare", "pretrain", "embed", "explore", "index", "probe", "evaluate", "study", "finetune", "predict"),
+)
 _SIGPIPE = 13
 """Number of the signal that ends a writer whose reader has gone, on all systems that have it."""
 # CPU allocations fail with the first message and GPU allocations with the second.

@@ -17,6 +17,8 @@ EXTRAS: dict[str, dict[str, str]] = {
     "mteb": {"mteb": "mteb"},
     "search": {"usearch.index": "usearch"},
     "microphone": {"sounddevice": "sounddevice"},
+    "explore": {"starlette": "starlette", "uvicorn": "uvicorn", "sklearn": "scikit-learn"},
+    "map": {"umap": "umap-learn"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 """By extra of melmask: the modules that are imported, and the library that each one belongs to."""
