@@ -1,7 +1,7 @@
 /** Puts the page together: a source gives the sounds, and the parts of the page share one state. */
 import { Card } from "./card.js";
 import { Coloring } from "./coloring.js";
-import { byId, debounce, fillSelect, guarded, plural, toast } from "./dom.js";
+import { able, byId, debounce, fillSelect, guarded, plural, toast } from "./dom.js";
 import { Inspector } from "./inspector.js";
 import { startKeyboard } from "./keyboard.js";
 import { Labels } from "./labels.js";
@@ -36,9 +36,8 @@ class App {
   async start() {
     const { state, source } = this;
     state.put({ collection: await source.collection() });
-    for (const [name, kinds] of [["search", ["search"]], ["label", ["label"]], ["sound", ["searchBySound"]], ["probe", ["probe"]]]) {
-      const able = kinds.every((kind) => source.can[kind]);
-      for (const element of document.querySelectorAll(`.can-${name}`)) element.classList.toggle("unable", !able);
+    for (const element of document.querySelectorAll("[data-needs]")) {
+      element.classList.toggle("unable", !element.dataset.needs.split(" ").every((name) => able(source, name)));
     }
     const choose = (id) => this.choose(id, { open: this.tabs.wide && this.tabs.name === "inspect" });
     const colorBy = (name) => this.colorBy(name);
@@ -50,7 +49,7 @@ class App {
     this.#connect();
     this.#describe();
     await this.loadPoints();
-    if (source.can.label) await this.labels.start();
+    if (able(source, "label")) await guarded(() => this.labels.start());
     await this.colorBy(this.#firstColumn());
     this.#watchEmbedding();
     document.body.dataset.ready = "yes";
@@ -73,8 +72,9 @@ class App {
     fillSelect(byId("projection"), projections.map((value) => [value, names[value] ?? value]), byId("projection").value || projections.at(-1));
     byId("projection-label").hidden = projections.length < 2;
     this.offerColors();
-    byId("map-note").hidden = !this.map.plain;
-    byId("map-note").textContent = "This browser has no WebGL 2, so large maps move slowly.";
+    const notes = [this.map.plain ? "This browser has no WebGL 2, so large maps move slowly." : "", this.source.note];
+    byId("map-note").textContent = notes.filter(Boolean).join(" ");
+    byId("map-note").hidden = byId("map-note").textContent === "";
   }
 
   offerColors() {
@@ -125,7 +125,7 @@ class App {
     });
     map.addEventListener("lassoed", () => {
       toast(state.selection.length === 0 ? "No sound is selected." : `${plural(state.selection.length, "sound")} selected. Name them under Labels.`);
-      if (this.tabs.wide && this.source.can.label && state.selection.length > 0) this.tabs.show("labels");
+      if (this.tabs.wide && able(this.source, "label") && state.selection.length > 0) this.tabs.show("labels");
     });
     state.on("shown", () => drawLegend(byId("legend"), this.coloring));
     state.on("hovered", () => player.touch(state.hovered));
@@ -155,23 +155,23 @@ class App {
       byId(id).focus();
     };
     const chosen = (f) => () => (state.current === null ? toast("Choose a sound first.") : f());
-    const able = (name, f) => () => this.source.can[name] && f();
+    const ifAble = (name, f) => () => able(this.source, name) && f();
     return {
       m: go("map", "overlay"),
       1: go("map", "overlay"),
       2: go("inspect", "inspect"),
-      3: able("search", go("search", "search")),
-      4: able("label", go("labels", "labels")),
+      3: ifAble("search", go("search", "search")),
+      4: ifAble("label", go("labels", "labels")),
       i: chosen(() => this.inspect()),
       " ": chosen(() => player.playOrStop(state.current)),
       s: () => player.toggle(),
       t: () => byId("theme").click(),
-      x: able("label", chosen(() => this.toggleSelected())),
+      x: ifAble("label", chosen(() => this.toggleSelected())),
       v: () => this.map.selectView(),
       l: () => this.toggleLasso(),
-      n: able("search", chosen(() => this.search.current())),
-      "/": able("search", go("search", "search-name")),
-      b: able("label", go("labels", "label-name")),
+      n: ifAble("search", chosen(() => this.search.current())),
+      "/": ifAble("search", go("search", "search-name")),
+      b: ifAble("label", go("labels", "label-name")),
       Escape: () => this.clear(),
     };
   }
@@ -207,12 +207,16 @@ class App {
   /** Show how far embedding is, and take the new places and columns when it is done. */
   #watchEmbedding() {
     const { embedding } = this.state.collection;
-    const busy = embedding && embedding.done < embedding.total;
-    byId("embedding").hidden = !busy;
-    if (!busy) return;
-    byId("embedding-bar").value = embedding.done / Math.max(1, embedding.total);
-    byId("embedding-text").textContent = `${embedding.done.toLocaleString("en")} of ${embedding.total.toLocaleString("en")} embedded`;
-    setTimeout(() => guarded(() => this.#poll()), POLL_MS);
+    if (!embedding) return;
+    const { done, total, failed, running, error } = embedding;
+    const busy = done < total && running !== false;
+    byId("embedding").hidden = !busy && !error && !failed;
+    byId("embedding-bar").hidden = !busy;
+    byId("embedding-bar").value = done / Math.max(1, total);
+    const count = (n) => n.toLocaleString("en");
+    const words = [busy ? `${count(done)} of ${count(total)} embedded` : "", failed ? `${count(failed)} cannot be read` : "", error];
+    byId("embedding-text").textContent = words.filter(Boolean).join(" · ");
+    if (busy) setTimeout(() => guarded(() => this.#poll()), POLL_MS);
   }
 
   async #poll() {

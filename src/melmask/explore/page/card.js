@@ -33,7 +33,7 @@ export class Card {
     byId("card-facts").textContent = this.#state.labels.get(id) ?? "";
     this.#place();
     await guarded(async () => {
-      const [name, matrix] = [this.#memory.name(id), this.#memory.spectrogram(id)];
+      const [name, matrix] = [this.#memory.name(id), this.#memory.glimpse(id)];
       // An error of the spectrogram is met below; here it must not count as forgotten while the name is awaited.
       matrix.catch(() => {});
       const text = await name;

@@ -26,6 +26,9 @@ export function fillSelect(select, options, chosen = select.value) {
   if (options.some(([value]) => String(value) === String(chosen))) select.value = chosen;
 }
 
+/** Return whether a source can do something; what it does not mention, it can. */
+export const able = (source, name) => source.can[name] !== false;
+
 /** Call `f` once, `ms` after the last of several calls. */
 export function debounce(f, ms) {
   let timer = 0;

@@ -1,6 +1,6 @@
 /** Shows what the model makes of a sound: its spectrogram, what it fills in under a mask, and what it attends to. */
 import { GRAYS, VIRIDIS } from "./colors.js";
-import { byId, debounce, el, fillSelect, guarded, seconds } from "./dom.js";
+import { able, byId, debounce, el, fillSelect, guarded, seconds } from "./dom.js";
 import { Overview } from "./overview.js";
 import { Patches } from "./patches.js";
 import { prepared, plotOf, drawRange, drawTimes, drawFrequencies, lengthOf } from "./spectrogram.js";
@@ -47,10 +47,9 @@ export class Inspector {
   /** Offer what the model has: its resolutions, layers and heads. */
   prepare() {
     const { model } = this.state.collection;
-    const { can } = this.source;
-    byId("masking").hidden = !can.reconstruct;
-    byId("attention-figure").hidden = !can.attention;
-    for (const button of document.querySelectorAll(".listen")) button.hidden = !can.listen;
+    byId("masking").hidden = !able(this.source, "reconstruct");
+    byId("attention-figure").hidden = !able(this.source, "attention");
+    for (const button of document.querySelectorAll(".listen")) button.hidden = !able(this.source, "listen");
     byId("resolution-label").hidden = !(model.resolutions > 1);
     fillSelect(byId("resolution"), Array.from({ length: model.resolutions ?? 1 }, (_, i) => [i, String(i + 1)]), 0);
     const numbered = (count) => [["", "mean"], ...Array.from({ length: count ?? 0 }, (_, i) => [i, String(i + 1)])];
@@ -96,10 +95,10 @@ export class Inspector {
   /** Show the piece that the overview marks: with a mask where the model can fill it in, or else as it is. */
   #load() {
     this.#attentionPatch = null;
-    if (this.source.can.reconstruct) return this.#draw();
+    if (able(this.source, "reconstruct")) return this.#draw();
     return guarded(async () => {
       const id = this.#id;
-      const whole = await this.memory.spectrogram(id, this.overview.from_s, this.#where.resolution);
+      const whole = await this.memory.spectrogram(id, { from_s: this.overview.from_s, resolution: this.#where.resolution });
       if (id !== this.#id) return;
       this.#showInput(this.overview.piece(whole), this.#grid());
     });
@@ -107,7 +106,14 @@ export class Inspector {
 
   #grid() {
     const { model } = this.state.collection;
-    return { rows: model.rows, columns: Math.floor(model.unit_frames / model.patch_frames) };
+    const columns = Math.floor(model.unit_frames / model.patch_frames);
+    return { rows: model.rows, columns, length_s: this.#lengthOf(columns) };
+  }
+
+  /** Return the time that patches cover, in s. The last ones of a sound may reach beyond its end. */
+  #lengthOf(columns) {
+    const { model } = this.state.collection;
+    return (columns * model.patch_frames * model.hop_ms) / 1000;
   }
 
   /** Draw a mask with the chosen strategy, share and seed. */
@@ -123,7 +129,7 @@ export class Inspector {
   }
 
   #reconstruct({ hidden }) {
-    if (this.#id === null || !this.source.can.reconstruct) return undefined;
+    if (this.#id === null || !able(this.source, "reconstruct")) return undefined;
     if (Array.isArray(hidden) && !hidden.includes(1)) return this.#hideNothing();
     if (Array.isArray(hidden) && !hidden.includes(0)) {
       byId("loss").textContent = "Everything is hidden: leave the model something to see.";
@@ -135,8 +141,9 @@ export class Inspector {
       if (signal.aborted) return;
       this.#made = made;
       const { rows, columns } = made;
-      this.#showInput(made.input, { rows, columns, hidden: made.hidden });
-      this.reconstruction.show(made.reconstruction, { rows, columns, range: [made.input.low_db, made.input.high_db] });
+      const grid = { rows, columns, length_s: this.#lengthOf(columns) };
+      this.#showInput(made.input, { ...grid, hidden: made.hidden });
+      this.reconstruction.show(made.reconstruction, { ...grid, range: [made.input.low_db, made.input.high_db] });
       this.#drawError();
       this.#tell();
     });
@@ -154,8 +161,8 @@ export class Inspector {
     this.input.show(matrix, options);
     byId("input-note").textContent = `${matrix.start_s.toFixed(2)} to ${(matrix.start_s + lengthOf(matrix)).toFixed(2)} s`;
     byId("input").setAttribute("aria-label", `Spectrogram of ${options.rows} rows and ${options.columns} columns of patches`);
-    this.attention.show(matrix, { rows: options.rows, columns: options.columns });
-    if (this.source.can.attention) this.#attend();
+    this.attention.show(matrix, { ...options, hidden: undefined });
+    if (able(this.source, "attention")) this.#attend();
   }
 
   #tell() {
@@ -181,7 +188,7 @@ export class Inspector {
       const [x, y] = [edge(column, columns, plot.width), edge(rows - 1 - row, rows, plot.height)];
       context.fillRect(plot.left + x, plot.top + y, edge(column + 1, columns, plot.width) - x, edge(rows - row, rows, plot.height) - y);
     });
-    drawTimes(context, plot, input.start_s, lengthOf(input));
+    drawTimes(context, plot, input.start_s, this.#lengthOf(columns));
     drawFrequencies(context, plot, input.frequencies_hz);
     drawRange(context, canvas, plot, [0, most], VIRIDIS, "dB");
   }
@@ -193,7 +200,7 @@ export class Inspector {
   }
 
   #attend() {
-    if (this.#id === null || !this.source.can.attention) return undefined;
+    if (this.#id === null || !able(this.source, "attention")) return undefined;
     let from = byId("attention-from").value;
     const rollout = from === "rollout";
     for (const id of ["layer", "head"]) byId(id).disabled = rollout;

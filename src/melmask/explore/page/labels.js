@@ -1,7 +1,7 @@
 /** Labels: names for what is selected, a probe that learns them at once, and lists of what to look at next. */
 import { CATEGORIES, cssOf } from "./colors.js";
 import { labelColumn } from "./coloring.js";
-import { byId, el, guarded, plural, toast } from "./dom.js";
+import { able, byId, el, guarded, plural, toast } from "./dom.js";
 import { SoundList } from "./sound_list.js";
 
 const LISTS = {
@@ -27,7 +27,6 @@ export class Labels {
       byId(`color-${id}`).addEventListener("click", () => this.colorBy(name));
     }
     for (const name of Object.keys(LISTS)) byId(`ask-${name}`).addEventListener("click", () => this.ask(name));
-    byId("labels-csv").href = this.source.labelsCsvUrl?.() ?? "";
     this.state.on("selection current labels", () => this.#describe());
     this.state.on("labels", () => this.#listLabels());
   }
@@ -83,6 +82,7 @@ export class Labels {
   }
 
   #listLabels() {
+    byId("labels-csv").href = this.source.labelsCsvUrl();
     const counts = new Map();
     for (const label of this.state.labels.values()) counts.set(label, (counts.get(label) ?? 0) + 1);
     const names = [...counts.keys()].sort();
@@ -108,7 +108,7 @@ export class Labels {
   async probe() {
     const { labels, collection } = this.state;
     const kinds = new Set(labels.values());
-    const ready = this.source.can.probe && kinds.size >= 2;
+    const ready = able(this.source, "probe") && kinds.size >= 2;
     if (!ready) {
       if (kinds.size === 1) byId("probe-note").textContent = "A probe needs two labels or more.";
       return;

@@ -2,6 +2,7 @@
 
 const NAMES_AT_ONCE = 1000;
 const SPECTROGRAMS = 300;
+const GLIMPSE_S = 10;
 
 export class Memory {
   #source;
@@ -39,9 +40,14 @@ export class Memory {
     return found;
   }
 
-  /** Return the first minute of a sound's spectrogram, or the minute from `from_s`. */
-  spectrogram(id, from_s = 0, resolution = 0) {
-    const key = `${id} ${from_s} ${resolution}`;
+  /** Return a spectrogram of the beginning of a sound, which is all that fits into a small picture. */
+  glimpse(id) {
+    return this.spectrogram(id, { length_s: GLIMPSE_S });
+  }
+
+  /** Return the spectrogram of a sound, or of the part that the options of `source.spectrogram` name. */
+  spectrogram(id, options = {}) {
+    const key = JSON.stringify([id, options]);
     const known = this.#spectrograms.get(key);
     if (known) {
       // A Map keeps the order of insertion: what is asked for again moves to the end, and the oldest goes first.
@@ -49,7 +55,7 @@ export class Memory {
       this.#spectrograms.set(key, known);
       return known;
     }
-    const asked = this.#source.spectrogram(id, { from_s, resolution });
+    const asked = this.#source.spectrogram(id, options);
     asked.catch(() => this.#spectrograms.delete(key));
     this.#spectrograms.set(key, asked);
     if (this.#spectrograms.size > SPECTROGRAMS) this.#spectrograms.delete(this.#spectrograms.keys().next().value);

@@ -53,7 +53,7 @@ export class Overview extends EventTarget {
 
   async #fetch() {
     const [id, from_s] = [this.#id, this.from_s];
-    const matrix = await this.#memory.spectrogram(id, from_s);
+    const matrix = await this.#memory.spectrogram(id, { from_s });
     if (id !== this.#id || from_s !== this.from_s) return;
     this.#matrix = matrix;
     byId("overview-note").textContent = this.duration_s > LONGEST_S ? `minute ${from_s / LONGEST_S + 1} of ${Math.ceil(this.duration_s / LONGEST_S)}` : seconds(this.duration_s);

@@ -38,9 +38,13 @@ export class Patches extends EventTarget {
     return this.rows * this.columns;
   }
 
-  show(matrix, { rows, columns, hidden, range } = {}) {
+  /**
+   * Show a matrix. `rows` and `columns` are those of its patches, which cover `length_s`; `hidden` is the mask; `range` is
+   * [low, high] in dB.
+   */
+  show(matrix, { rows, columns, length_s = lengthOf(matrix), hidden, range } = {}) {
     this.#matrix = matrix;
-    this.range = range;
+    Object.assign(this, { length_s, range });
     if (rows) [this.rows, this.columns] = [rows, columns];
     if (hidden) this.hidden = [...hidden];
     this.cursor = Math.min(this.cursor, Math.max(0, this.patches - 1));
@@ -56,7 +60,7 @@ export class Patches extends EventTarget {
   /** Return the times and frequencies of a patch in words. */
   describe(patch) {
     const [row, column] = [Math.floor(patch / this.columns), patch % this.columns];
-    const wide_s = lengthOf(this.#matrix) / this.columns;
+    const wide_s = this.length_s / this.columns;
     const start_s = this.#matrix.start_s + column * wide_s;
     const high = this.#matrix.bands / this.rows;
     const hz = this.#matrix.frequencies_hz;
@@ -67,7 +71,7 @@ export class Patches extends EventTarget {
 
   draw() {
     if (this.#matrix === null || this.canvas.clientWidth === 0) return;
-    const { context } = drawSpectrogram(this.canvas, this.#matrix, { range: this.range, scale: this.#scale });
+    const { context } = drawSpectrogram(this.canvas, this.#matrix, { range: this.range, scale: this.#scale, length_s: this.length_s });
     for (let patch = 0; patch < this.patches; patch += 1) {
       const [x, y, width, height] = this.#box(patch);
       const shade = this.shades[patch];

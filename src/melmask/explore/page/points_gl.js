@@ -18,7 +18,7 @@ void main() {
   tint = color;
 }`;
 const FRAGMENT = `#version 300 es
-precision mediump float;
+precision highp float;
 in vec4 tint; uniform float size; out vec4 made;
 void main() {
   float edge = (0.5 - distance(gl_PointCoord, vec2(0.5))) * size;

@@ -2,9 +2,14 @@
 import { wavOf } from "./wav.js";
 
 export class Recorder {
+  #workletUrl;
   #stream;
   #context;
   #parts = [];
+
+  constructor(workletUrl) {
+    this.#workletUrl = workletUrl;
+  }
 
   /** Ask for the microphone and begin. Rejects where the user or the browser refuses. */
   async start() {
@@ -18,7 +23,7 @@ export class Recorder {
     }
     this.#parts = [];
     this.#context = new AudioContext();
-    await this.#context.audioWorklet.addModule(new URL("recorder_worklet.js", import.meta.url));
+    await this.#context.audioWorklet.addModule(this.#workletUrl);
     const node = new AudioWorkletNode(this.#context, "recorder", { numberOfOutputs: 0 });
     node.port.onmessage = ({ data }) => this.#parts.push(data);
     this.#context.createMediaStreamSource(this.#stream).connect(node);

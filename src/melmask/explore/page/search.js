@@ -1,5 +1,5 @@
 /** Search: from the chosen sound or a part of it, from a file, from the microphone, and by name. */
-import { byId, debounce, guarded, plural, toast } from "./dom.js";
+import { able, byId, debounce, guarded, plural, toast } from "./dom.js";
 import { Recorder } from "./recorder.js";
 import { SoundList } from "./sound_list.js";
 
@@ -67,7 +67,7 @@ export class Search {
   #show(results, title) {
     byId("results-title").textContent = title || "Results";
     for (const name of ["results-clear", "results-select"]) byId(name).hidden = results.length === 0;
-    if (!this.source.can.label) byId("results-select").hidden = true;
+    if (!able(this.source, "label")) byId("results-select").hidden = true;
     this.list.show(results.map(({ id, similarity }) => ({ id, why: similarity === undefined ? "" : `similarity ${similarity.toFixed(3)}` })));
     this.state.put({ results });
     if (title) byId("search-note").textContent = plural(results.length, "sound");
@@ -87,7 +87,7 @@ export class Search {
   async #record() {
     const button = byId("search-mic");
     if (this.#recorder === null) {
-      const recorder = new Recorder();
+      const recorder = new Recorder(this.source.recorderWorkletUrl());
       await recorder.start();
       this.#recorder = recorder;
       button.classList.add("recording");
@@ -114,7 +114,7 @@ export class Search {
 
   #acceptDrops() {
     const veil = byId("drop");
-    const carriesFile = (event) => this.source.can.searchBySound && [...(event.dataTransfer?.types ?? [])].includes("Files");
+    const carriesFile = (event) => able(this.source, "searchSound") && [...(event.dataTransfer?.types ?? [])].includes("Files");
     addEventListener("dragover", (event) => {
       if (!carriesFile(event)) return;
       event.preventDefault();

@@ -2,21 +2,23 @@
  * A source that asks the server of `melmask explore`.
  *
  * The page is given a source and asks nothing else, so that a source without a server can stand in for this one. All
- * methods return promises, apart from the two URLs. `can` says what the source is able to do; it is complete once
- * `collection()` has answered, and the page hides the rest.
+ * methods return promises, apart from those that return URLs. `can` says what the source is not able to do, by false:
+ * {reconstruct, attention, listen, sound, search, searchSound, label, probe, suggestions, suspects, duplicates}. It is
+ * complete once `collection()` has answered, and the page hides the rest. `note` is a line to show, or "".
  *
  *   collection() -> {name, count, kind, model: {...}, columns: [{name, kind, distinct}], projections, embedding: {done, total}}
  *   points(projection) -> Float32Array of (count, 2)
  *   column(name) -> {kind, categories, codes: Int32Array} with -1 where absent, or {kind, values: Float32Array} with NaN
  *   names(from, count) -> [string]
- *   item(id) -> {id, name, start_s, end_s, duration_s, columns}
- *   spectrogram(id, {from_s, resolution}, signal) -> MATRIX, whose `data` is a Uint8Array
+ *   item(id) -> {id, name, start_s, end_s, duration_s, columns, error}
+ *   spectrogram(id, {from_s, length_s, resolution}) -> MATRIX, whose `data` is a Uint8Array
  *   soundUrl(id) -> string, or null where the source has no sound for it
  *   reconstruct(id, request, signal) -> {hidden, rows, columns, loss, input: MATRIX, reconstruction: MATRIX, error}
  *   listen(id, request) -> Blob of a WAV file
  *   attention(id, request, signal) -> {rows, columns, weights}
  *   search({id, start_s, end_s, count} or {sound: Blob, count}) -> [{id, similarity}]
  *   labels() -> Map from id to text;  setLabels(ids, label or null);  labelsCsvUrl() -> string
+ *   recorderWorkletUrl() -> string, of recorder_worklet.js
  *   probe() -> {labelled, classes, accuracy, interval, codes: Int32Array, confidence: Float32Array}
  *   suggestions(count), suspects(count), duplicates(count) -> [{id, why, other}]
  */
@@ -26,6 +28,7 @@ export class ServerSource {
   constructor(token) {
     this.#token = token;
     this.can = {};
+    this.note = "";
   }
 
   async #ask(path, { method = "GET", body, type, signal } = {}) {
@@ -54,15 +57,7 @@ export class ServerSource {
   async collection() {
     const found = await this.#json("collection");
     const model = found.model;
-    this.can = {
-      reconstruct: model.decoder,
-      attention: model.layers > 0,
-      listen: found.listen && model.decoder,
-      search: true,
-      searchBySound: true,
-      label: true,
-      probe: true,
-    };
+    this.can = { reconstruct: model.decoder, listen: found.listen && model.decoder };
     return found;
   }
 
@@ -86,8 +81,9 @@ export class ServerSource {
     return this.#json(`items/${id}`);
   }
 
-  async spectrogram(id, { from_s = 0, resolution = 0 } = {}, signal) {
-    return matrix(await this.#json(`items/${id}/spectrogram?from_s=${from_s}&resolution=${resolution}`, { signal }));
+  async spectrogram(id, { from_s = 0, length_s = 60, resolution = 0 } = {}) {
+    const part = `from_s=${from_s}&length_s=${length_s}&resolution=${resolution}`;
+    return matrix(await this.#json(`items/${id}/spectrogram?${part}`));
   }
 
   soundUrl(id) {
@@ -131,6 +127,10 @@ export class ServerSource {
 
   labelsCsvUrl() {
     return `/api/labels.csv?token=${encodeURIComponent(this.#token)}`;
+  }
+
+  recorderWorkletUrl() {
+    return "/page/recorder_worklet.js";
   }
 
   async probe() {

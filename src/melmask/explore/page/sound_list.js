@@ -46,7 +46,7 @@ export class SoundList {
 
   async #draw(canvas) {
     this.watcher.unobserve(canvas);
-    const matrix = await this.memory.spectrogram(Number(canvas.dataset.id)).catch(() => null);
+    const matrix = await this.memory.glimpse(Number(canvas.dataset.id)).catch(() => null);
     if (matrix !== null && canvas.isConnected) drawSpectrogram(canvas, matrix, { axes: false });
   }
 
