@@ -17,9 +17,11 @@ from melmask.embedding.reading import read_as
 from melmask.errors import ConfigError
 from melmask.explore.columns import ABSENT, Column, column_of, numbers, texts
 from melmask.explore.embedding import EmbeddingJob
+from melmask.explore.labels import Labels
 from melmask.explore.options import ExploreOptions
 from melmask.explore.projection import Projections
-from melmask.explore.vectors import Vectors
+from melmask.explore.similarity import Similarity
+from melmask.explore.vectors import PointVectors
 from melmask.labels.columns import read_every_column
 from melmask.labels.read import is_table, report
 from melmask.labels.segments import identities, sounds_of_rows
@@ -36,7 +38,7 @@ class Collection:
     """What the page shows: points with numbers from 0, each of them a file or a segment of one.
 
     Attributes: `name`, `sounds` (absolute paths), `segments` (whether points are parts of files), `model`, `vectors`,
-    `projections`, `job` (the embedding of what is missing).
+    `projections`, `similarity`, `labels` (those that the user gives), `job` (the embedding of what is missing).
     """
 
     def __init__(self, source: Path, model: AudioEncoder, options: ExploreOptions):
@@ -49,7 +51,8 @@ class Collection:
         self.name = self._root.name if source.is_dir() else source.name
         self.job = EmbeddingJob(model, self.sounds, options.out / "embeddings", source)
         self.vectors = self.job.vectors
-        self.projections = Projections(self.vectors)
+        self.projections, self.similarity = Projections(self.vectors), Similarity(self.vectors)
+        self.labels = Labels(self.sounds, options.out / "labels.csv")
         self._table_columns = _columns_of_tables(source, self.sounds, self.segments, options)
         self._own_columns = self._simple_columns()
         self._clusters: tuple[int, Column] | None = None
@@ -138,7 +141,7 @@ def open_collection(source: Path, model: Path | None, options: ExploreOptions, d
     return Collection(source, read_as(load(model, device), options.reading), options)
 
 
-def _clusters(vectors: Vectors, known: np.ndarray) -> Column:
+def _clusters(vectors: PointVectors, known: np.ndarray) -> Column:
     """Return the k-means clusters of the known points as a column, the largest first."""
     codes = np.full(len(vectors.known), ABSENT, np.int32)
     # About sqrt(n / 2) clusters, an old rule of thumb: few for few sounds.

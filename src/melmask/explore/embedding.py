@@ -19,7 +19,7 @@ from melmask.embedding.folder import embed_table, table_settings
 from melmask.embedding.scenes import read_scenes
 from melmask.embedding.tables import TableJob, TableSettings, read_settings
 from melmask.errors import InputError, MelmaskError
-from melmask.explore.vectors import Vectors
+from melmask.explore.vectors import PointVectors
 from melmask.system.files import ensure_folder
 from melmask.system.progress import track
 from melmask.system.terminal import counted, note
@@ -46,7 +46,7 @@ class EmbeddingJob:
         self._folder = ensure_folder(folder)
         self._choice = FeatureChoice()
         self._settings = table_settings(model, sounds, self._choice)
-        self.vectors, self.error = Vectors(len(sounds), self._settings.scene_dimensions), ""
+        self.vectors, self.error = PointVectors(len(sounds), self._settings.scene_dimensions), ""
         self._stop, self._busy = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="embed", daemon=True)
         self._read(source)
@@ -64,6 +64,10 @@ class EmbeddingJob:
     def start(self) -> None:
         """Begin to embed what is missing."""
         self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until everything is embedded."""
+        self._thread.join()
 
     def stop(self) -> None:
         """Stop after the current sounds; whole parts are kept."""

@@ -26,7 +26,7 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
         ConfigError: the port is taken.
     """
     token = secrets.token_urlsafe(_TOKEN_BYTES)
-    with _listening(options.port) as listener:
+    with listening(options.port) as listener:
         port = listener.getsockname()[1]
         address = f"http://{LOOPBACK}:{port}/?token={token}"
         what = "segment" if collection.segments else "file"
@@ -57,7 +57,7 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
             collection.job.stop()
 
 
-def _listening(port: int) -> socket.socket:
+def listening(port: int) -> socket.socket:
     """Return a socket that listens on the loopback interface only.
 
     Raises:

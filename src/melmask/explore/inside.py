@@ -8,7 +8,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from melmask.audio.parts import Sound
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.extract import embed_files
+from melmask.errors import AudioFileError
 from melmask.explore import requests as ask
 from melmask.explore.requests import RequestError
 from melmask.explore.sounds import LONGEST_SHOWN_S, SoundReader, decibels, matrix, range_db
@@ -63,6 +66,18 @@ class Inside:
             "reconstruction": matrix(self._model, made.logmel[0][:, :frames], first, resolution, levels_db),
             "error": [None if np.isnan(db) else round(float(db), 3) for db in by_patch],
         }
+
+    def vector(self, sound: Sound) -> np.ndarray:
+        """Return the scene vector (D,) of a sound that is looked for.
+
+        Raises:
+            AudioFileError: it cannot be read, or its vector is not finite.
+        """
+        with self._lock:
+            (found,) = embed_files(self._model, [sound], FeatureChoice())
+        if found.scene is None:
+            raise AudioFileError(found.error or "the sound cannot be embedded; give another")
+        return found.scene
 
     def _resolution(self, values: Mapping[str, Any]) -> int:
         return ask.whole_number(values, "resolution", 0, 0, self._model.card.front_end.resolutions - 1)

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import torch
 
-from melmask.explore.vectors import Vectors
+from melmask.explore.vectors import PointVectors
 
 PCA = "pca"
 _SAMPLE_ROWS = 50_000
@@ -16,7 +16,7 @@ _INNER = 0.995
 class Projections:
     """The maps of a collection, computed when they are asked for, and again when many points have been added."""
 
-    def __init__(self, vectors: Vectors):
+    def __init__(self, vectors: PointVectors):
         self._vectors, self._lock = vectors, threading.Lock()
         self._axes: np.ndarray | None = None
         self._fitted = 0

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from melmask.system.reading import DamagedFileError, parse_json
@@ -56,8 +57,10 @@ async def json_of(request: Request) -> dict[str, Any]:
     Raises:
         RequestError: there is none, or it is too long.
     """
+    body = await body_of(request, MOST_JSON_BYTES)
     try:
-        content = parse_json(await body_of(request, MOST_JSON_BYTES) or b"{}")
+        # A million numbers take a second, in which other requests are answered.
+        content = await run_in_threadpool(parse_json, body or b"{}")
     except DamagedFileError as error:
         raise RequestError(f"the request cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -24,6 +24,8 @@ from melmask.explore.encoding import base64_of, little_endian
 from melmask.explore.guard import Guard
 from melmask.explore.inside import Inside
 from melmask.explore.requests import RequestError
+from melmask.explore.user_api import UserApi
+from melmask.system.reading import read_bytes
 
 PAGE = Path(__file__).parent / "page"
 _MOST_NAMES = 100_000
@@ -38,7 +40,8 @@ _TYPES = {
 
 def app_of(collection: Collection, token: str, port: int) -> Starlette:
     """Return the web application that shows a collection, for requests with this token to this port."""
-    api = _Api(collection)
+    inside = Inside(collection.model)
+    api, user = _Api(collection, inside), UserApi(collection, inside)
     routes = [
         Route("/", _page_file(PAGE / "index.html")),
         *(Route(f"/page/{name}", _page_file(path)) for name, path in page_files().items()),
@@ -50,6 +53,7 @@ def app_of(collection: Collection, token: str, port: int) -> Starlette:
         Route("/api/items/{id}/spectrogram", api.spectrogram),
         Route("/api/items/{id}/sound", api.sound),
         Route("/api/items/{id}/reconstruct", api.reconstruct, methods=["POST"]),
+        *user.routes,
     ]
     return Starlette(
         routes=routes,
@@ -75,8 +79,8 @@ def page_files() -> dict[str, Path]:
 class _Api:
     """The answers. Work that takes time runs in threads, so that no request waits for another's."""
 
-    def __init__(self, collection: Collection):
-        self._shown, self._inside = collection, Inside(collection.model)
+    def __init__(self, collection: Collection, inside: Inside):
+        self._shown, self._inside = collection, inside
 
     async def collection(self, _request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._collection))
@@ -194,7 +198,7 @@ def _page_file(path: Path) -> Callable[[Request], Response]:
 
     def give(_request: Request) -> Response:
         # Read each time, so that the page can be worked on while the server runs.
-        return Response(path.open("rb").read(), media_type=kind, headers={"Cache-Control": "no-cache"})
+        return Response(read_bytes(path), media_type=kind, headers={"Cache-Control": "no-cache"})
 
     return give
 

@@ -9,11 +9,11 @@ _FEWEST_KEPT = 64
 _SAMPLE_ROWS = 2048
 
 
-class Vectors:
-    """One vector for each point, float32 of length 1, so that inner products are cosine similarities.
+class PointVectors:
+    """One vector for each point, float32.
 
     The vectors of a very large collection are turned onto the principal axes of its first ones, and only so many
-    numbers of each are kept that all of them fill one gigabyte.
+    numbers of each are kept that all of them fill one gigabyte. That changes the similarity of two vectors little.
 
     Attributes: `known` (points,) bool, `durations_s` (points,) float32 (NaN where unknown), `failed`, the reasons by
     point.
@@ -57,7 +57,7 @@ class Vectors:
 
     def turned(self, vectors: np.ndarray) -> np.ndarray:
         """Bring other vectors (n, D) into the form of `rows`."""
-        return _unit(vectors if self._axes is None else vectors @ self._axes)
+        return vectors if self._axes is None else vectors @ self._axes
 
     def finish(self) -> None:
         """Take in what still waits for axes: no more vectors will come."""
@@ -75,10 +75,5 @@ class Vectors:
         self._waiting = []
 
     def _keep(self, points: np.ndarray, vectors: np.ndarray) -> None:
-        self._rows[points] = _unit(vectors)
+        self._rows[points] = vectors
         self.known[points] = True
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32, copy=False)
