@@ -37,6 +37,7 @@ export class Labels {
   }
 
   async start() {
+    byId("color-label").disabled = true;
     this.state.put({ labels: await this.source.labels() });
     this.#provide();
     await this.probe();
@@ -82,7 +83,10 @@ export class Labels {
   }
 
   #provide() {
-    this.coloring.provide(GIVEN, labelColumn(this.state.labels, this.state.points.length / 2));
+    byId("color-label").disabled = this.state.labels.size === 0;
+    if (this.state.labels.size > 0 || this.coloring.has(GIVEN)) {
+      this.coloring.provide(GIVEN, labelColumn(this.state.labels, this.state.points.length / 2));
+    }
     this.colorsChanged();
   }
 
