@@ -28,13 +28,18 @@ class Reconstruction(NamedTuple):
     logmel: np.ndarray
 
 
+def normalizes_target(card: ModelCard) -> bool:
+    """Whether the model predicts each patch without its level and contrast; a card that does not say so does not."""
+    return bool(card.training.get("config", {}).get("masking", {}).get("normalize_target", False))
+
+
 @torch.inference_mode()
 def reconstruct(model: Network, card: ModelCard, logmel: Tensor, hidden: Tensor) -> Reconstruction:
     """Let the decoder of `model` fill in the hidden patches; arguments and errors as in `AudioEncoder.reconstruct`."""
     rows = model.encoder.grid.rows
     _check(card.model, rows, logmel, hidden)
     x = normalize(logmel, card.statistics)
-    normalized = bool(card.training.get("config", {}).get("masking", {}).get("normalize_target", False))
+    normalized = normalizes_target(card)
     # Clips with different numbers of visible patches do not fit into one batch, so they are computed one by one.
     together = bool((hidden.sum(1) == hidden[0].sum()).all())
     groups = [slice(None)] if together else [slice(i, i + 1) for i in range(len(x))]
