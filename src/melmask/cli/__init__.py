@@ -28,7 +28,7 @@ from melmask.system.terminal import note
 # Help lists the commands in this order, which is the order of the work.
 COMMANDS = (
     *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task", "study"),
-    *("finetune", "predict", "convert", "push", "export", "settings"),
+    *("finetune", "predict", "explore", "convert", "push", "export", "settings"),
 )
 # When one of these is stopped, the same command resumes it.
 _RESUMED = ("demo", "prepare", "pretrain", "embed", "probe", "evaluate", "study", "finetune", "predict")

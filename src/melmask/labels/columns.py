@@ -128,8 +128,29 @@ def read_columns(
     Raises:
         InputError: it cannot be read, its columns cannot be told apart, or its files are not found.
     """
+    columns = name_columns(read_sheet(path, options.encoding), options, several=several, labels=labels)
+    return _with_paths(columns, path, options, roots)
+
+
+def read_every_column(path: Path, options: TableOptions) -> tuple[Columns, dict[str, list[str]]]:
+    """Read a table for its files and times, and return all its columns too, under their own names.
+
+    Rows without a path are left out.
+
+    Raises:
+        InputError: as `read_columns`.
+    """
     sheet = read_sheet(path, options.encoding)
-    columns = name_columns(sheet, options, several=several, labels=labels)
+    names, found = _keys(sheet), dict[str, str]()
+    _find_column(sheet, names, found, "path", options.path_column or _path_key(sheet, names))
+    sheet = _used_rows(sheet, names, found.get("path"))
+    columns = name_columns(sheet, replace(options, label_column=None), labels=False)
+    every = {sheet.header[index]: sheet.column(index) for index in names.values()}
+    return _with_paths(columns, path, options), every
+
+
+def _with_paths(columns: Columns, path: Path, options: TableOptions, roots: Sequence[Path] = ()) -> Columns:
+    """Find the files of the rows, as `read_columns` says."""
     if options.audio_root is not None:
         roots = [options.audio_root]
     # Without a name of its own, a folder has no parent to look in.

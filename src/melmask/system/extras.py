@@ -15,6 +15,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "hub": {"huggingface_hub": "huggingface_hub"},
     "ray": {"ray": "ray"},
     "mteb": {"mteb": "mteb"},
+    "explore": {"starlette": "starlette", "uvicorn": "uvicorn", "sklearn": "scikit-learn"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 """By extra of melmask: the modules that are imported, and the library that each one belongs to."""

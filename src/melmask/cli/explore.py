@@ -1,0 +1,33 @@
+"""`melmask explore`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melmask.explore.options import ExploreOptions
+from melmask.system.terminal import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show a collection of sounds on a local page: map, spectrograms, the inside of the model, search, labels."""
+
+    source: Path = field(metadata={"positional": "FOLDER"})
+    """A folder of sounds, or a table with a column of paths; rows with times are segments. A table that melmask embed
+    wrote brings its vectors along."""
+    model: Path | None = None
+    """A run, a checkpoint folder, or an MSM-MAE .pth file. The default is the model in the box."""
+    device: str = "auto"
+    """Device to compute on: cpu, cuda, cuda:1 or mps. Auto uses a GPU if there is one."""
+    job: ExploreOptions = field(default=ExploreOptions())
+
+
+def run(options: Options) -> int:
+    """Serve the page until Ctrl-C."""
+    from melmask.system.extras import require
+
+    require("explore")
+    from melmask.explore.explore import explore
+
+    explore(options.source, options.model, options.job, options.device)
+    say("ended; the same command shows the collection again")
+    return 0

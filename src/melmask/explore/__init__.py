@@ -1,0 +1,1 @@
+"""`melmask explore`: a local page on which a collection of sounds is seen, heard, searched and labeled."""

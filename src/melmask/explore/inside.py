@@ -1,0 +1,125 @@
+"""What the model makes of a point: its spectrogram, reconstructions of hidden patches, and attention."""
+
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from melmask.audio.parts import Sound
+from melmask.embedding.choice import FeatureChoice
+from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.extract import embed_files
+from melmask.errors import AudioFileError
+from melmask.explore import requests as ask
+from melmask.explore.requests import RequestError
+from melmask.explore.sounds import LONGEST_SHOWN_S, SoundReader, decibels, matrix, range_db
+from melmask.geometry import PatchGrid, grid_of
+
+_MOST_FRAMES = 1 << 31
+_STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
+
+
+class Inside:
+    """Looks into the model. The model computes one answer at a time."""
+
+    def __init__(self, model: AudioEncoder):
+        self._model, self.sounds, self._lock = model, SoundReader(model), Lock()
+
+    def spectrogram(self, sound: Sound, total_s: float | None, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer `spectrogram`: at most a minute of one resolution."""
+        hop_s = self._model.hop_ms / 1000
+        resolution = self._resolution(values)
+        from_s = ask.number(values, "from_s", 0.0, 0.0, _MOST_FRAMES * hop_s)
+        length_s = ask.number(values, "length_s", LONGEST_SHOWN_S, 0.0, LONGEST_SHOWN_S)
+        first, frames = round(from_s / hop_s), max(1, round(length_s / hop_s))
+        logmel = self.sounds.logmel(sound, first, frames)
+        config = self._model.card.front_end
+        rows = logmel[resolution * config.mels : (resolution + 1) * config.mels]
+        found = matrix(self._model, logmel, first, resolution, range_db(rows))
+        return {**found, "total_s": total_s}
+
+    def reconstruct(self, sound: Sound, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer `reconstruct`: what the decoder makes of a unit with hidden patches."""
+        resolution, (first, logmel, frames) = self._resolution(values), self._unit(sound, values)
+        hidden, grid = self._hidden(values, logmel.shape[1])
+        with self._lock:
+            made = self._model.reconstruct(logmel[None], masked=hidden[None])
+        mels = self._model.card.front_end.mels
+        rows = slice(resolution * mels, (resolution + 1) * mels)
+        truth, shown = logmel[rows], made.logmel[0][rows]
+        levels_db = range_db(truth[:, :frames])
+        config = self._model.card.model
+        # (rows, bands in patch, columns, frames in patch): the mean over a patch of the absolute error.
+        error = np.abs(decibels(truth) - decibels(shown)).reshape(
+            grid.rows, config.patch_mels, grid.columns, config.patch_frames
+        )
+        by_patch = np.where(hidden, error.mean(axis=(1, 3)).reshape(-1), np.nan)
+        return {
+            "hidden": hidden.astype(int).tolist(),
+            "rows": grid.rows,
+            "columns": grid.columns,
+            "loss": made.loss,
+            "resolution": resolution,
+            "input": matrix(self._model, logmel[:, :frames], first, resolution, levels_db),
+            "reconstruction": matrix(self._model, made.logmel[0][:, :frames], first, resolution, levels_db),
+            "error": [None if np.isnan(db) else round(float(db), 3) for db in by_patch],
+        }
+
+    def vector(self, sound: Sound) -> np.ndarray:
+        """Return the scene vector (D,) of a sound that is looked for.
+
+        Raises:
+            AudioFileError: it cannot be read, or its vector is not finite.
+        """
+        with self._lock:
+            (found,) = embed_files(self._model, [sound], FeatureChoice())
+        if found.scene is None:
+            raise AudioFileError(found.error or "the sound cannot be embedded; give another")
+        return found.scene
+
+    def _resolution(self, values: Mapping[str, Any]) -> int:
+        return ask.whole_number(values, "resolution", 0, 0, self._model.card.front_end.resolutions - 1)
+
+    def _unit(self, sound: Sound, values: Mapping[str, Any]) -> tuple[int, np.ndarray, int]:
+        """Return the first frame, the log-mel of a unit (bands, frames of whole patches), and its frames of sound."""
+        config = self._model.card.model
+        first = ask.whole_number(values, "start_frame", 0, 0, _MOST_FRAMES)
+        logmel = self.sounds.logmel(sound, first, config.frames)
+        frames = logmel.shape[1]
+        missing = -frames % config.patch_frames
+        # As in embedding: what is missing of the last patch is the mean of the corpus.
+        mean = np.asarray(self._model.corpus_mean, np.float32).reshape(-1, 1)
+        filled = np.broadcast_to(mean, (logmel.shape[0], missing))
+        return first, np.concatenate([logmel, filled], axis=1), frames
+
+    def _hidden(self, values: Mapping[str, Any], frames: int) -> tuple[Bool[np.ndarray, " patches"], PatchGrid]:
+        """Return which patches are hidden: those that were painted, or those that a strategy draws."""
+        grid = grid_of(self._model.card.model, frames)
+        wanted = values.get("hidden")
+        if isinstance(wanted, list):
+            if len(wanted) != grid.patches:
+                raise RequestError(
+                    f"hidden has {len(wanted)} values; expected {grid.patches}, one for each of "
+                    f"{grid.rows} x {grid.columns} patches"
+                )
+            hidden = np.array(ask.whole_numbers(values, "hidden", 2, grid.patches), bool)
+        elif isinstance(wanted, dict):
+            hidden = self._drawn(wanted, grid)
+        else:
+            raise RequestError("hidden is missing; give a list of 0 and 1, or ratio, strategy and seed")
+        if hidden.all() or not hidden.any():
+            raise RequestError("the mask hides all or none of the patches; hide some and leave some visible")
+        return hidden, grid
+
+    def _drawn(self, wanted: Mapping[str, Any], grid: PatchGrid) -> np.ndarray:
+        from melmask.config import MaskingConfig
+        from melmask.objectives.masking import draw_masks
+
+        masking = MaskingConfig(
+            ratio=ask.number(wanted, "ratio", 0.75, 0.01, 0.99),
+            strategy=ask.one_of(wanted, "strategy", "random", _STRATEGIES),
+        )
+        seed = ask.whole_number(wanted, "seed", 0, 0, 1 << 31)
+        return draw_masks(masking, grid, seed, 0, 1)[0].numpy()

@@ -1,0 +1,109 @@
+"""The labels that a user gives to points: saved at each change, as the table that `melmask finetune` takes."""
+
+import csv
+import io
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from melmask.audio.parts import Sound
+from melmask.errors import InputError
+from melmask.labels.read import read_sheet
+from melmask.system.files import write_csv
+from melmask.system.terminal import shown
+
+_HEADER = ("path", "label", "start", "end")
+"""Columns called `start_s` and `end_s` would be those of a table of events."""
+_LONGEST = 200
+_SEPARATORS = ";|"
+
+
+class Labels:
+    """The label of each labeled point. Rows of the file about other collections' sounds are kept as they are.
+
+    Raises:
+        InputError: the file is there and is no such table.
+    """
+
+    def __init__(self, sounds: Sequence[Sound], path: Path):
+        self.path, self._sounds, self._lock = path, sounds, threading.Lock()
+        self._of: dict[int, str] = {}
+        self._others: list[tuple[str, str, str, str]] = []
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        sheet = read_sheet(self.path)
+        if tuple(sheet.header) != _HEADER:
+            raise InputError(
+                f"{self.path} has the columns {', '.join(map(shown, sheet.header))}; expected {', '.join(_HEADER)}: "
+                "move the file away, or give another --out"
+            )
+        points = {_row_of(sound): point for point, sound in enumerate(self._sounds)}
+        for path, label, start, end in sheet.rows:
+            point = points.get((path, start, end))
+            if point is None:
+                self._others.append((path, label, start, end))
+            else:
+                self._of[point] = label
+
+    def all(self) -> dict[int, str]:
+        """Return a copy of the labels by point."""
+        with self._lock:
+            return dict(self._of)
+
+    def put(self, points: Iterable[int], label: str | None) -> None:
+        """Label points, or take their labels away, and save.
+
+        Raises:
+            InputError: the label cannot be one.
+            OutputError: the file cannot be written; the labels are then as they were.
+        """
+        label = None if label is None else checked_label(label)
+        with self._lock:
+            labels = dict(self._of)
+            for point in points:
+                if label is None:
+                    labels.pop(point, None)
+                else:
+                    labels[point] = label
+            write_csv(self.path, self._rows(labels, self._others))
+            self._of = labels
+
+    def csv_text(self) -> str:
+        """Return the labels of this collection as the CSV that `melmask finetune` takes."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(self._rows(self.all(), []))
+        return text.getvalue()
+
+    def _rows(
+        self, labels: Mapping[int, str], others: Iterable[tuple[str, str, str, str]]
+    ) -> Iterable[tuple[str, ...]]:
+        yield _HEADER
+        for point in sorted(labels):
+            path, start, end = _row_of(self._sounds[point])
+            yield path, labels[point], start, end
+        yield from others
+
+
+def checked_label(label: str) -> str:
+    """Return a label as it is saved, without blanks around it.
+
+    Raises:
+        InputError: it is empty or too long, or has signs that would be lost or misread in a table.
+    """
+    label = label.strip()
+    if not 0 < len(label) <= _LONGEST or shown(label) != label:
+        raise InputError(f"the label is {shown(repr(label[:60]))}; give 1 to {_LONGEST} visible letters on one line")
+    if any(sign in label for sign in _SEPARATORS):
+        raise InputError(
+            f"the label {shown(label)!r} has ; or |, which separate several labels in tables; leave it out"
+        )
+    return label
+
+
+def _row_of(sound: Sound) -> tuple[str, str, str]:
+    """Return a point's path, start and end as they are written."""
+    if not sound.is_part:
+        return str(sound.path), "", ""
+    return str(sound.path), repr(sound.start_s), "" if sound.end_s is None else repr(sound.end_s)
