@@ -89,6 +89,7 @@ class App {
     const points = await this.source.points(byId("projection").value);
     this.state.put({ shown: new Uint8Array(points.length / 2).fill(1), points });
     this.coloring.refresh();
+    byId("point-size").value = this.map.size;
   }
 
   /** Color the map by a column; "" is none. */
@@ -98,11 +99,11 @@ class App {
     this.coloring.choose(name === "" ? null : name);
   }
 
-  /** Choose a sound; with `open`, show it in the inspector. */
-  choose(id, { open = false, key = false } = {}) {
+  /** Choose a sound; with `open`, show it in the inspector, and with `card`, beside its point. */
+  choose(id, { open = false, card = false } = {}) {
     this.state.put({ current: id });
     this.map.reveal(id);
-    if (key) {
+    if (card) {
       this.card.show(id);
       this.player.touch(id);
     }
@@ -119,9 +120,8 @@ class App {
     map.addEventListener("chosen", ({ detail }) => {
       // A finger has no pointer that hovers: the first touch shows the card, and its bar opens the inspector.
       const open = detail.open && (this.tabs.wide || detail.key);
-      this.choose(detail.id, { open, key: detail.key });
-      if (!this.tabs.wide && !detail.key) this.choose(detail.id, { key: true });
-      if (detail.open && detail.key) byId("inspect").focus();
+      this.choose(detail.id, { open, card: !open });
+      if (open && detail.key) byId("inspect").focus();
     });
     map.addEventListener("lassoed", () => {
       toast(state.selection.length === 0 ? "No sound is selected." : `${plural(state.selection.length, "sound")} selected. Name them under Labels.`);
@@ -162,7 +162,10 @@ class App {
       2: go("inspect", "inspect"),
       3: ifAble("search", go("search", "search")),
       4: ifAble("label", go("labels", "labels")),
-      i: chosen(() => this.inspect()),
+      i: chosen(() => {
+        this.inspect();
+        byId("inspect").focus();
+      }),
       " ": chosen(() => player.playOrStop(state.current)),
       s: () => player.toggle(),
       t: () => byId("theme").click(),
@@ -179,7 +182,8 @@ class App {
   /** Clear what is selected and found, and end the lasso. */
   clear() {
     if (this.map.lassoing) this.toggleLasso();
-    this.state.put({ selection: new Int32Array(0), results: [] });
+    this.state.put({ selection: new Int32Array(0) });
+    this.search.clear();
     this.card.hide();
     this.player.stop();
   }

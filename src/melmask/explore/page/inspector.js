@@ -55,8 +55,8 @@ export class Inspector {
     const numbered = (count) => [["", "mean"], ...Array.from({ length: count ?? 0 }, (_, i) => [i, String(i + 1)])];
     fillSelect(byId("layer"), numbered(model.layers), "");
     fillSelect(byId("head"), numbered(model.heads), "");
-    const from = [["mean", "all patches (mean)"], ["patch", "the patch that you click"], ["rollout", "all layers (rollout)"]];
-    fillSelect(byId("attention-from"), model.cls ? [["cls", "the CLS token"], ...from] : from, "mean");
+    const from = [["mean", "all patches"], ["patch", "clicked patch"], ["rollout", "rollout"]];
+    fillSelect(byId("attention-from"), model.cls ? [["cls", "CLS token"], ...from] : from, "mean");
   }
 
   #show() {
@@ -75,7 +75,9 @@ export class Inspector {
     byId("inspect-name").textContent = await this.memory.name(id);
     const item = await this.source.item(id);
     if (id !== this.#id) return;
-    const facts = { length: seconds(item.duration_s ?? 0), ...item.columns };
+    const facts = { ...item.columns };
+    if (item.duration_s) facts.duration = seconds(item.duration_s);
+    if (item.error) facts.error = item.error;
     byId("inspect-columns").replaceChildren(
       ...Object.entries(facts).flatMap(([name, value]) =>
         value === null || value === "" ? [] : [el("div", {}, el("dt", { text: name }), el("dd", { text: String(value) }))],
@@ -83,7 +85,7 @@ export class Inspector {
     );
     const { model } = this.state.collection;
     const unit_s = (model.unit_frames * model.hop_ms) / 1000;
-    await this.overview.show(id, item.duration_s ?? unit_s, unit_s);
+    await this.overview.show(id, item.duration_s || unit_s, unit_s);
     if (id === this.#id) await this.#load();
   }
 

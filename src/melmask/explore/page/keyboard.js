@@ -16,7 +16,7 @@ const KEYS = [
   ["/", "find by name"],
   ["b", "label: go to the name of the label"],
   ["1 2 3 4", "map, inspector, search, labels"],
-  ["↑ ↓", "in a list: previous, next sound"],
+  ["↑ ↓", "in a list or the legend: previous, next"],
   ["Arrows, Space", "on the input: move over the patches, hide or show"],
   ["Arrows, Enter", "on the attention: attention from this patch"],
   ["t", "colors: auto, light, dark"],

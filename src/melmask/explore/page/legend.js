@@ -13,8 +13,23 @@ export function drawLegend(box, coloring) {
   else if (column.kind === "category") box.replaceChildren(...chips, ...categories(coloring, column));
   else box.replaceChildren(...chips, ...numbers(coloring, column));
   box.hidden = box.childElementCount === 0;
+  const entries = [...box.querySelectorAll(".entry")];
+  for (const entry of entries) {
+    entry.tabIndex = entry === (entries.find(({ dataset }) => dataset.code === focused) ?? entries[0]) ? 0 : -1;
+    entry.addEventListener("keydown", (event) => step(event, entries));
+  }
   // The entries are new elements; whoever switched one by keyboard stays on it.
   if (focused !== undefined) box.querySelector(`[data-code="${focused}"]`)?.focus();
+}
+
+/** Move among the entries with the arrow keys, so that Tab passes a long legend in one step. */
+function step(event, entries) {
+  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (!by) return;
+  const next = entries[(entries.indexOf(event.currentTarget) + by + entries.length) % entries.length];
+  for (const entry of entries) entry.tabIndex = entry === next ? 0 : -1;
+  next.focus();
+  event.preventDefault();
 }
 
 /** A filter by another column than the one that gives the colors: say so, and offer to lift it. */

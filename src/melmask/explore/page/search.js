@@ -19,7 +19,7 @@ export class Search {
     byId("search-file").addEventListener("change", ({ target }) => target.files[0] && this.file(target.files[0]));
     byId("search-mic").addEventListener("click", () => guarded(() => this.#record()));
     byId("search-name").addEventListener("input", debounce(({ target }) => this.#byName(target.value.trim()), 200));
-    byId("results-clear").addEventListener("click", () => this.#show([], ""));
+    byId("results-clear").addEventListener("click", () => this.clear());
     byId("results-select").addEventListener("click", () => {
       this.state.put({ selection: Int32Array.from(this.state.results, ({ id }) => id).sort() });
       this.tabs.show("labels");
@@ -57,11 +57,20 @@ export class Search {
       try {
         const results = await this.source.search(request);
         // A slow answer must not replace that of a later question.
-        if (mine === this.#last) this.#show(results, await title());
+        if (mine !== this.#last) return;
+        this.#show(results, await title());
+        // Asked by a key of the map, the answer is where one goes on; whoever is in a field stays there.
+        if ([document.body, byId("overlay")].includes(document.activeElement)) byId("results").querySelector(".open")?.focus();
       } finally {
         if (mine === this.#last) byId("search-note").textContent = "";
       }
     });
+  }
+
+  clear() {
+    this.#last += 1;
+    byId("search-note").textContent = "";
+    this.#show([], "");
   }
 
   #show(results, title) {
@@ -74,7 +83,7 @@ export class Search {
   }
 
   #byName(text) {
-    if (text === "") return this.#show([], "");
+    if (text === "") return this.clear();
     return guarded(async () => {
       this.#last += 1;
       const mine = this.#last;

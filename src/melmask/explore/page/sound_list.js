@@ -31,7 +31,7 @@ export class SoundList {
     const second = id !== item.id;
     const canvas = el("canvas", { "data-id": id, "aria-hidden": "true" });
     const name = el("span", { class: "name", text: "…" });
-    this.memory.name(id).then((text) => (name.textContent = text), () => {});
+    this.memory.name(id).then((text) => (name.textContent = name.title = text), () => {});
     const row = el(
       "li",
       { class: second ? "second" : "" },
