@@ -277,12 +277,17 @@ class AudioEncoder:
             pooled = [choice.pool(tokens, self.model.encoder.grid.rows, config.cls_token) for tokens in layers]
             return torch.cat(pooled, dim=-1).float().cpu().numpy()
 
-    def reconstruct(self, logmel: np.ndarray | Tensor, *, masked: np.ndarray | Tensor) -> Reconstruction:
+    def reconstruct(
+        self, logmel: np.ndarray | Tensor, *, masked: np.ndarray | Tensor, leak: bool = False
+    ) -> Reconstruction:
         """Hide patches and let the decoder fill them in.
 
         Args:
             logmel: (clips, bands, frames) as `logmel` returns it: whole patches, at most one unit (the trained length).
             masked: (clips, patches) bool, True = hidden; each clip has a visible and a hidden patch.
+            leak: A model of normalized targets predicts patches without their level and contrast. True takes both from
+                the hidden patch itself, which the model has not seen; by default they are estimated from the visible
+                patches. It does not matter for other models.
 
         Raises:
             InputError: the shapes do not fit, or a clip has no hidden or no visible patch.
@@ -293,7 +298,7 @@ class AudioEncoder:
         hidden = torch.as_tensor(masked, device=self.device).bool()
         if not self.card.model.has_decoder:
             raise ConfigError(f"{self.name or 'the model'} is encoder-only: it embeds but cannot reconstruct")
-        return reconstruct(self.model, self.card, x, hidden)
+        return reconstruct(self.model, self.card, x, hidden, leak=leak)
 
     def _batches(self, units: Sequence[Tensor], cores: int) -> Iterator[list[int]]:
         """Yield the numbers of units (bands, frames) of the same length that fill a batch; all cores get some."""

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -43,12 +44,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tokens, seen: Tensor | None = None) -> Tokens:
         """Let every token look at every token, or only at those `seen` (batch, tokens) bool."""
+        query, key, value = self._heads_of(x)
+        return self.proj(attend(query, key, value, seen).transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tokens) -> Float[Tensor, "batch heads tokens tokens"]:
+        """Return the weights that `forward` gives to the values; rows, the last axis, add up to 1."""
+        query, key, _ = self._heads_of(x)
+        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1)
+
+    def _heads_of(self, x: Tokens) -> Float[Tensor, "3 batch heads tokens part"]:
+        """Return the queries, the keys and the values of all heads."""
         # One product for all three, and no parameter for the keys' bias, which would have no effect.
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
-        # (batch, tokens, 3 * heads * d) to three of (batch, heads, tokens, d), and back.
-        query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(query, key, value, seen).transpose(1, 2).flatten(2))
+        # (batch, tokens, 3 * heads * d) to three of (batch, heads, tokens, d).
+        return qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class MLP(nn.Module):

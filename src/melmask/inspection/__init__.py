@@ -1,0 +1,1 @@
+"""Numbers about the inside of a model: masks, reconstructions, attention, features, and sound from log-mels."""
