@@ -36,7 +36,9 @@ LAYERS, NOT_EVEN_SO = _layers()
 # Third-party libraries that one part of the package hides from the others.
 HOMES = {
     "matplotlib": {"figures"},
-    "sklearn": {"downstream", "evaluate", "labels"},
+    "sklearn": {"downstream", "evaluate", "explore", "labels"},
+    "starlette": {"explore"},
+    "uvicorn": {"explore"},
     "soxr": {"audio", "embedding"},
     "safetensors": {"checkpoint", "classifier"},
     "tensorboard": {"train"},

@@ -9,10 +9,10 @@ from jaxtyping import Bool
 
 from melmask.audio.parts import Sound
 from melmask.embedding.choice import FeatureChoice
-from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import embed_files
 from melmask.errors import AudioFileError
 from melmask.explore import requests as ask
+from melmask.explore.collection import Collection
 from melmask.explore.requests import RequestError
 from melmask.explore.sounds import LONGEST_SHOWN_S, SoundReader, decibels, matrix, range_db
 from melmask.geometry import PatchGrid, grid_of
@@ -22,27 +22,28 @@ _STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
 
 
 class Inside:
-    """Looks into the model. The model computes one answer at a time."""
+    """Looks into the model of a collection. The model computes one answer at a time."""
 
-    def __init__(self, model: AudioEncoder):
-        self._model, self.sounds, self._lock = model, SoundReader(model), Lock()
+    def __init__(self, collection: Collection):
+        self._collection, self._model = collection, collection.model
+        self.sounds, self._lock = SoundReader(collection.model), Lock()
 
-    def spectrogram(self, sound: Sound, total_s: float | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    def spectrogram(self, point: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `spectrogram`: at most a minute of one resolution."""
         hop_s = self._model.hop_ms / 1000
         resolution = self._resolution(values)
         from_s = ask.number(values, "from_s", 0.0, 0.0, _MOST_FRAMES * hop_s)
         length_s = ask.number(values, "length_s", LONGEST_SHOWN_S, 0.0, LONGEST_SHOWN_S)
         first, frames = round(from_s / hop_s), max(1, round(length_s / hop_s))
-        logmel = self.sounds.logmel(sound, first, frames)
+        logmel = self._logmel(point, first, frames)
         config = self._model.card.front_end
         rows = logmel[resolution * config.mels : (resolution + 1) * config.mels]
         found = matrix(self._model, logmel, first, resolution, range_db(rows))
-        return {**found, "total_s": total_s}
+        return {**found, "total_s": self._collection.total_s(point)}
 
-    def reconstruct(self, sound: Sound, values: Mapping[str, Any]) -> dict[str, Any]:
+    def reconstruct(self, point: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `reconstruct`: what the decoder makes of a unit with hidden patches."""
-        resolution, (first, logmel, frames) = self._resolution(values), self._unit(sound, values)
+        resolution, (first, logmel, frames) = self._resolution(values), self._unit(point, values)
         hidden, grid = self._hidden(values, logmel.shape[1])
         with self._lock:
             made = self._model.reconstruct(logmel[None], masked=hidden[None])
@@ -82,11 +83,18 @@ class Inside:
     def _resolution(self, values: Mapping[str, Any]) -> int:
         return ask.whole_number(values, "resolution", 0, 0, self._model.card.front_end.resolutions - 1)
 
-    def _unit(self, sound: Sound, values: Mapping[str, Any]) -> tuple[int, np.ndarray, int]:
+    def _logmel(self, point: int, first_frame: int, frames: int) -> np.ndarray:
+        total_s = self._collection.total_s(point)
+        # Before a sound has been embedded, reading finds that it ends earlier.
+        if total_s is not None and first_frame * self._model.hop_ms / 1000 > total_s + self._model.hop_ms / 2000:
+            raise RequestError(f"the sound ends at {total_s:g} s, before frame {first_frame}; ask for an earlier one")
+        return self.sounds.logmel(self._collection.sounds[point], first_frame, frames)
+
+    def _unit(self, point: int, values: Mapping[str, Any]) -> tuple[int, np.ndarray, int]:
         """Return the first frame, the log-mel of a unit (bands, frames of whole patches), and its frames of sound."""
         config = self._model.card.model
         first = ask.whole_number(values, "start_frame", 0, 0, _MOST_FRAMES)
-        logmel = self.sounds.logmel(sound, first, config.frames)
+        logmel = self._logmel(point, first, config.frames)
         frames = logmel.shape[1]
         missing = -frames % config.patch_frames
         # As in embedding: what is missing of the last patch is the mean of the corpus.

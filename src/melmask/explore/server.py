@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from melmask.audio.parts import Sound
 from melmask.errors import MelmaskError
 from melmask.explore import requests as ask
 from melmask.explore.collection import Collection
@@ -40,7 +39,7 @@ _TYPES = {
 
 def app_of(collection: Collection, token: str, port: int) -> Starlette:
     """Return the web application that shows a collection, for requests with this token to this port."""
-    inside = Inside(collection.model)
+    inside = Inside(collection)
     api, user = _Api(collection, inside), UserApi(collection, inside)
     routes = [
         Route("/", _page_file(PAGE / "index.html")),
@@ -158,27 +157,22 @@ class _Api:
         )
 
     async def spectrogram(self, request: Request) -> Response:
-        point = self._point(request)
-        sound, total_s = self._shown.sounds[point], self._shown.total_s(point)
-        return await _json(self._inside.spectrogram, sound, total_s, request.query_params)
+        return await _json(self._inside.spectrogram, self._point(request), request.query_params)
 
     async def sound(self, request: Request) -> Response:
-        sound = self._sound(request)
+        sound = self._shown.sounds[self._point(request)]
         from_s = ask.number(request.query_params, "from_s", 0.0, 0.0, 1e9)
         wav = await run_in_threadpool(self._inside.sounds.wav, sound, from_s)
         return _part(wav, request.headers.get("range"), "audio/wav")
 
     async def reconstruct(self, request: Request) -> Response:
-        return await _json(self._inside.reconstruct, self._sound(request), await ask.json_of(request))
+        return await _json(self._inside.reconstruct, self._point(request), await ask.json_of(request))
 
     def _point(self, request: Request) -> int:
         try:
             return ask.whole_number(request.path_params, "id", None, 0, self._shown.count - 1)
         except RequestError as error:
             raise RequestError(str(error), 404) from None
-
-    def _sound(self, request: Request) -> Sound:
-        return self._shown.sounds[self._point(request)]
 
 
 def _column_json(column: Column) -> dict[str, Any]:

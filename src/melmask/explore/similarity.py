@@ -1,7 +1,7 @@
 """Which points are like others: search by example, duplicates, and labeled points among neighbors of another label."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from melmask.explore.vectors import PointVectors
 from melmask.search.nearest import Vectors, near_duplicates, unit_rows
 
 _NEIGHBORS = 10
+_SUSPICIOUS_SHARE = 0.5
 _QUERIES_AT_ONCE = 256
 _DUPLICATE_SIMILARITY = 0.99
 _MOST_COMPARED = 30_000
@@ -57,20 +58,18 @@ class Similarity:
         points = np.array([point for point in sorted(labels) if self._vectors.known[point]], np.int64)
         if len(points) < 3:
             return []
-        neighbors = min(_NEIGHBORS, len(points) - 1)
         rows = self._vectors.rows[points]
         searched = Vectors(rows, self._known()[1].mean)
-        found: list[tuple[int, Suggestion]] = []
+        found: list[tuple[float, Suggestion]] = []
         for start in range(0, len(points), _QUERIES_AT_ONCE):
-            nearest = searched.nearest_of(rows[start : start + _QUERIES_AT_ONCE], neighbors + 1)
+            nearest = searched.nearest_of(rows[start : start + _QUERIES_AT_ONCE], _NEIGHBORS + 1)
             for row, near in enumerate(nearest, start):
-                others = [labels[int(points[k])] for k in near.ids if k != row][:neighbors]
-                own = labels[int(points[row])]
-                (label, votes), *_ = Counter(others).most_common(1)
-                if label != own and votes > len(others) / 2:
-                    why = f"labeled {own}, but {votes} of its {len(others)} nearest labeled sounds are {label}"
-                    found.append((-votes, Suggestion(int(points[row]), why)))
-        return [suggestion for _, suggestion in sorted(found, key=lambda item: item[0])[:count]]
+                # Points that are unlike this one say nothing about it, however few are labeled.
+                pairs = zip(near.ids.tolist(), near.similarity.tolist(), strict=True)
+                votes = [(labels[int(points[k])], weight) for k, weight in pairs if k != row and weight > 0]
+                if suspicion := _other_label(labels[int(points[row])], votes[:_NEIGHBORS]):
+                    found.append((suspicion[0], Suggestion(int(points[row]), suspicion[1])))
+        return [suggestion for _, suggestion in sorted(found, key=lambda item: -item[0])[:count]]
 
     def duplicates(self, count: int) -> list[Suggestion]:
         """Return pairs of points whose vectors are nearly the same, the most similar first."""
@@ -86,6 +85,21 @@ class Similarity:
             Suggestion(int(points[first]), f"similarity {similarity:.4f}", int(points[second]))
             for first, second, similarity in triples
         ]
+
+
+def _other_label(own: str, votes: Sequence[tuple[str, float]]) -> tuple[float, str] | None:
+    """Return the share of the votes for another label than a point's own, if it is most of them, and words for it."""
+    weights = Counter[str]()
+    for label, weight in votes:
+        weights[label] += weight  # type: ignore[assignment]
+    if not weights:
+        return None
+    (label, most), *_ = weights.most_common(1)
+    share = most / sum(weights.values())
+    if label == own or share <= _SUSPICIOUS_SHARE:
+        return None
+    number = sum(voter == label for voter, _ in votes)
+    return share, f"labeled {own}, but {number} of its {len(votes)} nearest labeled sounds are {label}"
 
 
 def _duplicates_within_cells(searched: Vectors, count: int) -> list[tuple[int, int, float]]:

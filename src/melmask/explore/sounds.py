@@ -99,11 +99,19 @@ class SoundReader:
             AudioFileError: the sound cannot be read.
             InputError: `from_s` is beyond its end.
         """
-        return self._waves.get((sound, from_s), lambda: self._read_wav(sound, from_s))
+        return self._waves.get((sound, from_s), lambda: wav_of(*self.samples(sound, from_s)))
 
-    def _read_wav(self, sound: Sound, from_s: float) -> bytes:
+    def samples(
+        self, sound: Sound, from_s: float = 0.0, length_s: float = LONGEST_HEARD_S
+    ) -> tuple[Float[np.ndarray, " samples"], int]:
+        """Return what `wav` holds, (samples,) float32, and its rate in Hz; at most `length_s` as it is played.
+
+        Raises:
+            AudioFileError: the sound cannot be read.
+            InputError: `from_s` is beyond its end.
+        """
         reading = self._model.reading
-        end_s = sound.start_s + from_s + LONGEST_HEARD_S / reading.expand
+        end_s = sound.start_s + from_s + length_s / reading.expand
         end_s = end_s if sound.end_s is None else min(end_s, sound.end_s)
         start_s = sound.start_s + from_s
         if start_s >= end_s:
@@ -112,7 +120,7 @@ class SoundReader:
         if reading.expand == 1:
             rate_hz = played_hz = min(_rate_of(sound.path) or rate_hz, _HIGHEST_HEARD_HZ)
         blocks = read_audio_blocks(Sound(sound.path, start_s, end_s), rate_hz, replace(reading, expand=1.0))
-        return wav_of(np.concatenate(list(blocks)), played_hz)
+        return np.concatenate(list(blocks)), played_hz
 
 
 def wav_of(samples: Float[np.ndarray, " samples"], rate_hz: int) -> bytes:

@@ -133,7 +133,7 @@ def read_columns(
 
 
 def read_every_column(path: Path, options: TableOptions) -> tuple[Columns, dict[str, list[str]]]:
-    """Read a table for its files and times, and return all its columns too, under their own names.
+    """Read a table for its files and times, and return all its columns but the paths too, under their own names.
 
     Rows without a path are left out.
 
@@ -145,7 +145,7 @@ def read_every_column(path: Path, options: TableOptions) -> tuple[Columns, dict[
     _find_column(sheet, names, found, "path", options.path_column or _path_key(sheet, names))
     sheet = _used_rows(sheet, names, found.get("path"))
     columns = name_columns(sheet, replace(options, label_column=None), labels=False)
-    every = {sheet.header[index]: sheet.column(index) for index in names.values()}
+    every = {sheet.header[index]: sheet.column(index) for key, index in names.items() if key != found.get("path")}
     return _with_paths(columns, path, options), every
 
 

@@ -4,18 +4,20 @@ The similarity of two vectors is the cosine between them after the mean of all v
 of a model share a large constant part, which would make any two look alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 _BLOCK_VALUES = 1 << 24
 """Numbers of the matrix that are looked at together: 64 MB."""
 _PAIR_ROWS = 2048
 """Rows that are compared with each other at once; their similarities are 16 MB."""
 _SMALLEST_LENGTH = 1e-6
-"""A vector is compared with nothing if what remains of it, beside its own size, is no more than rounding."""
+"""A vector is similar to nothing if what remains of it, beside its own size, is no more than rounding."""
+_ZEROS = 10
+"""The mean is that of the rows and of this many zeros, so that the only two rows of a matrix can be near-duplicates."""
 
 Matrix = Float[np.ndarray, "rows dims"]
 
@@ -40,59 +42,66 @@ class Vectors:
 
     Args:
         matrix: (rows, dims) float32, finite, one vector a row; it may be memory-mapped, and is never copied whole.
-        mean: (dims,), what is subtracted from every vector; by default the mean of the rows.
+        mean: (dims,), what is subtracted from every vector; by default `mean_of` the matrix.
+        lengths: (rows,) float32, what `lengths_of` returned for the matrix and the mean; by default it is computed.
 
-    Attributes: `matrix`, `mean` (dims,) float64.
+    Attributes: `matrix`, `mean` (dims,) float64, `lengths` (rows,) float32.
     """
 
-    def __init__(self, matrix: Matrix, mean: Float[np.ndarray, " dims"] | None = None):
+    def __init__(
+        self,
+        matrix: Matrix,
+        mean: Float[np.ndarray, " dims"] | None = None,
+        lengths: Float[np.ndarray, " rows"] | None = None,
+    ):
         self.matrix = matrix
         self.mean = mean_of(matrix) if mean is None else np.asarray(mean, np.float64)
-        self._lengths = np.empty(len(matrix), np.float32)
-        for start, block in _blocks(matrix):
-            self._lengths[start : start + len(block)] = _lengths(block, self.mean)
+        self.lengths = lengths_of(matrix, self.mean) if lengths is None else lengths
 
-    def nearest(self, query: Float[np.ndarray, " dims"], count: int) -> Found:
+    def nearest(
+        self, query: Float[np.ndarray, " dims"], count: int, among: Bool[np.ndarray, " rows"] | None = None
+    ) -> Found:
         """Return the `count` rows that are most similar to a vector, or all rows if there are fewer.
 
         Of rows that are equally similar, the earlier ones come first.
+
+        Args:
+            query: A vector as in the matrix, (dims,).
+            count: How many rows to return, at least 1.
+            among: Which rows count, (rows,); by default all.
         """
-        (found,) = self.nearest_of(query[None], count)
-        return found
-
-    def nearest_of(self, queries: Float[np.ndarray, "queries dims"], count: int) -> list[Found]:
-        """Return the same for each of several vectors; they share one pass over the matrix."""
-        units = unit_rows(queries, self.mean)
+        (unit,) = unit_rows(query[None], self.mean)
         # The mean is subtracted after the product, so that no block is copied.
-        shifts = (units.astype(np.float64) @ self.mean).astype(np.float32)
-        ids = np.zeros((len(queries), 0), np.int64)
-        best = np.zeros((len(queries), 0), np.float32)
+        shift = np.float32(unit.astype(np.float64) @ self.mean)
+        ids, best = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for start, block in _blocks(self.matrix):
-            lengths = self._lengths[start : start + len(block)]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scores = np.where(lengths > 0, (units @ block.T - shifts[:, None]) / lengths, 0)
-            numbers = np.broadcast_to(np.arange(start, start + len(block)), scores.shape)
-            ids, best = np.concatenate([ids, numbers], 1), np.concatenate([best, scores], 1)
+            part = slice(start, start + len(block))
+            scores = _divided(block @ unit - shift, self.lengths[part])
+            rows = np.arange(start, start + len(block)) if among is None else start + np.flatnonzero(among[part])
+            ids, best = np.concatenate([ids, rows]), np.concatenate([best, scores[rows - start]])
             # A few more are kept than asked for, because rounding may have put neighbors in another order.
-            kept = min(2 * count + 8, best.shape[1])
-            chosen = np.argpartition(-best, kept - 1, axis=1)[:, :kept] if kept else np.zeros((len(best), 0), np.int64)
-            ids, best = np.take_along_axis(ids, chosen, 1), np.take_along_axis(best, chosen, 1)
-        return [self._ordered(query, found, count) for query, found in zip(queries, ids, strict=True)]
+            if len(best) > 2 * count + 8:
+                kept = np.argpartition(-best, 2 * count + 8)[: 2 * count + 8]
+                ids, best = ids[kept], best[kept]
+        return self.ordered(query, ids, count)
 
-    def _ordered(self, query: np.ndarray, ids: np.ndarray, count: int) -> Found:
-        similarity = self.similarity(query, ids)
+    def ordered(self, query: Float[np.ndarray, " dims"], ids: Int64[np.ndarray, " found"], count: int) -> Found:
+        """Return the `count` most similar ones of some rows, with similarities from -1 to 1 computed in float64."""
+        rows = unit_rows(self.matrix[ids], self.mean, np.float64)
+        (unit,) = unit_rows(query[None], self.mean, np.float64)
+        similarity = np.clip(rows @ unit, -1, 1).astype(np.float32)
         order = np.lexsort((ids, -similarity))[:count]
         return Found(ids[order], similarity[order])
 
-    def similarity(self, query: Float[np.ndarray, " dims"], ids: Int64[np.ndarray, " found"]) -> np.ndarray:
-        """Return how similar some rows are to a vector, (found,) float32 from -1 to 1, computed in float64."""
-        rows = unit_rows(self.matrix[ids], self.mean, np.float64)
-        (unit,) = unit_rows(query[None], self.mean, np.float64)
-        return np.clip(rows @ unit, -1, 1).astype(np.float32)
-
 
 def near_duplicates(
-    matrix: Matrix, threshold: float, count: int, *, groups: Int64[np.ndarray, " rows"] | None = None
+    matrix: Matrix,
+    threshold: float,
+    count: int,
+    *,
+    mean: Float[np.ndarray, " dims"] | None = None,
+    groups: Int64[np.ndarray, " rows"] | None = None,
+    watch: Callable[[Iterable[int], int], Iterable[int]] | None = None,
 ) -> Pairs:
     """Return the pairs of rows that are at least as similar as `threshold`, the most similar first.
 
@@ -100,56 +109,74 @@ def near_duplicates(
 
     Args:
         matrix: (rows, dims) float32, finite; it may be memory-mapped.
-        threshold: The least similarity, from -1 to 1; vectors of one sound in two formats have 0.99 or more.
+        threshold: The least similarity, from -1 to 1.
         count: The most pairs.
+        mean: (dims,), what is subtracted from every vector; by default `mean_of` the matrix.
         groups: (rows,), the number of each row's group; rows of one group are not compared.
+        watch: A function of the numbers of the parts of the work, and of how many there are, that yields the numbers.
     """
-    mean, found = mean_of(matrix), Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    for start in range(0, len(matrix), _PAIR_ROWS):
+    mean = mean_of(matrix) if mean is None else mean
+    found = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    parts = range(-(-len(matrix) // _PAIR_ROWS))
+    for part in parts if watch is None else watch(parts, len(parts)):
+        start = part * _PAIR_ROWS
         rows = unit_rows(matrix[start : start + _PAIR_ROWS], mean)
         for other in range(start, len(matrix), _PAIR_ROWS):
             columns = rows if other == start else unit_rows(matrix[other : other + _PAIR_ROWS], mean)
             scores = rows @ columns.T
             # With `count` pairs in hand, a pair counts only if it is more similar than the last of them.
             least = found.similarity[-1] if len(found.similarity) == count else threshold
-            near = scores >= np.float32(least - 1e-6)
+            near = scores >= least - 1e-6
             first, second = np.nonzero(np.triu(near, 1) if other == start else near)
             pairs = Pairs(first + start, second + other, np.minimum(scores[first, second], 1))
-            found = _most_similar(found, pairs, threshold, count, groups)
-    return found
+            if groups is not None:
+                pairs = Pairs(*(part[groups[pairs.first] != groups[pairs.second]] for part in pairs))
+            found = _most_similar(Pairs(*map(np.concatenate, zip(found, pairs, strict=True))), count)
+    # The products above are rounded to float32, which may hide that two rows are equal.
+    left, right = (unit_rows(matrix[ids], mean, np.float64) for ids in (found.first, found.second))
+    exact = np.clip(np.einsum("pd,pd->p", left, right), -1, 1).astype(np.float32)
+    return _most_similar(Pairs(found.first, found.second, exact), count)
 
 
-def _most_similar(found: Pairs, more: Pairs, threshold: float, count: int, groups: np.ndarray | None) -> Pairs:
-    first, second, similarity = (np.concatenate(parts) for parts in zip(found, more, strict=True))
-    # Rounding must not hide a pair of equal vectors from a threshold of 1.
-    kept = similarity >= threshold - 1e-6
-    if groups is not None:
-        kept &= groups[first] != groups[second]
-    first, second, similarity = first[kept], second[kept], similarity[kept]
-    order = np.lexsort((second, first, -similarity))[:count]
-    return Pairs(first[order], second[order], similarity[order])
+def _most_similar(pairs: Pairs, count: int) -> Pairs:
+    order = np.lexsort((pairs.second, pairs.first, -pairs.similarity))[:count]
+    return Pairs(*(part[order] for part in pairs))
 
 
-def mean_of(matrix: Matrix) -> Float[np.ndarray, " dims"]:
-    """Return the mean of the rows, (dims,) float64; zeros if there are no rows."""
-    total = np.zeros(matrix.shape[1])
-    for _, block in _blocks(matrix):
-        total += block.sum(axis=0, dtype=np.float64)
-    return total / max(1, len(matrix))
+def mean_of(matrix: Matrix, among: Bool[np.ndarray, " rows"] | None = None) -> Float[np.ndarray, " dims"]:
+    """Return the mean of the rows that count and of ten zeros, (dims,) float64."""
+    total, count = np.zeros(matrix.shape[1]), _ZEROS
+    for start, block in _blocks(matrix):
+        counting = block if among is None else block[among[start : start + len(block)]]
+        total += counting.sum(axis=0, dtype=np.float64)
+        count += len(counting)
+    return total / count
 
 
-def unit_rows(rows: Matrix, mean: np.ndarray, dtype: type = np.float32) -> Matrix:
+def lengths_of(matrix: Matrix, mean: Float[np.ndarray, " dims"]) -> Float[np.ndarray, " rows"]:
+    """Return the length of each row without `mean`, (rows,) float32; 0 if it is no more than rounding."""
+    lengths = np.empty(len(matrix), np.float32)
+    for start, block in _blocks(matrix):
+        lengths[start : start + len(block)] = _without(block, mean)[1]
+    return lengths
+
+
+def unit_rows(rows: Matrix, mean: Float[np.ndarray, " dims"], dtype: type = np.float32) -> Matrix:
     """Return the rows without `mean` and with length 1; a row of which nothing remains becomes 0."""
-    lengths = _lengths(rows, mean)[:, None]
-    centered = rows.astype(np.float64) - mean
-    exact = np.linalg.norm(centered, axis=1, keepdims=True)
-    return np.divide(centered, exact, out=np.zeros_like(centered), where=lengths > 0).astype(dtype)
+    centered, lengths = _without(rows, mean, dtype)
+    return _divided(centered, lengths[:, None])
 
 
-def _lengths(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the length of each row without `mean`; 0 if it is no more than rounding."""
-    lengths = np.linalg.norm(rows.astype(np.float64) - mean, axis=1)
-    return np.where(lengths > _SMALLEST_LENGTH * np.linalg.norm(rows, axis=1), lengths, 0)
+def _without(rows: np.ndarray, mean: np.ndarray, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows without the mean, and their lengths, which are 0 where they are no more than rounding."""
+    centered = rows.astype(dtype) - mean.astype(dtype)
+    lengths = np.sqrt(np.einsum("rd,rd->r", centered, centered))
+    own = np.sqrt(np.einsum("rd,rd->r", rows, rows))
+    return centered, np.where(lengths > _SMALLEST_LENGTH * own, lengths, 0).astype(dtype)
+
+
+def _divided(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
 
 
 def _blocks(matrix: Matrix) -> Iterator[tuple[int, Matrix]]:
