@@ -16,7 +16,7 @@ import numpy as np
 
 from melmask.audio.logmel import scales
 from melmask.embedding.encoder import AudioEncoder
-from melmask.embedding.reconstruction import normalizes_target
+from melmask.embedding.reconstruction import predicts_normalized
 from melmask.errors import ConfigError, OutputError
 from melmask.geometry import grid_of
 from melmask.models.layers import NORM_EPSILON, Block
@@ -230,7 +230,7 @@ def _decode(graph: _Graph, encoder: AudioEncoder, encoded: str, where: tuple[str
 def _compare(graph: _Graph, encoder: AudioEncoder, patches: str) -> None:
     """Add the output `loss`: the mean squared difference of `prediction` to its target, over hidden patches."""
     config, target = encoder.card.model, patches
-    if normalizes_target(encoder.card):
+    if predicts_normalized(encoder.card):
         # As `normalized_patches`: a mean of 0 and a variance of 1, with one degree of freedom less than values.
         values = config.patch_mels * config.patch_frames
         parts = graph.reshape(patches, -1, config.resolutions, values)

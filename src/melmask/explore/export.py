@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +42,7 @@ _HIGHEST_HEARD_HZ = 48_000
 _MOST_MODEL_BYTES = 64 << 20
 _MOST_COLUMN_LETTERS = 24 << 20
 _MOST_GROUPS = 50
+_HELD = "in this page"
 _FARTHEST = 32767
 """What 1 on a map is as a whole number of 16 bits; -32768 is a point without a place."""
 
@@ -90,11 +90,15 @@ class _Page:
         paths = blocks.json(self._names.paths) if shown.segments else names
         model = self._model(blocks)
         sounds, pictures = self._sounds(blocks)
+        packed = pictures.write(blocks)
         columns = self._columns(blocks)
         facts = collection_facts(shown)
         # What another program may still be doing is no matter of a page that is done.
         facts["embedding"] = None
         facts["columns"] = [column for column in facts["columns"] if column["name"] in columns]
+        held = self._held(sounds, pictures)
+        facts["columns"].append({"name": held.name, "kind": held.kind, "distinct": held.distinct})
+        columns[held.name] = self._column(blocks, held)
         search = reduced_vectors(shown.vectors)
         self._say_search(search)
         return {
@@ -111,7 +115,7 @@ class _Page:
             "search": search and {"rows": blocks.array(search.rows), "scales": blocks.array(search.scales)},
             "frequencies_hz": _frequencies_hz(shown.model),
             "sounds": sounds,
-            "pictures": pictures,
+            "pictures": packed,
             "model": model,
             "labels": {str(point): label for point, label in shown.labels.all().items()},
         }
@@ -145,7 +149,7 @@ class _Page:
         categories = blocks.json([self._names.shortened(category) for category in column.categories])
         return {"kind": column.kind, "categories": categories, "codes": blocks.array(column.codes.astype(small))}
 
-    def _sounds(self, blocks: Blocks) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _sounds(self, blocks: Blocks) -> tuple[list[dict[str, Any]], "_Pictures"]:
         """Write the chosen sounds with what the model sees of them, and small pictures of others."""
         shown, options = self._shown, self._options
         reader, failed = SoundReader(shown.model), 0
@@ -164,8 +168,15 @@ class _Page:
                     pictures.add(point, logmel)
             except (AudioFileError, InputError):
                 failed += 1
-        self._say_sounds(len(sounds), len(sounds) + pictures.count, failed)
-        return sounds, pictures.write(blocks)
+        self._say_sounds(len(sounds), len(sounds) + len(pictures.points), failed)
+        return sounds, pictures
+
+    def _held(self, sounds: Sequence[dict[str, Any]], pictures: "_Pictures") -> Column:
+        """Return the column that says what the page has of each sound, by which they can be found on the map."""
+        codes = np.full(self._shown.count, 2, np.int32)
+        codes[pictures.points] = 1
+        codes[[sound["id"] for sound in sounds]] = 0
+        return Column(name=_HELD, kind="category", codes=codes, categories=["sound and model", "picture", "place"])
 
     def _whole(self, blocks: Blocks, sound: Sound, logmel: Float[np.ndarray, "bands frames"]) -> dict[str, Any]:
         """Write a sound and its log-mel."""
@@ -274,9 +285,9 @@ class _Pictures:
         self._found: list[tuple[int, dict[str, Any], np.ndarray]] = []
 
     @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._found)
+    def points(self) -> list[int]:
+        """The sounds that have one."""
+        return [point for point, _, _ in self._found]
 
     def add(self, point: int, logmel: Float[np.ndarray, "bands frames"]) -> None:
         """Make the picture of a sound."""
@@ -292,7 +303,7 @@ class _Pictures:
         frequencies = np.array(_frequencies_hz(self._model)[0])[:, None]
         data = [pixels.reshape(-1) for _, _, pixels in self._found]
         columns = {
-            "ids": np.array([point for point, _, _ in self._found], np.int32),
+            "ids": np.array(self.points, np.int32),
             "frames": np.array([pixels.shape[1] for _, _, pixels in self._found], np.uint16),
             "data": np.concatenate([np.zeros(0, np.uint8), *data]),
             "hops_ms": np.array([shape["hop_ms"] for _, shape, _ in self._found], np.float32),

@@ -10,7 +10,7 @@ from melmask.search.nearest import Vectors, mean_of, unit_rows
 _MOST_BYTES = 8 << 20
 _MOST_DIMENSIONS, _FEWEST_DIMENSIONS = 256, 16
 _ROWS_AT_ONCE = 20_000
-_QUERIES, _NEAREST = 100, 10
+_QUERIES, _NEAREST = 50, 10
 
 
 class Reduced(NamedTuple):
@@ -54,10 +54,9 @@ def reduced_vectors(vectors: PointVectors) -> Reduced | None:
 def _share_found(exact: np.ndarray, rows: np.ndarray, scales: np.ndarray) -> float:
     """Return which share of the nearest points of some points is found among as many by the reduced vectors."""
     queries = np.unique(np.linspace(0, len(exact) - 1, min(_QUERIES, len(exact))).astype(int))
-    nearest = Vectors(exact).nearest_of(exact[queries], _NEAREST + 1)
-    shares = []
-    for query, found in zip(queries, nearest, strict=True):
-        true = [row for row in found.ids if row != query][:_NEAREST]
+    searched, shares = Vectors(exact), []
+    for query in queries:
+        true = [row for row in searched.nearest(exact[query], _NEAREST + 1).ids if row != query][:_NEAREST]
         similarity = (rows @ rows[query].astype(np.float32)) * scales * scales[query]
         similarity[query] = -np.inf
         ours = np.argsort(-similarity, kind="stable")[: len(true)]

@@ -17,6 +17,11 @@ export async function open() {
 class StaticSource {
   #facts;
   #model;
+  #names;
+  #pictures;
+  #search;
+  #held;
+  #columns = new Map();
   #labels = new Map();
   #soundUrls = new Map();
   #units = new Map();
@@ -34,11 +39,10 @@ class StaticSource {
       search: Boolean(search),
       ...Object.fromEntries(["listen", "searchSound", "probe", "suggestions", "suspects", "duplicates"].map((name) => [name, false])),
     };
-    this.names_ = once(() => jsonOf(found.names));
-    this.pictures_ = once(() => this.#readPictures());
-    this.search_ = once(async () => ({ rows: await arrayOf(search.rows), scales: await arrayOf(search.scales) }));
-    this.sounds_ = new Map(sounds.map((sound) => [sound.id, sound]));
-    this.columns_ = new Map();
+    this.#names = once(() => jsonOf(found.names));
+    this.#pictures = once(() => this.#readPictures());
+    this.#search = once(async () => ({ rows: await arrayOf(search.rows), scales: await arrayOf(search.scales) }));
+    this.#held = new Map(sounds.map((sound) => [sound.id, sound]));
     for (const [id, label] of Object.entries(found.labels)) this.#labels.set(Number(id), label);
     for (const [id, label] of this.#remembered()) this.#labels.set(id, label);
   }
@@ -54,8 +58,8 @@ class StaticSource {
 
   /** Return a column; it is unpacked once. */
   column(name) {
-    if (!this.columns_.has(name)) this.columns_.set(name, this.#readColumn(this.#facts.columns[name]));
-    return this.columns_.get(name);
+    if (!this.#columns.has(name)) this.#columns.set(name, this.#readColumn(this.#facts.columns[name]));
+    return this.#columns.get(name);
   }
 
   async #readColumn({ kind, codes, values, categories }) {
@@ -64,12 +68,12 @@ class StaticSource {
   }
 
   async names(from, count) {
-    return (await this.names_()).slice(from, from + count);
+    return (await this.#names()).slice(from, from + count);
   }
 
   /** Whether the page holds this sound as the model sees it, and not only a small picture. */
   holds(id) {
-    return this.sounds_.has(id);
+    return this.#held.has(id);
   }
 
   async item(id) {
@@ -81,27 +85,27 @@ class StaticSource {
       if (name === "duration" && values) duration_s = value;
       columns[name] = typeof value !== "number" ? value : Number.isNaN(value) ? null : kind === "time" ? timeText(value) : Number(value.toPrecision(6));
     }
-    const held = this.sounds_.get(id);
+    const held = this.#held.get(id);
     if (held && duration_s > held.duration_s + 0.05) {
       columns["in this page"] = `the first ${held.duration_s.toFixed(1)} s`;
       duration_s = held.duration_s;
     }
-    return { id, name: (await this.names_())[id], start_s: 0, end_s: null, duration_s: Number.isNaN(duration_s) ? null : duration_s, columns, error: null };
+    return { id, name: (await this.#names())[id], start_s: 0, end_s: null, duration_s: Number.isNaN(duration_s) ? null : duration_s, columns, error: null };
   }
 
   /** Return a matrix, or null where the page has none. */
   async spectrogram(id, { from_s = 0, length_s = 60, resolution = 0 } = {}) {
-    if (!this.holds(id)) return (await this.pictures_()).get(id) ?? null;
+    if (!this.holds(id)) return (await this.#pictures()).get(id) ?? null;
     const { logmel, frames } = await this.#logmel(id);
     const { hop_ms } = this.#facts.collection.model;
     const first = Math.min(frames - 1, Math.round((from_s * 1000) / hop_ms));
     const count = Math.max(1, Math.min(frames - first, Math.round((length_s * 1000) / hop_ms)));
     const part = this.#rows(logmel, frames, resolution, first, count);
-    return { ...this.#matrix(part, count, first, resolution, rangeOf(part)), total_s: this.sounds_.get(id).duration_s };
+    return { ...this.#matrix(part, count, first, resolution, rangeOf(part)), total_s: this.#held.get(id).duration_s };
   }
 
   soundUrl(id) {
-    const held = this.sounds_.get(id);
+    const held = this.#held.get(id);
     if (!held) return null;
     if (!this.#soundUrls.has(id)) {
       this.#soundUrls.set(id, URL.createObjectURL(new Blob([bytesOf(held.sound)], { type: held.type })));
@@ -150,7 +154,7 @@ class StaticSource {
 
   async search({ id, start_s, end_s, count }) {
     if (start_s || end_s) throw new Error("This page searches with whole sounds; leave the part empty.");
-    const { rows, scales } = await this.search_();
+    const { rows, scales } = await this.#search();
     const size = rows.length / scales.length;
     if (scales[id] === 0) throw new Error("This sound has no embedding.");
     const own = rows.subarray(id * size, (id + 1) * size);
@@ -165,6 +169,7 @@ class StaticSource {
   }
 
   async labels() {
+    await this.#makeCsv();
     return new Map(this.#labels);
   }
 
@@ -187,8 +192,7 @@ class StaticSource {
   }
 
   labelsCsvUrl() {
-    if (this.#csvUrl === null) this.#makeCsv();
-    return this.#csvUrl ?? "#";
+    return this.#csvUrl;
   }
 
   /** Make the table that `melmask finetune` takes, with paths below the folder of the collection. */
@@ -239,7 +243,7 @@ class StaticSource {
 
   /** Return the log-mel (bands, frames) of a sound that the page holds, in natural-log units. */
   async #logmel(id) {
-    const held = this.sounds_.get(id);
+    const held = this.#held.get(id);
     if (!held) throw new Error("This page holds only a small picture of this sound, not what the model sees.");
     held.read ??= once(async () => {
       const levels = await arrayOf(held.logmel);
@@ -316,7 +320,7 @@ function errors(unit, resolution, made) {
   return sums.map((sum) => (sum * DB_PER_NATURAL_LOG) / each);
 }
 
-/** Return how much is taken from each token: `inspection/attention.py` in JavaScript. Layers and heads count from 0. */
+/** Return how much is taken from each token: `inspection/attention.py` in JavaScript. Layers and heads count from 1. */
 function attended(weights, { layers, heads, tokens, first }, { from, layer, head }) {
   const size = tokens * tokens;
   /** The mean attention (tokens, tokens) of some layers and heads. */
@@ -347,7 +351,7 @@ function attended(weights, { layers, heads, tokens, first }, { from, layer, head
     }
     return through;
   }
-  const chosen = mean(layer === null ? all(layers) : [layer], head === null ? all(heads) : [head]);
+  const chosen = mean(layer === null ? all(layers) : [layer - 1], head === null ? all(heads) : [head - 1]);
   if (from === "mean") return average(chosen);
   return row(chosen, from === "cls" ? 0 : from + first);
 }
