@@ -59,7 +59,7 @@ function categories(coloring, column) {
     const shown = !hidden.has(code);
     return el(
       "button",
-      { class: "entry", "aria-pressed": shown, "data-code": code, title: `${text}: click hides, Shift+click shows only this`, on: { click: toggle } },
+      { class: "entry", "aria-pressed": String(shown), "data-code": code, title: `${text}: click hides, Shift+click shows only this`, on: { click: toggle } },
       dot,
       el("span", { class: "text", text }),
       el("span", { class: "count", text: count.toLocaleString("en") }),
