@@ -163,7 +163,7 @@ class _Page:
             try:
                 logmel = reader.logmel(shown.sounds[point], 0, _longest_frames(shown.model))
                 if point in whole:
-                    sounds.append({"id": point, **self._whole(blocks, shown.sounds[point], logmel)})
+                    sounds.append(self._whole(blocks, point, logmel))
                 else:
                     pictures.add(point, logmel)
             except (AudioFileError, InputError):
@@ -178,20 +178,22 @@ class _Page:
         codes[[sound["id"] for sound in sounds]] = 0
         return Column(name=_HELD, kind="category", codes=codes, categories=["sound and model", "picture", "place"])
 
-    def _whole(self, blocks: Blocks, sound: Sound, logmel: Float[np.ndarray, "bands frames"]) -> dict[str, Any]:
+    def _whole(self, blocks: Blocks, point: int, logmel: Float[np.ndarray, "bands frames"]) -> dict[str, Any]:
         """Write a sound and its log-mel."""
+        held_s = logmel.shape[1] * self._shown.model.hop_ms / 1000
         low, high = float(logmel.min()), float(logmel.max())
         # 256 levels over the range of a sound are steps of some tenths of a dB.
         step = max(high - low, 1e-6) / 255
         levels = np.rint((logmel - low) / step).astype(np.uint8)
         return {
-            "sound": blocks.add_as_is(_flac(sound, self._shown.model)),
+            "id": point,
+            "sound": blocks.add_as_is(_flac(self._shown.sounds[point], self._shown.model)),
             "type": "audio/flac",
             "logmel": blocks.array(levels),
             "low": low,
             "step": step,
             "frames": logmel.shape[1],
-            "duration_s": round(logmel.shape[1] * self._shown.model.hop_ms / 1000, 4),
+            "duration_s": round(min(held_s, float(self._shown.vectors.durations_s[point])), 4),
         }
 
     def _model(self, blocks: Blocks) -> dict[str, Any] | None:
@@ -205,8 +207,8 @@ class _Page:
         expected = 2 * sum(parameter.numel() for parameter in encoder.model.parameters())
         if expected > _MOST_MODEL_BYTES:
             self.lines.append(
-                f"The model is left out, as it has {expected >> 20} MB and at most {_MOST_MODEL_BYTES >> 20} MB go into "
-                "a page; so the page cannot reconstruct hidden patches."
+                f"The model is left out, as it has {expected >> 20} MB, and at most {_MOST_MODEL_BYTES >> 20} MB go "
+                "into a page; so the page cannot reconstruct hidden patches."
             )
             return None
         made, masking, grid = export_masked(encoder), MaskingConfig(), grid_of(config)
