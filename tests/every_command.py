@@ -91,8 +91,10 @@ def main():
     from melmask.cli import main as melmask
 
     chosen = commands(folder)
-    # The demo takes minutes.
-    assert {arguments[0] for arguments in chosen.values()} >= set(COMMANDS) - {"demo"}
+    # The demo takes minutes, and a page is served until somebody ends it.
+    assert {arguments[0] for arguments in chosen.values()} >= set(COMMANDS) - {"demo", "explore"}
+    if what == "extras":
+        chosen["explore"] = ["explore", folder, "--out", folder / "explored"]
     found = {}
     for name, arguments in chosen.items():
         said, failed = io.StringIO(), io.StringIO()

@@ -53,6 +53,7 @@ def test_without_extras_a_command_works_or_says_at_once_what_to_install(labeled_
     needed = {
         **dict.fromkeys(("few-labels", "evaluate", "finetune, several"), "eval"),
         **{"pretrain, wandb": "wandb", "embed, ray": "ray", "embed, hub": "hub", "push": "hub", "export": "onnx"},
+        "explore": "explore",
     }
     for name, (status, failed, _) in found.items():
         assert status == (2 if name in needed else 0), (name, status, failed)
@@ -63,7 +64,7 @@ def test_without_extras_a_command_works_or_says_at_once_what_to_install(labeled_
     pictures = [line for _, failed, _ in found.values() for line in failed if "melmask[plot]" in line]
     assert pictures == ["melmask: matplotlib is not installed, so no pictures are drawn: pip install 'melmask[plot]'"]
     assert not (tmp_path / "run" / "pictures").exists() and (tmp_path / "run" / "index.html").exists()
-    for folder in ("few", "results", "fine-2", "run-3"):
+    for folder in ("few", "results", "fine-2", "run-3", "explored"):
         assert not (tmp_path / folder).exists()
 
 

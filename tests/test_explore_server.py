@@ -5,7 +5,12 @@ import csv
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -21,11 +26,13 @@ with warnings.catch_warnings():
 
 from melmask.embedding.encoder import load
 from melmask.errors import ConfigError
+from melmask.explore import projection
 from melmask.explore import requests as explore_requests
 from melmask.explore.collection import Collection
 from melmask.explore.explore import listening
 from melmask.explore.options import ExploreOptions
 from melmask.explore.server import app_of
+from melmask.labels.read import read_sheet
 from melmask.labels.tables import read_labels
 
 TOKEN, PORT = "the-token-of-this-start", 8765
@@ -146,7 +153,6 @@ def test_the_server_listens_on_this_computer_only():
     with listening(0) as first:
         host, port = first.getsockname()
         assert host == "127.0.0.1"
-        first.listen()
         with pytest.raises(ConfigError, match=f"port {port} cannot be used"):
             listening(port)
 
@@ -178,7 +184,12 @@ def test_no_path_leads_out_of_the_page_and_the_collection(page, path):
 
 def test_the_collection_describes_itself(page, collection):
     told = page.get("/api/collection").json()
-    assert told["count"] == collection.count == 17 and told["kind"] == "files" and told["projections"][0] == "pca"
+    assert (
+        told["count"] == collection.count == 17
+        and told["kind"] == "files"
+        and told["projections"][0] == "pca"
+        and told["listen"]
+    )
     assert told["embedding"] == {"done": 17, "total": 17, "failed": 1, "running": False, "error": ""}
     assert {column["name"]: column["kind"] for column in told["columns"]} == {
         "folder": "category",
@@ -202,7 +213,7 @@ def test_points_and_columns_are_binary_with_a_value_for_each_point(page, collect
     assert np.isnan(durations[broken]) and np.nanmax(durations) == pytest.approx(4.0)
     for wrong in ("no such", ""):
         assert page.get("/api/column", params={"name": wrong}).status_code == 404
-    assert page.get("/api/points?projection=x").json() == {"error": "projection is 'x'; known are pca"}
+    assert page.get("/api/points?projection=x").json()["error"].startswith("projection is 'x'; known are pca")
 
 
 def test_names_and_items_are_text_and_no_paths(page, collection):
@@ -260,6 +271,8 @@ def test_hidden_patches_are_filled_in(page, collection):
     assert (drawn["rows"], drawn["columns"], sum(drawn["hidden"])) == (5, 13, 49)
     assert [error is None for error in drawn["error"]] == [not hidden for hidden in drawn["hidden"]]
     assert drawn["input"]["frames"] == drawn["reconstruction"]["frames"] == 208 and drawn["loss"] > 0
+    leaked = page.post(place, json={"hidden": {"ratio": 0.75, "strategy": "random", "seed": 3}, "leak": True}).json()
+    assert leaked["hidden"] == drawn["hidden"] and leaked["error"] != drawn["error"]
     painted = page.post(place, json={"start_frame": 300, "resolution": 1, "hidden": [1] * 7 + [0] * 28}).json()
     assert painted["columns"] == 7 and painted["input"]["frames"] == 101 and painted["input"]["start_s"] == 3.0
 
@@ -290,6 +303,31 @@ def test_a_wrong_request_is_refused_in_one_line(page, collection, request_, reas
 def test_what_is_no_json_is_refused(page, body):
     for place, method in (("/api/search", "POST"), ("/api/labels", "PUT"), ("/api/items/0/reconstruct", "POST")):
         assert page.request(method, place, content=body).status_code == 400
+
+
+def test_what_is_hidden_is_heard_as_loud_as_the_input(page, collection):
+    point = point_of(collection, "deep/f.wav")
+    heard = {}
+    for what in ("input", "visible", "reconstruction"):
+        answer = page.post(f"/api/items/{point}/listen", json={"hidden": {"seed": 1}, "what": what})
+        samples, rate_hz = soundfile.read(io.BytesIO(answer.content))
+        assert (rate_hz, len(samples), answer.headers["content-type"]) == (16000, 207 * 160, "audio/wav")
+        heard[what] = samples
+    assert not np.allclose(heard["visible"], heard["reconstruction"], atol=0.01)
+    levels = [20 * np.log10(np.sqrt(np.mean(samples**2))) for samples in heard.values()]
+    assert max(levels) - min(levels) < 6
+
+
+def test_attention_is_seen_from_anywhere(page, collection):
+    place = f"/api/items/{point_of(collection, 'deep/f.wav')}/attention"
+    maps = []
+    for wanted in ({}, {"from": "mean", "layer": 12}, {"from": "rollout"}, {"from": 64, "layer": 3, "head": 2}):
+        answer = page.post(place, json=wanted).json()
+        maps.append(np.array(answer["weights"]))
+        assert (answer["rows"], answer["columns"]) == (5, 13) and len(maps[-1]) == 65 and 0 < maps[-1].sum() <= 1.001
+    assert not np.allclose(maps[0], maps[3], atol=1e-3)
+    for wrong in ({"from": 65}, {"from": "x"}, {"layer": 13}, {"head": 0}, {"from": None}):
+        assert page.post(place, json=wrong).status_code == 400
 
 
 # Search
@@ -434,3 +472,46 @@ def test_an_embedded_table_brings_its_vectors_along(collection, model, tmp_path)
     (table,) = sorted((collection.labels.path.parent / "embeddings").glob("000000.parquet"))
     again = Collection(table, model, ExploreOptions(out=tmp_path / "out"))
     assert again.count == 16 and again.vectors.known.all()
+
+
+def test_the_command_serves_a_folder_and_ends_cleanly(sound_folder, run_folder, tmp_path):
+    command = [sys.executable, "-m", "melmask", "explore", sound_folder, "--model", run_folder, "--no-browser"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment, encoding="utf-8", **pipes)
+    try:
+        assert server.stdout.readline() == "7 files, of which 0 are embedded\n"
+        address, _, token = server.stdout.readline().strip().partition("/?token=")
+
+        def ask(place, **more):
+            request = Request(f"{address}{place}", headers={"Authorization": f"Bearer {token}"}, **more)
+            with urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+
+        while ask("/api/collection")["embedding"]["running"]:
+            time.sleep(0.1)
+        ask("/api/labels", data=b'{"ids": [1, 2], "label": "kept"}', method="PUT")
+        server.send_signal(signal.SIGINT)
+        said, failed = server.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.communicate()
+    assert server.returncode == 0 and "Traceback" not in failed and "melmask-explore/labels.csv: 2 labels" in said
+    assert read_sheet(tmp_path / "melmask-explore" / "labels.csv").rows[0][1] == "kept"
+
+
+def test_a_map_by_umap_is_kept(collection, monkeypatch):
+    """UMAP itself needs minutes to be compiled, so something else stands for it."""
+    computed = []
+
+    def placed(rows):
+        computed.append(rows)
+        return rows[:, :2]
+
+    monkeypatch.setattr(projection, "find_spec", lambda name: name)
+    monkeypatch.setattr(projection, "_by_umap", placed)
+    for _ in range(2):
+        maps = projection.Projections(collection.vectors, collection.labels.path.parent / "maps")
+        points = maps.points("umap")
+        assert np.array_equal(np.isfinite(points[:, 0]), collection.vectors.known) and np.nanmax(np.abs(points)) <= 1
+    assert maps.names == ["pca", "umap"] and len(computed) == 1

@@ -51,6 +51,11 @@ def grid_of(config: ModelConfig, frames: int | None = None) -> PatchGrid:
     return PatchGrid(config.mels // config.patch_mels, (frames or config.frames) // config.patch_frames)
 
 
+def context_frames(config: FrontEndConfig) -> int:
+    """Return how many frames on either side of a cut have windows that reach over it."""
+    return -(-config.reach_samples // config.hop_samples) + 1
+
+
 def unit_lengths(frames: int, unit_frames: int, patch_frames: int) -> list[int]:
     """Cut `frames` frames into units of the trained length, the last one shortened to whole patches.
 

@@ -31,7 +31,7 @@ COMMANDS = (
     *("finetune", "predict", "explore", "convert", "push", "export", "settings"),
 )
 # When one of these is stopped, the same command resumes it.
-_RESUMED = ("demo", "prepare", "pretrain", "embed", "probe", "evaluate", "study", "finetune", "predict")
+_RESUMED = ("demo", "prepare", "pretrain", "embed", "probe", "evaluate", "study", "finetune", "predict", "explore")
 _SIGPIPE = 13
 """Number of the signal that ends a writer whose reader has gone, on all systems that have it."""
 # CPU allocations fail with the first message and GPU allocations with the second.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melmask.explore.options import ExploreOptions
-from melmask.system.terminal import say
+from melmask.system.terminal import counted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ def run(options: Options) -> int:
         return _export(options)
     from melmask.explore.explore import explore
 
-    explore(options.source, options.model, options.job, options.device)
+    collection = explore(options.source, options.model, options.job, options.device)
+    if labels := collection.labels.all():
+        say(f"{collection.labels.path}: {counted(len(labels), 'label')}")
     say("ended; the same command shows the collection again")
     return 0
 

@@ -27,7 +27,7 @@ class Scenes(NamedTuple):
 def read_scenes(path: Path) -> Iterator[Scenes]:
     """Yield the rows of a Parquet table that `melmask embed` wrote, or of a part of its job, by row group.
 
-    Sounds that failed are left out.
+    Sounds that failed are left out. In a damaged table, vectors may be NaN or infinite.
 
     Raises:
         InputError: the table is damaged, or no such table.

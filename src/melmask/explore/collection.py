@@ -51,7 +51,7 @@ class Collection:
         self.name = self._root.name if source.is_dir() else source.name
         self.job = EmbeddingJob(model, self.sounds, options.out / "embeddings", source)
         self.vectors = self.job.vectors
-        self.projections, self.similarity = Projections(self.vectors), Similarity(self.vectors)
+        self.projections, self.similarity = Projections(self.vectors, options.out / "maps"), Similarity(self.vectors)
         self.labels = Labels(self.sounds, options.out / "labels.csv")
         self._table_columns = _columns_of_tables(source, self.sounds, self.segments, options)
         self._own_columns = self._simple_columns()

@@ -17,7 +17,7 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.folder import embed_table, table_settings
 from melmask.embedding.scenes import read_scenes
-from melmask.embedding.tables import TableJob, TableSettings, read_settings
+from melmask.embedding.tables import TableJob, TableSettings, WriteParts, read_settings
 from melmask.errors import InputError, MelmaskError
 from melmask.explore.vectors import PointVectors
 from melmask.system.files import ensure_folder
@@ -109,7 +109,10 @@ class EmbeddingJob:
                 # The paths of a table may be written otherwise than they are found.
                 found = in_order[begin : begin + len(found)]
             begin += len(found)
-            keep = [row for row, point in enumerate(found) if point >= 0 and self._is_new(point, made_s)]
+            finite = np.isfinite(scenes.vectors).all(axis=1)
+            keep = [
+                row for row, point in enumerate(found) if point >= 0 and finite[row] and self._is_new(point, made_s)
+            ]
             if keep:
                 chosen = np.array([found[row] for row in keep])
                 self.vectors.add(chosen, scenes.vectors[keep], scenes.durations_s[keep])
@@ -148,7 +151,7 @@ class EmbeddingJob:
             first = next(iter(self.vectors.failed.values()))
             note(f"melmask: {counted(len(self.vectors.failed), 'sound')} could not be embedded; the first: {first}")
 
-    def _writer(self, points: Sequence[int]):  # type: ignore[no-untyped-def]
+    def _writer(self, points: Sequence[int]) -> WriteParts:
         def write(model: AudioEncoder, choice: FeatureChoice, job: TableJob) -> float:
             todo = job.todo()
             sounds = job.sounds_of(todo)

@@ -53,7 +53,8 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
             with suppress(KeyboardInterrupt):
                 server.run(sockets=[listener])
         finally:
-            note("")
+            if collection.job.running:
+                note("\nmelmask: ends when the sounds under way are embedded; Ctrl-C again ends it at once")
             collection.job.stop()
 
 
@@ -67,6 +68,8 @@ def listening(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))
+        # Browsers that are quicker than the server wait, and are not refused.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise ConfigError(f"port {port} cannot be used ({error.strerror}); give another --port, or none") from error

@@ -8,17 +8,23 @@ import numpy as np
 from jaxtyping import Bool
 
 from melmask.audio.parts import Sound
+from melmask.config import LOG_EPSILON, MaskingConfig
+from melmask.config_objectives import MASKING_STRATEGIES
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import embed_files
+from melmask.embedding.reconstruction import Reconstruction
 from melmask.errors import AudioFileError
 from melmask.explore import requests as ask
 from melmask.explore.collection import Collection
 from melmask.explore.requests import RequestError
-from melmask.explore.sounds import LONGEST_SHOWN_S, SoundReader, decibels, matrix, range_db
+from melmask.explore.sounds import LONGEST_SHOWN_S, Kept, SoundReader, decibels, matrix, range_db, wav_of
 from melmask.geometry import PatchGrid, grid_of
+from melmask.inspection.attention import Attention, attention_of
+from melmask.inspection.masks import mask_of
+from melmask.inspection.sound import equally_loud, sound_of
 
 _MOST_FRAMES = 1 << 31
-_STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
+_HEARD = ("input", "visible", "reconstruction")
 
 
 class Inside:
@@ -27,6 +33,7 @@ class Inside:
     def __init__(self, collection: Collection):
         self._collection, self._model = collection, collection.model
         self.sounds, self._lock = SoundReader(collection.model), Lock()
+        self._attentions: Kept[Attention] = Kept(lambda attention: attention.weights.nbytes)
 
     def spectrogram(self, point: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `spectrogram`: at most a minute of one resolution."""
@@ -46,7 +53,7 @@ class Inside:
         resolution, (first, logmel, frames) = self._resolution(values), self._unit(point, values)
         hidden, grid = self._hidden(values, logmel.shape[1])
         with self._lock:
-            made = self._model.reconstruct(logmel[None], masked=hidden[None])
+            made = self._reconstructed(logmel, hidden, values)
         mels = self._model.card.front_end.mels
         rows = slice(resolution * mels, (resolution + 1) * mels)
         truth, shown = logmel[rows], made.logmel[0][rows]
@@ -68,6 +75,52 @@ class Inside:
             "error": [None if np.isnan(db) else round(float(db), 3) for db in by_patch],
         }
 
+    def listen(self, point: int, values: Mapping[str, Any]) -> bytes:
+        """Answer `listen`: the input, its visible part or the reconstruction as sound, equally loud, as a WAV file."""
+        what = ask.one_of(values, "what", "reconstruction", _HEARD)
+        _, logmel, frames = self._unit(point, values)
+        hidden, grid = self._hidden(values, logmel.shape[1])
+        with self._lock:
+            made = self._reconstructed(logmel, hidden, values).logmel[0]
+        by_value = self._over_values(hidden, grid)
+        silent = np.log(np.float32(LOG_EPSILON))
+        heard = {
+            "input": logmel,
+            "visible": np.where(by_value, silent, logmel),
+            # What is visible is known, so it is heard as it is.
+            "reconstruction": np.where(by_value, made, logmel),
+        }
+        # The input is made from its log-mel, too: what the way back to sound loses is then lost in all three.
+        wanted = ("input", what) if what != "input" else ("input",)
+        sounds = [sound_of(heard[name][:, :frames].astype(np.float32), self._model) for name in wanted]
+        rate_hz = self._model.card.front_end.sample_rate_hz
+        return wav_of(equally_loud(sounds, rate_hz)[-1], rate_hz)
+
+    def attention(self, point: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer `attention`: how much one token, or all of them, take from each patch."""
+        first, logmel, _ = self._unit(point, values)
+        layer, head = (
+            None if values.get(name) is None else ask.whole_number(values, name, None, 1, most)
+            for name, most in (("layer", self._model.card.model.depth), ("head", self._model.card.model.heads))
+        )
+        attention = self._attentions.get((point, first), lambda: self._attended(logmel))
+        begin = values.get("from", "cls" if attention.cls else "mean")
+        if begin == "cls":
+            weights = attention.from_cls(layer, head)
+        elif begin == "mean":
+            weights = attention.mean(layer, head)
+        elif begin == "rollout":
+            weights = attention.rollout()
+        else:
+            patch = ask.whole_number(values, "from", None, 0, attention.grid.patches - 1)
+            weights = attention.from_patch(patch, layer, head)
+        rows, columns = weights.shape
+        return {"rows": rows, "columns": columns, "weights": np.round(weights.astype(float), 6).ravel().tolist()}
+
+    def _attended(self, logmel: np.ndarray) -> Attention:
+        with self._lock:
+            return attention_of(self._model, logmel)
+
     def vector(self, sound: Sound) -> np.ndarray:
         """Return the scene vector (D,) of a sound that is looked for.
 
@@ -79,6 +132,19 @@ class Inside:
         if found.scene is None:
             raise AudioFileError(found.error or "the sound cannot be embedded; give another")
         return found.scene
+
+    def _reconstructed(self, logmel: np.ndarray, hidden: np.ndarray, values: Mapping[str, Any]) -> Reconstruction:
+        """Let the decoder fill the hidden patches in; `leak` takes their level and contrast from the truth."""
+        leak = values.get("leak", False)
+        if not isinstance(leak, bool):
+            raise RequestError("leak is no true or false; expected one of them")
+        return self._model.reconstruct(logmel[None], masked=hidden[None], leak=leak)
+
+    def _over_values(self, hidden: np.ndarray, grid: PatchGrid) -> Bool[np.ndarray, "bands frames"]:
+        """Spread a mask of patches over the values of a log-mel, in all resolutions."""
+        config = self._model.card.model
+        by_band = hidden.reshape(grid).repeat(config.patch_mels, 0).repeat(config.patch_frames, 1)
+        return np.tile(by_band, (config.resolutions, 1))
 
     def _resolution(self, values: Mapping[str, Any]) -> int:
         return ask.whole_number(values, "resolution", 0, 0, self._model.card.front_end.resolutions - 1)
@@ -122,12 +188,9 @@ class Inside:
         return hidden, grid
 
     def _drawn(self, wanted: Mapping[str, Any], grid: PatchGrid) -> np.ndarray:
-        from melmask.config import MaskingConfig
-        from melmask.objectives.masking import draw_masks
-
         masking = MaskingConfig(
             ratio=ask.number(wanted, "ratio", 0.75, 0.01, 0.99),
-            strategy=ask.one_of(wanted, "strategy", "random", _STRATEGIES),
+            strategy=ask.one_of(wanted, "strategy", "random", MASKING_STRATEGIES),
         )
         seed = ask.whole_number(wanted, "seed", 0, 0, 1 << 31)
-        return draw_masks(masking, grid, seed, 0, 1)[0].numpy()
+        return mask_of(grid, masking, seed)

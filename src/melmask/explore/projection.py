@@ -1,13 +1,25 @@
 """Maps: two numbers for each point, from the vectors of a collection."""
 
+import hashlib
 import threading
+import warnings
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from melmask.explore.vectors import PointVectors
+from melmask.system.arrays import read_arrays
+from melmask.system.extras import require
+from melmask.system.files import atomic_write
+from melmask.system.terminal import note
 
-PCA = "pca"
+PCA, UMAP = "pca", "umap"
+_UMAP_DIMENSIONS, _MOST_FITTED, _NEAREST = 50, 50_000, 3
+_FEWEST_UMAP = 10
+"""Of fewer points UMAP finds no neighborhoods; they are shown by PCA."""
 _SAMPLE_ROWS = 50_000
 _INNER = 0.995
 """Share of the points that lie within the map's square, on each axis; those beyond are moved to its edge."""
@@ -16,24 +28,30 @@ _INNER = 0.995
 class Projections:
     """The maps of a collection, computed when they are asked for, and again when many points have been added."""
 
-    def __init__(self, vectors: PointVectors):
-        self._vectors, self._lock = vectors, threading.Lock()
+    def __init__(self, vectors: PointVectors, folder: Path):
+        self._vectors, self._folder = vectors, folder
+        # A map that takes minutes does not keep others waiting.
+        self._lock, self._slow_lock = threading.Lock(), threading.Lock()
         self._axes: np.ndarray | None = None
         self._fitted = 0
 
     @property
     def names(self) -> list[str]:
         """The maps that can be asked for."""
-        return [PCA]
+        return [PCA, UMAP] if find_spec("umap") else [PCA]
 
     def points(self, name: str) -> np.ndarray:
         """Return the map (points, 2) float32 in [-1, 1]; NaN where a point is not embedded.
 
         Raises:
             KeyError: there is no such map.
+            MissingExtraError: what computes it cannot be imported.
         """
         if name not in self.names:
             raise KeyError(name)
+        if name == UMAP:
+            with self._slow_lock:
+                return self._umap()
         with self._lock:
             return self._pca()
 
@@ -44,31 +62,87 @@ class Projections:
             return found
         rows = self._vectors.rows
         if self._axes is None or len(known) > 1.2 * self._fitted:
-            self._axes, self._fitted = _principal_axes(rows, known, self._axes), len(known)
+            axes = _principal_axes(rows, known, 2)
+            self._axes = axes if self._axes is None else _turned_like(axes, self._axes).astype(np.float32)
+            self._fitted = len(known)
         for start in range(0, len(known), _SAMPLE_ROWS):
             some = known[start : start + _SAMPLE_ROWS]
             found[some] = rows[some] @ self._axes
         found[known] = in_square(found[known])
         return found
 
+    def _umap(self) -> np.ndarray:
+        """Compute the map, or read the one of an earlier start with the same points."""
+        known = np.flatnonzero(self._vectors.known)
+        if len(known) < _FEWEST_UMAP:
+            return self.points(PCA)
+        found = np.full((len(self._vectors.known), 2), np.nan, np.float32)
+        rows = _reduced(self._vectors.rows, known)
+        digest = hashlib.sha256(rows.tobytes()).hexdigest()
+        kept = self._folder / f"{UMAP}.npz"
+        with suppress(OSError, ValueError, KeyError):
+            of, points = read_arrays(kept, ["digest", "points"])
+            if str(of) == digest and points.shape == (len(known), 2) and np.isfinite(points).all():
+                found[known] = points
+                return found
+        found[known] = in_square(_by_umap(rows))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(kept) as file:
+            np.savez(file, digest=np.array(digest), points=found[known])
+        return found
 
-def _principal_axes(rows: np.ndarray, known: np.ndarray, before: np.ndarray | None) -> np.ndarray:
-    """Return the two axes (D, 2) of largest variance, turned so that a map that was shown before does not flip."""
+
+def _reduced(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the first principal components (n, at most 50) float32 of the known points."""
+    axes = _principal_axes(rows, known, _UMAP_DIMENSIONS)
+    parts = np.array_split(known, 1 + len(known) // _SAMPLE_ROWS)
+    return np.concatenate([rows[some] @ axes for some in parts])
+
+
+def _by_umap(rows: np.ndarray) -> np.ndarray:
+    """Return the map (n, 2) of n points; of very many, some are placed by UMAP and the others at their neighbors."""
+    require("map")
+    import umap
+
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), _MOST_FITTED)).astype(np.int64)
+    note(f"melmask: UMAP of {len(chosen):,} points, which takes a while")
+    with warnings.catch_warnings():
+        # They speak of settings that nobody here can change.
+        warnings.simplefilter("ignore")
+        placed = umap.UMAP(n_neighbors=min(15, len(chosen) - 1), random_state=0, n_jobs=1).fit_transform(rows[chosen])
+    if len(chosen) == len(rows):
+        return np.asarray(placed, np.float32)
+    fitted, positions = torch.from_numpy(rows[chosen]), torch.from_numpy(np.asarray(placed, np.float32))
+    squares = fitted.square().sum(1)
+    found = np.empty((len(rows), 2), np.float32)
+    for start in range(0, len(rows), 1024):
+        some = torch.from_numpy(rows[start : start + 1024])
+        nearest = (squares - 2 * some @ fitted.T).topk(_NEAREST, largest=False).indices
+        found[start : start + 1024] = positions[nearest].mean(1).numpy()
+    found[chosen] = positions.numpy()
+    return found
+
+
+def _principal_axes(rows: np.ndarray, known: np.ndarray, count: int) -> np.ndarray:
+    """Return the axes (D, count) float32 of largest variance, which are the same for the same rows."""
     sample = known[:: max(1, len(known) // _SAMPLE_ROWS)]
     centered = rows[sample].astype(np.float64)
     centered -= centered.mean(axis=0)
     # Of few points with many dimensions, the products of the points are the smaller matrix.
     matrix = torch.from_numpy(centered)
     if len(sample) < centered.shape[1]:
-        _, vectors = torch.linalg.eigh(matrix @ matrix.T)
-        axes = (matrix.T @ vectors.flip(1)[:, :2]).numpy()
+        axes = (matrix.T @ torch.linalg.eigh(matrix @ matrix.T)[1].flip(1)[:, :count]).numpy()
     else:
-        axes = torch.linalg.eigh(matrix.T @ matrix)[1].flip(1)[:, :2].numpy()
-    axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
+        axes = torch.linalg.eigh(matrix.T @ matrix)[1].flip(1)[:, :count].numpy()
+    axes = np.pad(axes, ((0, 0), (0, count - axes.shape[1])))
     axes = axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)
-    like = axes if before is None else before
-    signs = np.sign((axes * like).sum(axis=0)) if before is not None else np.sign(axes.sum(axis=0))
-    return (axes * np.where(signs == 0, 1.0, signs)).astype(np.float32)
+    return _turned_like(axes, np.ones_like(axes)).astype(np.float32)
+
+
+def _turned_like(axes: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Turn axes that point away from earlier ones, so that a map that was shown does not flip."""
+    signs = np.sign((axes * before).sum(axis=0))
+    return axes * np.where(signs == 0, 1.0, signs)
 
 
 def in_square(points: np.ndarray) -> np.ndarray:

@@ -52,6 +52,8 @@ def app_of(collection: Collection, token: str, port: int) -> Starlette:
         Route("/api/items/{id}/spectrogram", api.spectrogram),
         Route("/api/items/{id}/sound", api.sound),
         Route("/api/items/{id}/reconstruct", api.reconstruct, methods=["POST"]),
+        Route("/api/items/{id}/listen", api.listen, methods=["POST"]),
+        Route("/api/items/{id}/attention", api.attention, methods=["POST"]),
         *user.routes,
     ]
     return Starlette(
@@ -133,6 +135,14 @@ class _Api:
     async def reconstruct(self, request: Request) -> Response:
         return await _json(self._inside.reconstruct, self._point(request), await ask.json_of(request))
 
+    async def listen(self, request: Request) -> Response:
+        values = await ask.json_of(request)
+        wav = await run_in_threadpool(self._inside.listen, self._point(request), values)
+        return Response(wav, media_type="audio/wav")
+
+    async def attention(self, request: Request) -> Response:
+        return await _json(self._inside.attention, self._point(request), await ask.json_of(request))
+
     def _point(self, request: Request) -> int:
         try:
             return ask.whole_number(request.path_params, "id", None, 0, self._shown.count - 1)
@@ -166,7 +176,7 @@ def collection_facts(shown: Collection) -> dict[str, Any]:
             {"name": column.name, "kind": column.kind, "distinct": column.distinct} for column in shown.columns()
         ],
         "projections": shown.projections.names,
-        "listen": False,
+        "listen": card.model.has_decoder,
         "embedding": {
             "done": shown.vectors.done,
             "total": shown.count,

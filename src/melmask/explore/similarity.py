@@ -6,6 +6,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from melmask.explore.vectors import PointVectors
 from melmask.search.nearest import Vectors, near_duplicates, unit_rows
@@ -58,16 +59,17 @@ class Similarity:
         points = np.array([point for point in sorted(labels) if self._vectors.known[point]], np.int64)
         if len(points) < 3:
             return []
-        rows = self._vectors.rows[points]
-        searched = Vectors(rows, self._known()[1].mean)
+        units = unit_rows(self._vectors.rows[points], self._known()[1].mean)
         found: list[tuple[float, Suggestion]] = []
         for start in range(0, len(points), _QUERIES_AT_ONCE):
-            nearest = searched.nearest_of(rows[start : start + _QUERIES_AT_ONCE], _NEIGHBORS + 1)
-            for row, near in enumerate(nearest, start):
+            scores = torch.from_numpy(units[start : start + _QUERIES_AT_ONCE] @ units.T)
+            # A point is no neighbor of itself.
+            scores.diagonal(start).fill_(-1)
+            weights, rows = scores.topk(min(_NEIGHBORS, len(points) - 1))
+            for row, pairs in enumerate(zip(rows.tolist(), weights.tolist(), strict=True), start):
                 # Points that are unlike this one say nothing about it, however few are labeled.
-                pairs = zip(near.ids.tolist(), near.similarity.tolist(), strict=True)
-                votes = [(labels[int(points[k])], weight) for k, weight in pairs if k != row and weight > 0]
-                if suspicion := _other_label(labels[int(points[row])], votes[:_NEIGHBORS]):
+                votes = [(labels[int(points[k])], weight) for k, weight in zip(*pairs, strict=True) if weight > 0]
+                if suspicion := _other_label(labels[int(points[row])], votes):
                     found.append((suspicion[0], Suggestion(int(points[row]), suspicion[1])))
         return [suggestion for _, suggestion in sorted(found, key=lambda item: -item[0])[:count]]
 
@@ -77,7 +79,7 @@ class Similarity:
         if len(points) < 2:
             return []
         if len(points) <= _MOST_COMPARED:
-            pairs = near_duplicates(searched.matrix, _DUPLICATE_SIMILARITY, count)
+            pairs = near_duplicates(searched.matrix, _DUPLICATE_SIMILARITY, count, mean=searched.mean)
             triples = list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True))
         else:
             triples = _duplicates_within_cells(searched, count)

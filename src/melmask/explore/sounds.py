@@ -23,6 +23,7 @@ from melmask.audio.parts import Sound
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import AudioFileError, InputError
 from melmask.explore.encoding import base64_of
+from melmask.geometry import context_frames
 
 LONGEST_SHOWN_S, LONGEST_HEARD_S = 60.0, 600.0
 _KEPT_BYTES = 64 << 20
@@ -74,9 +75,8 @@ class SoundReader:
 
     def _read(self, sound: Sound, first_frame: int, frames: int) -> np.ndarray:
         model, hop_s = self._model, self._model.hop_ms / 1000
-        config = model.card.front_end
-        # Frames reach beyond their hop, so some sound before and after is read too, and its frames are dropped.
-        margin = -(-config.reach_samples // config.hop_samples) + 1
+        # Some sound before and after is read too, and its frames are dropped.
+        margin = context_frames(model.card.front_end)
         begin = max(0, first_frame - margin)
         end_s = sound.start_s + (first_frame + frames + margin) * hop_s
         end_s = end_s if sound.end_s is None else min(end_s, sound.end_s)

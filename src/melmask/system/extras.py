@@ -16,6 +16,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "ray": {"ray": "ray"},
     "mteb": {"mteb": "mteb"},
     "explore": {"starlette": "starlette", "uvicorn": "uvicorn", "sklearn": "scikit-learn"},
+    "map": {"umap": "umap-learn"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 """By extra of melmask: the modules that are imported, and the library that each one belongs to."""
