@@ -4,7 +4,7 @@ import { Coloring } from "./coloring.js";
 import { able, byId, debounce, fillSelect, guarded, plural, toast } from "./dom.js";
 import { Inspector } from "./inspector.js";
 import { startKeyboard } from "./keyboard.js";
-import { Labels } from "./labels.js";
+import { CONFIDENCE, GIVEN, Labels, PREDICTED } from "./labels.js";
 import { drawLegend } from "./legend.js";
 import { PointMap } from "./map.js";
 import { Memory } from "./memory.js";
@@ -15,7 +15,7 @@ import { Tabs } from "./tabs.js";
 import { startTheme } from "./theme.js";
 
 const POLL_MS = 1000;
-const OWN_COLUMNS = ["label", "predicted label", "confidence"];
+const OWN_COLUMNS = [GIVEN, PREDICTED, CONFIDENCE];
 
 /** Start the page with a source: see server_source.js for what that is. */
 export function startApp(source) {
@@ -57,7 +57,7 @@ class App {
 
   #firstColumn() {
     const { columns } = this.state.collection;
-    if (this.state.labels.size > 0) return "label";
+    if (this.state.labels.size > 0) return GIVEN;
     const fitting = columns.filter(({ kind, distinct }) => kind === "category" && distinct > 1 && distinct <= 50);
     return (fitting.find(({ name }) => /label|class|species/i.test(name)) ?? fitting[0] ?? { name: "" }).name;
   }

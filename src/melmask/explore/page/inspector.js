@@ -52,7 +52,7 @@ export class Inspector {
     for (const button of document.querySelectorAll(".listen")) button.hidden = !able(this.source, "listen");
     byId("resolution-label").hidden = !(model.resolutions > 1);
     fillSelect(byId("resolution"), Array.from({ length: model.resolutions ?? 1 }, (_, i) => [i, String(i + 1)]), 0);
-    const numbered = (count) => [["", "mean"], ...Array.from({ length: count ?? 0 }, (_, i) => [i, String(i + 1)])];
+    const numbered = (count) => [["", "mean"], ...Array.from({ length: count ?? 0 }, (_, i) => [i + 1, String(i + 1)])];
     fillSelect(byId("layer"), numbered(model.layers), "");
     fillSelect(byId("head"), numbered(model.heads), "");
     const from = [["mean", "all patches"], ["patch", "clicked patch"], ["rollout", "rollout"]];

@@ -4,6 +4,11 @@ import { labelColumn } from "./coloring.js";
 import { able, byId, el, guarded, plural, toast } from "./dom.js";
 import { SoundList } from "./sound_list.js";
 
+/** The names of the columns that the labels make. A table may have a column "label" of its own. */
+export const GIVEN = "my label";
+export const PREDICTED = "predicted label";
+export const CONFIDENCE = "confidence";
+
 const LISTS = {
   suggestions: { count: 10, none: "There is nothing to suggest. Label some sounds of two kinds first." },
   suspects: { count: 20, none: "No label is suspect: the probe agrees with all of them." },
@@ -23,7 +28,7 @@ export class Labels {
     });
     byId("label-remove").addEventListener("click", () => this.give(this.#targets(), null));
     byId("selection-clear").addEventListener("click", () => this.state.put({ selection: new Int32Array(0) }));
-    for (const [id, name] of [["label", "label"], ["predicted", "predicted label"], ["confidence", "confidence"]]) {
+    for (const [id, name] of [["label", GIVEN], ["predicted", PREDICTED], ["confidence", CONFIDENCE]]) {
       byId(`color-${id}`).addEventListener("click", () => this.colorBy(name));
     }
     for (const name of Object.keys(LISTS)) byId(`ask-${name}`).addEventListener("click", () => this.ask(name));
@@ -32,6 +37,7 @@ export class Labels {
   }
 
   async start() {
+    byId("color-label").disabled = true;
     this.state.put({ labels: await this.source.labels() });
     this.#provide();
     await this.probe();
@@ -77,7 +83,10 @@ export class Labels {
   }
 
   #provide() {
-    this.coloring.provide("label", labelColumn(this.state.labels, this.state.points.length / 2));
+    byId("color-label").disabled = this.state.labels.size === 0;
+    if (this.state.labels.size > 0 || this.coloring.has(GIVEN)) {
+      this.coloring.provide(GIVEN, labelColumn(this.state.labels, this.state.points.length / 2));
+    }
     this.colorsChanged();
   }
 
@@ -120,8 +129,8 @@ export class Labels {
       const made = await this.source.probe();
       if (mine !== this.#probed) return;
       byId("probe-note").textContent = scoreText(made);
-      this.coloring.provide("predicted label", { kind: "category", categories: made.classes, codes: made.codes });
-      this.coloring.provide("confidence", { kind: "number", values: made.confidence });
+      this.coloring.provide(PREDICTED, { kind: "category", categories: made.classes, codes: made.codes });
+      this.coloring.provide(CONFIDENCE, { kind: "number", values: made.confidence });
       for (const id of ["color-predicted", "color-confidence"]) byId(id).disabled = made.codes.length !== collection.count;
       this.colorsChanged();
     } catch (error) {

@@ -26,7 +26,9 @@ void main() {
   float alpha = tint.a * (size > 2.5 ? clamp(edge, 0.0, 1.0) : 1.0);
   made = vec4(tint.rgb * alpha, alpha);
 }`;
-const FRAME_MS = 30;
+const MOVING_MS = 30;
+const STILL_MS = 120;
+const BLANK_FRAMES = 8;
 const FIRST_PORTION = 200_000;
 const SMALLEST_PORTION = 10_000;
 
@@ -36,7 +38,11 @@ export class GlPoints {
   #buffers;
   #count = 0;
   #stride = 1;
-  #portion = FIRST_PORTION;
+  /** Points in the first portion of a picture, and in each further one: those may take longer, as nothing moves. */
+  #portions = [FIRST_PORTION, FIRST_PORTION];
+  #drawing = 0;
+  /** Time between frames in which nothing is drawn, in ms: a browser that is busy otherwise has slow ones anyway. */
+  #blank_ms = 0;
   #next = 0;
   #fence = null;
   #begun_ms = 0;
@@ -52,11 +58,22 @@ export class GlPoints {
   constructor(gl) {
     this.#gl = gl;
     this.#setUp();
+    this.#timeBlankFrames();
     gl.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     gl.canvas.addEventListener("webglcontextrestored", () => {
       this.#setUp();
       this.#gl.canvas.dispatchEvent(new Event("restored"));
     });
+  }
+
+  #timeBlankFrames() {
+    const times = [];
+    const frame = (now) => {
+      times.push(now);
+      if (times.length <= BLANK_FRAMES) requestAnimationFrame(frame);
+      else this.#blank_ms = times.slice(1).map((time, i) => time - times[i]).sort((a, b) => a - b)[BLANK_FRAMES / 2];
+    };
+    requestAnimationFrame(frame);
   }
 
   #setUp() {
@@ -140,7 +157,8 @@ export class GlPoints {
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT);
     }
-    const count = Math.min(this.#portion, this.#count - this.#next);
+    this.#drawing = this.#next === 0 ? 0 : 1;
+    const count = Math.min(this.#portions[this.#drawing], this.#count - this.#next);
     if (count > 0) gl.drawArrays(gl.POINTS, this.#next, count);
     this.#next += count;
     this.#fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
@@ -162,10 +180,15 @@ export class GlPoints {
     gl.deleteSync(this.#fence);
     this.#fence = null;
     const took_ms = performance.now() - this.#begun_ms;
-    if (took_ms > 1.3 * FRAME_MS && took_ms < 5000) this.#portion *= Math.max(0.3, FRAME_MS / took_ms);
-    else if (took_ms < 0.7 * FRAME_MS) this.#portion *= 1.4;
-    this.#portion = Math.round(Math.max(SMALLEST_PORTION, Math.min(this.#portion, Math.max(this.#count, FIRST_PORTION))));
+    const allowed_ms = Math.max([MOVING_MS, STILL_MS][this.#drawing], 2 * this.#blank_ms);
+    const factor = took_ms > 1.3 * allowed_ms ? Math.max(0.3, allowed_ms / took_ms) : took_ms < 0.7 * allowed_ms ? 1.4 : 1;
+    // A tab that was hidden was asked for no frame all that time.
+    if (took_ms < 5000) this.#portions[this.#drawing] = this.#within(factor * this.#portions[this.#drawing]);
     return true;
+  }
+
+  #within(portion) {
+    return Math.round(Math.max(SMALLEST_PORTION, Math.min(portion, Math.max(this.#count, FIRST_PORTION))));
   }
 }
 

@@ -16,7 +16,7 @@
  *   soundUrl(id) -> string, or null where the source has no sound for it
  *   reconstruct(id, request, signal) -> {hidden, rows, columns, loss, input: MATRIX, reconstruction: MATRIX, error}
  *   listen(id, request) -> Blob of a WAV file
- *   attention(id, request, signal) -> {rows, columns, weights}
+ *   attention(id, {start_frame, from, layer, head}, signal), layers and heads from 1 -> {rows, columns, weights}
  *   search({id, start_s, end_s, count} or {sound: Blob, count}) -> [{id, similarity}]
  *   labels() -> Map from id to text;  setLabels(ids, label or null);  labelsCsvUrl() -> string
  *   recorderWorkletUrl() -> string, of recorder_worklet.js
