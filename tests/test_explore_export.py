@@ -46,7 +46,7 @@ def make_sounds(folder):
     (folder.parent / "out").mkdir()
     with (folder.parent / "out" / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         header = ("path", "label", "start", "end")
-        csv.writer(file).writerows([header, (folder / rows[7][0], HTML.strip(), "", "")])
+        csv.writer(file).writerows([header, (folder / rows[7][0], HTML, "", "")])
 
 
 def make_model(folder):
@@ -245,7 +245,8 @@ def test_the_nearest_sounds_are_those_of_the_vectors(exported, tab):
 @needs_browser
 def test_hover_paint_play_and_label_on_the_page_itself(exported, tab, tmp_path):
     held = next(sound["id"] for sound in facts_of(exported)["sounds"] if sound["frames"] > 200)
-    points = np.array(ask(tab, "return [...await s.points('pca')]")).reshape(-1, 2)
+    shown = "return [...await s.points(document.getElementById('projection').value)]"
+    points = np.array(ask(tab, shown)).reshape(-1, 2)
     assert np.abs(points).max() <= 1
     box = tab.locator("#map-box").bounding_box()
     unit = 0.46 * min(box["width"], box["height"])

@@ -26,11 +26,13 @@ from melmask.errors import AudioFileError, InputError
 from melmask.explore.collection import Collection
 from melmask.explore.columns import Column
 from melmask.explore.options import ExploreOptions
+from melmask.explore.projection import UMAP
 from melmask.explore.reduced import Reduced, reduced_vectors
 from melmask.explore.server import collection_facts
 from melmask.explore.sounds import SoundReader, matrix, range_db
 from melmask.explore.standalone import RUNTIME, Blocks, write_standalone
 from melmask.geometry import grid_of
+from melmask.system.extras import available
 from melmask.system.progress import track
 from melmask.system.reading import read_bytes
 from melmask.system.terminal import counted
@@ -95,6 +97,10 @@ class _Page:
         facts = collection_facts(shown)
         # What another program may still be doing is no matter of a page that is done.
         facts["embedding"] = None
+        # What is installed may still be broken, which is no reason to write no page.
+        maps = [name for name in shown.projections.names if name != UMAP or available("map")]
+        points = {name: blocks.array(_places(shown.projections.points(name))) for name in maps}
+        facts["projections"] = maps
         facts["columns"] = [column for column in facts["columns"] if column["name"] in columns]
         held = self._held(sounds, pictures)
         facts["columns"].append({"name": held.name, "kind": held.kind, "distinct": held.distinct})
@@ -109,7 +115,7 @@ class _Page:
             "names": names,
             "paths": paths,
             **self._times(blocks),
-            "points": {name: blocks.array(_places(shown.projections.points(name))) for name in shown.projections.names},
+            "points": points,
             "columns": columns,
             "durations": blocks.array(shown.vectors.durations_s),
             "search": search and {"rows": blocks.array(search.rows), "scales": blocks.array(search.scales)},
