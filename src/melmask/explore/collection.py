@@ -2,10 +2,11 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -16,7 +17,7 @@ from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.reading import read_as
 from melmask.errors import ConfigError
 from melmask.explore.columns import ABSENT, Column, column_of, numbers, texts
-from melmask.explore.embedding import EmbeddingJob
+from melmask.explore.embedding import EmbeddingJob, modified_s
 from melmask.explore.labels import Labels
 from melmask.explore.options import ExploreOptions
 from melmask.explore.projection import Projections
@@ -31,7 +32,6 @@ from melmask.system.terminal import counted, note
 FOLDER, DURATION, MODIFIED, CLUSTER, START = "folder", "duration", "modified", "cluster", "start"
 _MOST_CLUSTERS = 20
 _CLUSTER_SAMPLE = 50_000
-_CLUSTER_DIMENSIONS = 64
 
 
 class Collection:
@@ -49,13 +49,15 @@ class Collection:
         self.segments = any(sound.is_part for sound in self.sounds)
         self._root = (source if source.is_dir() else source.parent).absolute()
         self.name = self._root.name if source.is_dir() else source.name
-        self.job = EmbeddingJob(model, self.sounds, options.out / "embeddings", source)
+        self._modified_s = modified_s(self.sounds)
+        self.job = EmbeddingJob(model, self.sounds, self._modified_s, options.out / "embeddings", source)
         self.vectors = self.job.vectors
         self.projections, self.similarity = Projections(self.vectors, options.out / "maps"), Similarity(self.vectors)
         self.labels = Labels(self.sounds, options.out / "labels.csv")
         self._table_columns = _columns_of_tables(source, self.sounds, self.segments, options)
         self._own_columns = self._simple_columns()
         self._clusters: tuple[int, Column] | None = None
+        self._lengths: tuple[int, Column] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -75,9 +77,18 @@ class Collection:
         return f"{path} {seconds_text(sound.start_s)} s - {end}"
 
     def columns(self) -> list[Column]:
-        """Return all columns as they are now."""
-        computed = [self._durations()] + ([self._clustered()] if self.vectors.known.any() else [])
-        return [*self._own_columns, *computed, *self._table_columns]
+        """Return the columns that are known now; clusters only once they were asked for."""
+        computed = [self._durations()] + ([self._clusters[1]] if self._clusters else [])
+        return list({column.name: column for column in (*self._own_columns, *computed, *self._table_columns)}.values())
+
+    def described(self) -> list[dict[str, Any]]:
+        """Return the name, the kind and the number of different values of each column that can be asked for."""
+        columns = {column.name: column for column in self.columns()}
+        found = [{"name": name, "kind": one.kind, "distinct": one.distinct} for name, one in columns.items()]
+        known = int(self.vectors.known.sum())
+        if known and CLUSTER not in columns:
+            found.append({"name": CLUSTER, "kind": "category", "distinct": _cluster_count(known)})
+        return found
 
     def column(self, name: str) -> Column:
         """Return a column.
@@ -85,14 +96,12 @@ class Collection:
         Raises:
             KeyError: there is none of this name.
         """
-        for column in (*self._own_columns, *self._table_columns):
-            if column.name == name:
-                return column
-        if name == DURATION:
-            return self._durations()
-        if name == CLUSTER:
+        # The table of a user goes first, whatever its columns are called.
+        if name == CLUSTER and all(column.name != CLUSTER for column in self._table_columns):
+            if not self.vectors.known.any():
+                raise KeyError(name)
             return self._clustered()
-        raise KeyError(name)
+        return {column.name: column for column in self.columns()}[name]
 
     def total_s(self, point: int) -> float | None:
         """Return how long a point's sound is, in s; None while that is not known."""
@@ -100,12 +109,14 @@ class Collection:
         return duration_s if np.isfinite(duration_s) else None
 
     def _simple_columns(self) -> list[Column]:
-        columns = [texts(FOLDER, [self._folder(sound.path) for sound in self.sounds])]
-        modified = np.full(self.count, np.nan)
-        for point, sound in enumerate(self.sounds):
-            with suppress(OSError):
-                modified[point] = sound.path.stat().st_mtime
-        columns.append(numbers(MODIFIED, modified, "time"))
+        folders: dict[Path, str] = {}
+        for sound in self.sounds:
+            if sound.path.parent not in folders:
+                folders[sound.path.parent] = self._folder(sound.path)
+        columns = [
+            texts(FOLDER, [folders[sound.path.parent] for sound in self.sounds]),
+            numbers(MODIFIED, self._modified_s, "time"),
+        ]
         if self.segments:
             columns.append(numbers(START, np.array([sound.start_s for sound in self.sounds])))
         # A folder without folders, and files copied all at once, have nothing to show.
@@ -115,7 +126,11 @@ class Collection:
         return os.path.relpath(path.parent, self._root) if path.is_relative_to(self._root) else str(path.parent)
 
     def _durations(self) -> Column:
-        return numbers(DURATION, self.vectors.durations_s)
+        """Return the durations; a column is made anew only when there are more of them."""
+        done = self.vectors.done
+        if self._lengths is None or self._lengths[0] != done:
+            self._lengths = done, numbers(DURATION, self.vectors.durations_s)
+        return self._lengths[1]
 
     def _clustered(self) -> Column:
         """Group the points by k-means; while they are being embedded, again when there are many more."""
@@ -141,15 +156,22 @@ def open_collection(source: Path, model: Path | None, options: ExploreOptions, d
     return Collection(source, read_as(load(model, device), options.reading), options)
 
 
+def _cluster_count(points: int) -> int:
+    """Return about sqrt(n / 2), an old rule of thumb: few clusters for few sounds."""
+    return int(min(_MOST_CLUSTERS, max(1, round((points / 2) ** 0.5))))
+
+
 def _clusters(vectors: PointVectors, known: np.ndarray) -> Column:
     """Return the k-means clusters of the known points as a column, the largest first."""
     codes = np.full(len(vectors.known), ABSENT, np.int32)
-    # About sqrt(n / 2) clusters, an old rule of thumb: few for few sounds.
-    count = int(min(_MOST_CLUSTERS, max(1, round((len(known) / 2) ** 0.5))))
+    count = _cluster_count(len(known))
     if len(known):
         rows = vectors.rows
         sample = known[:: max(1, len(known) // _CLUSTER_SAMPLE)]
-        means = MiniBatchKMeans(count, batch_size=4096, n_init=3, random_state=0).fit(rows[sample])
+        with warnings.catch_warnings():
+            # Where there are fewer different sounds than clusters, some clusters stay empty.
+            warnings.simplefilter("ignore")
+            means = MiniBatchKMeans(count, batch_size=4096, n_init=3, random_state=0).fit(rows[sample])
         for start in range(0, len(known), _CLUSTER_SAMPLE):
             some = known[start : start + _CLUSTER_SAMPLE]
             codes[some] = means.predict(rows[some])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ class Column:
     codes: np.ndarray | None = None
     categories: Sequence[str] = ()
 
-    @property
+    @cached_property
     def distinct(self) -> int:
         """Number of different categories, texts, or values."""
         if self.values is None:

@@ -32,6 +32,21 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong
     """The job has been asked to stop."""
 
 
+def modified_s(sounds: Sequence[Sound]) -> np.ndarray:
+    """Return when each sound's file was changed, in s since 1970 (points,) float64; NaN if it is not there."""
+    found: dict[str, float] = {}
+    times = np.full(len(sounds), np.nan)
+    for point, sound in enumerate(sounds):
+        path = str(sound.path)
+        if path not in found:
+            try:
+                found[path] = sound.path.stat().st_mtime
+            except OSError:
+                found[path] = np.nan
+        times[point] = found[path]
+    return times
+
+
 class EmbeddingJob:
     """Reads the vectors that there are, and computes the others in a thread of its own.
 
@@ -41,8 +56,10 @@ class EmbeddingJob:
         OutputError: the folder of embeddings cannot be written to.
     """
 
-    def __init__(self, model: AudioEncoder, sounds: Sequence[Sound], folder: Path, source: Path):
-        self._model, self._sounds = model, sounds
+    def __init__(
+        self, model: AudioEncoder, sounds: Sequence[Sound], modified_s: np.ndarray, folder: Path, source: Path
+    ):
+        self._model, self._sounds, self._modified_s = model, sounds, modified_s
         self._folder = ensure_folder(folder)
         self._choice = FeatureChoice()
         self._settings = table_settings(model, sounds, self._choice)
@@ -76,7 +93,7 @@ class EmbeddingJob:
             self._thread.join()
 
     def _missing(self) -> list[int]:
-        return [point for point in range(self.total) if not self.vectors.known[point]]
+        return np.flatnonzero(~self.vectors.known).tolist()
 
     def _read(self, source: Path) -> None:
         """Take in the vectors of the tables that there are: what is explored, if it is one, and those in the folder."""
@@ -109,22 +126,12 @@ class EmbeddingJob:
                 # The paths of a table may be written otherwise than they are found.
                 found = in_order[begin : begin + len(found)]
             begin += len(found)
-            finite = np.isfinite(scenes.vectors).all(axis=1)
-            keep = [
-                row for row, point in enumerate(found) if point >= 0 and finite[row] and self._is_new(point, made_s)
-            ]
-            if keep:
-                chosen = np.array([found[row] for row in keep])
-                self.vectors.add(chosen, scenes.vectors[keep], scenes.durations_s[keep])
-
-    def _is_new(self, point: int, made_s: float) -> bool:
-        if self.vectors.known[point]:
-            return False
-        try:
-            return self._sounds[point].path.stat().st_mtime <= made_s
-        except OSError:
-            # What is gone can still be seen on the map.
-            return True
+            chosen = np.array(found, np.int64)
+            # What is gone (NaN) can still be seen on the map.
+            new = (chosen >= 0) & ~self.vectors.known[chosen] & ~(self._modified_s[chosen] > made_s)
+            new &= np.isfinite(scenes.vectors).all(axis=1)
+            if new.any():
+                self.vectors.add(chosen[new], scenes.vectors[new], scenes.durations_s[new])
 
     def _run(self) -> None:
         missing = self._missing()

@@ -41,6 +41,7 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                ws="none",
                 lifespan="off",
                 timeout_graceful_shutdown=_GRACE_S,
             )

@@ -310,7 +310,7 @@ class _Pictures:
         """Write all pictures as one block, and return what tells them apart."""
         frequencies = np.array(_frequencies_hz(self._model)[0])[:, None]
         data = [pixels.reshape(-1) for _, _, pixels in self._found]
-        columns = {
+        columns: dict[str, np.ndarray] = {
             "ids": np.array(self.points, np.int32),
             "frames": np.array([pixels.shape[1] for _, _, pixels in self._found], np.uint16),
             "data": np.concatenate([np.zeros(0, np.uint8), *data]),

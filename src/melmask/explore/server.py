@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -63,6 +63,8 @@ def app_of(collection: Collection, token: str, port: int) -> Starlette:
             RequestError: _failed,
             MelmaskError: _failed,
             HTTPException: _failed,
+            # A browser that turns away needs no answer.
+            ClientDisconnect: _failed,
             Exception: _broken,
         },
     )
@@ -172,9 +174,7 @@ def collection_facts(shown: Collection) -> dict[str, Any]:
             "heads": card.model.heads,
             "cls": card.model.cls_token,
         },
-        "columns": [
-            {"name": column.name, "kind": column.kind, "distinct": column.distinct} for column in shown.columns()
-        ],
+        "columns": shown.described(),
         "projections": shown.projections.names,
         "listen": card.model.has_decoder,
         "embedding": {

@@ -69,7 +69,7 @@ class App {
     byId("collection-facts").textContent = `${plural(count, kind === "segments" ? "segment" : "file")} · ${model.name}`;
     byId("overlay").setAttribute("aria-label", `Map of ${plural(count, "sound")}`);
     const names = { pca: "PCA", umap: "UMAP", pacmap: "PaCMAP" };
-    fillSelect(byId("projection"), projections.map((value) => [value, names[value] ?? value]), byId("projection").value || projections.at(-1));
+    fillSelect(byId("projection"), projections.map((value) => [value, names[value] ?? value]), byId("projection").value || projections[0]);
     byId("projection-label").hidden = projections.length < 2;
     this.offerColors();
     const notes = [this.map.plain ? "This browser has no WebGL 2, so large maps move slowly." : "", this.source.note];
@@ -90,6 +90,22 @@ class App {
     this.state.put({ shown: new Uint8Array(points.length / 2).fill(1), points });
     this.coloring.refresh();
     byId("point-size").value = this.map.size;
+  }
+
+  /** Show another map of the same sounds, which may have to be computed first. */
+  async project() {
+    const chosen = byId("projection");
+    chosen.disabled = true;
+    toast(`Computing the map by ${chosen.selectedOptions[0].textContent}. This may take a while.`);
+    try {
+      await this.loadPoints();
+    } catch (error) {
+      chosen.value = this.state.collection.projections[0];
+      throw error;
+    } finally {
+      chosen.disabled = false;
+    }
+    this.map.reset();
   }
 
   /** Color the map by a column; "" is none. */
@@ -132,7 +148,7 @@ class App {
     state.on("current", () => this.#showCurrent());
     byId("overlay").addEventListener("blur", () => this.card.hide());
     byId("color").addEventListener("change", ({ target }) => guarded(() => this.colorBy(target.value)));
-    byId("projection").addEventListener("change", () => guarded(() => this.loadPoints()));
+    byId("projection").addEventListener("change", () => guarded(() => this.project()));
     byId("point-size").addEventListener("input", ({ target }) => {
       map.pointSize = Number(target.value);
       map.draw();

@@ -224,12 +224,12 @@ export class Inspector {
       const request = { start_frame: this.#where.start_frame, from, layer: chosen("layer"), head: chosen("head") };
       const { weights } = await this.source.attention(this.#id, request, signal);
       if (signal.aborted) return;
-      const most = Math.max(...weights);
-      this.attention.shades = weights.map((weight) => [...HEAT, 0.85 * (weight / most)]);
+      const [least, most] = [Math.min(...weights), Math.max(...weights)];
+      this.attention.shades = weights.map((weight) => [...HEAT, (0.85 * (weight - least)) / (most - least || 1)]);
       this.attention.outlined = typeof from === "number" ? from : null;
       this.attention.draw();
       const where = typeof from === "number" ? ` · from ${this.attention.describe(from)}` : "";
-      byId("attention-note").textContent = `up to ${(100 * most).toFixed(1)} % on a patch${where}`;
+      byId("attention-note").textContent = `${(100 * least).toFixed(1)} to ${(100 * most).toFixed(1)} % on a patch${where}`;
     });
   }
 

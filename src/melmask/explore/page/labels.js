@@ -40,7 +40,8 @@ export class Labels {
     byId("color-label").disabled = true;
     this.state.put({ labels: await this.source.labels() });
     this.#provide();
-    await this.probe();
+    // The page does not wait for the probe, which may take a while on a large collection.
+    this.probe();
   }
 
   /** Return what a label would be given to: the selection, or else the chosen sound. */
@@ -166,9 +167,9 @@ export class Labels {
   }
 }
 
-function scoreText({ accuracy, interval, labelled, classes }) {
+function scoreText({ accuracy, interval, labelled, classes, note }) {
   const share = (x) => `${(100 * x).toFixed(0)} %`;
   const range = interval ? ` (95 % interval ${share(interval[0])} to ${share(interval[1])})` : "";
-  if (accuracy === null) return `Probe trained on ${plural(labelled, "labeled sound")}; too few of a kind for a score.`;
+  if (accuracy === null) return `Probe trained on ${plural(labelled, "labeled sound")}, without a score: ${note}.`;
   return `Probe: ${share(accuracy)} right${range}, cross-validated on ${plural(labelled, "labeled sound")} of ${plural(classes.length, "kind")}.`;
 }

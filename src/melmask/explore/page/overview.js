@@ -48,7 +48,23 @@ export class Overview extends EventTarget {
     this.slider.max = Math.max(0, duration_s - unit_s).toFixed(2);
     this.slider.step = Math.max(0.01, unit_s / 8).toFixed(2);
     this.slider.value = 0;
-    if (long) await this.#fetch();
+    if (!long) return;
+    await this.#fetch();
+    if (id === this.#id && this.#matrix !== null) this.#move(this.#loudest(), false);
+  }
+
+  /** Return where the loudest piece begins, in s: many sounds begin with silence, where there is nothing to see. */
+  #loudest() {
+    const { bands, frames, data, hop_ms, start_s } = this.#matrix;
+    const levels = new Float64Array(frames + 1);
+    for (let i = 0; i < bands * frames; i += 1) levels[(i % frames) + 1] += data[i];
+    for (let frame = 1; frame <= frames; frame += 1) levels[frame] += levels[frame - 1];
+    const wide = Math.min(frames, Math.round((this.unit_s * 1000) / hop_ms));
+    let best = 0;
+    for (let frame = 0; frame + wide <= frames; frame += 1) {
+      if (levels[frame + wide] - levels[frame] > levels[best + wide] - levels[best]) best = frame;
+    }
+    return start_s + (best * hop_ms) / 1000;
   }
 
   async #fetch() {

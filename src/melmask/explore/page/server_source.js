@@ -20,7 +20,8 @@
  *   search({id, start_s, end_s, count} or {sound: Blob, count}) -> [{id, similarity}]
  *   labels() -> Map from id to text;  setLabels(ids, label or null);  labelsCsvUrl() -> string
  *   recorderWorkletUrl() -> string, of recorder_worklet.js
- *   probe() -> {labelled, classes, accuracy, interval, codes: Int32Array, confidence: Float32Array}
+ *   probe() -> {labelled, classes, accuracy, interval, note, codes: Int32Array, confidence: Float32Array}; where accuracy
+ *     is null, note says why
  *   suggestions(count), suspects(count), duplicates(count) -> [{id, why, other}]
  */
 export class ServerSource {
