@@ -93,8 +93,8 @@ class _Page:
         model = self._model(blocks)
         sounds, pictures = self._sounds(blocks)
         packed = pictures.write(blocks)
-        columns = self._columns(blocks)
         facts = collection_facts(shown)
+        columns = self._columns(blocks, [described["name"] for described in facts["columns"]])
         # What another program may still be doing is no matter of a page that is done.
         facts["embedding"] = None
         # What is installed may still be broken, which is no reason to write no page.
@@ -134,14 +134,14 @@ class _Page:
         ends = np.array([np.nan if sound.end_s is None else sound.end_s for sound in sounds])
         return {"starts": blocks.array(starts), "ends": blocks.array(ends)}
 
-    def _columns(self, blocks: Blocks) -> dict[str, Any]:
+    def _columns(self, blocks: Blocks, names: Sequence[str]) -> dict[str, Any]:
         """Write the columns, as long as there is room."""
         found, left_out, before = {}, [], blocks.size
-        for column in self._shown.columns():
+        for name in names:
             if blocks.size - before > _MOST_COLUMN_LETTERS:
-                left_out.append(column.name)
+                left_out.append(name)
             else:
-                found[column.name] = self._column(blocks, column)
+                found[name] = self._column(blocks, self._shown.column(name))
         if left_out:
             self.lines.append(f"Columns that are left out, as they would make the page large: {', '.join(left_out)}.")
         return found

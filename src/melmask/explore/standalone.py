@@ -6,22 +6,23 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from posixpath import join, normpath
+from posixpath import dirname, join, normpath
 from typing import IO, Any
 
 import numpy as np
 
 from melmask.explore.encoding import little_endian
+from melmask.pages.images import data_uri
+from melmask.pages.render import part
 from melmask.system.files import atomic_write
 from melmask.system.reading import read_bytes, read_text
 
 PAGE = Path(__file__).parent / "page"
 RUNTIME = PAGE / "vendor" / "onnxruntime"
-_ENTRY = "main.js"
-_STYLE = '<link rel="stylesheet" href="/page/style.css">'
-_SCRIPT = f'<script type="module" src="/page/{_ENTRY}"></script>'
-_END = "</body>"
-_ELEMENT = '<script type="{kind}" id="{name}">{content}</script>\n'
+_ENTRY, _PREFIX = "main.js", "melmask/"
+_TEMPLATE = "standalone.html.j2"
+# Marks in index.html: where modules are told their names, and where the data goes.
+_NAMES_HERE, _DATA_HERE = "<!-- names of modules -->", "<!-- data -->"
 # A static import or export, or a dynamic import, of a file beside this one: a name in quotes that begins with a dot.
 _IMPORT = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])(\.{1,2}/[^"'\n]+)\2""")
 
@@ -34,16 +35,15 @@ class Blocks:
         self.size = 0
         """Letters that all blocks have so far."""
 
-    def add(self, content: bytes, packed: bool = True) -> str:
-        """Write a block, compressed unless told otherwise, and return its name."""
+    def add(self, content: bytes) -> str:
+        """Compress bytes, write them as a block, and return its name."""
         # The time in the header of gzip would make equal pages differ.
-        content = gzip.compress(content, 6, mtime=0) if packed else content
-        return self.add_as_is(content)
+        return self.add_as_is(gzip.compress(content, 6, mtime=0))
 
     def add_as_is(self, content: bytes) -> str:
         """Write a block whose bytes are compressed already, and return its name."""
         name, text = f"block-{self._count}", base64.b64encode(content).decode("ascii")
-        self._file.write(_ELEMENT.format(kind="application/octet-stream", name=name, content=text))
+        self._file.write(part(_TEMPLATE, "block", name, text))
         self._count += 1
         self.size += len(text)
         return name
@@ -68,42 +68,35 @@ def write_standalone(path: Path, fill: Callable[[Blocks], dict[str, Any]]) -> in
         OutputError: the file cannot be written.
     """
     shell = read_text(PAGE / "index.html")
-    style = f"<style>\n{read_text(PAGE / 'style.css')}</style>"
-    for old, new in ((_STYLE, style), (_SCRIPT, _scripts())):
+    for old, new in (
+        ("/page/style.css", _data_uri("text/css", read_text(PAGE / "style.css"))),
+        (f"/page/{_ENTRY}", _data_uri("text/javascript", f'import "{_PREFIX}{_ENTRY}";')),
+        (_NAMES_HERE, part(_TEMPLATE, "import_map", _modules())),
+    ):
         assert shell.count(old) == 1, f"index.html has no {old}"
         shell = shell.replace(old, new)
-    before, end, after = shell.rpartition(_END)
+    before, mark, after = shell.partition(_DATA_HERE)
+    assert mark, f"index.html has no {_DATA_HERE}"
     with atomic_write(path, "w") as file:
         file.write(before)
-        _add_licenses(file)
-        facts = fill(Blocks(file))
-        file.write(_ELEMENT.format(kind="application/json", name="melmask-data", content=json_in_html(facts)))
-        file.write(end + after)
+        file.write(part(_TEMPLATE, "licenses", _licenses()))
+        file.write(part(_TEMPLATE, "block", "third-party-notices", _base64(RUNTIME / "ThirdPartyNotices.txt.gz")))
+        file.write(part(_TEMPLATE, "facts", fill(Blocks(file))))
+        file.write(after)
     return path.stat().st_size
 
 
-def json_in_html(content: Any) -> str:
-    """Return JSON that cannot end the element it is in, whatever names and labels hold."""
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _scripts() -> str:
-    """Return the modules of the page as elements: a map from their names to data URIs, and what starts the first."""
+def _modules() -> dict[str, str]:
+    """Return the modules of the page by their names, as data URIs: those that the first one imports, and so on."""
     modules: dict[str, str] = {}
     waiting = [_ENTRY]
     while waiting:
         name = waiting.pop()
-        if name in modules:
-            continue
-        folder = str(Path(name).parent)
-        text, found = _with_names(read_text(PAGE / name), "" if folder == "." else folder)
-        modules[name] = f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
-        waiting += found
-    imports = {"imports": {f"melmask/{name}": uri for name, uri in sorted(modules.items())}}
-    return (
-        f'<script type="importmap">{json_in_html(imports)}</script>\n'
-        f'<script type="module">import "melmask/{_ENTRY}";</script>'
-    )
+        if name not in modules:
+            text, found = _with_names(read_text(PAGE / name), dirname(name))
+            modules[name] = _data_uri("text/javascript", text)
+            waiting += found
+    return {f"{_PREFIX}{name}": uri for name, uri in sorted(modules.items())}
 
 
 def _with_names(text: str, folder: str) -> tuple[str, list[str]]:
@@ -114,14 +107,20 @@ def _with_names(text: str, folder: str) -> tuple[str, list[str]]:
         name = normpath(join(folder, match[3]))
         assert (PAGE / name).is_file(), f"the page has no {name}"
         found.append(name)
-        return f"{match[1]}{match[2]}melmask/{name}{match[2]}"
+        return f"{match[1]}{match[2]}{_PREFIX}{name}{match[2]}"
 
     return _IMPORT.sub(named, text), found
 
 
-def _add_licenses(file: IO[str]) -> None:
-    """Write the licenses of the libraries in the page: short ones to be read, the notices of the runtime packed."""
-    texts = [read_text(PAGE / "vendor" / "LICENSES.txt"), "ONNX Runtime Web\n", read_text(RUNTIME / "LICENSE")]
-    file.write(_ELEMENT.format(kind="text/plain", name="licenses", content="\n".join(texts).replace("<", "&lt;")))
-    notices = base64.b64encode(read_bytes(RUNTIME / "ThirdPartyNotices.txt.gz")).decode()
-    file.write(_ELEMENT.format(kind="application/gzip;base64", name="third-party-notices", content=notices))
+def _licenses() -> str:
+    """Return the licenses of the libraries in the page."""
+    own = read_text(PAGE / "vendor" / "LICENSES.txt")
+    return f"{own}\nONNX Runtime Web\n\n{read_text(RUNTIME / 'LICENSE')}"
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(read_bytes(path)).decode("ascii")
+
+
+def _data_uri(kind: str, text: str) -> str:
+    return data_uri(kind, text.encode())
