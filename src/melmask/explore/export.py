@@ -22,7 +22,7 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.export_masked import export_masked
 from melmask.embedding.levels import LEAST_VARIANCE, NOISE, patch_covariance
 from melmask.embedding.reconstruction import predicts_normalized
-from melmask.errors import AudioFileError, InputError
+from melmask.errors import AudioFileError, InputError, OutputError
 from melmask.explore.collection import Collection
 from melmask.explore.columns import Column
 from melmask.explore.options import ExploreOptions
@@ -33,6 +33,7 @@ from melmask.explore.sounds import SoundReader, matrix, range_db
 from melmask.explore.standalone import RUNTIME, Blocks, write_standalone
 from melmask.geometry import grid_of
 from melmask.system.extras import available
+from melmask.system.files import ensure_folder
 from melmask.system.progress import track
 from melmask.system.reading import read_bytes
 from melmask.system.terminal import counted
@@ -61,9 +62,14 @@ def export_page(collection: Collection, options: ExploreOptions) -> Exported:
 
     Raises:
         InputError: nothing can be embedded.
-        OutputError: the page cannot be written.
+        OutputError: the page cannot be written; whatever was in its place is still there.
     """
-    assert options.export is not None
+    path = options.export
+    assert path is not None
+    # What cannot be written is reported before hours are spent on embedding.
+    ensure_folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file, such as {path / 'page.html'}")
     collection.job.start()
     try:
         collection.job.wait()
@@ -72,7 +78,7 @@ def export_page(collection: Collection, options: ExploreOptions) -> Exported:
     if not collection.vectors.known.any():
         raise InputError(f"none of {counted(collection.count, 'sound')} could be embedded, so there is no map")
     page = _Page(collection, options)
-    size = write_standalone(options.export, page.fill)
+    size = write_standalone(path, page.fill)
     return Exported(size, page.lines)
 
 
@@ -90,6 +96,7 @@ class _Page:
         shown = self._shown
         names = blocks.json(self._names.names)
         paths = blocks.json(self._names.paths) if shown.segments else names
+        self._say_embedded()
         model = self._model(blocks)
         sounds, pictures = self._sounds(blocks)
         packed = pictures.write(blocks)
@@ -242,6 +249,13 @@ class _Page:
             },
         }
 
+    def _say_embedded(self) -> None:
+        vectors, job = self._shown.vectors, self._shown.job
+        if missing := self._shown.count - int(vectors.known.sum()):
+            self.lines.append(f"{counted(missing, 'sound')} could not be embedded, and have no place on the map.")
+        if job.error:
+            self.lines.append(f"Embedding ended early: {job.error}.")
+
     def _say_sounds(self, whole: int, pictured: int, failed: int) -> None:
         count = self._shown.count
         self.lines.append(
@@ -255,7 +269,7 @@ class _Page:
         if search is None:
             self.lines.append("No search, as the vectors of so many sounds would make the page large.")
         elif search.found < 0.995:
-            self.lines.append(f"Its search finds {100 * search.found:.0f} % of the ten nearest sounds.")
+            self.lines.append(f"Search is approximate: it finds {100 * search.found:.0f} % of the ten nearest sounds.")
 
 
 class _Names:
