@@ -12,6 +12,8 @@ frames/s While the map is dragged. The page draws as many points in a frame as t
          and the others when the map is still.
 drawn    Points in such a frame: the median.
 full     From the end of the movement to a picture of all points.
+page     Time of the processor in the page's own process, for a frame: other programs do not change it much.
+graphics The same in the process that draws. Software graphics draw every pixel there; a graphics card takes that over.
 hover    From a movement of the pointer to the ring around the point under it: the median of 20.
 """
 
@@ -126,15 +128,16 @@ def measure(page: Page, address: str, seconds: float) -> dict[str, float]:
     page.add_init_script(COUNTER)
     page.goto(address)
     page.wait_for_selector("body[data-ready=yes]", timeout=300_000)
-    page.wait_for_function("() => window.full_ > 0", timeout=300_000)
+    # The colors come after the points, and draw the map once more.
+    page.wait_for_function("() => window.full_ > window.frames_.at(-1)[0]", timeout=300_000)
     page.wait_for_timeout(1000)
     load_ms = page.evaluate("window.full_")
     box = page.locator("#overlay").bounding_box()
     assert box is not None
     page.evaluate("window.blank_ = true")
-    blank, _ = drag(page, box, seconds)
+    blank, *_ = drag(page, box, seconds)
     page.evaluate("window.blank_ = false")
-    drawn, full_s = drag(page, box, seconds)
+    drawn, full_s, used_s = drag(page, box, seconds)
     return {
         "load_s": load_ms / 1000,
         "index_s": page.evaluate(INDEX),
@@ -142,29 +145,45 @@ def measure(page: Page, address: str, seconds: float) -> dict[str, float]:
         "frames_per_s": len(drawn) / seconds,
         "drawn": median(drawn),
         "full_s": full_s,
+        "page_ms": 1000 * used_s["renderer"] / len(drawn),
+        "graphics_ms": 1000 * used_s["GPU"] / len(drawn),
         "hover_ms": median(hover(page, box, number) for number in range(20)),
     }
 
 
-def drag(page: Page, box: "dict[str, float]", seconds: float) -> tuple[list[int], float]:
-    """Drag the map; return how many points each frame drew, and how long all points took when it was still, in s."""
+def drag(page: Page, box: "dict[str, float]", seconds: float) -> tuple[list[int], float, dict[str, float]]:
+    """Drag the map; return how many points each frame drew, how long all took when it was still, and the use, in s."""
     middle_x, middle_y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(middle_x, middle_y)
     page.mouse.down()
     begin_ms = now_ms = page.evaluate("performance.now()")
     # The first second finds out how many points the graphics processor manages.
-    step = 0
+    step, before = 0, None
     while now_ms < begin_ms + 1000 * (1 + seconds):
+        if before is None and now_ms > begin_ms + 1000:
+            before, begin_ms = used(page), now_ms - 1000
         step += 1
         page.mouse.move(middle_x + 60 * np.sin(step / 9), middle_y + 40 * np.cos(step / 9))
         now_ms = page.evaluate("performance.now()")
+    after = used(page)
     page.mouse.up()
     frames = [points for time_ms, points in page.evaluate("window.frames_") if begin_ms + 1000 < time_ms <= now_ms]
     # A change of the size of points draws the map once more, now that it is still.
     redraw = "document.getElementById('point-size').dispatchEvent(new Event('input'))"
     end_ms = page.evaluate(f"() => {{ const now = performance.now(); {redraw}; return now; }}")
     page.wait_for_function("now => window.full_ > now", arg=end_ms, timeout=60_000)
-    return frames, (page.evaluate("window.full_") - end_ms) / 1000
+    full_s = (page.evaluate("window.full_") - end_ms) / 1000
+    return frames, full_s, {kind: after[kind] - before[kind] for kind in before}
+
+
+def used(page: Page) -> dict[str, float]:
+    """Return the time of the processor that each kind of the browser's processes has used, in s."""
+    session = page.context.browser.new_browser_cdp_session()
+    kinds: dict[str, float] = {}
+    for process in session.send("SystemInfo.getProcessInfo")["processInfo"]:
+        kinds[process["type"]] = kinds.get(process["type"], 0.0) + process["cpuTime"]
+    session.detach()
+    return kinds
 
 
 INDEX = """async () => {
@@ -202,8 +221,8 @@ def main() -> None:
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, load before: {os.getloadavg()[0]:.2f}, "
         f"graphics: {options.graphics}",
         "",
-        "| points | load s | of it, index s | blank/s | frames/s | drawn in a frame | full s | hover ms |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| points | load s | index s | blank/s | frames/s | drawn | full s | hover ms | page ms | graphics ms |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -227,6 +246,8 @@ def main() -> None:
                 f"{made['drawn']:,.0f}",
                 f"{made['full_s']:.1f}",
                 f"{made['hover_ms']:.1f}",
+                f"{made['page_ms']:.0f}",
+                f"{made['graphics_ms']:.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)

@@ -14,6 +14,7 @@ from web_page import BROWSER, needs_browser
 
 import melmask
 
+ROOT = Path(__file__).parent.parent
 PAGE = Path(melmask.__file__).parent / "explore" / "page"
 RATE_HZ = 16000
 HTML_NAME = "<img src=x onerror=alert(1)>.wav"
@@ -380,6 +381,11 @@ def test_the_page_makes_no_element_from_text_and_names_no_other_host():
         assert not re.search(r"https?://", text), path
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+
+
+def test_the_design_page_lists_every_file_of_the_page():
+    listed = re.findall(r"^\| `explore/page/([\w.]+)` \|", (ROOT / "docs/design.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in PAGE.iterdir() if path.is_file())
 
 
 def test_every_library_of_the_page_is_listed_with_its_license():

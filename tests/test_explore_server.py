@@ -500,6 +500,18 @@ def test_the_command_serves_a_folder_and_ends_cleanly(sound_folder, run_folder, 
     assert read_sheet(tmp_path / "melmask-explore" / "labels.csv").rows[0][1] == "kept"
 
 
+def test_the_axes_of_the_map_are_those_of_largest_variance():
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((400, 60)) * np.linspace(3, 1, 60) @ rng.standard_normal((60, 60)) + 5).astype(
+        np.float32
+    )
+    axes = projection.principal_axes(rows, np.arange(400), 2)
+    centered = rows - rows.mean(0)
+    exact = np.linalg.svd(centered)[2][:2]
+    assert np.abs((axes.T * exact).sum(1)) == pytest.approx(1, abs=0.01)
+    assert np.isfinite(projection.principal_axes(rows[:1], np.arange(1), 50)).all()
+
+
 def test_a_map_by_umap_is_kept(collection, monkeypatch):
     """UMAP itself needs minutes to be compiled, so something else stands for it."""
     computed = []

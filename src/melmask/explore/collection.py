@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 
 from melmask.audio.parts import Sound, seconds_text
 from melmask.config import EACH
@@ -20,7 +21,7 @@ from melmask.explore.columns import ABSENT, Column, column_of, numbers, texts
 from melmask.explore.embedding import EmbeddingJob, modified_s
 from melmask.explore.labels import Labels
 from melmask.explore.options import ExploreOptions
-from melmask.explore.projection import Projections
+from melmask.explore.projection import Projections, reduced
 from melmask.explore.similarity import Similarity
 from melmask.explore.vectors import PointVectors
 from melmask.labels.columns import read_every_column
@@ -166,15 +167,14 @@ def _clusters(vectors: PointVectors, known: np.ndarray) -> Column:
     codes = np.full(len(vectors.known), ABSENT, np.int32)
     count = _cluster_count(len(known))
     if len(known):
-        rows = vectors.rows
-        sample = known[:: max(1, len(known) // _CLUSTER_SAMPLE)]
-        with warnings.catch_warnings():
+        rows = reduced(vectors.rows, known)
+        sample = rows[:: max(1, len(rows) // _CLUSTER_SAMPLE)]
+        # Threads that wait for each other beside the embedding would take many times as long as one.
+        with warnings.catch_warnings(), threadpool_limits(1, user_api="openmp"):
             # Where there are fewer different sounds than clusters, some clusters stay empty.
             warnings.simplefilter("ignore")
-            means = MiniBatchKMeans(count, batch_size=4096, n_init=3, random_state=0).fit(rows[sample])
-        for start in range(0, len(known), _CLUSTER_SAMPLE):
-            some = known[start : start + _CLUSTER_SAMPLE]
-            codes[some] = means.predict(rows[some])
+            means = MiniBatchKMeans(count, batch_size=4096, n_init=3, random_state=0).fit(sample)
+            codes[known] = means.predict(rows)
         order = np.argsort(-np.bincount(codes[known], minlength=count), kind="stable")
         rank = np.empty(count, np.int32)
         rank[order] = np.arange(count)

@@ -17,10 +17,11 @@ from melmask.system.files import atomic_write
 from melmask.system.terminal import note
 
 PCA, UMAP = "pca", "umap"
-_UMAP_DIMENSIONS, _MOST_FITTED, _NEAREST = 50, 50_000, 3
+_DIMENSIONS, _MOST_FITTED, _NEAREST = 50, 50_000, 3
 _FEWEST_UMAP = 10
 """Of fewer points UMAP finds no neighborhoods; they are shown by PCA."""
-_SAMPLE_ROWS = 50_000
+_SAMPLE_ROWS = 20_000
+_ITERATIONS, _MORE_AXES = 8, 8
 _INNER = 0.995
 """Share of the points that lie within the map's square, on each axis; those beyond are moved to its edge."""
 
@@ -62,8 +63,8 @@ class Projections:
             return found
         rows = self._vectors.rows
         if self._axes is None or len(known) > 1.2 * self._fitted:
-            axes = _principal_axes(rows, known, 2)
-            self._axes = axes if self._axes is None else _turned_like(axes, self._axes).astype(np.float32)
+            axes = principal_axes(rows, known, 2)
+            self._axes = axes if self._axes is None else _turned_like(axes, self._axes)
             self._fitted = len(known)
         for start in range(0, len(known), _SAMPLE_ROWS):
             some = known[start : start + _SAMPLE_ROWS]
@@ -77,7 +78,7 @@ class Projections:
         if len(known) < _FEWEST_UMAP:
             return self.points(PCA)
         found = np.full((len(self._vectors.known), 2), np.nan, np.float32)
-        rows = _reduced(self._vectors.rows, known)
+        rows = reduced(self._vectors.rows, known)
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         kept = self._folder / f"{UMAP}.npz"
         with suppress(OSError, ValueError, KeyError):
@@ -92,9 +93,9 @@ class Projections:
         return found
 
 
-def _reduced(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the first principal components (n, at most 50) float32 of the known points."""
-    axes = _principal_axes(rows, known, _UMAP_DIMENSIONS)
+def reduced(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the first 50 principal components (n, 50) float32 of the known points."""
+    axes = principal_axes(rows, known, _DIMENSIONS)
     parts = np.array_split(known, 1 + len(known) // _SAMPLE_ROWS)
     return np.concatenate([rows[some] @ axes for some in parts])
 
@@ -123,26 +124,31 @@ def _by_umap(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _principal_axes(rows: np.ndarray, known: np.ndarray, count: int) -> np.ndarray:
-    """Return the axes (D, count) float32 of largest variance, which are the same for the same rows."""
-    sample = known[:: max(1, len(known) // _SAMPLE_ROWS)]
-    centered = rows[sample].astype(np.float64)
-    centered -= centered.mean(axis=0)
-    # Of few points with many dimensions, the products of the points are the smaller matrix.
-    matrix = torch.from_numpy(centered)
-    if len(sample) < centered.shape[1]:
-        axes = (matrix.T @ torch.linalg.eigh(matrix @ matrix.T)[1].flip(1)[:, :count]).numpy()
-    else:
-        axes = torch.linalg.eigh(matrix.T @ matrix)[1].flip(1)[:, :count].numpy()
-    axes = np.pad(axes, ((0, 0), (0, count - axes.shape[1])))
-    axes = axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)
-    return _turned_like(axes, np.ones_like(axes)).astype(np.float32)
+def principal_axes(rows: np.ndarray, known: np.ndarray, count: int) -> np.ndarray:
+    """Return the `count` axes (D, count) float32 of largest variance of the known rows, the largest first.
+
+    They are found by subspace iteration (Halko, Martinsson and Tropp, SIAM Review 53, 2011), a fraction of the time of
+    all axes. The same rows give the same axes.
+    """
+    sample = torch.from_numpy(rows[known[:: max(1, len(known) // _SAMPLE_ROWS)]])
+    centered = sample - sample.mean(0)
+    dims = centered.shape[1]
+    start = np.random.default_rng(0).standard_normal((dims, min(count + _MORE_AXES, dims))).astype(np.float32)
+    axes = torch.from_numpy(start)
+    for _ in range(_ITERATIONS):
+        axes, _ = torch.linalg.qr(centered.T @ (centered @ axes))
+    # Within the subspace, the axes are exact.
+    within = centered @ axes
+    turned = torch.linalg.eigh(within.T @ within)[1].flip(1)[:, :count]
+    found = np.zeros((dims, count), np.float32)
+    found[:, : turned.shape[1]] = (axes @ turned).numpy()
+    return _turned_like(found, np.ones_like(found))
 
 
 def _turned_like(axes: np.ndarray, before: np.ndarray) -> np.ndarray:
     """Turn axes that point away from earlier ones, so that a map that was shown does not flip."""
     signs = np.sign((axes * before).sum(axis=0))
-    return axes * np.where(signs == 0, 1.0, signs)
+    return (axes * np.where(signs == 0, 1.0, signs)).astype(np.float32)
 
 
 def in_square(points: np.ndarray) -> np.ndarray:

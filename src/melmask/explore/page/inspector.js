@@ -83,6 +83,9 @@ export class Inspector {
         value === null || value === "" ? [] : [el("div", {}, el("dt", { text: name }), el("dd", { text: String(value) }))],
       ),
     );
+    // Of a sound that cannot be read there is nothing to show but the reason.
+    byId("inspect-body").classList.toggle("unreadable", Boolean(item.error));
+    if (item.error) return;
     const { model } = this.state.collection;
     const unit_s = (model.unit_frames * model.hop_ms) / 1000;
     await this.overview.show(id, item.duration_s || unit_s, unit_s);

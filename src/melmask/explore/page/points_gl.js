@@ -30,7 +30,9 @@ const MOVING_MS = 30;
 const STILL_MS = 120;
 const BLANK_FRAMES = 8;
 const FIRST_PORTION = 200_000;
-const SMALLEST_PORTION = 10_000;
+const SMALLEST_PORTION = 30_000;
+/** The most that a portion may take in a browser that is busy otherwise. */
+const MOST_BUSY_MS = 100;
 
 export class GlPoints {
   #gl;
@@ -180,7 +182,7 @@ export class GlPoints {
     gl.deleteSync(this.#fence);
     this.#fence = null;
     const took_ms = performance.now() - this.#begun_ms;
-    const allowed_ms = Math.max([MOVING_MS, STILL_MS][this.#drawing], 2 * this.#blank_ms);
+    const allowed_ms = Math.max([MOVING_MS, STILL_MS][this.#drawing], Math.min(MOST_BUSY_MS, 2 * this.#blank_ms));
     const factor = took_ms > 1.3 * allowed_ms ? Math.max(0.3, allowed_ms / took_ms) : took_ms < 0.7 * allowed_ms ? 1.4 : 1;
     // A tab that was hidden was asked for no frame all that time.
     if (took_ms < 5000) this.#portions[this.#drawing] = this.#within(factor * this.#portions[this.#drawing]);

@@ -1,9 +1,12 @@
 /** Plays one sound at a time: a sound of the collection, or a blob that was made. */
 import { byId, toast } from "./dom.js";
 
+const SETTLED_MS = 40;
+
 export class Player {
   #source;
   #blobUrl = null;
+  #waiting = 0;
 
   constructor(source) {
     this.#source = source;
@@ -27,7 +30,9 @@ export class Player {
 
   /** Play what is under the pointer or the keys, if that is switched on. */
   touch(id) {
-    if (this.onMove && id !== null) this.play(id);
+    // Passing over points on the way to another one asks for none of their sounds.
+    clearTimeout(this.#waiting);
+    if (this.onMove && id !== null) this.#waiting = setTimeout(() => this.play(id), SETTLED_MS);
   }
 
   play(id) {
