@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-VOID = {"meta", "link", "img", "br", "wbr"}
+VOID = {"meta", "link", "img", "br", "wbr", "input"}
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="neither chromium nor chromium-browser is on PATH")
 

@@ -26,10 +26,29 @@ def run(options: Options) -> int:
     from melmask.system.extras import require
 
     require("explore")
+    if options.job.export is not None:
+        return _export(options)
     from melmask.explore.explore import explore
 
     collection = explore(options.source, options.model, options.job, options.device)
     if labels := collection.labels.all():
         say(f"{collection.labels.path}: {counted(len(labels), 'label')}")
     say("ended; the same command shows the collection again")
+    return 0
+
+
+def _export(options: Options) -> int:
+    from melmask.explore.collection import open_collection
+    from melmask.explore.export import export_page
+    from melmask.system.extras import require
+
+    # It makes the graph of the model that runs in the browser.
+    require("onnx")
+    path = options.job.export
+    assert path is not None
+    collection = open_collection(options.source, options.model, options.job, options.device)
+    made = export_page(collection, options.job)
+    for line in made.lines:
+        say(line)
+    say(f"{path}: {made.size / 1e6:.1f} MB, which work without melmask: open the file, or put it on a web host")
     return 0

@@ -16,7 +16,8 @@ from melmask.geometry import PatchGrid
 _OF_ROWS, _ROWS_LENGTH = 0.7, 9.0
 _OF_COLUMNS, _COLUMNS_LENGTH = 0.17, 21.0
 _OF_PATCHES, _PATCHES_ROWS, _PATCHES_COLUMNS = 0.13, 4.0, 2.2
-_NOISE = 0.001
+NOISE = 0.001
+"""Added to the covariance of a patch with itself."""
 LEAST_VARIANCE = 1e-6
 """Added to the variance of a patch, as in the target of the training (`objectives/mae.py`)."""
 
@@ -49,13 +50,18 @@ def estimated_levels(
 
 def _regression_weights(masked: Bool[np.ndarray, " patches"], grid: PatchGrid) -> Float[np.ndarray, "hidden visible"]:
     """Return the matrix that turns what is known of the visible patches into what is expected of the hidden ones."""
+    covariance = patch_covariance(grid)
+    of_visible = covariance[np.ix_(~masked, ~masked)] + NOISE * np.eye(int((~masked).sum()))
+    return np.linalg.solve(of_visible, covariance[np.ix_(~masked, masked)]).T
+
+
+def patch_covariance(grid: PatchGrid) -> Float[np.ndarray, "patches patches"]:
+    """Return the covariance of the levels of any two patches, which depends only on how far they lie apart."""
     row, column = np.divmod(np.arange(grid.patches), grid.columns)
     rows = np.abs(row[:, None] - row)
     columns = np.abs(column[:, None] - column)
-    covariance = (
+    return (
         _OF_ROWS * np.exp(-rows / _ROWS_LENGTH)
         + _OF_COLUMNS * np.exp(-columns / _COLUMNS_LENGTH)
         + _OF_PATCHES * np.exp(-rows / _PATCHES_ROWS - columns / _PATCHES_COLUMNS)
     )
-    of_visible = covariance[np.ix_(~masked, ~masked)] + _NOISE * np.eye(int((~masked).sum()))
-    return np.linalg.solve(of_visible, covariance[np.ix_(~masked, masked)]).T

@@ -17,6 +17,12 @@ class ExploreOptions:
     """Folder for embeddings and labels. It is used again at the next start."""
     port: int = field(default=0, metadata={"limits": (0, 65535)})
     """Port of the page on this computer. 0 takes a free one."""
+    export: Path | None = field(default=None, metadata={"metavar": "PAGE.html"})
+    """Instead of serving the page, write it to this file, which works without melmask: from any web host or a disk."""
+    sounds: int = field(default=50, metadata={"limits": (0, 100_000)})
+    """How many sounds the file of --export holds, with all that the model sees of them; at most 10 s of each."""
+    spectrograms: int = field(default=2000, metadata={"limits": (0, 1_000_000)})
+    """How many sounds have at least a small spectrogram in the file of --export."""
     no_browser: bool = False
     """Do not open the page in a browser; only print its address."""
     reading: ReadingOptions = field(default=ReadingOptions())

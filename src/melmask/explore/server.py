@@ -88,40 +88,7 @@ class _Api:
         self._shown, self._inside = collection, inside
 
     async def collection(self, _request: Request) -> Response:
-        return JSONResponse(await in_thread(self._collection))
-
-    def _collection(self) -> dict[str, Any]:
-        shown, card = self._shown, self._shown.model.card
-        return {
-            "name": shown.name,
-            "count": shown.count,
-            "kind": "segments" if shown.segments else "files",
-            "model": {
-                "name": Path(shown.model.name).name,
-                "parameters": sum(p.numel() for p in shown.model.model.parameters()),
-                "sample_rate_hz": shown.model.sample_rate_hz,
-                "hop_ms": shown.model.hop_ms,
-                "unit_frames": card.model.frames,
-                "patch_mels": card.model.patch_mels,
-                "patch_frames": card.model.patch_frames,
-                "rows": card.model.mels // card.model.patch_mels,
-                "resolutions": card.model.resolutions,
-                "decoder": card.model.has_decoder,
-                "layers": card.model.depth,
-                "heads": card.model.heads,
-                "cls": card.model.cls_token,
-            },
-            "columns": shown.described(),
-            "projections": shown.projections.names,
-            "listen": card.model.has_decoder,
-            "embedding": {
-                "done": shown.vectors.done,
-                "total": shown.count,
-                "failed": len(shown.vectors.failed),
-                "running": shown.job.running,
-                "error": shown.job.error,
-            },
-        }
+        return JSONResponse(await in_thread(collection_facts, self._shown))
 
     async def points(self, request: Request) -> Response:
         name = ask.one_of(request.query_params, "projection", "pca", tuple(self._shown.projections.names))
@@ -185,6 +152,41 @@ class _Api:
             return ask.whole_number(request.path_params, "id", None, 0, self._shown.count - 1)
         except RequestError as error:
             raise RequestError(str(error), 404) from None
+
+
+def collection_facts(shown: Collection) -> dict[str, Any]:
+    """Return what the page knows of a collection before it asks for anything else."""
+    card = shown.model.card
+    return {
+        "name": shown.name,
+        "count": shown.count,
+        "kind": "segments" if shown.segments else "files",
+        "model": {
+            "name": Path(shown.model.name).name,
+            "parameters": sum(p.numel() for p in shown.model.model.parameters()),
+            "sample_rate_hz": shown.model.sample_rate_hz,
+            "hop_ms": shown.model.hop_ms,
+            "unit_frames": card.model.frames,
+            "patch_mels": card.model.patch_mels,
+            "patch_frames": card.model.patch_frames,
+            "rows": card.model.mels // card.model.patch_mels,
+            "resolutions": card.model.resolutions,
+            "decoder": card.model.has_decoder,
+            "layers": card.model.depth,
+            "heads": card.model.heads,
+            "cls": card.model.cls_token,
+        },
+        "columns": shown.described(),
+        "projections": shown.projections.names,
+        "listen": card.model.has_decoder,
+        "embedding": {
+            "done": shown.vectors.done,
+            "total": shown.count,
+            "failed": len(shown.vectors.failed),
+            "running": shown.job.running,
+            "error": shown.job.error,
+        },
+    }
 
 
 def _column_json(column: Column) -> dict[str, Any]:

@@ -33,6 +33,18 @@ def environment() -> Environment:
     return made
 
 
+def part(template: str, macro: str, *content: Any) -> str:
+    """Return what a macro of a template makes of `content`: a part of a page that is too large to be rendered at once.
+
+    Args:
+        template: the name of a file in pages/templates.
+        macro: the name of a macro in it.
+        content: what it inserts.
+    """
+    made = getattr(environment().get_template(template).module, macro)(*content)
+    return str(made).encode("utf-8", "replace").decode("utf-8")
+
+
 def write_page(path: Path, template: str, **content: Any) -> Path:
     """Render `template` with `content` and write it to `path`, whole or not at all.
 

@@ -41,9 +41,11 @@ export class Card {
       byId("card-name").textContent = text;
       const made = await matrix;
       if (this.#id !== id) return;
-      drawSpectrogram(canvas, made, { axes: false });
       const label = this.#state.labels.get(id);
-      byId("card-facts").textContent = [seconds(made.total_s ?? lengthOf(made)), label].filter(Boolean).join(" · ");
+      // An exported page has pictures of some sounds only.
+      const length = made === null ? "no spectrogram in this page" : seconds(made.total_s ?? lengthOf(made));
+      if (made !== null) drawSpectrogram(canvas, made, { axes: false });
+      byId("card-facts").textContent = [length, label].filter(Boolean).join(" · ");
     });
   }
 

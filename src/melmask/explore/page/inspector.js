@@ -92,6 +92,11 @@ export class Inspector {
     if (id === this.#id) await this.#load();
   }
 
+  /** Whether the source can do this with the chosen sound: an exported page has only some sounds as the model sees them. */
+  #can(what) {
+    return able(this.source, what) && (this.source.holds?.(this.#id) ?? true);
+  }
+
   get #where() {
     const { model } = this.state.collection;
     return { start_frame: Math.round((this.overview.start_s * 1000) / model.hop_ms), resolution: Number(byId("resolution").value || 0) };
@@ -100,12 +105,16 @@ export class Inspector {
   /** Show the piece that the overview marks: with a mask where the model can fill it in, or else as it is. */
   #load() {
     this.#attentionPatch = null;
-    if (able(this.source, "reconstruct")) return this.#draw();
+    byId("masking").hidden = !this.#can("reconstruct");
+    byId("attention-figure").hidden = !this.#can("attention");
+    byId("resolution-label").hidden = !this.#can("") || !(this.state.collection.model.resolutions > 1);
+    if (this.#can("reconstruct")) return this.#draw();
     return guarded(async () => {
       const id = this.#id;
       const whole = await this.memory.spectrogram(id, { from_s: this.overview.from_s, resolution: this.#where.resolution });
       if (id !== this.#id) return;
-      this.#showInput(this.overview.piece(whole), this.#grid());
+      if (whole === null) byId("input-note").textContent = "This page has no spectrogram of this sound.";
+      else this.#showInput(this.overview.piece(whole), this.#grid());
     });
   }
 
@@ -134,7 +143,7 @@ export class Inspector {
   }
 
   #reconstruct({ hidden }) {
-    if (this.#id === null || !able(this.source, "reconstruct")) return undefined;
+    if (this.#id === null || !this.#can("reconstruct")) return undefined;
     if (Array.isArray(hidden) && !hidden.includes(1)) return this.#hideNothing();
     if (Array.isArray(hidden) && !hidden.includes(0)) {
       byId("loss").textContent = "Everything is hidden: leave the model something to see.";
@@ -167,7 +176,7 @@ export class Inspector {
     byId("input-note").textContent = `${matrix.start_s.toFixed(2)} to ${(matrix.start_s + lengthOf(matrix)).toFixed(2)} s`;
     byId("input").setAttribute("aria-label", `Spectrogram of ${options.rows} rows and ${options.columns} columns of patches`);
     this.attention.show(matrix, { ...options, hidden: undefined });
-    if (able(this.source, "attention")) this.#attend();
+    if (this.#can("attention")) this.#attend();
   }
 
   #tell() {
@@ -205,7 +214,7 @@ export class Inspector {
   }
 
   #attend() {
-    if (this.#id === null || !able(this.source, "attention")) return undefined;
+    if (this.#id === null || !this.#can("attention")) return undefined;
     let from = byId("attention-from").value;
     const rollout = from === "rollout";
     for (const id of ["layer", "head"]) byId(id).disabled = rollout;

@@ -11,7 +11,8 @@
  *   column(name) -> {kind, categories, codes: Int32Array} with -1 where absent, or {kind, values: Float32Array} with NaN
  *   names(from, count) -> [string]
  *   item(id) -> {id, name, start_s, end_s, duration_s, columns, error}
- *   spectrogram(id, {from_s, length_s, resolution}) -> MATRIX, whose `data` is a Uint8Array
+ *   spectrogram(id, {from_s, length_s, resolution}) -> MATRIX, whose `data` is a Uint8Array, or null where there is none
+ *   holds(id) -> whether the source has this sound as the model sees it; without this method, it has all
  *   soundUrl(id) -> string, or null where the source has no sound for it
  *   reconstruct(id, request, signal) -> {hidden, rows, columns, loss, input: MATRIX, reconstruction: MATRIX, error}
  *   listen(id, request) -> Blob of a WAV file
