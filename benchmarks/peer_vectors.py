@@ -1,6 +1,6 @@
 """Extract the vectors of a pre-trained model that PyPI holds with its weights, for `box_proof.py`.
 
-    python -m venv peers && peers/bin/pip install torch librosa soundfile scipy
+    python -m venv peers && peers/bin/pip install torch librosa soundfile scipy tqdm
     peers/bin/pip install --no-deps aisfx resemblyzer
     peers/bin/python benchmarks/peer_vectors.py aisfx AUDIO aisfx.npz --tables AUDIO/tasks/*.csv
 
@@ -30,7 +30,11 @@ def aisfx_vectors() -> Callable[[Path], np.ndarray]:
     from aisfx import inference
     from aisfx.preprocessing import blocking, spectrogram_normalize
     from aisfx.spectrogram.spectrogram_librosa import compute_spectrogram
+    from numpy._core.multiarray import scalar
 
+    # Its file of weights also holds a few NumPy numbers, under a name of NumPy 1. Nothing else of it is executed.
+    kinds = (np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType)
+    torch.serialization.add_safe_globals([(scalar, "numpy.core.multiarray.scalar"), *kinds])
     model = inference.load_bestModel(*inference.load_weights("cpu"), "cpu")
     block = inference.EMB_BLOCK_LENGTH
 

@@ -90,7 +90,7 @@ def test_a_clip_is_a_part_of_a_file_cut_to_whole_patches(encoder, wav, capsys):
 def test_a_clip_that_is_none_is_refused(encoder, wav):
     with pytest.raises(InputError, match=r"has 100 ms from 0.5 s on; a patch of this model has 160 ms"):
         clip_of(encoder, wav, start_s=0.5, end_s=0.6)
-    with pytest.raises(InputError, match=r"begins after the file's end at 2.5 s; give an earlier start"):
+    with pytest.raises(InputError, match=r"begins after the file's end at 2.5 s; correct the times"):
         clip_of(encoder, wav, start_s=3.0)
     with pytest.raises(InputError, match="ends before 3 s"):
         clip_of(encoder, np.zeros(8000, np.float32), RATE_HZ, start_s=3.0)
