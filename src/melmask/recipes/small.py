@@ -12,7 +12,7 @@ The settings are those of tiny (docs/log.md) with twice the batch, which halves 
 this network. model.resolutions=1 gives the recipe of release 0.1.0.
 """
 
-from melmask.config import DataConfig, FeaturesConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
+from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
 from melmask.models.presets import preset
 
 
@@ -22,7 +22,6 @@ def config() -> PretrainConfig:
         model=preset("small", resolutions=2),
         masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=256),
-        features=FeaturesConfig(depth=0.6),
         optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=1800, warmup_share=0.0833),
         run=RunConfig(log_interval_steps=20, picture_interval_steps=500),
     )

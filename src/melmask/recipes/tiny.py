@@ -14,12 +14,11 @@ tiny_025 has the first window alone, and msm_mae_208 is the paper's recipe.
 
 from dataclasses import replace
 
-from melmask.config import FeaturesConfig, PretrainConfig
+from melmask.config import PretrainConfig
 from melmask.recipes import tiny_025
 
 
 def config() -> PretrainConfig:
-    """Return the settings of tiny_025, with two resolutions in each patch and the features of block 7 of 12."""
+    """Return the settings of tiny_025, with two resolutions in each patch."""
     settings = tiny_025.config()
-    model = replace(settings.model, resolutions=2)
-    return replace(settings, model=model, features=FeaturesConfig(depth=0.6))
+    return replace(settings, model=replace(settings.model, resolutions=2))
