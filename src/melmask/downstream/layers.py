@@ -45,7 +45,7 @@ class LayerScores:
         ]
 
 
-def probe_layers(model: AudioEncoder, labels: Path, options: ProbeOptions = ProbeOptions()) -> LayerScores:
+def probe_layers(model: AudioEncoder, labels: str | Path, options: ProbeOptions = ProbeOptions()) -> LayerScores:
     """Probe the features after each block of a model on a table of labeled files; all are computed in one pass.
 
     Args:
@@ -58,7 +58,7 @@ def probe_layers(model: AudioEncoder, labels: Path, options: ProbeOptions = Prob
         ConfigError: the model has no such pooling.
         MissingExtraError: scikit-learn is not installed, and the table has neither folds nor splits.
     """
-    ((name, table),) = read_tables([labels], options).items()
+    ((name, table),) = read_tables([Path(labels)], options).items()
     make_splits(table, options.scheme, options.seed)
     model = read_as(model, options.reading)
     layers = range(1, model.card.model.depth + 1)

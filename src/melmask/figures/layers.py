@@ -6,6 +6,7 @@ import numpy as np
 
 from melmask.figures.clip import write_title
 from melmask.figures.figure import INK, MUTED, new_figure
+from melmask.system.terminal import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,5 +47,5 @@ def layers_figure(found: "LayerScores") -> "Figure":
     axes.set_xlabel("layer", color=MUTED, fontsize=9)
     axes.set_ylabel("accuracy on test clips", color=MUTED, fontsize=9)
     axes.legend(loc="lower right", fontsize=8, frameon=False, labelcolor=INK)
-    write_title(axes, found.name, f"{found.clips:,} clips of {found.classes} classes, {found.splits} split(s)")
+    write_title(axes, found.name, f"{found.clips:,} clips of {found.classes} classes, {counted(found.splits, 'split')}")
     return figure
