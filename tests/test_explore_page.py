@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,14 @@ class Explorer:
         found = re.search(r"(\d+) % hidden", self.tab.text_content("#loss"))
         return int(found[1]) if found else None
 
+    @contextmanager
+    def redrawn(self):
+        """Wait until the map has been drawn once more than before the block."""
+        self.tab.evaluate("document.getElementById('points').addEventListener('drawn', () => { window.again = true; })")
+        self.tab.evaluate("window.again = false")
+        yield
+        self.until("window.again")
+
     def drawn(self, canvas):
         """Number of colors on a canvas."""
         return self.tab.evaluate(
@@ -179,10 +188,12 @@ def test_hovering_names_a_sound_shows_it_and_plays_it(explorer):
 def test_the_legend_names_the_categories_and_filters_them(explorer):
     tab = explorer.tab
     entry = tab.get_by_role("button", name="<i>high</i>")
-    tab.select_option("#color", "pitch")
+    with explorer.redrawn():
+        tab.select_option("#color", "pitch")
     sound = explorer.names().index("high-05.wav")
     before = explorer.drawn("points")
-    entry.click()
+    with explorer.redrawn():
+        entry.click()
     assert entry.get_attribute("aria-pressed") == "false" and explorer.drawn("points") < before
     tab.mouse.move(*explorer.place(sound))
     assert tab.is_hidden("#card") or tab.text_content("#card-name") != "high-05.wav"

@@ -2,6 +2,7 @@
 import { CATEGORIES, OTHER, VIRIDIS } from "./colors.js";
 
 const FADED = 0.13;
+const STEPS = Array.from({ length: 256 }, (_, step) => VIRIDIS.subarray(3 * step, 3 * step + 3));
 
 /** Return the column of the labels that were given by hand: {kind, categories, codes}. */
 export function labelColumn(labels, count) {
@@ -87,7 +88,10 @@ export class Coloring {
     const faded = Math.round(255 * alpha * FADED);
     for (let id = 0; id < count; id += 1) {
       if (!shown[id]) continue;
-      made.set(colorOf(column, id, plain), 4 * id);
+      const color = colorOf(column, id, plain);
+      made[4 * id] = color[0];
+      made[4 * id + 1] = color[1];
+      made[4 * id + 2] = color[2];
       made[4 * id + 3] = special && !special[id] ? faded : strong;
     }
     return made;
@@ -125,6 +129,5 @@ function colorOf(column, id, plain) {
   if (column.kind === "category") return column.codes[id] < 0 ? OTHER : column.palette[column.codes[id]];
   const value = column.values[id];
   if (!Number.isFinite(value)) return OTHER;
-  const step = Math.round((255 * (value - column.low)) / (column.high - column.low || 1));
-  return VIRIDIS.subarray(3 * step, 3 * step + 3);
+  return STEPS[Math.round((255 * (value - column.low)) / (column.high - column.low || 1))];
 }
