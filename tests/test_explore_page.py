@@ -221,10 +221,24 @@ def test_a_mask_is_painted_by_hand_and_filled_in(explorer):
     assert 2 <= sum(painted) <= 6
     explorer.until("/mean error/.test(document.getElementById('loss').textContent)")
     assert explorer.hidden() == round(100 * sum(painted) / len(painted))
+    for what in ("input", "visible", "reconstruction"):
+        with tab.expect_response("**/listen") as answered:
+            tab.click(f".listen[data-what={what}]")
+        assert answered.value.headers["content-type"] == "audio/wav"
+        explorer.until("document.getElementById('player').src.startsWith('blob:')")
     with tab.expect_response("**/attention") as answered:
         tab.locator("#attention").click(position={"x": 120, "y": 60})
     assert answered.value.json()["rows"] * answered.value.json()["columns"] == len(painted)
     explorer.until("/from .* Hz/.test(document.getElementById('attention-note').textContent)")
+
+
+# Drop a sound of the collection on the page, as a file from elsewhere.
+DROP = """async ([path, token]) => {
+const sound = await (await fetch(`/api/${path}`, { headers: { Authorization: `Bearer ${token}` } })).blob();
+const dataTransfer = new DataTransfer();
+dataTransfer.items.add(new File([sound], "dropped.wav"));
+document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
 
 
 @needs_browser
@@ -243,6 +257,9 @@ def test_search_by_sound_by_file_by_microphone_and_by_name(explorer, tmp_path):
     tab.set_input_files("#search-file", again)
     tab.get_by_role("heading", name="Sounds like the file <u>again.wav").wait_for()
     explorer.until("document.querySelector('#results .name').textContent === 'high-07.wav'")
+    tab.evaluate(DROP, [f"items/{names.index('low-16.wav')}/sound", explorer.token])
+    tab.get_by_role("heading", name="Sounds like the file dropped.wav").wait_for()
+    explorer.until("document.querySelector('#results .name').textContent === 'low-16.wav'")
     tab.click("#search-mic")
     explorer.until("/[1-9] s/.test(document.getElementById('search-mic').textContent)")
     tab.click("#search-mic")
