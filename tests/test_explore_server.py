@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -25,6 +26,8 @@ with warnings.catch_warnings():
     from starlette.testclient import TestClient
 
 from melmask.embedding.encoder import load
+from melmask.embedding.folder import embed_sources
+from melmask.embedding.options import EmbedOptions
 from melmask.errors import ConfigError
 from melmask.explore import projection
 from melmask.explore import requests as explore_requests
@@ -468,10 +471,16 @@ def test_rows_with_times_are_points_of_their_own(folder, model, tmp_path):
     }
 
 
-def test_an_embedded_table_brings_its_vectors_along(collection, model, tmp_path):
-    (table,) = sorted((collection.labels.path.parent / "embeddings").glob("000000.parquet"))
-    again = Collection(table, model, ExploreOptions(out=tmp_path / "out"))
+def test_an_embedded_table_brings_its_vectors_along(folder, model, collection, tmp_path, monkeypatch):
+    """Its paths are relative, one of its files failed, and a long one has several rows of frames."""
+    monkeypatch.setattr("melmask.embedding.extract._VALUES_PER_ROW", 960 * 20)
+    monkeypatch.chdir(folder.parent)
+    embed_sources([Path(folder.name)], None, Path("x.parquet"), EmbedOptions(frames=True, device="cpu"))
+    again = Collection(Path("x.parquet"), model, ExploreOptions(out=tmp_path / "out"))
     assert again.count == 16 and again.vectors.known.all()
+    point = point_of(collection, "deep/f.wav")
+    same = again.vectors.rows[point_of(again, "deep/f.wav")]
+    assert np.abs(same - collection.vectors.rows[point]).max() < 1e-4
 
 
 def test_the_command_serves_a_folder_and_ends_cleanly(sound_folder, run_folder, tmp_path):

@@ -46,6 +46,17 @@ def read_scenes(path: Path) -> Iterator[Scenes]:
         raise InputError(f"{path} cannot be read as a table of embeddings ({reason_of(error)}); embed again") from None
 
 
+def count_scenes(path: Path) -> int:
+    """Return how many rows `read_scenes` gives of a finished table; 0 if it is damaged."""
+    try:
+        with open_file(path) as opened, pq.ParquetFile(opened) as file:
+            if "first_step" not in file.schema_arrow.names:
+                return int(file.metadata.num_rows)
+            return int((file.read(columns=["first_step"])["first_step"].to_numpy() == 0).sum())
+    except (pa.ArrowException, OSError, ValueError):
+        return 0
+
+
 def _scenes(rows: pa.Table) -> Scenes:
     keep = np.ones(len(rows), bool)
     if "error" in rows.column_names:

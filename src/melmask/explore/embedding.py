@@ -16,7 +16,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.folder import embed_table, table_settings
-from melmask.embedding.scenes import read_scenes
+from melmask.embedding.scenes import count_scenes, read_scenes
 from melmask.embedding.tables import TableJob, TableSettings, WriteParts, read_settings
 from melmask.errors import InputError, MelmaskError
 from melmask.explore.vectors import PointVectors
@@ -100,7 +100,9 @@ class EmbeddingJob:
         points = {sound.key: point for point, sound in enumerate(self._sounds)}
         if source.suffix == ".parquet" and source.is_file() and (settings := read_settings(source)) is not None:
             if self._serves(settings):
-                self._take_table(source, list(points.values()) if settings.files == self.total else None, points)
+                # The paths of a table may be written otherwise than they are found, but in the same order.
+                same = count_scenes(source) == self.total
+                self._take_table(source, list(range(self.total)) if same else None, points)
             else:
                 note(f"{source} is of another model or other settings, so its sounds are embedded again; see --model")
         parts = self._folder.glob("*.parquet.parts/part-*.parquet")
@@ -123,7 +125,6 @@ class EmbeddingJob:
         for scenes in read_scenes(table):
             found = [points.get(key, -1) for key in scenes.keys]
             if in_order is not None:
-                # The paths of a table may be written otherwise than they are found.
                 found = in_order[begin : begin + len(found)]
             begin += len(found)
             chosen = np.array(found, np.int64)

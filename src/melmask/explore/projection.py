@@ -35,6 +35,7 @@ class Projections:
         self._lock, self._slow_lock = threading.Lock(), threading.Lock()
         self._axes: np.ndarray | None = None
         self._fitted = 0
+        self._made: tuple[int, np.ndarray] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -61,6 +62,8 @@ class Projections:
         found = np.full((len(self._vectors.known), 2), np.nan, np.float32)
         if not len(known):
             return found
+        if self._made is not None and self._made[0] == len(known):
+            return self._made[1]
         rows = self._vectors.rows
         if self._axes is None or len(known) > 1.2 * self._fitted:
             axes = principal_axes(rows, known, 2)
@@ -70,6 +73,7 @@ class Projections:
             some = known[start : start + _SAMPLE_ROWS]
             found[some] = rows[some] @ self._axes
         found[known] = in_square(found[known])
+        self._made = len(known), found
         return found
 
     def _umap(self) -> np.ndarray:
