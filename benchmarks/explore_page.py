@@ -6,6 +6,7 @@ A small server of this file's own gives the page made-up points: it stands for t
 are not measured here. Needs `pip install playwright` and Chromium.
 
 load     From the request for the page to a map of all points, with its colors and legend.
+CPU      What of that is time of the processor in the page's own process.
 index    The part of it in which the page sorts the points, so that it finds what is under the pointer.
 blank/s  Frames that the browser makes while the map is dragged and draws nothing: the most that this machine does now.
 frames/s While the map is dragged. The page draws as many points in a frame as the graphics processor manages in 30 ms,
@@ -13,7 +14,7 @@ frames/s While the map is dragged. The page draws as many points in a frame as t
 drawn    Points in such a frame: the median.
 full     From the end of the movement to a picture of all points.
 page     Time of the processor in the page's own process, for a frame: other programs do not change it much.
-graphics The same in the process that draws. Software graphics draw every pixel there; a graphics card takes that over.
+GPU      The same in the process that draws. Software graphics draw every pixel there; a graphics card takes that over.
 hover    From a movement of the pointer to the ring around the point under it: the median of 20.
 """
 
@@ -126,12 +127,13 @@ class Handler(BaseHTTPRequestHandler):
 def measure(page: Page, address: str, seconds: float) -> dict[str, float]:
     """Return the figures of one page."""
     page.add_init_script(COUNTER)
+    before = used(page)
     page.goto(address)
     page.wait_for_selector("body[data-ready=yes]", timeout=300_000)
     # The colors come after the points, and draw the map once more.
     page.wait_for_function("() => window.full_ > window.frames_.at(-1)[0]", timeout=300_000)
+    load_ms, load_cpu_s = page.evaluate("window.full_"), used(page)["renderer"] - before["renderer"]
     page.wait_for_timeout(1000)
-    load_ms = page.evaluate("window.full_")
     box = page.locator("#overlay").bounding_box()
     assert box is not None
     page.evaluate("window.blank_ = true")
@@ -140,6 +142,7 @@ def measure(page: Page, address: str, seconds: float) -> dict[str, float]:
     drawn, full_s, used_s = drag(page, box, seconds)
     return {
         "load_s": load_ms / 1000,
+        "load_cpu_s": load_cpu_s,
         "index_s": page.evaluate(INDEX),
         "blank_per_s": len(blank) / seconds,
         "frames_per_s": len(drawn) / seconds,
@@ -221,8 +224,8 @@ def main() -> None:
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, load before: {os.getloadavg()[0]:.2f}, "
         f"graphics: {options.graphics}",
         "",
-        "| points | load s | index s | blank/s | frames/s | drawn | full s | hover ms | page ms | graphics ms |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| points | load s | CPU s | index s | blank/s | frames/s | drawn | full s | hover ms | page ms | GPU ms |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -240,6 +243,7 @@ def main() -> None:
             cells = [
                 f"{count:,}",
                 f"{made['load_s']:.1f}",
+                f"{made['load_cpu_s']:.1f}",
                 f"{made['index_s']:.2f}",
                 f"{made['blank_per_s']:.0f}",
                 f"{made['frames_per_s']:.0f}",

@@ -262,10 +262,10 @@ def test_text_files_are_opened_with_an_encoding():
             if isinstance(node, ast.Call) and "encoding" not in {keyword.arg for keyword in node.keywords}:
                 name = ast.unparse(node.func)
                 mode = next((a.value for a in node.args if isinstance(a, ast.Constant) and a.value != ""), "")
-                # The functions of this name in `av`, `wave`, `os`, `webbrowser` and of a zip archive know no text.
+                # The functions of this name in `av`, `wave`, `os`, of a web browser and of a zip archive know no text.
                 bytes_only = (
                     *("av.open", "wave.open", "os.open", "archive.open", "safe_open", "subprocess.Popen"),
-                    "webbrowser.open",
+                    "browser.open",
                 )
                 opens = name.endswith("open") and name not in bytes_only and "b" not in str(mode)
                 if name.endswith((".read_text", ".write_text")) or (opens and not name.endswith("_open")):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,14 @@ class Explorer:
         found = re.search(r"(\d+) % hidden", self.tab.text_content("#loss"))
         return int(found[1]) if found else None
 
+    @contextmanager
+    def redrawn(self):
+        """Wait until the map has been drawn once more than before the block."""
+        self.tab.evaluate("document.getElementById('points').addEventListener('drawn', () => { window.again = true; })")
+        self.tab.evaluate("window.again = false")
+        yield
+        self.until("window.again")
+
     def drawn(self, canvas):
         """Number of colors on a canvas."""
         return self.tab.evaluate(
@@ -179,10 +188,12 @@ def test_hovering_names_a_sound_shows_it_and_plays_it(explorer):
 def test_the_legend_names_the_categories_and_filters_them(explorer):
     tab = explorer.tab
     entry = tab.get_by_role("button", name="<i>high</i>")
-    tab.select_option("#color", "pitch")
+    with explorer.redrawn():
+        tab.select_option("#color", "pitch")
     sound = explorer.names().index("high-05.wav")
     before = explorer.drawn("points")
-    entry.click()
+    with explorer.redrawn():
+        entry.click()
     assert entry.get_attribute("aria-pressed") == "false" and explorer.drawn("points") < before
     tab.mouse.move(*explorer.place(sound))
     assert tab.is_hidden("#card") or tab.text_content("#card-name") != "high-05.wav"
@@ -210,10 +221,24 @@ def test_a_mask_is_painted_by_hand_and_filled_in(explorer):
     assert 2 <= sum(painted) <= 6
     explorer.until("/mean error/.test(document.getElementById('loss').textContent)")
     assert explorer.hidden() == round(100 * sum(painted) / len(painted))
+    for what in ("input", "visible", "reconstruction"):
+        with tab.expect_response("**/listen") as answered:
+            tab.click(f".listen[data-what={what}]")
+        assert answered.value.headers["content-type"] == "audio/wav"
+        explorer.until("document.getElementById('player').src.startsWith('blob:')")
     with tab.expect_response("**/attention") as answered:
         tab.locator("#attention").click(position={"x": 120, "y": 60})
     assert answered.value.json()["rows"] * answered.value.json()["columns"] == len(painted)
     explorer.until("/from .* Hz/.test(document.getElementById('attention-note').textContent)")
+
+
+# Drop a sound of the collection on the page, as a file from elsewhere.
+DROP = """async ([path, token]) => {
+const sound = await (await fetch(`/api/${path}`, { headers: { Authorization: `Bearer ${token}` } })).blob();
+const dataTransfer = new DataTransfer();
+dataTransfer.items.add(new File([sound], "dropped.wav"));
+document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
 
 
 @needs_browser
@@ -232,6 +257,9 @@ def test_search_by_sound_by_file_by_microphone_and_by_name(explorer, tmp_path):
     tab.set_input_files("#search-file", again)
     tab.get_by_role("heading", name="Sounds like the file <u>again.wav").wait_for()
     explorer.until("document.querySelector('#results .name').textContent === 'high-07.wav'")
+    tab.evaluate(DROP, [f"items/{names.index('low-16.wav')}/sound", explorer.token])
+    tab.get_by_role("heading", name="Sounds like the file dropped.wav").wait_for()
+    explorer.until("document.querySelector('#results .name').textContent === 'low-16.wav'")
     tab.click("#search-mic")
     explorer.until("/[1-9] s/.test(document.getElementById('search-mic').textContent)")
     tab.click("#search-mic")

@@ -37,7 +37,8 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 app_of(collection, token, port),
-                log_level="warning",
+                # What goes wrong is said by the application; uvicorn would add what Ctrl-C interrupts.
+                log_level="critical",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -47,8 +48,7 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
             )
         )
         if not options.no_browser:
-            with suppress(webbrowser.Error):
-                webbrowser.open(address)
+            _open(address)
         try:
             # uvicorn raises the interrupt again when it has closed its connections.
             with suppress(KeyboardInterrupt):
@@ -59,6 +59,14 @@ def serve(collection: Collection, options: ExploreOptions) -> None:
             collection.job.stop()
 
 
+def _open(address: str) -> None:
+    """Open the page in a browser, if there is one with windows: one of the terminal would take the terminal over."""
+    with suppress(webbrowser.Error):
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:
+            browser.open(address)
+
+
 def listening(port: int) -> socket.socket:
     """Return a socket that listens on the loopback interface only.
 
@@ -66,7 +74,8 @@ def listening(port: int) -> socket.socket:
         ConfigError: the port is taken, or not allowed.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # On Windows, what elsewhere lets a port be used again soon would let other programs listen on it.
+    listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
     try:
         listener.bind((LOOPBACK, port))
         # Browsers that are quicker than the server wait, and are not refused.

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from melmask.explore.threads import in_thread
 from melmask.system.reading import DamagedFileError, parse_json
 
 MOST_JSON_BYTES = 16 << 20
@@ -60,7 +60,7 @@ async def json_of(request: Request) -> dict[str, Any]:
     body = await body_of(request, MOST_JSON_BYTES)
     try:
         # A million numbers take a second, in which other requests are answered.
-        content = await run_in_threadpool(parse_json, body or b"{}")
+        content = await in_thread(parse_json, body or b"{}")
     except DamagedFileError as error:
         raise RequestError(f"the request cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -2,13 +2,13 @@
 
 import mimetypes
 import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -23,8 +23,10 @@ from melmask.explore.encoding import base64_of, little_endian
 from melmask.explore.guard import Guard
 from melmask.explore.inside import Inside
 from melmask.explore.requests import RequestError
+from melmask.explore.threads import in_thread
 from melmask.explore.user_api import UserApi
 from melmask.system.reading import read_bytes
+from melmask.system.terminal import note
 
 PAGE = Path(__file__).parent / "page"
 _MOST_NAMES = 100_000
@@ -86,15 +88,15 @@ class _Api:
         self._shown, self._inside = collection, inside
 
     async def collection(self, _request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(collection_facts, self._shown))
+        return JSONResponse(await in_thread(collection_facts, self._shown))
 
     async def points(self, request: Request) -> Response:
         name = ask.one_of(request.query_params, "projection", "pca", tuple(self._shown.projections.names))
-        points = await run_in_threadpool(self._shown.projections.points, name)
+        points = await in_thread(self._shown.projections.points, name)
         return Response(little_endian(points), media_type="application/octet-stream")
 
     async def column(self, request: Request) -> Response:
-        return await run_in_threadpool(self._column, request.query_params.get("name", ""))
+        return await in_thread(self._column, request.query_params.get("name", ""))
 
     def _column(self, name: str) -> Response:
         try:
@@ -106,10 +108,10 @@ class _Api:
     async def names(self, request: Request) -> Response:
         first = ask.whole_number(request.query_params, "from", 0, 0, self._shown.count)
         count = ask.whole_number(request.query_params, "count", 1000, 0, _MOST_NAMES)
-        return JSONResponse({"names": await run_in_threadpool(self._shown.names, first, count)})
+        return JSONResponse({"names": await in_thread(self._shown.names, first, count)})
 
     async def item(self, request: Request) -> Response:
-        return await run_in_threadpool(self._item, self._point(request))
+        return await in_thread(self._item, self._point(request))
 
     def _item(self, point: int) -> Response:
         shown = self._shown
@@ -131,7 +133,7 @@ class _Api:
     async def sound(self, request: Request) -> Response:
         sound = self._shown.sounds[self._point(request)]
         from_s = ask.number(request.query_params, "from_s", 0.0, 0.0, 1e9)
-        wav = await run_in_threadpool(self._inside.sounds.wav, sound, from_s)
+        wav = await in_thread(self._inside.sounds.wav, sound, from_s)
         return _part(wav, request.headers.get("range"), "audio/wav")
 
     async def reconstruct(self, request: Request) -> Response:
@@ -139,7 +141,7 @@ class _Api:
 
     async def listen(self, request: Request) -> Response:
         values = await ask.json_of(request)
-        wav = await run_in_threadpool(self._inside.listen, self._point(request), values)
+        wav = await in_thread(self._inside.listen, self._point(request), values)
         return Response(wav, media_type="audio/wav")
 
     async def attention(self, request: Request) -> Response:
@@ -195,7 +197,7 @@ def _column_json(column: Column) -> dict[str, Any]:
 
 
 async def _json(work: Callable[..., Any], *arguments: Any) -> Response:
-    return JSONResponse(await run_in_threadpool(work, *arguments))
+    return JSONResponse(await in_thread(work, *arguments))
 
 
 def _page_file(path: Path) -> Callable[[Request], Response]:
@@ -231,4 +233,6 @@ def _failed(_request: Request, error: Exception) -> Response:
 
 
 def _broken(_request: Request, error: Exception) -> Response:
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        note(line)
     return JSONResponse({"error": f"melmask failed: {type(error).__name__}: {error}"}, status_code=500)

@@ -6,7 +6,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -20,6 +19,7 @@ from melmask.explore.inside import Inside
 from melmask.explore.learning import Probe, fit_probe, label_table, suggestions
 from melmask.explore.requests import MOST_SOUND_BYTES, RequestError
 from melmask.explore.similarity import Suggestion
+from melmask.explore.threads import in_thread
 
 _MOST_RESULTS = 1000
 _LONGEST_QUERY_S = 600.0
@@ -57,7 +57,7 @@ class UserApi:
             with tempfile.TemporaryDirectory(prefix="melmask-", ignore_cleanup_errors=True) as folder:
                 path = Path(folder) / "sound"
                 await ask.save_body(request, path, MOST_SOUND_BYTES)
-                return await run_in_threadpool(self._by_file, path, count)
+                return await in_thread(self._by_file, path, count)
         values = await ask.json_of(request)
         point = ask.whole_number(values, "id", None, 0, self._shown.count - 1)
         count = ask.whole_number(values, "count", 20, 1, _MOST_RESULTS)
@@ -65,7 +65,7 @@ class UserApi:
             None if values.get(name) is None else ask.number(values, name, None, 0.0, 1e9)
             for name in ("start_s", "end_s")
         )
-        return await run_in_threadpool(self._by_point, point, start_s, end_s, count)
+        return await in_thread(self._by_point, point, start_s, end_s, count)
 
     def _by_file(self, path: Path, count: int) -> Response:
         if not path.stat().st_size:
@@ -105,7 +105,7 @@ class UserApi:
         label = values.get("label")
         if "label" not in values or not (label is None or isinstance(label, str)):
             raise RequestError("label is missing; give a text, or null to take labels away")
-        await run_in_threadpool(self._put, values, label)
+        await in_thread(self._put, values, label)
         return JSONResponse({"labeled": len(self._shown.labels.all())})
 
     def _put(self, values: dict[str, Any], label: str | None) -> None:
@@ -114,13 +114,13 @@ class UserApi:
 
     async def labels_csv(self, _request: Request) -> Response:
         """Return the labels as the table that `melmask finetune` takes."""
-        text = await run_in_threadpool(self._shown.labels.csv_text)
+        text = await in_thread(self._shown.labels.csv_text)
         headers = {"Content-Disposition": 'attachment; filename="labels.csv"'}
         return Response(text.encode("utf-8", "surrogateescape"), headers=headers, media_type="text/csv; charset=utf-8")
 
     async def probe(self, _request: Request) -> Response:
         """Fit a probe to the labels, and return its score and its guesses."""
-        return await run_in_threadpool(self._probed)
+        return await in_thread(self._probed)
 
     def _probed(self) -> Response:
         probe = self._fitted()
@@ -147,7 +147,7 @@ class UserApi:
 
     async def suggestions(self, request: Request) -> Response:
         """Return the points that are worth labeling next."""
-        return await run_in_threadpool(self._suggested, _count(request, 10))
+        return await in_thread(self._suggested, _count(request, 10))
 
     def _suggested(self, count: int) -> Response:
         labels, known = self._shown.labels.all(), self._shown.vectors.known
@@ -156,14 +156,14 @@ class UserApi:
 
     async def suspects(self, request: Request) -> Response:
         """Return labeled points whose neighbors have another label."""
-        return await run_in_threadpool(self._suspected, _count(request, 20))
+        return await in_thread(self._suspected, _count(request, 20))
 
     def _suspected(self, count: int) -> Response:
         return _items(self._shown.similarity.suspects(self._shown.labels.all(), count))
 
     async def duplicates(self, request: Request) -> Response:
         """Return pairs of points that are nearly the same."""
-        return await run_in_threadpool(self._doubled, _count(request, 50))
+        return await in_thread(self._doubled, _count(request, 50))
 
     def _doubled(self, count: int) -> Response:
         return _items(self._shown.similarity.duplicates(count))

@@ -2,6 +2,9 @@
 import { CATEGORIES, OTHER, VIRIDIS } from "./colors.js";
 
 const FADED = 0.13;
+const SAMPLE = 20_000;
+const TAIL = 0.06;
+const STEPS = Array.from({ length: 256 }, (_, step) => VIRIDIS.subarray(3 * step, 3 * step + 3));
 
 /** Return the column of the labels that were given by hand: {kind, categories, codes}. */
 export function labelColumn(labels, count) {
@@ -87,7 +90,10 @@ export class Coloring {
     const faded = Math.round(255 * alpha * FADED);
     for (let id = 0; id < count; id += 1) {
       if (!shown[id]) continue;
-      made.set(colorOf(column, id, plain), 4 * id);
+      const color = colorOf(column, id, plain);
+      made[4 * id] = color[0];
+      made[4 * id + 1] = color[1];
+      made[4 * id + 2] = color[2];
       made[4 * id + 3] = special && !special[id] ? faded : strong;
     }
     return made;
@@ -118,6 +124,17 @@ function measure(column) {
     if (value > high) high = value;
   }
   [column.low, column.high] = low <= high ? [low, high] : [0, 0];
+  [column.first, column.last] = usual(column);
+}
+
+/** Return the range that the colors span. Where few values lie far off, it leaves them out: they get the end's color. */
+function usual({ values, low, high }) {
+  const every = Math.max(1, Math.floor(values.length / SAMPLE));
+  const known = values.filter((value, i) => i % every === 0 && Number.isFinite(value)).sort();
+  if (known.length === 0) return [low, high];
+  const at = (share) => known[Math.round(share * (known.length - 1))];
+  const [first, last] = [at(TAIL), at(1 - TAIL)];
+  return high - low > 3 * (last - first) && last > first ? [first, last] : [low, high];
 }
 
 function colorOf(column, id, plain) {
@@ -125,6 +142,6 @@ function colorOf(column, id, plain) {
   if (column.kind === "category") return column.codes[id] < 0 ? OTHER : column.palette[column.codes[id]];
   const value = column.values[id];
   if (!Number.isFinite(value)) return OTHER;
-  const step = Math.round((255 * (value - column.low)) / (column.high - column.low || 1));
-  return VIRIDIS.subarray(3 * step, 3 * step + 3);
+  const share = (value - column.first) / (column.last - column.first || 1);
+  return STEPS[Math.round(255 * Math.max(0, Math.min(1, share)))];
 }

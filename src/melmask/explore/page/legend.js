@@ -78,6 +78,7 @@ function numbers(coloring, column) {
   const image = context.createImageData(256, 1);
   for (let i = 0; i < 256; i += 1) image.data.set([...VIRIDIS.subarray(3 * i, 3 * i + 3), 255], 4 * i);
   context.putImageData(image, 0, 0);
+  const [lowest, highest] = [column.first > column.low ? "≤ " : "", column.last < column.high ? "≥ " : ""];
   const [low, high] = coloring.filterOf(coloring.name) ?? [column.low, column.high];
   const slider = (name, value) =>
     el("input", {
@@ -93,7 +94,7 @@ function numbers(coloring, column) {
   };
   return [
     bar,
-    el("div", { class: "ends" }, el("span", { text: show(column.low) }), el("span", { text: show(column.high) })),
+    el("div", { class: "ends" }, el("span", { text: `${lowest}${show(column.first)}` }), el("span", { text: `${highest}${show(column.last)}` })),
     el("label", { class: "range" }, el("span", { text: "from" }), from, el("output", { text: show(low) })),
     el("label", { class: "range" }, el("span", { text: "to" }), to, el("output", { text: show(high) })),
   ];

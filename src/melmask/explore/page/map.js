@@ -17,6 +17,7 @@ export class PointMap extends EventTarget {
   #index = null;
   #transform = zoomIdentity;
   #lasso = null;
+  #recoloring = false;
 
   constructor(state, coloring, { box, canvas, overlay }) {
     super();
@@ -77,8 +78,14 @@ export class PointMap extends EventTarget {
     this.recolor();
   }
 
-  /** Draw with new colors. */
+  /** Draw with new colors, once for all that has changed until the next frame. */
   recolor() {
+    if (!this.#recoloring) requestAnimationFrame(() => this.#recolor());
+    this.#recoloring = true;
+  }
+
+  #recolor() {
+    this.#recoloring = false;
     const count = this.#state.points.length / 2;
     if (this.#state.shown.length !== count) return;
     // Many points are drawn more transparent, so that dense places can be told from thin ones.

@@ -30,7 +30,7 @@ const MOVING_MS = 30;
 const STILL_MS = 120;
 const BLANK_FRAMES = 8;
 const FIRST_PORTION = 200_000;
-const SMALLEST_PORTION = 30_000;
+const SMALLEST_PORTIONS = [30_000, 200_000];
 /** The most that a portion may take in a browser that is busy otherwise. */
 const MOST_BUSY_MS = 100;
 
@@ -190,7 +190,7 @@ export class GlPoints {
   }
 
   #within(portion) {
-    return Math.round(Math.max(SMALLEST_PORTION, Math.min(portion, Math.max(this.#count, FIRST_PORTION))));
+    return Math.round(Math.max(SMALLEST_PORTIONS[this.#drawing], Math.min(portion, Math.max(this.#count, FIRST_PORTION))));
   }
 }
 
