@@ -18,7 +18,7 @@ from melmask.geometry import PatchGrid, grid_of
 from melmask.system.terminal import note
 
 LONGEST_S = 30.0
-"""More does not fit in a picture."""
+"""More does not fit in a picture. Of sound that is played slower, it is what the model hears."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ def clip_of(
         InputError: the array is none of sound, or the part is shorter than a patch.
     """
     rate_hz, stop_s = model.sample_rate_hz, end_s
+    longest_s = LONGEST_S / model.reading.expand
     if stop_s is None:
         # One sample more shows whether the sound is longer.
-        stop_s = start_s + LONGEST_S + 2 / rate_hz
+        stop_s = start_s + longest_s + 2 / rate_hz
     with sound_file(audio) as path:
         if path is not None:
             part = Sound(path, start_s, stop_s)
@@ -82,12 +83,12 @@ def clip_of(
             if not single and len(clips) > 1:
                 raise InputError(f"the array holds {len(clips)} clips; give one, (samples,)")
             waveform, name = clips[0, round(start_s * rate_hz) : round(stop_s * rate_hz)], "sound"
-    most = round(LONGEST_S * rate_hz)
+    most = round(longest_s * rate_hz)
     if end_s is None and len(waveform) > most:
         waveform = waveform[:most]
         note(
-            f"melmask: {name} is longer than {LONGEST_S:g} s; shown are {seconds_text(start_s)} to "
-            f"{seconds_text(start_s + LONGEST_S)} s, and --start and --end choose others"
+            f"melmask: {name} is longer than {longest_s:g} s; shown are {seconds_text(start_s)} to "
+            f"{seconds_text(start_s + longest_s)} s, and --start and --end choose others"
         )
     return _whole_patches(model, waveform, name, start_s)
 
