@@ -73,8 +73,9 @@ class Server:
 
     def end(self) -> None:
         """End it as a user does."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.communicate()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait()
 
 
 def first_sight(folder: Path, model: Path | None, labels: Path | None) -> dict[str, tuple[float, float]]:
