@@ -25,9 +25,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
     from starlette.testclient import TestClient
 
+from melmask.audio.files import find_audio
 from melmask.embedding.encoder import load
-from melmask.embedding.folder import embed_sources
-from melmask.embedding.options import EmbedOptions
+from melmask.embedding.folder import embed_table
 from melmask.errors import ConfigError
 from melmask.explore import projection
 from melmask.explore import requests as explore_requests
@@ -475,7 +475,7 @@ def test_an_embedded_table_brings_its_vectors_along(folder, model, collection, t
     """Its paths are relative, one of its files failed, and a long one has several rows of frames."""
     monkeypatch.setattr("melmask.embedding.extract._VALUES_PER_ROW", 960 * 20)
     monkeypatch.chdir(folder.parent)
-    embed_sources([Path(folder.name)], None, Path("x.parquet"), EmbedOptions(frames=True, device="cpu"))
+    embed_table(model, find_audio([Path(folder.name)]), Path("x.parquet"), keep_frames=True)
     again = Collection(Path("x.parquet"), model, ExploreOptions(out=tmp_path / "out"))
     assert again.count == 16 and again.vectors.known.all()
     point = point_of(collection, "deep/f.wav")
