@@ -84,7 +84,16 @@ def test_a_job_is_not_resumed_with_another_channel(stereo, run_folder):
 
 
 def test_a_store_holds_one_choice_of_channel(stereo):
-    command = ["prepare", str(stereo / "stereo"), "--out", str(stereo / "store"), "--channel", "2"]
+    command = [
+        "prepare",
+        str(stereo / "stereo"),
+        "--out",
+        str(stereo / "store"),
+        "--channel",
+        "2",
+        "--resolutions",
+        "1",
+    ]
     assert main(command) == main(command) == 0
     prepare([stereo / "right.wav"], stereo / "alone", FrontEndConfig())
     kept = [(stereo / name / "shard-00000.f16").read_bytes() for name in ("store", "alone")]
