@@ -3,10 +3,10 @@
 command   melmask prepare FOLDER --out STORE
           melmask pretrain STORE --recipe tiny --out runs/tiny
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
-hardware  two cores of an AMD EPYC (Zen 5) with bf16: about 400 crops a second, 1.1 GB of memory
-time      a quarter of an hour on an idle machine; a tenth more than tiny_025, because each patch has twice the values
-expected  beside tiny_025 after 1400 steps, by validation rows of seven tasks, linear probe: .762 instead of .703;
-          k-NN .576 instead of .514 (benchmarks/results/2026-11-29-second-resolution.md, one seed)
+hardware  two cores with bf16 (AMD EPYC or Intel Xeon): 400 to 460 crops a second, 1.4 GB of memory
+time      810 s measured beside little else, at a median of 461 crops a second
+expected  loss .44; linear probe of seven tasks, scenes of mean and deviation: .795, k-NN .616, pitch classes .866;
+          log-mel .581, untrained .723 (benchmarks/results/2026-11-29-main-battery.md, one seed)
 
 A window of 25 ms resolves time, and one of 128 ms resolves pitch. docs/log.md says what the other settings are worth;
 tiny_025 has the first window alone, and msm_mae_208 is the paper's recipe.
