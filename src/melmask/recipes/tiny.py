@@ -3,7 +3,7 @@
 command   melmask prepare FOLDER --out STORE
           melmask pretrain STORE --recipe tiny --out runs/tiny
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
-hardware  two cores with bf16 (AMD EPYC or Intel Xeon): 400 to 460 crops a second, 1.4 GB of memory
+hardware  two cores of an AMD EPYC (Zen 5) with bf16: 400 to 460 crops a second, 1.5 GB of memory
 time      810 s measured beside little else, at a median of 461 crops a second
 expected  loss .44; linear probe of seven tasks, scenes of mean and deviation: .795, k-NN .616, pitch classes .866;
           log-mel .581, untrained .723 (benchmarks/results/2026-11-29-main-battery.md, one seed)
