@@ -31,8 +31,9 @@ def test_commands_are_listed_in_the_order_of_the_work(capsys):
         main(["--help"])
     listed = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
     assert listed == [
-        *("demo", "prepare", "pretrain", "bench", "embed", "probe", "few-labels", "evaluate", "make-task", "study"),
-        *("show", "finetune", "predict", "convert", "push", "export", "settings"),
+        *("demo", "prepare", "pretrain", "bench", "embed", "explore", "index", "search", "duplicates", "probe"),
+        *("few-labels", "evaluate", "make-task", "study", "show", "finetune", "predict", "convert", "push", "export"),
+        "settings",
     ]
 
 

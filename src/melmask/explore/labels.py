@@ -1,7 +1,5 @@
 """The labels that a user gives to points: saved at each change, as the table that `melmask finetune` takes."""
 
-import csv
-import io
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 from melmask.audio.parts import Sound
 from melmask.errors import InputError
 from melmask.labels.read import read_sheet
-from melmask.system.files import write_csv
+from melmask.system.files import csv_text, write_csv
 from melmask.system.terminal import shown
 
 _HEADER = ("path", "label", "start", "end")
@@ -72,9 +70,7 @@ class Labels:
 
     def csv_text(self) -> str:
         """Return the labels of this collection as the CSV that `melmask finetune` takes."""
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows(self._rows(self.all(), []))
-        return text.getvalue()
+        return csv_text(self._rows(self.all(), []))
 
     def _rows(
         self, labels: Mapping[int, str], others: Iterable[tuple[str, str, str, str]]

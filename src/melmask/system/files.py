@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import glob
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -65,6 +66,13 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return what `write_csv` writes."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def ensure_folder(path: Path) -> Path:
