@@ -521,16 +521,18 @@ class HardwareConfig:
 class FeaturesConfig:
     """Which features of the trained model its users get unless they choose others; the training does not use them."""
 
-    depth: float = 1.0
+    depth_share: float = 1.0
     """Share of the encoder's blocks after which features are taken; 1: after the last one and the final norm (the
     paper). The last blocks begin to decode, so a block in the middle may be better."""
 
     def __post_init__(self) -> None:
-        check(0 < self.depth <= 1, f"features.depth is {self.depth}; give a share above 0 and up to 1")
+        check(
+            0 < self.depth_share <= 1, f"features.depth_share is {self.depth_share}; give a share above 0 and up to 1"
+        )
 
     def layers(self, blocks: int) -> tuple[int, ...]:
         """Return the block of an encoder of so many blocks, counted from 1; none stands for the end."""
-        return () if self.depth == 1 else (max(1, round(self.depth * blocks)),)
+        return () if self.depth_share == 1 else (max(1, round(self.depth_share * blocks)),)
 
 
 @dataclass(frozen=True, kw_only=True)
