@@ -30,29 +30,21 @@ def build(config: PretrainConfig, network: Network) -> "MaskedModelingDuo":
     return MaskedModelingDuo(config, network)
 
 
-class MaskedModelingDuo:
+class MaskedModelingDuo(Predictor):
     """The objective (`objectives/base.py`): without reconstruction, what remains is the encoder alone."""
 
     def __init__(self, config: PretrainConfig, network: Network):
-        self.network = network
-        self._config, self._settings = config, config.m2d
-        self._predictor = Predictor(config, network, config.model.width, config.m2d.reconstruction_weight > 0)
-        self._target = _Target(network.encoder)
-        self.module: nn.Module = nn.ModuleDict({**self._predictor.modules, "target": self._target})
-        self.views_per_crop = self._predictor.masks.views_per_crop
-        self.encoded_patches = self._predictor.masks.encoded_patches
-
-    def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
-        """Draw the masks of this process' crops, as the masked autoencoder does."""
-        return self._predictor.masks.draw(batch, rank, processes)
+        super().__init__(config, network, config.model.width, config.m2d.reconstruction_weight > 0)
+        self._settings, self._target = config.m2d, _Target(network.encoder)
+        self.module: nn.Module = nn.ModuleDict({**self.modules, "target": self._target})
 
     def loss(self, logmel: LogMel, drawn: Bool[Tensor, "views patches"]) -> Float[Tensor, ""]:
         """Return the weighted sum of the features' error and, in a mixture, of the reconstruction's."""
-        hidden, settings = self._predictor.hide(logmel, drawn), self._settings
-        error = feature_error(self._predictor.head(hidden.tokens), self._target.features(hidden))
+        hidden, settings = self.hide(logmel, drawn), self._settings
+        error = feature_error(self.head(hidden.tokens), self._target.features(hidden))
         loss = settings.feature_weight * error
         if settings.reconstruction_weight:
-            loss = loss + settings.reconstruction_weight * self._predictor.reconstruction_error(hidden)
+            loss = loss + settings.reconstruction_weight * self.reconstruction_error(hidden)
         return loss
 
     def after_step(self) -> None:

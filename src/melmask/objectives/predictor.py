@@ -34,17 +34,18 @@ class HiddenPatches(NamedTuple):
 
 
 class Predictor:
-    """Hides patches of crops, and predicts `outputs` numbers of each from the others.
+    """Hides patches of crops, and predicts `outputs` numbers of each from the others: an objective without its loss.
 
     Attributes:
-        masks: The masked autoencoder of the same network. It says how many views a crop has, and draws their masks.
-        modules: The network, and what the prediction needs besides, by name.
         head: The last layer, from a decoder's token to the numbers.
+        modules: The network, and what the prediction needs besides, by name.
     """
 
     def __init__(self, config: PretrainConfig, network: Network, outputs: int, reconstructs: bool = False):
-        self.masks = mae.build(config, network)
-        self._network, self._config = network, config
+        # The masked autoencoder of the same network says how many views a crop has, and draws their masks.
+        self._masks = mae.build(config, network)
+        self.views_per_crop, self.encoded_patches = self._masks.views_per_crop, self._masks.encoded_patches
+        self.network, self._config = network, config
         decoder = network.decoder
         assert decoder is not None, "PretrainConfig refuses these objectives without a decoder"
         self._decoder = decoder
@@ -58,11 +59,15 @@ class Predictor:
             decoder.predict = self.head
             self.modules = {"network": network, "decoder": decoder}
 
+    def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
+        """Draw the masks of this process' crops, as the masked autoencoder does."""
+        return self._masks.draw(batch, rank, processes)
+
     def hide(self, logmel: LogMel, drawn: Bool[Tensor, "views patches"]) -> HiddenPatches:
         """Encode what is visible of all views of the crops, and decode the hidden patches up to the last layer."""
-        encoder = self._network.encoder
-        patches = encoder.patches_of(logmel).repeat_interleave(self.masks.views_per_crop, dim=0)
-        visible_ids, hidden_ids = visible_and_hidden_ids(drawn, self.masks.encoded_patches)
+        encoder = self.network.encoder
+        patches = encoder.patches_of(logmel).repeat_interleave(self.views_per_crop, dim=0)
+        visible_ids, hidden_ids = visible_and_hidden_ids(drawn, self.encoded_patches)
         encoded = encoder.encode_visible(patches, visible_ids)
         grid = grid_of(self._config.model, logmel.shape[2])
         tokens = self._decoder.tokens(encoded, visible_ids, hidden_ids, grid)

@@ -27,27 +27,20 @@ def build(config: PretrainConfig, network: Network) -> "RandomProjection":
     return RandomProjection(config, network)
 
 
-class RandomProjection:
+class RandomProjection(Predictor):
     """The objective (`objectives/base.py`): what remains is the encoder alone, and nothing happens after a step."""
 
     def __init__(self, config: PretrainConfig, network: Network):
-        self.network = network
-        self._config, self._settings = config, config.random_projection
-        self._predictor = Predictor(config, network, self._settings.codebooks * self._settings.codes)
+        self._settings = config.random_projection
+        super().__init__(config, network, self._settings.codebooks * self._settings.codes)
         self._quantizer = RandomQuantizer(config)
-        self.module: nn.Module = nn.ModuleDict({**self._predictor.modules, "quantizer": self._quantizer})
-        self.views_per_crop = self._predictor.masks.views_per_crop
-        self.encoded_patches = self._predictor.masks.encoded_patches
-
-    def draw(self, batch: int, rank: int, processes: int) -> Bool[Tensor, "views patches"]:
-        """Draw the masks of this process' crops, as the masked autoencoder does."""
-        return self._predictor.masks.draw(batch, rank, processes)
+        self.module: nn.Module = nn.ModuleDict({**self.modules, "quantizer": self._quantizer})
 
     def loss(self, logmel: LogMel, drawn: Bool[Tensor, "views patches"]) -> Float[Tensor, ""]:
         """Return the mean cross-entropy over all hidden patches and codebooks."""
-        hidden = self._predictor.hide(logmel, drawn)
-        codes = self._quantizer(self._predictor.targets(hidden))
-        logits = self._predictor.head(hidden.tokens).float().unflatten(-1, (self._settings.codebooks, -1))
+        hidden = self.hide(logmel, drawn)
+        codes = self._quantizer(self.targets(hidden))
+        logits = self.head(hidden.tokens).float().unflatten(-1, (self._settings.codebooks, -1))
         return nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten())
 
     def after_step(self) -> None:
