@@ -31,6 +31,7 @@ from melmask.embedding.normalization import with_dataset_statistics
 from melmask.embedding.streaming import EmbeddingStream
 from melmask.errors import ConfigError
 from melmask.figures.reconstruction import reconstruction_figure
+from melmask.figures.spectrogram import band_positions, frequency_ticks_hz
 from melmask.models.network import build_network, patchify, unpatchify
 from melmask.objectives.mae import reconstruct
 from melmask.recipes import recipe, with_settings
@@ -228,6 +229,10 @@ def test_a_reconstruction_keeps_the_level_of_each_resolution(two):
     figure = reconstruction_figure(two, logmel, ["noise"])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title for title in titles if title] == ["noise, window of 25 ms", "noise, window of 128 ms"]
+    # Each row has the frequencies of its own resolution.
+    for number, axes in enumerate([axes for axes in figure.axes if axes.get_ylabel() == "frequency (Hz)"]):
+        positions = band_positions(frequency_ticks_hz(TWO, number), TWO, number)
+        assert np.allclose(axes.get_yticks(), positions)
 
 
 def test_a_model_of_one_resolution_starts_one_of_two_that_hears_the_same(run_folder, configure):

@@ -101,7 +101,7 @@ def reconstruction_figure(
     """
     rows = _rows(model, logmels, titles, masking or MaskingConfig(ratio=mask_ratio), seed)
     figure = new_figure(_WIDTH_INCHES, _MARGIN_INCHES + _ROW_INCHES * len(rows))
-    grid = figure.subplots(len(rows), len(_COLUMNS), sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(len(rows), len(_COLUMNS), sharex=True, sharey="row", squeeze=False)
     for axes_of_row, row in zip(grid, rows, strict=True):
         _draw_row(figure, axes_of_row, row, model.card.front_end)
     for axes, (name, note) in zip(grid[0], _COLUMNS, strict=True):
