@@ -132,30 +132,16 @@ def pretrain(
                     # Most steps end here, without waiting for the device.
                     if not any(due):
                         continue
-                    # This is the one place where the loop waits for the device.
-                    losses = processes.mean(torch.stack(state.losses))
-                    (gradient_norm,) = processes.maximum(float(norm))
-                    measured = Measured(float(losses.mean()), float(losses.max()), gradient_norm)
-                    fault = find_fault(measured, state.recent, config.run.spike_factor)
-                    # The loss is that of the weights before the step. A snapshot must not hold what the step broke.
-                    if fault is None and due.save and any(processes.maximum(float(engine.is_broken()))):
-                        fault = "the step left weights that are not finite numbers"
+                    measured, losses, fault = _measure(training, state, norm, due.save)
                     if fault is not None:
-                        facts = f"(learning rate {rate:.2e}, gradient norm {gradient_norm:.2e})"
+                        facts = f"(learning rate {rate:.2e}, gradient norm {measured.gradient_norm:.2e})"
                         roll_back(training, state, f"{fault} {facts}")
                         break
 
                     if due.log:
                         _log(training, state, measured, rate)
                     with clock.beside():
-                        if due.log and page is not None and clock.page_due(_PAGE_INTERVAL_S):
-                            page(run)
-                        # A scheduler that stops a run may soon kill it: it looks when it resumes.
-                        state.look_pending = due.look and state.stopped_by > 0 and state.step < _steps(training, state)
-                        if due.look and not state.look_pending:
-                            training.log.note(state.step, _look(training, state, hooks))
-                        if due.save:
-                            save_snapshot(training, state, [] if due.log else losses.tolist())
+                        _show_and_save(training, state, due, [] if due.log else losses, (page, hooks))
                     if due.end:
                         state.ended = True
                         break
@@ -247,6 +233,41 @@ def _due(training: Training, state: RunState, stopped_by: float, out_of_time: fl
     end = last or bool(stopped_by or out_of_time)
     looks = every(config.run.picture_interval_steps)
     return _Due(every(config.run.log_interval_steps), end or bool(save), looks, end)
+
+
+def _measure(training: Training, state: RunState, norm: Tensor, save: bool) -> tuple[Measured, list[float], str | None]:
+    """Return numbers of the steps since the last call, their losses, and what is wrong with them, if anything is.
+
+    This is the one place where the loop waits for the device.
+    """
+    processes = training.processes
+    losses = processes.mean(torch.stack(state.losses))
+    (gradient_norm,) = processes.maximum(float(norm))
+    measured = Measured(float(losses.mean()), float(losses.max()), gradient_norm)
+    fault = find_fault(measured, state.recent, training.config.run.spike_factor)
+    # The loss is that of the weights before the step. A snapshot must not hold what the step broke.
+    if fault is None and save and any(processes.maximum(float(training.engine.is_broken()))):
+        fault = "the step left weights that are not finite numbers"
+    return measured, losses.tolist(), fault
+
+
+def _show_and_save(
+    training: Training,
+    state: RunState,
+    due: _Due,
+    losses: list[float],
+    shows: tuple[Page | None, Sequence[Hook]],
+) -> None:
+    """Show the run on its page and let the hooks look, then save it with the losses that were not logged."""
+    page, hooks = shows
+    if due.log and page is not None and training.clock.page_due(_PAGE_INTERVAL_S):
+        page(training.run)
+    # A scheduler that stops a run may soon kill it: it looks when it resumes.
+    state.look_pending = due.look and state.stopped_by > 0 and state.step < _steps(training, state)
+    if due.look and not state.look_pending:
+        training.log.note(state.step, _look(training, state, hooks))
+    if due.save:
+        save_snapshot(training, state, losses)
 
 
 def _log(training: Training, state: RunState, measured: Measured, rate: float) -> None:
