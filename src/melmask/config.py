@@ -521,6 +521,9 @@ class HardwareConfig:
 class FeaturesConfig:
     """Which features of the trained model its users get unless they choose others; the training does not use them."""
 
+    whiten: int = 0
+    """How many of the strongest directions of the scene vectors are damped, learned without labels from up to 2048
+    stretches of the training sound when the training is done (`melmask.models.whitening`); 0: none (the paper)."""
     depth_share: float = 1.0
     """Share of the encoder's blocks after which features are taken; 1: after the last one and the final norm (the
     paper). The last blocks begin to decode, so a block in the middle may be better."""
@@ -529,6 +532,8 @@ class FeaturesConfig:
         check(
             0 < self.depth_share <= 1, f"features.depth_share is {self.depth_share}; give a share above 0 and up to 1"
         )
+
+        check(self.whiten >= 0, f"features.whiten is {self.whiten}; give a number of directions, or 0")
 
     def layers(self, blocks: int) -> tuple[int, ...]:
         """Return the block of an encoder of so many blocks, counted from 1; none stands for the end."""

@@ -26,7 +26,7 @@ def embed_clips(
     # The scene vector comes from the unshifted pass, which is all that a hop of a whole patch needs.
     choice = (choice if keep_frames else choice.changed(hop_ms=None)).of_model(encoder.card)
     grid = encoder.step_grid(choice)
-    made = [ClipVectors(grid, keep_frames, choice.scene) for _ in clips]
+    made = [encoder.clip_vectors(choice, grid, keep_frames=keep_frames) for _ in clips]
 
     def pieces() -> Iterator[Iterable[tuple[int, Tensor]]]:
         for array, rate_hz in clips:

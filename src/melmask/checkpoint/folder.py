@@ -6,7 +6,7 @@ statistics) and a summary of the training.
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from melmask.checkpoint.weights import read_tensors, shapes_in
 from melmask.config import FrontEndConfig, ModelConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import CheckpointError, ConfigError
-from melmask.models.network import Network, check_shapes, network_with, weight_shapes
+from melmask.models.network import Network, check_shapes, finite_weights, network_with, weight_shapes
+from melmask.models.whitening import Whitening, whitening_shapes
 from melmask.system.files import output_error, write_json
 from melmask.system.reading import DamagedFileError, NewerVersionError, check_version, read_json_object, reason_of
 
@@ -27,6 +28,8 @@ FORMAT = "melmask-model"
 VERSION = 1
 USUAL_SCENE = "mean"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_WHITENING = "whitening."
+"""Names of the numbers of a whitening begin with this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,10 @@ class ModelCard:
     """Which scene vector its users get unless they choose one: mean, or mean+std."""
     layers: tuple[int, ...] = ()
     """After which blocks the features are taken unless users choose: numbers from 1; none: after the final norm."""
+    whitened_directions: int = field(default=0, metadata={"left_out_at_default": True})
+    """How many directions the whitening of scene vectors damps; 0: the model has none."""
+    whitening: Whitening | None = field(default=None, compare=False, metadata={"left_out_at_default": True})
+    """The whitening of scene vectors, whose numbers are among the weights in the file."""
 
     def __post_init__(self) -> None:
         if self.model.mels != self.front_end.mels:
@@ -51,11 +58,22 @@ class ModelCard:
             )
         if not all(1 <= number <= self.model.depth for number in self.layers):
             raise ConfigError(f"layers are {list(self.layers)}; this model has layers 1 to {self.model.depth}")
+        if not 0 <= self.whitened_directions < self.scene_size:
+            raise ConfigError(
+                f"whitened_directions is {self.whitened_directions}; scene vectors have {self.scene_size} numbers"
+            )
+        if self.scene == "whitened" and not self.whitened_directions:
+            raise ConfigError("scene is 'whitened', but whitened_directions is 0")
         counts = self.model.resolutions, self.front_end.resolutions, self.statistics.resolutions
         if len(set(counts)) > 1:
             raise ConfigError(
                 "model, front end and statistics have {}, {} and {} resolutions; make them equal".format(*counts)
             )
+
+    @property
+    def scene_size(self) -> int:
+        """The size of scene vectors of mean and deviation over time, with patches side by side."""
+        return 2 * self.model.width * (self.model.mels // self.model.patch_mels) * max(1, len(self.layers))
 
 
 def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torch.dtype = torch.float32) -> None:
@@ -74,8 +92,11 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         weights = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in model.state_dict().items()}
+        whitening = {} if card.whitening is None else card.whitening.arrays()
+        for name, array in whitening.items():
+            weights[_WHITENING + name] = torch.from_numpy(array).to(dtype)
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        facts = {**to_dict(card), "reading": card.reading.changed_facts()}
+        facts = {**to_dict(replace(card, whitening=None)), "reading": card.reading.changed_facts()}
         # Earlier versions refuse what they do not know.
         if not facts["reading"]:
             del facts["reading"]
@@ -119,12 +140,19 @@ def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
     # The header is compared before the values are read, so neither file can claim more than there is.
-    check_shapes(weight_shapes(card.model), shapes, path)
-    return network_with(card.model, read_tensors(path), path), card
+    count = card.whitened_directions
+    of_whitening = whitening_shapes(count, card.scene_size) if count else {}
+    check_shapes({**weight_shapes(card.model), **{_WHITENING + k: s for k, s in of_whitening.items()}}, shapes, path)
+    tensors = read_tensors(path)
+    if of_whitening:
+        floats = finite_weights({name: tensors.pop(_WHITENING + name) for name in of_whitening}, path)
+        whitening = Whitening.of_arrays({name: tensor.numpy() for name, tensor in floats.items()})
+        card = replace(card, whitening=whitening)
+    return network_with(card.model, tensors, path), card
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read and check config.json.
+    """Read and check config.json; the numbers of a whitening are not read.
 
     Raises:
         CheckpointError: it is missing or damaged, or a newer melmask has written it.

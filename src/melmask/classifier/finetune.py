@@ -232,7 +232,9 @@ def _train(
     model: AudioEncoder, examples: Examples, config: FinetuneConfig, parts: dict[str, Clips], out: Path
 ) -> Finetuning:
     """Train, and write a line per epoch to standard error and to metrics.jsonl."""
-    network = ClassifierNetwork(model.model, examples.kind, len(examples.classes), config.scene, model.device)
+    kind, classes = examples.kind, len(examples.classes)
+    whitening = model.card.whitening
+    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, whitening)
     training = Finetuning(
         network,
         config,
@@ -294,6 +296,10 @@ def _save(folder: Path, model: AudioEncoder, training: Finetuning, examples: Exa
         model=replace(model.card.model, decoder_width=0),
         reading=model.reading,
         training={**model.card.training, "finetuned": finetuned},
+        # It was learned from vectors of the weights before.
+        whitening=None,
+        whitened_directions=0,
+        scene=network.scene,
     )
     # The decoder was trained with the old encoder. If it were kept, the classifier would reconstruct wrongly.
     model.model.decoder = None

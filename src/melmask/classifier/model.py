@@ -21,7 +21,7 @@ from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.checkpoint.weights import read_tensors, shapes_in
 from melmask.classifier.options import Scene
 from melmask.downstream.metrics import scene_score
-from melmask.embedding.choice import SCENES, FeatureChoice
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.errors import CheckpointError, InputError
 from melmask.labels.options import Kind
@@ -122,7 +122,7 @@ class ClassifierCard:
         check_version(facts, FORMAT, VERSION)
         scores = facts.pop("scores", {})
         card = ClassifierCard(**facts, scores=FinetuneReport.from_dict(scores) if scores else None)
-        known = card.kind in get_args(Kind) and card.scene in SCENES
+        known = card.kind in get_args(Kind) and card.scene in get_args(Scene)
         listed = isinstance(card.labels, list) and card.labels and all(isinstance(name, str) for name in card.labels)
         if not known or not listed or len(set(card.labels)) < len(card.labels):
             raise ValueError("its kind, scene or labels are unknown")

@@ -20,6 +20,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.geometry import step_durations_frames
 from melmask.labels.options import Kind
 from melmask.models.network import Network
+from melmask.models.whitening import Whitening
 from melmask.system.finite import check_finite
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
@@ -75,10 +76,17 @@ class FirstHeads(NamedTuple):
     per row, or events, it is the calm one."""
 
 
-def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> FirstHeads:
+def fit_head(
+    head: Head,
+    kind: Kind,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    whitening: Whitening | None = None,
+) -> FirstHeads:
     """Fit a head to vectors (rows, dims) and targets (rows, classes), as a linear probe (arXiv 2202.10054).
 
-    The probe is that of `melmask probe`, with several penalties. The head gets the calm weights.
+    The probe is that of `melmask probe`, with several penalties. The head gets the calm weights. With a whitening, the
+    probe is that of whitened vectors, and the weights found are those that give the same logits without it.
     """
     # The deviation over time is 0 for clips of a single patch, but not for longer clips that may come later. So a
     # feature that hardly varies here is ignored forever.
@@ -86,7 +94,8 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
         std = train[0].std(0, correction=0)
         head.mean.copy_(train[0].mean(0))
         head.std.copy_(torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED))
-    inputs, checked = (((rows - head.mean) / head.std).cpu() for rows, _ in (train, valid))
+    basis = _whitened_basis(head, train[0], whitening)
+    inputs, checked = (((rows - head.mean) / head.std).cpu() @ basis for rows, _ in (train, valid))
     targets, truth = train[1], valid[1]
     fitted: Weights | None = None
     found: list[tuple[float, float, LinearWeights]] = []
@@ -104,6 +113,7 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
         )
         weights = LinearWeights(fitted.weight[0].T, fitted.bias[0].clamp(min=_RAREST))
         logits = checked @ weights.weight.T + weights.bias
+        weights = LinearWeights(weights.weight @ basis.T, weights.bias)
         loss = float(_summed_loss(logits, truth, kind))
         right = float((logits.argmax(1) == truth.argmax(1)).float().mean())
         # Average precision would need labels in the validation rows, which a sample of the steps may lack.
@@ -113,6 +123,23 @@ def fit_head(head: Head, kind: Kind, train: tuple[Tensor, Tensor], valid: tuple[
     best = max(found, key=lambda entry: entry[1])[2]
     set_linear(head, calm)
     return FirstHeads(calm, best)
+
+
+@torch.no_grad()
+def _whitened_basis(head: Head, vectors: Tensor, whitening: Whitening | None) -> Float[Tensor, "dims dims"]:
+    """Return what turns vectors that the head has standardized into whitened ones of deviation 1.
+
+    The mean does not matter: a bias makes up for it.
+    """
+    if whitening is None:
+        return torch.eye(len(head.mean))
+    ignored = (head.std == _IGNORED).cpu()
+    scale = torch.where(ignored, 0.0, head.std.cpu()) / torch.from_numpy(whitening.deviation)
+    directions = torch.from_numpy(whitening.directions)
+    damping = (torch.from_numpy(whitening.gains) - 1)[:, None] * directions
+    basis = torch.diag(scale) + (scale[:, None] * directions.T) @ damping
+    std = (((vectors - head.mean) / head.std).cpu() @ basis).std(0, correction=0)
+    return basis / torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED)
 
 
 @torch.no_grad()
@@ -135,9 +162,19 @@ class ClassifierNetwork(nn.Module):
     Training crops pass through `vectors_of_crops`, which can leave patches out.
     """
 
-    def __init__(self, model: Network, kind: Kind, classes: int, scene: Scene, device: torch.device = _CPU):
+    def __init__(
+        self,
+        model: Network,
+        kind: Kind,
+        classes: int,
+        scene: Scene,
+        device: torch.device = _CPU,
+        whitening: Whitening | None = None,
+    ):
         super().__init__()
         self.kind, self.device = kind, device
+        # It is of scene vectors of means and deviations, and only the first head is fitted to whitened vectors.
+        self._whitening = whitening if kind != "event" and scene == "mean+std" else None
         # A step of an event task has no deviation over time.
         self.scene: Scene = "mean" if kind == "event" else scene
         self.rows = model.encoder.grid.rows
@@ -169,7 +206,7 @@ class ClassifierNetwork(nn.Module):
         rows = self.head_rows(train), self.head_rows(valid)
         for vectors, _ in rows:
             check_finite(vectors.cpu().numpy(), "the embedding of the labeled files")
-        return fit_head(self.head, self.kind, *rows)
+        return fit_head(self.head, self.kind, *rows, self._whitening)
 
     @torch.no_grad()
     def head_rows(self, clips: Clips) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from melmask.config import FrontEndConfig, Statistics
+from melmask.config import FrontEndConfig, HardwareConfig, Statistics
 from melmask.config_text import with_overrides
 from melmask.errors import OutputError
 from melmask.system.terminal import say
@@ -22,6 +22,11 @@ class Options:
     """Format to write."""
     statistics: tuple[float, float] | None = field(default=None, metadata={"metavar": ("MEAN", "STD")})
     """Mean and standard deviation of the log-mels. The default is what the file holds, or else AudioSet's."""
+    whiten: Path | None = field(default=None, metadata={"metavar": "STORE"})
+    """Learn the whitening of scene vectors from this store of unlabeled sound, made with the model's front end. Then
+    `melmask embed` and others use whitened scene vectors of the model unless told otherwise."""
+    directions: int = field(default=128, metadata={"limits": (1, None)})
+    """With --whiten, how many of the strongest directions are damped."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
     """set the front end. Other projects' checkpoints omit theirs, so melmask assumes that of the 16 kHz models. For
     32 kHz models, give sample_rate_hz=32000 n_fft=800 win_samples=800 hop_samples=320 max_hz=16000. These are the
@@ -33,6 +38,8 @@ def run(options: Options) -> int:
     from melmask.checkpoint.convert import save_msm_mae
     from melmask.checkpoint.folder import CONFIG, WEIGHTS, save_checkpoint
     from melmask.checkpoint.locate import load_any
+    from melmask.corpus.store import Store
+    from melmask.embedding.whitening import whitened_card
 
     # Writing a checkpoint replaces the whole folder, so it must hold nothing else.
     others = {path.name for path in options.out.iterdir()} - {CONFIG, WEIGHTS} if options.out.is_dir() else set()
@@ -44,6 +51,8 @@ def run(options: Options) -> int:
     if options.statistics:
         mean, std = options.statistics
         card = replace(card, statistics=Statistics(mean=mean, std=std))
+    if options.whiten is not None:
+        card = whitened_card(model, card, Store(options.whiten), options.directions, HardwareConfig())
     if options.to == "msm-mae":
         save_msm_mae(options.out, model, card)
     else:
@@ -55,6 +64,7 @@ def run(options: Options) -> int:
         f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
         f"{card.front_end.sample_rate_hz} Hz, "
         f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
+        f"{f', {card.whitened_directions} directions of scene vectors damped' if card.whitening else ''}"
     )
     if options.to == "msm-mae":
         say(

@@ -42,6 +42,7 @@ def run(options: Options) -> int:
     from melmask.corpus.store import Store
     from melmask.corpus.synthetic import synthetic_corpus
     from melmask.downstream.monitor import monitors
+    from melmask.embedding.whitening import whiten_run
     from melmask.pages.run import write_run_page
     from melmask.system.extras import require
     from melmask.train.initial import initial_weights
@@ -80,6 +81,8 @@ def run(options: Options) -> int:
         tell(f"the run stopped at step {outcome.step} of {outcome.steps} and was saved; {_resumption(options)}")
         # A scheduler tells a preempted job from a finished one by the signal in the exit status.
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
+    if first:
+        whiten_run(options.out, store, config.features.whiten, config.hardware)
     tell(
         f"{options.out}: {counted(outcome.steps, 'step')} done; the run's page is {options.out / 'index.html'}; "
         f"next: melmask embed FOLDER --model {options.out} --out X.parquet"

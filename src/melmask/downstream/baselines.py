@@ -59,16 +59,17 @@ def features_of_task(
     if options.normalization == "dataset":
         model = with_dataset_statistics(model, table.sounds)
     card, seed, sounds = model.card, options.seed, table.sounds
-    choice = options.choice.of_model(card)
+    choices = {PRETRAINED: options.choice.of_model(card)}
     networks = {PRETRAINED: model}
     if with_untrained:
         networks = {UNTRAINED: untrained(model.card, seed, str(model.device), model.precision), **networks}
+        choices[UNTRAINED] = choices[PRETRAINED].unwhitened()
     rows: dict[str, list[np.ndarray]] = {LOGMEL: [], **{network: [] for network in networks}}
     errors: dict[Sound, str] = {}
     noticed: dict[str, str] = {}
     shortened: list[Sound] = []
     hop_s = model.hop_ms / 1000
-    of_sounds = _vectors_of_sounds(networks, sounds, choice)
+    of_sounds = _vectors_of_sounds(networks, sounds, choices)
     for last, vectors, frames in track(of_sounds, len(sounds), f"embed {title or name}"):
         if last.error is not None:
             errors[last.sound] = last.error
@@ -94,7 +95,7 @@ def features_of_task(
 
 
 def _vectors_of_sounds(
-    networks: dict[str, AudioEncoder], sounds: Sequence[Sound], choice: FeatureChoice
+    networks: dict[str, AudioEncoder], sounds: Sequence[Sound], choices: dict[str, FeatureChoice]
 ) -> Iterator[tuple[Piece, dict[str, np.ndarray], int]]:
     """Yield (last piece, representation -> vector, frames) of each sound. One with an error has no vectors."""
     # All networks have the same front end and step grid, so each sound is decoded and cut once.
@@ -104,12 +105,13 @@ def _vectors_of_sounds(
     def new_clip() -> dict[str, ClipVectors]:
         # For the log-mel baseline each frame is a step, and the bands of a frame are its vector.
         bands = ClipVectors(StepGrid(patch_frames=1, hop_frames=1), keep_frames=False, scene="mean+std")
-        return {LOGMEL: bands, **{name: ClipVectors(grid, keep_frames=False, scene=choice.scene) for name in networks}}
+        found = {name: net.clip_vectors(choices[name], grid, keep_frames=False) for name, net in networks.items()}
+        return {LOGMEL: bands, **found}
 
     clip = new_clip()
     for pieces in decoded_groups(model, sounds, grid):
         logmels = [piece.logmel for piece in pieces if piece.logmel is not None]
-        encoded = {name: iter(network.embed_segments(logmels, choice)) for name, network in networks.items()}
+        encoded = {name: iter(network.embed_segments(logmels, choices[name])) for name, network in networks.items()}
         # Only the first resolution, so that the baseline of a task is the same beside any model.
         mels = model.card.front_end.mels
         encoded[LOGMEL] = iter([logmel[:mels].T.cpu().numpy() for logmel in logmels])

@@ -85,5 +85,5 @@ def _by_layer(
     """Divide scene vectors (clips, D) of all layers side by side into those of each layer, by its number as a text."""
     choice = options.choice.of_model(model.card)
     # The scene is a mean, or a mean and a standard deviation, of frame vectors that hold the layers side by side.
-    parts = features.reshape(len(features), len(choice.scene.split("+")), len(layers), -1)
+    parts = features.reshape(len(features), choice.scene_parts, len(layers), -1)
     return {str(layer): parts[:, :, number].reshape(len(features), -1) for number, layer in enumerate(layers)}

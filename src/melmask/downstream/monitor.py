@@ -20,9 +20,9 @@ from melmask.audio.parts import Sound, shortened_text
 from melmask.config import EACH, MEAN, HardwareConfig, PretrainConfig, Reading
 from melmask.corpus.store import Corpus
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
-from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
-from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
+from melmask.embedding.encoder import AudioEncoder
+from melmask.embedding.whitening import scenes_of_logmels
 from melmask.errors import AudioFileError, ConfigError, InputError, NotFiniteError
 from melmask.figures.training import ReconstructionPictures
 from melmask.geometry import frames_of_samples
@@ -81,7 +81,8 @@ class FeatureRank:
     def __call__(self, state: StepState) -> dict[str, float]:
         """Return the rank of the units' vectors under the model of this step."""
         try:
-            vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice(pooling="mean"))
+            encoder, choice = _encoder(state, self._hardware), FeatureChoice(pooling="mean")
+            vectors = scenes_of_logmels(encoder, self._logmels, len(self._logmels), choice)
         except NotFiniteError:
             return {}
         return {"feature_rank": rankme(vectors), "rank_units": len(vectors)}
@@ -155,7 +156,7 @@ class NearestNeighbors:
     def __call__(self, state: StepState) -> dict[str, float]:
         """Return the score of the model of this step."""
         try:
-            vectors = _clip_vectors(_encoder(state, self._hardware), self._logmels, FeatureChoice())
+            vectors = scenes_of_logmels(_encoder(state, self._hardware), self._logmels, len(self._logmels))
         except NotFiniteError:
             return {}
         return {"knn_accuracy": knn_probe(vectors, self._labels, self._splits).mean}
@@ -167,15 +168,6 @@ def _encoder(state: StepState, hardware: HardwareConfig) -> AudioEncoder:
     precision = "bf16" if pick_precision(hardware, device) == torch.bfloat16 else "fp32"
     # The encoder freezes the model that it gets, so it gets a copy.
     return AudioEncoder(copy.deepcopy(state.model), state.card, device=str(device), precision=precision)
-
-
-def _clip_vectors(encoder: AudioEncoder, logmels: Sequence[Tensor], choice: FeatureChoice) -> np.ndarray:
-    """Return the scene vectors (clips, D) of log-mels (mels, frames) float16, as inference makes them."""
-    grid = encoder.step_grid()
-    made = [ClipVectors(grid, keep_frames=False) for _ in logmels]
-    clips = (encoder.segments_of([logmel.float()], grid) for logmel in logmels)
-    encoder.fill(made, clips, choice, FRAMES_TOGETHER)
-    return np.stack([vectors.scene() for vectors in made])
 
 
 def _without_test(table: LabelTable) -> LabelTable:

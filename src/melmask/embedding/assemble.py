@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from melmask.geometry import StepGrid, step_durations_frames
+from melmask.models.whitening import Whitening
 from melmask.system.finite import check_finite
 
 
@@ -62,9 +63,9 @@ class ClipVectors:
     the number of the step that the next `take` begins with).
     """
 
-    def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean"):
+    def __init__(self, grid: StepGrid, keep_frames: bool, scene: str = "mean", whitening: Whitening | None = None):
         self._grid = grid
-        self._scene = scene
+        self._scene, self._whitening = scene, whitening
         self._kept: dict[int, list[np.ndarray]] = {phase: [] for phase in grid.phases} if keep_frames else {}
         self._reached = dict.fromkeys(self._kept, 0)
         self.frames_seen = self.taken = self._dimensions = 0
@@ -81,7 +82,7 @@ class ClipVectors:
             values = vectors.astype(np.float64)
             with np.errstate(invalid="ignore"):
                 self._sum = self._sum + weights @ values
-                if self._scene == "mean+std":
+                if self._scene != "mean":
                     self._squares = self._squares + weights @ values**2
             self.frames_seen += logmel_frames
         if self._kept:
@@ -97,11 +98,12 @@ class ClipVectors:
         """
         check_finite(self._sum, "the embedding")
         mean = np.asarray(self._sum / self.frames_seen)
-        if self._scene != "mean+std":
+        if self._scene == "mean":
             return mean.astype(np.float32)
         # Rounding may leave a variance of constant sound just below 0.
         variance = np.maximum(self._squares / self.frames_seen - mean**2, 0)
-        return np.concatenate([mean, np.sqrt(variance)]).astype(np.float32)
+        scene = np.concatenate([mean, np.sqrt(variance)])
+        return np.asarray(self._whitening(scene) if self._whitening else scene).astype(np.float32)
 
     @property
     def ready(self) -> int:

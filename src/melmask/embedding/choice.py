@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from melmask.checkpoint.folder import ModelCard
 
 
-SCENES = ("mean", "mean+std")
+WHITENED = "whitened"
+SCENES = ("mean", "mean+std", WHITENED)
 """What the scene vector holds: the mean of the frame vectors over time (D), or also their standard deviation (2 D),
-which says how much the sound changes."""
+which says how much the sound changes, or both whitened (2 D), which models can do that have learned it."""
 AUTO = "auto"
-"""In place of a scene: the one that the model's card names, which is the mean except for the model in the box."""
+"""In place of a scene: the one that the model's card names."""
 
 
 class ChoiceChanges(TypedDict, total=False):
@@ -44,8 +45,9 @@ class FeatureChoice:
     pooling: str = field(default="concat", metadata={"names": tuple(POOLINGS)})
     """How the frequency patches of a time step become its vector."""
     scene: str = AUTO
-    """How the frame vectors of a clip become its scene vector: mean over time, or mean+std, which is twice as long.
-    Auto is mean, and for the model in the box what measured best."""
+    """How the frame vectors of a clip become its scene vector: their mean over time; mean+std, which is twice as long;
+    or whitened, which is mean+std with the directions damped that all sounds share. Auto is what the model was made
+    for: whitened if it can do that (the model in the box, and runs of tiny, small and demo), otherwise mean."""
     hop_ms: float | None = None
     """Time between frame vectors in ms, which is a patch's duration divided by a whole number. Without it, that is a
     patch's duration, and in event tasks the longest up to 50 ms."""
@@ -81,7 +83,19 @@ class FeatureChoice:
             others = " or ".join(repr(name) for name, pooling in POOLINGS.items() if not pooling.needs_cls)
             raise ConfigError(f"pooling is {self.pooling!r} but this model has no CLS token; use {others}")
         self.hop_frames(model, card.front_end)
-        return replace(self, scene=card.scene if self.scene == AUTO else self.scene, layers=self.layers or card.layers)
+        layers, scene = self.layers or card.layers, card.scene if self.scene == AUTO else self.scene
+        if scene == WHITENED and (card.whitening is None or layers != card.layers or self.pooling != "concat"):
+            if self.scene == WHITENED:
+                raise ConfigError(
+                    "scene is 'whitened', which a model learns for its usual layer and the pooling 'concat', in "
+                    "melmask pretrain with features.whiten or in melmask convert --whiten; use 'mean+std'"
+                )
+            scene = "mean+std"
+        return replace(self, scene=scene, layers=layers)
+
+    def unwhitened(self) -> "FeatureChoice":
+        """Return the same features without whitening, for a model that has learned none."""
+        return replace(self, scene="mean+std") if self.scene == WHITENED else self
 
     def hop_frames(self, model: ModelConfig, front_end: FrontEndConfig) -> int:
         """Return the number of frames from one frame vector to the next.
@@ -106,8 +120,12 @@ class FeatureChoice:
 
     def scene_size(self, model: ModelConfig) -> int:
         """Return the size of a scene vector."""
-        # A scene has one vector of D numbers for each word in its name.
-        return self.frame_size(model) * len(self.scene.split("+"))
+        return self.frame_size(model) * self.scene_parts
+
+    @property
+    def scene_parts(self) -> int:
+        """How many vectors of D numbers a scene vector holds: the means, or the means and the deviations."""
+        return 1 if self.scene == "mean" else 2
 
     def pool(self, tokens: "torch.Tensor", rows: int, cls_token: bool) -> "torch.Tensor":
         """Pool the tokens (batch, [CLS +] patches, width) of a layer to one vector a step, (batch, steps, size)."""

@@ -37,7 +37,7 @@ from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import to_dict
 from melmask.embedding.assemble import ClipVectors, Segmenter
-from melmask.embedding.choice import ChoiceChanges, FeatureChoice
+from melmask.embedding.choice import WHITENED, ChoiceChanges, FeatureChoice
 from melmask.embedding.reconstruction import Reconstruction, reconstruct
 from melmask.embedding.waveform import sound_file, waveform_of
 from melmask.errors import ConfigError
@@ -123,11 +123,14 @@ class AudioEncoder:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A digest of the weights, the architecture, the front end and the statistics: the model's identity."""
+        """A digest of the weights, the architecture, the front end, the statistics and the whitening: its identity."""
         digest = hashlib.sha256(json.dumps([to_dict(p) for p in (self.card.model, self.card.front_end)]).encode())
         digest.update(json.dumps(to_dict(self.card.statistics)).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        if self.card.whitening is not None:
+            for name, array in self.card.whitening.arrays().items():
+                digest.update(name.encode() + array.tobytes())
         return digest.hexdigest()
 
     def embedding_size(self, choice: FeatureChoice = FeatureChoice(), **changes: Unpack[ChoiceChanges]) -> int:
@@ -184,13 +187,18 @@ class AudioEncoder:
             else:
                 waveform, single = waveform_of(audio, sample_rate_hz, self.sample_rate_hz)
                 clips = [self.segments_of([logmel], grid) for logmel in self._logmel(waveform)]
-            made = [ClipVectors(grid, keep_frames=True, scene=choice.scene) for _ in clips]
+            made = [self.clip_vectors(choice, grid, keep_frames=True) for _ in clips]
             # An array is in memory anyway: encoded all together, its clips fill larger batches.
             self.fill(made, clips, choice, sys.maxsize if path is None else FRAMES_TOGETHER)
         scenes, frames = [vectors.scene() for vectors in made], [vectors.take() for vectors in made]
         times_ms = self.times_ms(grid, len(frames[0]))
         scene_out, frames_out = (scenes[0], frames[0]) if single else (np.stack(scenes), np.stack(frames))
         return Embedding(scene_out, frames_out, times_ms)
+
+    def clip_vectors(self, choice: FeatureChoice, grid: StepGrid, *, keep_frames: bool) -> ClipVectors:
+        """Return what collects the vectors of a new clip; the choice is one that `FeatureChoice.of_model` returned."""
+        whitening = self.card.whitening if choice.scene == WHITENED else None
+        return ClipVectors(grid, keep_frames, choice.scene, whitening)
 
     def logmel(self, audio: Any, sample_rate_hz: int | float | None = None) -> np.ndarray:
         """Return the log-mel (clips, bands, frames) float32, natural log, not normalized, of an array as in `embed`."""
@@ -377,5 +385,11 @@ def load(
 
 
 def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: str = "fp32") -> AudioEncoder:
-    """Return the network of `card` with random weights, the baseline that shows what training is worth."""
+    """Return the network of `card` with random weights, the baseline that shows what training is worth.
+
+    Its scene vectors are never whitened, as that would take numbers that come from training.
+    """
+    if card.scene == WHITENED:
+        card = replace(card, scene="mean+std")
+    card = replace(card, whitening=None, whitened_directions=0)
     return AudioEncoder(build_network(card.model, seed), card, f"untrained (seed {seed})", device, precision)

@@ -95,7 +95,7 @@ def embed_files(
     # A scene vector needs the unshifted pass only, whatever the hop.
     grid = model.step_grid(choice if keep_frames else FeatureChoice())
     steps_per_row = max(1, _VALUES_PER_ROW // choice.frame_size(model.card.model))
-    vectors, error = ClipVectors(grid, keep_frames, choice.scene), None
+    vectors, error = model.clip_vectors(choice, grid, keep_frames=keep_frames), None
     for pieces in decoded_groups(model, sounds_of(paths), grid):
         encoded = iter(model.embed_segments([piece.logmel for piece in pieces if piece.logmel is not None], choice))
         for piece in pieces:
@@ -113,7 +113,7 @@ def embed_files(
                     # Other channels of the file may follow, unless it could not be read.
                     left = piece.channels_left if piece.error is None else 0
                     yield FileEmbedding(piece.sound, error=error, channel=piece.channel, channels_left=left)
-                vectors, error = ClipVectors(grid, keep_frames, choice.scene), None
+                vectors, error = model.clip_vectors(choice, grid, keep_frames=keep_frames), None
 
 
 def _rows_of(

@@ -1,6 +1,6 @@
 """Two minutes on two CPU cores, for the synthetic sounds of `melmask demo`."""
 
-from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
+from melmask.config import DataConfig, FeaturesConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
 from melmask.models.presets import preset
 
 
@@ -11,5 +11,6 @@ def config() -> PretrainConfig:
         masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=128),
         optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=800, warmup_share=0.075),
+        features=FeaturesConfig(whiten=128),
         run=RunConfig(log_interval_steps=25, snapshot_interval_s=30.0, picture_interval_steps=200),
     )

@@ -12,7 +12,7 @@ The settings are those of tiny (docs/log.md) with twice the batch, which halves 
 this network. model.resolutions=1 gives the recipe of release 0.1.0.
 """
 
-from melmask.config import DataConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
+from melmask.config import DataConfig, FeaturesConfig, MaskingConfig, OptimizerConfig, PretrainConfig, RunConfig
 from melmask.models.presets import preset
 
 
@@ -23,5 +23,6 @@ def config() -> PretrainConfig:
         masking=MaskingConfig(normalize_target=True),
         data=DataConfig(batch_size=256),
         optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, steps=1800, warmup_share=0.0833),
+        features=FeaturesConfig(whiten=128),
         run=RunConfig(log_interval_steps=20, picture_interval_steps=500),
     )

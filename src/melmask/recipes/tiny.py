@@ -19,6 +19,7 @@ from melmask.recipes import tiny_025
 
 
 def config() -> PretrainConfig:
-    """Return the settings of tiny_025, with two resolutions in each patch."""
+    """Return the settings of tiny_025, with two resolutions in each patch and whitened scene vectors."""
     settings = tiny_025.config()
-    return replace(settings, model=replace(settings.model, resolutions=2))
+    model, features = replace(settings.model, resolutions=2), replace(settings.features, whiten=128)
+    return replace(settings, model=model, features=features)

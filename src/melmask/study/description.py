@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from melmask.downstream.options import ProbeOptions
-from melmask.embedding.choice import SCENES
+from melmask.embedding.choice import AUTO, SCENES
 from melmask.errors import ConfigError, InputError, unknown_name
 from melmask.labels.options import TableOptions
 from melmask.recipes import DEFAULT_RECIPE
@@ -163,7 +163,7 @@ def study_from(content: Mapping[str, Any], name: str, folder: Path) -> Study:
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
             raise ConfigError(f"{key} is {value!r}; give a number")
         given[key] = kind(value)
-    for key, words in (("search", get_args(Search)), ("choose_by", get_args(Probe)), ("scene", SCENES)):
+    for key, words in (("search", get_args(Search)), ("choose_by", get_args(Probe)), ("scene", (*SCENES, AUTO))):
         if key in given and given[key] not in words:
             raise unknown_name(key, str(given[key]), words)
     for key in ("recipe", "about", "name"):
