@@ -54,7 +54,7 @@ ADDED |= {
 ADDED |= {(command, "--label-column") for command in ("pretrain", "probe", "few-labels", "make-task", "finetune")}
 ADDED |= {("finetune", "--kind")}
 ADDED |= {(command, "--audio-root") for command in ("prepare", "embed", "predict")}
-ADDED.add(("prepare", "--resolutions"))
+ADDED |= {("prepare", "--resolutions"), ("convert", "--whiten"), ("convert", "--directions"), ("export", "--scene")}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from melmask.downstream import monitor
 from melmask.downstream.linear_and_knn import knn_probe
 from melmask.downstream.monitor import FeatureRank, NearestNeighbors, _even_units, rankme
+from melmask.embedding import whitening
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError
@@ -177,7 +178,7 @@ def test_shuffled_labels_score_near_chance(store, configure, state, tmp_path, wr
 def test_vectors_are_those_of_the_encoder_and_train_rows_vote_on_valid_rows(
     store, configure, state, labelled, write_table, probed, monkeypatch, together
 ):
-    monkeypatch.setattr(monitor, "FRAMES_TOGETHER", together)
+    monkeypatch.setattr(whitening, "FRAMES_TOGETHER", together)
     rng = np.random.default_rng(0)
     # Labels without rhyme or reason, so that the score is one that only the right rows give; folds play no part.
     rows = [row | {"label": str(rng.integers(2)), "fold": str(i % 3)} for i, row in enumerate(labelled)]

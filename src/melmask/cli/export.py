@@ -15,7 +15,7 @@ class Options:
     """A run, a checkpoint folder, or an MSM-MAE .pth file. The default is the model in the box."""
     onnx: Path = field(metadata={"metavar": "X.onnx"})
     """The file to write."""
-    choice: FeatureChoice = field(default=FeatureChoice(), metadata={"without": ("scene", "hop_ms")})
+    choice: FeatureChoice = field(default=FeatureChoice(), metadata={"without": ("hop_ms",)})
 
 
 def run(options: Options) -> int:

@@ -20,7 +20,7 @@ from melmask import __version__
 from melmask.audio.logmel import mel_filterbank, resolution_filterbank, scales
 from melmask.config import LOG_EPSILON
 from melmask.config_text import to_dict
-from melmask.embedding.choice import AUTO, SCENES, FeatureChoice
+from melmask.embedding.choice import WHITENED, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, OutputError
 from melmask.system.extras import require
@@ -50,6 +50,11 @@ class ExportedEncoder(nn.Module):
         mean, std = scales(encoder.card.statistics, config.mels)
         self.register_buffer("mean", torch.as_tensor(mean))
         self.register_buffer("std", torch.as_tensor(std))
+        self.whitened = choice.scene == WHITENED
+        if self.whitened:
+            assert encoder.card.whitening is not None
+            for name, array in encoder.card.whitening.arrays().items():
+                self.register_buffer(f"whitening_{name}", torch.from_numpy(array))
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(clips, samples) to scene, frames, times_ms."""
@@ -71,9 +76,22 @@ class ExportedEncoder(nn.Module):
         vectors = vectors.unflatten(0, (clips, units)).flatten(1, 2)[:, :steps]
         number = torch.arange(steps)
         weights = (frames - number * model.patch_frames).clamp(max=model.patch_frames).to(vectors.dtype)
-        scene = (vectors * weights[None, :, None]).sum(1) / frames
+        scene = self._scene(vectors, weights[None, :, None] / frames)
         times_ms = (number * model.patch_frames + (model.patch_frames - 1) / 2) * self.hop_ms
         return scene, vectors, times_ms.float()
+
+    def _scene(self, vectors: Tensor, shares: Tensor) -> Tensor:
+        """(clips, steps, D) and the share of each step in its clip to (clips, D) or (clips, 2 D)."""
+        mean = (vectors * shares).sum(1)
+        if self.choice.scene == "mean":
+            return mean
+        variance = ((vectors - mean[:, None]).square() * shares).sum(1)
+        scene = torch.cat([mean, variance.sqrt()], dim=1)
+        if not self.whitened:
+            return scene
+        x = (scene - self.get_buffer("whitening_mean")) / self.get_buffer("whitening_deviation")
+        directions = self.get_buffer("whitening_directions")
+        return x + ((x @ directions.T) * (self.get_buffer("whitening_gains") - 1)) @ directions
 
     def _logmel(self, waveform: Tensor) -> Tensor:
         config = self.card.front_end
@@ -114,19 +132,18 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     """Write the graph and check it in onnxruntime; return the least cosine to PyTorch's scene and frame vectors.
 
     Raises:
-        ConfigError: the choice is not one layer, with one step a patch and the mean as its scene vector.
+        ConfigError: the choice is not one layer with one step a patch.
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         OutputError: the file cannot be written, or its outputs are not PyTorch's.
         NotFiniteError: its outputs are not finite.
     """
-    if len(choice.layers) > 1 or choice.scene not in (AUTO, "mean") or choice.hop_ms is not None:
-        raise ConfigError("an exported graph gives one layer, a step a patch and the scene 'mean'; choose those")
+    if len(choice.layers) > 1 or choice.hop_ms is not None:
+        raise ConfigError("an exported graph gives one layer and a step a patch; choose those")
     require("onnx")
     import onnx
     import onnxruntime
 
-    # The default scene of the card may be another one than the graph's mean, but its layer is what users get.
-    choice = choice.of_model(encoder.card).changed(scene=SCENES[0])
+    choice = choice.of_model(encoder.card)
     if len(choice.layers) > 1:
         raise ConfigError(f"the model's features are those of layers {choice.layers}; choose one for the graph")
     graph = ExportedEncoder(encoder, choice).eval().cpu()
@@ -179,6 +196,7 @@ def _describe(proto: Any, encoder: AudioEncoder, choice: FeatureChoice) -> None:
         "sha256": encoder.sha256,
         "layer": layer,
         "pooling": choice.pooling,
+        "scene": choice.scene,
     }
     # If sound is played slower, the waveform has a rate that is as much higher, and the times are those of the sound.
     facts |= encoder.card.reading.changed_facts()
