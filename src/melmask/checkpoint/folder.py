@@ -30,6 +30,7 @@ USUAL_SCENE = "mean"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _WHITENING = "whitening."
 """Names of the numbers of a whitening begin with this."""
+_DIRECTIONS = _WHITENING + "directions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,11 @@ class ModelCard:
                 "model, front end and statistics have {}, {} and {} resolutions; make them equal".format(*counts)
             )
 
+    def without_whitening(self) -> "ModelCard":
+        """Return the card of the same architecture with other weights, from which no whitening was learned."""
+        scene = "mean+std" if self.scene == "whitened" else self.scene
+        return replace(self, scene=scene, whitened_directions=0, whitening=None)
+
     @property
     def scene_size(self) -> int:
         """The size of scene vectors of mean and deviation over time, with patches side by side."""
@@ -95,6 +101,11 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
         whitening = {} if card.whitening is None else card.whitening.arrays()
         for name, array in whitening.items():
             weights[_WHITENING + name] = torch.from_numpy(array).to(dtype)
+        if whitening and dtype == torch.float16:
+            # Their lengths are restored on reading, so whole numbers of 8 bits are precise enough.
+            directions = torch.from_numpy(whitening["directions"])
+            scaled = directions * (127 / directions.abs().amax(dim=1, keepdim=True))
+            weights[_DIRECTIONS] = scaled.round().to(torch.int8)
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         facts = {**to_dict(replace(card, whitening=None)), "reading": card.reading.changed_facts()}
         # Earlier versions refuse what they do not know.
@@ -134,7 +145,7 @@ def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
     card = read_card(folder)
     path = folder / WEIGHTS
     try:
-        shapes = shapes_in(path)
+        shapes = shapes_in(path, _DIRECTIONS)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder") from error
     except OSError as error:

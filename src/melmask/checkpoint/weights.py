@@ -24,8 +24,10 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+def shapes_in(path: Path, whole_numbers: str = "") -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a safetensors file; only its header is read.
+
+    The tensor named `whole_numbers`, if there is one, may be of whole numbers of 8 bits.
 
     The library checks that the tensors fill the file without gaps, so a shape never promises more than there is.
 
@@ -44,6 +46,8 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
             shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is cut off or damaged ({reason_of(error)}); copy it again") from error
+    if kinds.get(whole_numbers) == "I8":
+        del kinds[whole_numbers]
     if wrong := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _FLOATS]:
         raise CheckpointError(
             f"{path} has tensors that are no floats of 16 to 64 bits: {some_of(wrong)}; use another checkpoint"

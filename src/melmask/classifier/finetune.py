@@ -291,15 +291,12 @@ def _save(folder: Path, model: AudioEncoder, training: Finetuning, examples: Exa
     """Write the classifier, with what it was made from and how."""
     network = training.network
     finetuned = {"from": model.name, "config": asdict(training.config)}
+    # The whitening was learned from vectors of the weights before.
     card = replace(
-        model.card,
+        model.card.without_whitening(),
         model=replace(model.card.model, decoder_width=0),
         reading=model.reading,
         training={**model.card.training, "finetuned": finetuned},
-        # It was learned from vectors of the weights before.
-        whitening=None,
-        whitened_directions=0,
-        scene=network.scene,
     )
     # The decoder was trained with the old encoder. If it were kept, the classifier would reconstruct wrongly.
     model.model.decoder = None

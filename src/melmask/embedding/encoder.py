@@ -389,7 +389,5 @@ def untrained(card: ModelCard, seed: int = 0, device: str = "auto", precision: s
 
     Its scene vectors are never whitened, as that would take numbers that come from training.
     """
-    if card.scene == WHITENED:
-        card = replace(card, scene="mean+std")
-    card = replace(card, whitening=None, whitened_directions=0)
+    card = card.without_whitening()
     return AudioEncoder(build_network(card.model, seed), card, f"untrained (seed {seed})", device, precision)

@@ -72,7 +72,7 @@ def whitened_card(
     if whitening is None:
         least = SCENES_PER_DIRECTION
         note(f"scene vectors are not whitened: {counted(len(scenes), 'stretch')} of sound, and it takes {least}")
-        return replace(card, whitening=None, whitened_directions=0, scene="mean+std")
+        return replace(card.without_whitening(), scene="mean+std")
     return replace(card, whitening=whitening, whitened_directions=len(whitening.gains), scene=WHITENED)
 
 

@@ -2,7 +2,7 @@
 
 A few directions, such as level and background, hold most of the variance of scene vectors. They decide which sounds are
 neighbors, and a linear classifier with a penalty prefers them. Whitening standardizes each number and scales the
-strongest directions down to the next one (after "All-but-the-Top", Mu and Viswanath, ICLR 2018, which removes them, and
+strongest directions down to a weaker one (after "All-but-the-Top", Mu and Viswanath, ICLR 2018, which removes them, and
 arXiv 2103.15316, which whitens all). Its numbers come from the sound that the model was trained on, without labels, and
 belong to the model. So a vector is still a pure function of the audio and the model.
 """
@@ -15,6 +15,8 @@ from jaxtyping import Float
 
 SCENES_PER_DIRECTION = 8
 """So many scene vectors at least are needed for each direction, so that it is not one of the sample alone."""
+_LEVEL = 2
+"""K directions become as weak as the one whose number is this many times K."""
 _CONSTANT = 1e-4
 """A number whose deviation is below this share of the median deviation is constant but for rounding."""
 
@@ -42,8 +44,11 @@ class Whitening:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Whitening":
-        """Return the whitening of these numbers, which may be in half precision."""
-        return cls(**{name: np.ascontiguousarray(arrays[name], dtype=np.float32) for name in whitening_shapes(0, 0)})
+        """Return the whitening of these numbers; the directions may have any length and precision."""
+        found = {name: np.ascontiguousarray(arrays[name], dtype=np.float32) for name in whitening_shapes(0, 0)}
+        lengths = np.linalg.norm(found["directions"], axis=1, keepdims=True)
+        found["directions"] /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        return cls(**found)
 
 
 def whitening_shapes(directions: int, size: int) -> dict[str, tuple[int, ...]]:
@@ -58,7 +63,7 @@ def fit_whitening(scenes: Float[np.ndarray, "clips S"], directions: int) -> Whit
         scenes: Scene vectors of many sounds.
         directions: How many directions to damp; fewer if there are not `SCENES_PER_DIRECTION` vectors for each.
     """
-    count = min(directions, len(scenes) // SCENES_PER_DIRECTION, scenes.shape[1] - 1)
+    count = min(directions, len(scenes) // SCENES_PER_DIRECTION, (scenes.shape[1] - 1) // _LEVEL)
     if count < 1:
         return None
     values = scenes.astype(np.float64)
@@ -70,7 +75,7 @@ def fit_whitening(scenes: Float[np.ndarray, "clips S"], directions: int) -> Whit
     variances, vectors = np.linalg.eigh(standardized @ standardized.T)
     strongest = np.arange(len(variances) - 1, len(variances) - 1 - count, -1)
     found = (standardized.T @ vectors[:, strongest]).T
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    gains = np.sqrt(np.maximum(variances[strongest[-1] - 1], 0) / variances[strongest])
+    level = max(0.0, variances[-1 - _LEVEL * count])
+    gains = np.sqrt(level / variances[strongest])
     arrays = {"mean": mean, "deviation": deviation, "directions": found, "gains": gains}
     return Whitening.of_arrays(arrays)
