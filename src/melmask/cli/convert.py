@@ -25,7 +25,7 @@ class Options:
     whiten: Path | None = field(default=None, metadata={"metavar": "STORE"})
     """Learn the whitening of scene vectors from this store of unlabeled sound, made with the model's front end. Then
     `melmask embed` and others use whitened scene vectors of the model unless told otherwise."""
-    directions: int = field(default=128, metadata={"limits": (1, None)})
+    directions: int = field(default=128, metadata={"limits": (1, 10_000)})
     """With --whiten, how many of the strongest directions are damped."""
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})
     """set the front end. Other projects' checkpoints omit theirs, so melmask assumes that of the 16 kHz models. For
