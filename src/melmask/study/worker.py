@@ -16,6 +16,7 @@ from pathlib import Path
 from melmask.corpus.store import Store
 from melmask.downstream.monitor import monitors
 from melmask.downstream.probe import read_tables
+from melmask.embedding.choice import AUTO, WHITENED
 from melmask.embedding.encoder import load
 from melmask.embedding.whitening import whiten_run
 from melmask.errors import InputError, MelmaskError, OutputError
@@ -76,7 +77,8 @@ def _do(folder: Path, study: Study, run: Run, threads: int) -> Outcome | int:
     if ended.step < ended.steps:
         return ended.stopped_by
     use_threads(config.hardware.threads)
-    whiten_run(path, store, config.features.whiten, config.hardware)
+    if study.scene in (AUTO, WHITENED):
+        whiten_run(path, store, config.features.whiten, config.hardware)
     # A study that has grown judges its earlier runs on the added tables only.
     known = read_outcome([folder], run.name)
     scores: dict[str, dict[str, TaskScore]] = dict(known.scores) if known is not None else {}
