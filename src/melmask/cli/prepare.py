@@ -61,8 +61,10 @@ def run(options: Options) -> int:
     further = zip(facts.statistics.further_means, facts.statistics.further_stds, strict=True)
     for number, (mean, std) in enumerate(further, 2):
         say(f"resolution {number}: mean {mean:.3f} and std {std:.3f}")
+    failures = options.out / "failed.csv"
+    if channels := len(_column(failures, "path")) - facts.failed:
+        say(f"{counted(channels, 'channel')} of other files could not be read; the reasons are in {failures}")
     if facts.failed:
-        failures = options.out / "failed.csv"
         say(f"{counted(facts.failed, 'file')} could not be read; the reasons are in {failures}")
         note = missing_decoder(_column(failures, "path"))
         if note:

@@ -22,6 +22,7 @@ from melmask.embedding.tables import (
     TableJob,
     TableSettings,
     WriteParts,
+    channels_without_rows,
     check_suffix,
     digest_of_sounds,
     notes_in,
@@ -47,6 +48,8 @@ class JobReport:
     """Files in the table."""
     failed: int
     """Files that could not be read."""
+    failed_channels: int = 0
+    """Channels that could not be embedded, of files that have others in the table."""
     dimensions: int
     """Size of a scene vector."""
     sound_s: float = 0.0
@@ -74,6 +77,9 @@ class JobReport:
         if self.failed:
             text += f"\n{counted(self.failed, what)} could not be embedded; the reasons are in the table's .failed.csv"
             text += "; they are tried again when the table is rebuilt" if there_already else ""
+        if self.failed_channels:
+            text += f"\n{counted(self.failed_channels, 'channel')} could not be embedded, and the others of the same "
+            text += f"{what}s are in the table; the reasons are in the table's .failed.csv"
         return "\n".join((text, *self.notes))
 
 
@@ -153,6 +159,7 @@ def embed_table(
             table=out,
             files=files,
             failed=len(sounds) - files,
+            failed_channels=channels_without_rows(out, len(sounds) - files),
             dimensions=dimensions,
             newer=newer,
             segments=segments,
@@ -175,6 +182,7 @@ def embed_table(
         table=out,
         files=len(sounds) - len(failed),
         failed=len(failed),
+        failed_channels=channels_without_rows(out, len(failed)),
         dimensions=dimensions,
         sound_s=sound_s,
         wall_s=time.monotonic() - start_s,
