@@ -357,9 +357,9 @@ def test_an_interrupted_job_says_how_to_resume(number, monkeypatch, capsys):
     monkeypatch.setattr("melmask.labels.sources.find_sounds", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to start over\n"
+    assert capsys.readouterr().err == "melmask: stopped; run the same command again to start over\n"
     assert main(["predict", "x.wav", "--model", "m", "--out", "x.csv"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to resume\n"
+    assert capsys.readouterr().err == "melmask: stopped; run the same command again to resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

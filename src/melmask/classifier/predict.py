@@ -96,9 +96,8 @@ def predict_files(
     missing = missing_decoder(str(sound.path) for sound, _ in errors if sound not in labeled)
     notes = [*filter(None, (missing, shortened_text(shortened))), *summary(noticed.values(), "its column note")]
     if channels := sum(sound in labeled for sound, _ in errors):
-        notes.insert(
-            0, f"{counted(channels, 'channel')} of other files could not be labeled; their rows hold the reason"
-        )
+        what = f"{counted(channels, 'channel')} could not be labeled, and others of the same files could"
+        notes.insert(0, f"{what}; the rows hold the reason")
     return PredictionReport(len(labeled), len(sounds) - len(labeled), len(rows), notes)
 
 

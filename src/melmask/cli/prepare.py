@@ -63,7 +63,8 @@ def run(options: Options) -> int:
         say(f"resolution {number}: mean {mean:.3f} and std {std:.3f}")
     failures = options.out / "failed.csv"
     if channels := len(_column(failures, "path")) - facts.failed:
-        say(f"{counted(channels, 'channel')} of other files could not be read; the reasons are in {failures}")
+        what = f"{counted(channels, 'channel')} could not be read, and the others of the same files are in the store"
+        say(f"{what}; the reasons are in {failures}")
     if facts.failed:
         say(f"{counted(facts.failed, 'file')} could not be read; the reasons are in {failures}")
         note = missing_decoder(_column(failures, "path"))

@@ -1,7 +1,6 @@
 """`melmask embed`: write the embeddings of files and folders to one table, in shares for array jobs if asked to."""
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from melmask.labels.sources import find_sounds
 from melmask.system.files import ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
-from melmask.system.terminal import counted, note, shown
+from melmask.system.terminal import counted, note_below, shown
 
 T = TypeVar("T")
 
@@ -199,10 +198,7 @@ def _reporting_contention(rows: Iterator[FileEmbedding], model: AudioEncoder) ->
     for row in rows:
         news = model.contention.news() if model.device.type == "cpu" else None
         if news:
-            if sys.stderr.isatty():
-                # The bar's line has no end yet.
-                note("")
-            note(f"melmask: {news}")
+            note_below(f"melmask: {news}")
         yield row
 
 
