@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from melmask.config import PretrainConfig
@@ -51,9 +52,11 @@ def resolve_config(
     for key in {**before, **after}:
         fixed = key in _MAY_NOT_CHANGE or not key.startswith((*_MAY_CHANGE, *derived))
         # Some settings are left out where they have their default.
-        had, value = (values.get(key, "its default") for values in (before, after))
+        had, value = (attrgetter(key)(config) for config in (saved, wanted))
         if fixed and value != had:
-            leave = ", or leave out --recipe to resume it" if recipe_name else ""
+            # Without the recipe, the settings of the command line still count.
+            by_recipe = recipe_name and not any(text.startswith(f"{key}=") for text in overrides)
+            leave = ", or leave out --recipe to resume it" if by_recipe else ""
             raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run{leave}")
     return wanted
 
