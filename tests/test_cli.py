@@ -230,6 +230,17 @@ def test_an_empty_folder_and_a_missing_one_are_refused(job, refused, tmp_path):
     assert "no sound files" in refused("embed", tmp_path / "empty", "--model", job / "run", "--out", out)
 
 
+def test_words_in_the_wrong_place_are_refused_with_the_right_one(job, sounds, refused, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n")
+    assert "give the model first: melmask finetune MODEL LABELS" in refused(
+        "finetune", table, job / "run", "--out", tmp_path / "x"
+    )
+    for out in (table, table / "below"):
+        assert "it or a folder above it is a file; choose a folder" in refused("prepare", sounds, "--out", out)
+    assert table.read_text() == "path,label\n"
+
+
 def test_a_store_made_with_another_front_end_is_refused(job, sounds, refused):
     line = refused("prepare", sounds, "--out", job / "store", "hop_samples=320")
     assert "another front end" in line and "hop_samples 160 there, 320 asked for" in line

@@ -155,10 +155,13 @@ def resample(waveform: np.ndarray, from_hz: int | float, to_hz: int) -> np.ndarr
 
 
 def _unreadable(path: Path, error: Exception) -> AudioFileError:
+    there = True
     try:
-        there = path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        there = False
     except OSError as unlike:
-        # A name that is too long, say: Path.exists() raises what it does not take for an absence.
+        # A name that is too long, say, or a link that leads to itself.
         return AudioFileError(f"{path} cannot be opened ({unlike.strerror}); check the path")
     if not there:
         if _ESCAPED.search(str(path)):

@@ -82,6 +82,8 @@ def ensure_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"cannot write to {path}: it or a folder above it is a file; choose a folder") from None
     except OSError as error:
         raise output_error(path, error) from error
     return path
