@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -239,6 +240,17 @@ def test_words_in_the_wrong_place_are_refused_with_the_right_one(job, sounds, re
     for out in (table, table / "below"):
         assert "it or a folder above it is a file; choose a folder" in refused("prepare", sounds, "--out", out)
     assert table.read_text() == "path,label\n"
+
+
+def test_a_table_that_is_read_is_not_replaced_by_what_is_made_of_it(job, sounds, refused, tmp_path):
+    first = next(sounds.rglob("*.wav"))
+    csv_table, parquet = tmp_path / "labels.csv", tmp_path / "labels.parquet"
+    csv_table.write_text(f"path,label\n{first},x\n")
+    pq.write_table(pa.table({"path": [str(first)], "label": ["x"]}), parquet)
+    before = parquet.read_bytes()
+    assert "is read and would be lost" in refused("embed", parquet, "--model", job / "run", "--out", parquet)
+    assert "is read and would be lost" in refused("predict", csv_table, "--model", job / "run", "--out", csv_table)
+    assert (csv_table.read_text(), parquet.read_bytes()) == (f"path,label\n{first},x\n", before)
 
 
 def test_a_store_made_with_another_front_end_is_refused(job, sounds, refused):

@@ -29,7 +29,7 @@ from melmask.embedding.tables import (
 )
 from melmask.errors import ConfigError, InputError
 from melmask.labels.sources import find_sounds
-from melmask.system.files import ensure_folder
+from melmask.system.files import check_not_read, ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
 from melmask.system.terminal import counted, note_below, shown
@@ -97,11 +97,12 @@ def embed_sources(
         CheckpointError: no model can be loaded.
         ConfigError: the model has no such layer, pooling or hop, or `options.shard` is not of the form I/N.
         InputError: no file is found, or none can be read.
-        OutputError: `out` cannot be written to, or holds parts of another job.
+        OutputError: `out` cannot be written to, is one of the sources, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
     # A wrong place or share is refused before the model is loaded, which takes seconds.
     check_suffix(out)
+    check_not_read(out, sources)
     ensure_folder(out.parent)
     every_sound = find_sounds(sources, options.table)
     sounds, table = shard_of(every_sound, out, options.shard)
