@@ -206,6 +206,8 @@ def test_a_link_to_nowhere_is_a_missing_file(tmp_path):
     (tmp_path / "a.wav").symlink_to("gone.wav")
     (path,) = find_audio([tmp_path])
     assert_refused(path, "is a link to gone.wav, which does not exist")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    assert_refused(tmp_path / "loop.wav", "cannot be opened (Too many levels of symbolic links)")
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -230,6 +231,28 @@ def test_an_empty_folder_and_a_missing_one_are_refused(job, refused, tmp_path):
     assert "no sound files" in refused("embed", tmp_path / "empty", "--model", job / "run", "--out", out)
 
 
+def test_words_in_the_wrong_place_are_refused_with_the_right_one(job, sounds, refused, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n")
+    assert "give the model first: melmask finetune MODEL LABELS" in refused(
+        "finetune", table, job / "run", "--out", tmp_path / "x"
+    )
+    for out in (table, table / "below"):
+        assert "it or a folder above it is a file; choose a folder" in refused("prepare", sounds, "--out", out)
+    assert table.read_text() == "path,label\n"
+
+
+def test_a_table_that_is_read_is_not_replaced_by_what_is_made_of_it(job, sounds, refused, tmp_path):
+    first = next(sounds.rglob("*.wav"))
+    csv_table, parquet = tmp_path / "labels.csv", tmp_path / "labels.parquet"
+    csv_table.write_text(f"path,label\n{first},x\n")
+    pq.write_table(pa.table({"path": [str(first)], "label": ["x"]}), parquet)
+    before = parquet.read_bytes()
+    assert "is read and would be lost" in refused("embed", parquet, "--model", job / "run", "--out", parquet)
+    assert "is read and would be lost" in refused("predict", csv_table, "--model", job / "run", "--out", csv_table)
+    assert (csv_table.read_text(), parquet.read_bytes()) == (f"path,label\n{first},x\n", before)
+
+
 def test_a_store_made_with_another_front_end_is_refused(job, sounds, refused):
     line = refused("prepare", sounds, "--out", job / "store", "hop_samples=320")
     assert "another front end" in line and "hop_samples 160 there, 320 asked for" in line
@@ -357,9 +380,9 @@ def test_an_interrupted_job_says_how_to_resume(number, monkeypatch, capsys):
     monkeypatch.setattr("melmask.labels.sources.find_sounds", job)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["settings", "tiny"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to start over\n"
+    assert capsys.readouterr().err == "melmask: stopped; run the same command again to start over\n"
     assert main(["predict", "x.wav", "--model", "m", "--out", "x.csv"]) == 128 + number
-    assert capsys.readouterr().err == "\nmelmask: stopped; run the same command again to resume\n"
+    assert capsys.readouterr().err == "melmask: stopped; run the same command again to resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

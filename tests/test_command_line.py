@@ -270,6 +270,7 @@ def test_an_unknown_option_names_the_nearest(capsys):
         ("convert --model m --out o", "give it by its place: melmask convert MODEL OUT; see"),
         ("push --model m hub:a/b", "give it by its place: melmask push MODEL hub:OWNER/NAME; see"),
         ("pretrain --store s", "give it by its place: melmask pretrain STORE; see"),
+        ("pretrain s --minutes 0", "the value is '0'; give a number from 0.001"),
         ("settings --recipe tiny", "give it by its place: melmask settings RECIPE; see"),
     ],
 )

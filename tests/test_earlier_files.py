@@ -63,6 +63,20 @@ def test_a_run_is_resumed(earlier, capsys):
     assert "done" in (earlier / "run" / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_run_that_is_resumed_with_a_recipe_gets_advice_that_works(earlier, capsys):
+    """The recipe tiny has two resolutions by now, and `tiny_025` is what it was."""
+    toy = runpy.run_path(str(FILES.parent / "make_files_0_1_0.py"))["TOY"]
+    call = ["pretrain", str(earlier / "store"), "--out", str(earlier / "run")]
+    assert main([*call, "--recipe", "tiny", *toy]) == 2
+    refusal = capsys.readouterr().err
+    assert "began with model.resolutions = 1, not 2; " in refusal and "or leave out --recipe to resume it" in refusal
+    for words in (toy, ["--recipe", "tiny_025", *toy]):
+        assert main([*call, *words]) == 0
+        assert "6 steps done" in capsys.readouterr().out
+    assert main([*call, "--recipe", "tiny_025", *toy, "optimizer.steps=7"]) == 2
+    assert "leave out --recipe" not in capsys.readouterr().err
+
+
 def test_an_evaluation_is_extended(earlier, sounds, tmp_path):
     """A further protocol joins those of 0.1.0, whose scores stay as they are."""
     tasks, results = str(tmp_path / "tasks"), earlier / "results"

@@ -19,6 +19,8 @@ from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.classifier.predictions import Prediction, write_predictions
 from melmask.config import FrontEndConfig
 from melmask.corpus.prepare import prepare
+from melmask.downstream.few_labels import few_label_curves
+from melmask.downstream.probe import probe_tasks
 from melmask.embedding.folder import embed_table
 from melmask.errors import OutputError
 from melmask.evaluate.evaluation import evaluate
@@ -123,13 +125,19 @@ def test_only_a_regular_file_is_replaced(tmp_path, kind):
     assert path.exists()
 
 
-def test_every_long_job_keeps_others_from_its_folder(store, configure, run_folder, sound_folder, tmp_path):
+def test_every_long_job_keeps_others_from_its_folder(store, configure, encoder, run_folder, sound_folder, tmp_path):
     out, task = tmp_path / "out", write_fold_task(tmp_path / "tasks")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label,split\na.wav,x,train\nb.wav,y,train\nc.wav,x,test\nd.wav,y,test\n")
+    for name in "abcd":
+        (tmp_path / f"{name}.wav").touch()
     for job in (
         lambda: prepare([sound_folder], out, FrontEndConfig()),
         lambda: pretrain(store, out, configure()),
         lambda: finetune(str(run_folder), task, out, FinetuneConfig(), FinetuneOptions(device="cpu")),
         lambda: evaluate(["logmel"], task.parent, out, EvaluateOptions(device="cpu")),
+        lambda: probe_tasks(encoder, [labels], out),
+        lambda: few_label_curves(encoder, [labels], out),
     ):
         with claimed(out), pytest.raises(OutputError, match="another melmask is writing to"):
             job()

@@ -163,6 +163,17 @@ def test_separable_classes_score_one(store, configure, state, labelled, write_ta
     assert (hook.clips, hook.errors) == (20, {})
 
 
+def test_several_labels_a_clip_are_scored_by_mean_average_precision(store, configure, state, labelled, write_table):
+    together = [row | {"label": f"{row['label']};all {row['label']}"} for row in labelled]
+    assert NearestNeighbors(write_table(together), store, configure())(state) == {"knn_map": 1.0}
+    # A label without rhyme or reason costs as much as one of two labels can.
+    mixed = [row | {"label": row["label"] + ";odd" * (i // 2 % 2)} for i, row in enumerate(labelled)]
+    assert 0.6 < NearestNeighbors(write_table(mixed), store, configure())(state)["knn_map"] < 0.95
+    unlabeled = [row | {"label": "" if row["split"] == "valid" else f"{row['label']};x"} for row in labelled]
+    with pytest.raises(InputError, match="no clip of a held-out part has a label"):
+        NearestNeighbors(write_table(unlabeled), store, configure())
+
+
 def test_shuffled_labels_score_near_chance(store, configure, state, tmp_path, write_table):
     rng = np.random.default_rng(5)
     rows = []

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +78,32 @@ def test_a_store_has_a_clip_for_each_channel(folder, tmp_path):
         prepare([folder / "a.wav"], tmp_path / number, FrontEndConfig(), reading=Reading(channel=number))
     kept = b"".join((tmp_path / number / "shard-00000.f16").read_bytes() for number in "12")
     assert (tmp_path / "each/shard-00000.f16").read_bytes() == kept
+
+
+def test_a_channel_that_cannot_be_used_costs_no_other(folder, encoder, run_folder, tmp_path, as_file, sound):
+    bad = sound(1, 0)
+    bad[100] = np.nan
+    for name, channels in (("a.wav", [bad, sound(1, 3), bad]), ("b.wav", [bad, bad])):
+        (folder / name).write_bytes(as_file(np.stack(channels, 1), subtype="FLOAT"))
+    each, out = ReadingOptions(channel="each"), tmp_path / "x.parquet"
+    for _ in range(2):
+        report = embed_sources([folder], run_folder, out, EmbedOptions(device="cpu", reading=each))
+        assert (report.files, report.failed, report.failed_channels) == (1, 2, 2)
+        assert "2 channels could not be embedded, and the others of the same files are in the table" in str(report)
+    assert [(row["path"][-5:], row["channel"]) for row in rows(out)] == [("a.wav", 2)]
+    prepare([folder], tmp_path / "store", FrontEndConfig(), reading=Reading(channel="each"))
+    facts = prepare([folder], tmp_path / "store", FrontEndConfig(), reading=Reading(channel="each"))
+    assert (facts.files, facts.failed, len(Store(tmp_path / "store"))) == (1, 2, 1)
+    for failures in (tmp_path / "x.parquet.failed.csv", tmp_path / "store/failed.csv"):
+        with failures.open(encoding="utf-8", newline="") as file:
+            found = sorted(
+                (row["path"][-5:], re.findall(r"in channel \d", row["reason"])) for row in csv.DictReader(file)
+            )
+        two = ["in channel 1", "in channel 2"]
+        assert found == [("a.wav", two[:1]), ("a.wav", ["in channel 3"]), ("b.wav", two), ("c.wav", [])]
+    # One channel is taken whatever the others hold.
+    (row,) = embed_files(read_as(encoder, ReadingOptions(channel="2")), [folder / "a.wav"])
+    assert row.error is None
 
 
 def test_sound_played_slower_is_that_of_a_lower_rate(encoder, tmp_path, as_file, sound):
@@ -233,7 +260,7 @@ def test_parts_of_an_earlier_version_are_merged(folder, run_folder, tmp_path):
     assert pq.read_table(tmp_path / "y.parquet").equals(pq.read_table(out))
 
 
-def test_predictions_of_each_channel(folder, run_folder, tmp_path):
+def test_predictions_of_each_channel(folder, run_folder, tmp_path, as_file, capsys):
     table = folder / "labels.csv"
     for name in "ab":
         (folder / f"{name}2.wav").write_bytes((folder / f"{name}.wav").read_bytes())
@@ -253,6 +280,17 @@ def test_predictions_of_each_channel(folder, run_folder, tmp_path):
             ("a.wav", "1"),
             ("a.wav", "2"),
             ("b.wav", "1"),
+        ]
+    bad = np.full((8000, 2), 0.1)
+    bad[:, 1] = np.nan
+    (folder / "bad.wav").write_bytes(as_file(bad, subtype="FLOAT"))
+    bad_one = ["predict", str(folder / "bad.wav"), "--model", str(tmp_path / "fine"), "--out", str(out)]
+    assert main([*bad_one, "--channel", "each"]) == 0
+    assert "1 channel could not be labeled, and others of the same files could" in capsys.readouterr().out
+    with out.open(encoding="utf-8", newline="") as file:
+        assert [(row["channel"], "in channel 2" in row["error"]) for row in csv.DictReader(file)] == [
+            ("1", False),
+            ("2", True),
         ]
     assert main([*command, "--out", str(tmp_path / "plain.csv")]) == 0
     with (tmp_path / "plain.csv").open(encoding="utf-8", newline="") as file:

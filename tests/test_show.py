@@ -319,7 +319,8 @@ def test_layers_are_probed_as_probe_does_it(encoder, table, run_folder, tmp_path
         ("reconstruct WAV --ratio 1.5", "--ratio is 1.5; give a share between 0 and 1"),
         ("reconstruct WAV --box 1 0 10 20", "the box is 1 to 0 s and 10 to 20 Hz; give a start before its end"),
         ("reconstruct WAV --start 1 --end 0.5", "--end is 0.5 s; give a time after 1 s"),
-        ("reconstruct WAV --out x.txt", "not a kind of picture; use .png, .svg or .pdf"),
+        # This comes before the work, here before the file is found to be missing.
+        ("layers nowhere.csv --out x.txt", "not a kind of picture; use .png, .svg or .pdf"),
         ("reconstruct NOWHERE", "does not exist; check the path"),
     ],
 )

@@ -1,7 +1,9 @@
 """Names from files act on no terminal and no page: control characters and marks of direction are spelled out."""
 
 import csv
+import io
 import re
+import sys
 
 import pytest
 import soundfile
@@ -9,7 +11,7 @@ import soundfile
 from melmask.cli import main
 from melmask.pages.render import environment
 from melmask.system import progress
-from melmask.system.terminal import counted, note, say, say_lines, shown
+from melmask.system.terminal import counted, end_updates, note, note_below, say, say_lines, shown, update
 
 RATE_HZ = 16000
 EVIL = "\x1b]0;x\x07\x9b31m\u202e\u2066\u200f\r\nFORGED\u2028x\x85"
@@ -37,6 +39,21 @@ def test_a_note_is_one_line_and_what_is_said_is_its_own_lines(capsys):
     said = capsys.readouterr()
     assert said.err == f"a {shown(EVIL)}\n" and said.out == f"b \\x1b\n{shown(EVIL)}\n{shown(EVIL)}\n"
     assert [counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "expected"),
+    [(True, "\ra" + 77 * " " + "\rb" + 77 * " " + "\nc\n\n"), (False, "a\nb\nc\n")],
+)
+def test_lines_of_numbers_replace_each_other_on_a_terminal_alone(terminal, expected, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    update("a")
+    update("b")
+    note_below("c")
+    end_updates()
+    assert stream.getvalue() == expected
 
 
 @pytest.fixture(scope="module")

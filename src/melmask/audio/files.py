@@ -119,16 +119,17 @@ def _mono(path: Path, blocks: Iterable[np.ndarray], number: int | None, listener
     for block in blocks:
         if number is not None and number > block.shape[1]:
             raise AudioFileError(f"{path} has no channel {number}, only {block.shape[1]}; choose another")
-        if not np.isfinite(block).all():
-            raise AudioFileError(f"{path} holds NaN or infinite samples; repair or leave out the file")
-        peak = float(np.abs(block).max())
+        # Where one channel is taken, it does not matter what the others hold.
+        taken = block if number is None else block[:, number - 1 : number]
+        if not np.isfinite(taken).all():
+            bad = number or 1 + int(np.isfinite(block).all(axis=0).argmin())
+            where = f" in channel {bad}" if block.shape[1] > 1 else ""
+            raise AudioFileError(f"{path} holds NaN or infinite samples{where}; repair or leave out the file")
+        peak = float(np.abs(taken).max())
         if peak > _LOUDEST:
             raise AudioFileError(f"{path} holds samples of {peak:.3g}; expected -1 to 1: repair or leave out the file")
-        listener.hear(block, peak)
-        if number is not None:
-            yield np.ascontiguousarray(block[:, number - 1])
-        else:
-            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        listener.hear(taken, peak)
+        yield np.ascontiguousarray(taken[:, 0]) if taken.shape[1] == 1 else taken.mean(axis=1)
 
 
 def _resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
@@ -154,10 +155,13 @@ def resample(waveform: np.ndarray, from_hz: int | float, to_hz: int) -> np.ndarr
 
 
 def _unreadable(path: Path, error: Exception) -> AudioFileError:
+    there = True
     try:
-        there = path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        there = False
     except OSError as unlike:
-        # A name that is too long, say: Path.exists() raises what it does not take for an absence.
+        # A name that is too long, say, or a link that leads to itself.
         return AudioFileError(f"{path} cannot be opened ({unlike.strerror}); check the path")
     if not there:
         if _ESCAPED.search(str(path)):

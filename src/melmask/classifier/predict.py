@@ -86,17 +86,19 @@ def predict_files(
             noted = _noting(shortened, parts, hop_s)
             journal.add(sound.key, _rows_of_file(classifier, noted, choice, options))
         rows = [(sound, row) for sound in sounds for row in journal.done[sound.key]]
-        failed = {sound: row.error for sound, row in rows if row.error is not None}
-        if len(failed) < len(sounds):
+        labeled = {sound for sound, row in rows if row.error is None}
+        errors = [(sound, row.error) for sound, row in rows if row.error is not None]
+        if labeled:
             write_predictions(out, rows, options.events)
-    if len(failed) == len(sounds):
-        raise InputError(
-            f"none of {counted(len(sounds), 'file')} could be labeled; the first error: {next(iter(failed.values()))}"
-        )
+    if not labeled:
+        raise InputError(f"none of {counted(len(sounds), 'file')} could be labeled; the first error: {errors[0][1]}")
     noticed = {sound: row.note for sound, row in rows if row.note is not None}
-    missing = missing_decoder(str(sound.path) for sound in failed)
+    missing = missing_decoder(str(sound.path) for sound, _ in errors if sound not in labeled)
     notes = [*filter(None, (missing, shortened_text(shortened))), *summary(noticed.values(), "its column note")]
-    return PredictionReport(len(sounds) - len(failed), len(failed), len(rows), notes)
+    if channels := sum(sound in labeled for sound, _ in errors):
+        what = f"{counted(channels, 'channel')} could not be labeled, and others of the same files could"
+        notes.insert(0, f"{what}; the rows hold the reason")
+    return PredictionReport(len(labeled), len(sounds) - len(labeled), len(rows), notes)
 
 
 def _noting(shortened: list[Sound], parts: _Parts, hop_s: float) -> _Parts:

@@ -154,7 +154,7 @@ def _read(path: Path, head: str) -> dict[str, list[Prediction]]:
         # The text after the last line break is empty, or a line that a kill has cut off.
         entries = [parse_json(line) for line in lines[:-1]] if begun == head else []
         rows = {entry["path"]: [_checked(row) for row in entry["rows"]] for entry in entries}
-        return {path: own for path, own in rows.items() if own[0].error is None}
+        return {path: own for path, own in rows.items() if own and all(row.error is None for row in own)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         # The lines are damaged, or another version has written them: the job starts over.
         return {}

@@ -23,7 +23,7 @@ from melmask import __version__
 from melmask.cli.options import EXIT_BAD_INPUT, EXIT_SIGNAL, CommandList, Parser, add_options, options_of
 from melmask.errors import MelmaskError, unknown_name
 from melmask.system.environment import let_threads_sleep
-from melmask.system.terminal import note
+from melmask.system.terminal import note, note_below
 
 # Help lists the commands in this order, which is the order of the work.
 COMMANDS = (
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
         how = "resume" if values.command in _RESUMED else "start over"
-        sys.stderr.write(f"\nmelmask: stopped; run the same command again to {how}\n")
+        note_below(f"melmask: stopped; run the same command again to {how}")
         return EXIT_SIGNAL + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough, so the command ends here.

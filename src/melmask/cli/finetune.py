@@ -5,6 +5,7 @@ from pathlib import Path
 
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.config_text import with_overrides
+from melmask.errors import ConfigError
 from melmask.system.terminal import counted, say
 
 
@@ -28,7 +29,10 @@ class Options:
 def run(options: Options) -> int:
     """Train the classifier and print its scores."""
     from melmask.classifier.finetune import finetune
+    from melmask.labels.read import is_table
 
+    if options.model is not None and is_table(Path(options.model)):
+        raise ConfigError(f"the model is {options.model}, a table; give the model first: melmask finetune MODEL LABELS")
     config = with_overrides(FinetuneConfig(), options.settings)
     report = finetune(options.model, options.labels, options.out, config, options.job)
     for part, scores in (("valid", report.valid), ("test", report.test)):

@@ -29,7 +29,9 @@ def run(options: Options) -> int:
     from melmask.classifier.model import load_classifier
     from melmask.classifier.predict import predict_files
     from melmask.labels.sources import find_sounds
+    from melmask.system.files import check_not_read
 
+    check_not_read(options.out, options.sources)
     sounds = find_sounds(options.sources, options.table)
     classifier = load_classifier(options.model, options.compute.device, options.compute.precision)
     report = predict_files(classifier, sounds, options.out, options.job)

@@ -43,6 +43,7 @@ def run(options: Options) -> int:
     from melmask.audio.video import missing_decoder
     from melmask.corpus.prepare import prepare
     from melmask.corpus.store import NOTES, begun_front_end
+    from melmask.system.progress import duration_text
 
     front_end = with_overrides(front_end_of(options.band), options.settings)
     if front_end.further_resolutions and options.resolutions:
@@ -54,15 +55,20 @@ def run(options: Options) -> int:
     facts = prepare(
         options.sources, options.out, front_end, options.threads, reading=options.reading, table=options.table
     )
+    # Of a few files, hours with two decimals would say nothing.
+    length = f"{facts.hours:.2f} h" if facts.hours >= 0.1 else duration_text(3600 * facts.hours)
     say(
-        f"{options.out}: {counted(facts.files, 'file')}, {facts.hours:.2f} h, log-mel mean "
+        f"{options.out}: {counted(facts.files, 'file')}, {length}, log-mel mean "
         f"{facts.statistics.mean:.3f} and std {facts.statistics.std:.3f}"
     )
     further = zip(facts.statistics.further_means, facts.statistics.further_stds, strict=True)
     for number, (mean, std) in enumerate(further, 2):
         say(f"resolution {number}: mean {mean:.3f} and std {std:.3f}")
+    failures = options.out / "failed.csv"
+    if channels := len(_column(failures, "path")) - facts.failed:
+        what = f"{counted(channels, 'channel')} could not be read, and the others of the same files are in the store"
+        say(f"{what}; the reasons are in {failures}")
     if facts.failed:
-        failures = options.out / "failed.csv"
         say(f"{counted(facts.failed, 'file')} could not be read; the reasons are in {failures}")
         note = missing_decoder(_column(failures, "path"))
         if note:

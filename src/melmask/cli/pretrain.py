@@ -24,7 +24,7 @@ class Options:
     its recipe."""
     out: Path = field(default=Path("runs/tiny"), metadata={"metavar": "RUN"})
     """Folder of the run."""
-    minutes: float | None = None
+    minutes: float | None = field(default=None, metadata={"limits": (0.001, 10_000_000)})
     """Train for this many minutes, whatever the speed: a new run plans its steps from its first ones, so that the
     learning rate falls to zero at the end."""
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})

@@ -63,10 +63,15 @@ class Options:
 def run(options: Options) -> int:
     """Draw the picture, and print where it is."""
     from melmask.embedding.reading import read_as
+    from melmask.figures.figure import check_picture
     from melmask.system.extras import require
+    from melmask.system.files import ensure_folder
 
     require("plot")
     _check_taken(options)
+    # A place that cannot be written to is refused before the work, which may take an hour.
+    check_picture(options.out)
+    ensure_folder(options.out.parent)
     model = read_as(options.model.load(), options.reading)
     {"reconstruct": _reconstruct, "attention": _attention, "features": _features, "layers": _layers}[options.what](
         model, options

@@ -86,7 +86,7 @@ def prepare(
         for clips in track(found, len(todo), "prepare"):
             for clip in clips:
                 if clip.error is not None:
-                    writer.add_failure(clip.sound, clip.error)
+                    writer.add_failure(clip.sound, clip.error, clip.channel)
                     continue
                 facts = (clip.channel, clip.channels_left, clip.note)
                 writer.add(clip.sound, clip.blocks, clip.duration_s, clip.moments, *facts)
@@ -104,14 +104,18 @@ def _absolute(path: Path) -> str:
 
 
 def _clips(sound: Sound, transform: LogMelSpectrogram, folder: Path, reading: Reading) -> list[Clip]:
-    """Return the clip of a sound, or those of its channels; if one cannot be read, only why."""
+    """Return the clip of a sound, or those of its channels; of a channel or sound that cannot be read, why."""
     readings = readings_of(sound.path, reading)
     clips = [_clip(sound, transform, folder, one) for one in readings]
+    if reading in readings:
+        return clips
+    clips = [clip._replace(channel=number) for number, clip in enumerate(clips, 1)]
     failed = [clip for clip in clips if clip.error is not None]
-    if failed or reading in readings:
-        return failed[:1] or clips
-    last = len(clips)
-    return [clip._replace(channel=number, channels_left=last - number) for number, clip in enumerate(clips, 1)]
+    if len(failed) == len(clips):
+        return [Clip(sound, error="; ".join(dict.fromkeys(str(clip.error) for clip in failed)))]
+    good = [clip for clip in clips if clip.error is None]
+    # A shard may be closed after the last channel, so those that failed come first.
+    return [*failed, *(clip._replace(channels_left=len(good) - number) for number, clip in enumerate(good, 1))]
 
 
 @torch.inference_mode()

@@ -188,11 +188,11 @@ class StoreWriter:
         if not channels_left and self._frames * self._front_end.bands * _DTYPE.itemsize >= self._shard_bytes:
             self.close_shard()
 
-    def add_failure(self, sound: Sound, reason: str) -> None:
-        """Record a sound that could not be read, unless it failed in the same way before."""
+    def add_failure(self, sound: Sound, reason: str, channel: int | None = None) -> None:
+        """Record a sound, or one of its channels, that could not be read, unless it failed in the same way before."""
         row = {**_names(sound), "first_frame": self._frames, "frames": 0, "duration_s": 0.0, "error": reason}
         if (_sound_of(row), reason) not in self._known_failures:
-            self._rows.append(row)
+            self._rows.append({**row, "channel": channel})
 
     def close_shard(self) -> None:
         """Write the shard's data to disk, then its index."""
@@ -243,7 +243,7 @@ class StoreWriter:
         self.close_shard()
         moments = Moments()
         good: dict[tuple[Sound, int | None], float] = {}
-        bad: dict[Sound, str] = {}
+        bad: dict[tuple[Sound, int | None], str] = {}
         notes: dict[Sound, str] = {}
         frames = 0
         for _, table in read_indexes(self._folder):
@@ -255,26 +255,27 @@ class StoreWriter:
                     if row["note"]:
                         notes[_sound_of(row)] = row["note"]
                 else:
-                    bad[_sound_of(row)] = row["error"]
-        # A file that failed in an earlier job may have been repaired since.
+                    bad[_sound_of(row), row["channel"]] = row["error"]
         sounds = {sound for sound, _ in good}
-        bad = {sound: reason for sound, reason in bad.items() if sound not in sounds}
+        # A file that failed in an earlier job may have been repaired since, but not a channel beside good ones.
+        reasons = [(sound, why) for (sound, channel), why in bad.items() if channel is not None or sound not in sounds]
         failures = self._folder / "failed.csv"
-        times = ("start_s", "end_s") if any(sound.is_part for sound in (*sounds, *bad)) else ()
+        times = ("start_s", "end_s") if any(sound.is_part for sound, _ in (*good, *bad)) else ()
 
-        def rows(of: dict[Sound, str]) -> Iterator[tuple[object, ...]]:
-            return ((sound.path, *sound.times[: len(times)], text) for sound, text in of.items())
+        def rows(of: Iterable[tuple[Sound, str]]) -> Iterator[tuple[object, ...]]:
+            return ((sound.path, *sound.times[: len(times)], text) for sound, text in of)
 
-        write_csv(failures, [("path", *times, "reason"), *rows(bad)])
+        write_csv(failures, [("path", *times, "reason"), *rows(reasons)])
         (self._folder / NOTES).unlink(missing_ok=True)
         if notes:
-            write_csv(self._folder / NOTES, [("path", *times, "note"), *rows(notes)])
+            write_csv(self._folder / NOTES, [("path", *times, "note"), *rows(notes.items())])
+        failed = {sound for sound, _ in reasons} - sounds
         if not good:
-            raise InputError(f"none of {counted(len(bad), 'file')} could be read; the reasons are in {failures}")
+            raise InputError(f"none of {counted(len(failed), 'file')} could be read; the reasons are in {failures}")
         facts = StoreFacts(
             front_end=self._front_end,
             files=len(sounds),
-            failed=len(bad),
+            failed=len(failed),
             frames=frames,
             hours=sum(good.values()) / 3600,
             statistics=moments.statistics(),

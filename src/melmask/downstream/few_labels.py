@@ -44,7 +44,7 @@ from melmask.figures.few_labels import save_few_labels_picture
 from melmask.labels.splits import Split, leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables
 from melmask.system.extras import can_draw, require
-from melmask.system.files import ensure_folder, write_csv, write_json
+from melmask.system.files import claimed, write_csv, write_json
 from melmask.system.progress import track
 
 MOST_NEIGHBORS = 10
@@ -61,7 +61,7 @@ def few_label_curves(
 
     Raises:
         InputError: a table cannot be used, or none of its files can be read.
-        OutputError: `out` cannot be written to.
+        OutputError: `out` cannot be written to, or another job is writing to it.
         MissingExtraError: scikit-learn is not installed. Without matplotlib, only the pictures are left out.
     """
     require("eval")
@@ -70,7 +70,6 @@ def few_label_curves(
     # Unusable tables are refused before hours are spent on the files of others.
     for table in tables.values():
         make_splits(table, options.scheme, options.seed)
-    ensure_folder(out)
     model = read_as(model, options.reading)
     options = replace(options, choice=options.choice.of_model(model.card))
     report = FewLabelsReport(
@@ -90,14 +89,16 @@ def few_label_curves(
         curves = curves_of_features(task.features, task.table, options, f"fit {name}")
         return replace(curves, normalization=task.normalization, unreadable=task.unreadable, noticed=task.noticed)
 
-    for name, curves in judged_tables(tables, judge, report.failed):
-        report.tasks[name] = curves
-        if draws:
-            save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
+    # Two jobs at once would overwrite each other's curves.
+    with claimed(out):
+        for name, curves in judged_tables(tables, judge, report.failed):
+            report.tasks[name] = curves
+            if draws:
+                save_few_labels_picture(out / f"few-labels-{name}.png", name, curves)
+            write_json(out / "few-labels.json", asdict(report))
+            write_csv(out / "few-labels.csv", curve_rows(report.tasks))
+        # The report is written once more, as the last table may have failed.
         write_json(out / "few-labels.json", asdict(report))
-        write_csv(out / "few-labels.csv", curve_rows(report.tasks))
-    # The report is written once more, as the last table may have failed.
-    write_json(out / "few-labels.json", asdict(report))
     return report
 
 

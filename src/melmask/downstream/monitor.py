@@ -20,6 +20,7 @@ from melmask.audio.parts import Sound, shortened_text
 from melmask.config import EACH, MEAN, HardwareConfig, PretrainConfig, Reading
 from melmask.corpus.store import Corpus
 from melmask.downstream.linear_and_knn import earlier_equals, knn_probe
+from melmask.downstream.several_labels import neighbor_probabilities, several_labels_probe
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.whitening import scenes_of_logmels
@@ -29,7 +30,7 @@ from melmask.geometry import frames_of_samples
 from melmask.labels.options import TableOptions
 from melmask.labels.splits import Split, make_splits
 from melmask.labels.tables import LabelTable, keep_rows, read_labels
-from melmask.system.extras import can_draw
+from melmask.system.extras import can_draw, require
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import track
 from melmask.system.terminal import counted, note
@@ -108,6 +109,9 @@ class NearestNeighbors:
     held out in turn by the scheme 'auto' of `make_splits`: their folds, or five parts by group, or five random parts.
     Then the score is the mean over the parts. A table without a `split` column has no test rows, so all its rows count.
 
+    If a clip may have several labels, the score is {"knn_map": mean average precision, 0 to 1} instead, over the labels
+    that the held-out rows have.
+
     Files are decoded once, when the hook is made. Only the first 30 s of a file count. Vectors are those of
     `AudioEncoder.embed` with its default pooling, except that the log-mel is rounded to float16 and the run's precision
     is used.
@@ -138,9 +142,11 @@ class NearestNeighbors:
 
         Raises:
             InputError: the table cannot be used or held out in parts, or no file can be read.
-            MissingExtraError: scikit-learn is needed to hold out by group or at random.
+            MissingExtraError: scikit-learn is needed to hold out by group or at random, and for several labels a clip.
         """
-        rows = _sample(_without_test(read_labels(labels, table)), limit, seed)
+        rows = _sample(_without_test(read_labels(labels, table, several=True)), limit, seed)
+        if rows.label_sets is not None:
+            require("eval")
         # A table that cannot be used is refused before its files are decoded.
         _held_out(labels, rows, seed)
         self._hardware = config.hardware
@@ -150,7 +156,7 @@ class NearestNeighbors:
             raise InputError(f"none of {counted(len(self.errors), 'file')} of {labels} could be read, as {reason}")
         rows = keep_rows(rows, np.array([sound not in self.errors for sound in rows.sounds]))
         self._splits = _held_out(labels, rows, seed)
-        self._labels = rows.label_indices
+        self._labels, self._targets = rows.label_indices, None if rows.label_sets is None else rows.targets
         self.clips = len(self._labels)
 
     def __call__(self, state: StepState) -> dict[str, float]:
@@ -159,6 +165,9 @@ class NearestNeighbors:
             vectors = scenes_of_logmels(_encoder(state, self._hardware), self._logmels, len(self._logmels))
         except NotFiniteError:
             return {}
+        if self._targets is not None:
+            precisions = several_labels_probe(vectors, self._targets, self._splits, neighbor_probabilities)
+            return {"knn_map": float(np.mean(precisions))}
         return {"knn_accuracy": knn_probe(vectors, self._labels, self._splits).mean}
 
 
@@ -203,7 +212,10 @@ def _held_out(labels: Path, table: LabelTable, seed: int) -> list[Split]:
     if not table.paths:
         raise InputError(f"{labels} has only test rows, which a running score must not use; mark some train and valid")
     try:
-        return make_splits(table, "auto", seed)
+        splits = make_splits(table, "auto", seed)
+        if table.label_sets is not None and not all(table.targets[split.test].any() for split in splits):
+            raise InputError("no clip of a held-out part has a label; add labeled rows")
+        return splits
     except InputError as error:
         # After the semicolon the error advises another scheme, which a run cannot choose.
         reason = str(error).split(";")[0]

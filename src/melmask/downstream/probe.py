@@ -21,7 +21,7 @@ from melmask.figures.confusion import save_confusion_picture
 from melmask.labels.splits import leaking_groups, make_splits
 from melmask.labels.tables import LabelTable, judged_tables, read_labels
 from melmask.system.extras import can_draw, require
-from melmask.system.files import ensure_folder, write_csv, write_json
+from melmask.system.files import claimed, write_csv, write_json
 from melmask.system.terminal import note
 
 CLASSIFIERS_OF_SEVERAL = {"linear": logistic_probabilities, "k-NN": neighbor_probabilities}
@@ -37,7 +37,7 @@ def probe_tasks(
 
     Raises:
         InputError: a table cannot be used, or no table has readable files.
-        OutputError: `out` cannot be written to.
+        OutputError: `out` cannot be written to, or another job is writing to it.
         MissingExtraError: scikit-learn is not installed, which holds out rows of a table without folds and
             splits. Without matplotlib, only the pictures are left out.
     """
@@ -48,7 +48,6 @@ def probe_tasks(
             require("eval")
         with suppress(InputError):
             make_splits(table, options.scheme, options.seed)
-    ensure_folder(out)
     model = read_as(model, options.reading)
     options = replace(options, choice=options.choice.of_model(model.card))
     report = ProbeReport(
@@ -74,13 +73,15 @@ def probe_tasks(
         write_task(out, name, inputs, task)
         return task
 
-    # The files are written after each task, so that a job that breaks off leaves the scores of the tasks before.
-    for name, task in judged_tables(tables, judge, report.failed):
-        report.tasks[name] = task
+    # Two jobs at once would overwrite each other's scores.
+    with claimed(out):
+        # The files are written after each task, so that a job that breaks off leaves the scores of the tasks before.
+        for name, task in judged_tables(tables, judge, report.failed):
+            report.tasks[name] = task
+            write_json(out / "probe.json", asdict(report))
+            write_csv(out / "probe.csv", probe_rows(report.tasks))
+        # The report is written once more, as the last table may have failed.
         write_json(out / "probe.json", asdict(report))
-        write_csv(out / "probe.csv", probe_rows(report.tasks))
-    # The report is written once more, as the last table may have failed.
-    write_json(out / "probe.json", asdict(report))
     return report
 
 

@@ -8,6 +8,7 @@ unit is full length with the tokens after its end left out of attention.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,16 +152,19 @@ def export_onnx(encoder: AudioEncoder, path: Path, choice: FeatureChoice = Featu
     example = torch.randn(2, 3 * rate) * 0.1
     longest_fft = 2 * encoder.card.front_end.reach_samples
     dynamic = ({0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=longest_fft)},)
-    program = torch.onnx.export(
-        graph,
-        (example,),
-        input_names=["waveform"],
-        output_names=["scene", "frames", "times_ms"],
-        dynamic_shapes=dynamic,
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # The exporter of PyTorch 2.13 warns of a class that it uses itself.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            input_names=["waveform"],
+            output_names=["scene", "frames", "times_ms"],
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     proto = program.model_proto
     _strip(proto)

@@ -105,14 +105,15 @@ def embed_files(
                 rows = list(_rows_of(piece, vectors, model, steps_per_row if keep_frames else None))
             except NotFiniteError as reason:
                 # The file goes on to its end, as its other pieces are decoded already, and then fails.
-                error, rows = f"{piece.sound}: {reason}", []
+                where = "" if piece.channel is None else f", channel {piece.channel}"
+                error, rows = f"{piece.sound}{where}: {reason}", []
             if error is None:
                 yield from rows
             if piece.last:
                 if error is not None:
-                    # Other channels of the file may follow, unless it could not be read.
-                    left = piece.channels_left if piece.error is None else 0
-                    yield FileEmbedding(piece.sound, error=error, channel=piece.channel, channels_left=left)
+                    yield FileEmbedding(
+                        piece.sound, error=error, channel=piece.channel, channels_left=piece.channels_left
+                    )
                 vectors, error = model.clip_vectors(choice, grid, keep_frames=keep_frames), None
 
 
@@ -129,7 +130,7 @@ def _rows_of(
         first_step, frames = vectors.taken, vectors.take(steps_per_row)
         yield FileEmbedding(piece.sound, frames=frames, first_step=first_step, last=False, channel=piece.channel)
     if piece.error is not None:
-        yield FileEmbedding(piece.sound, error=piece.error, channel=piece.channel)
+        yield FileEmbedding(piece.sound, error=piece.error, channel=piece.channel, channels_left=piece.channels_left)
     elif piece.last:
         # Frames are centered, and the first lies at 0 s: n frames span n - 1 hops.
         duration_s = (vectors.frames_seen - 1) * model.hop_ms / 1000
@@ -167,11 +168,9 @@ def _pieces_of_file(model: AudioEncoder, sound: Sound, grid: StepGrid) -> Iterat
     readings = readings_of(sound.path, model.reading)
     for number, reading in enumerate(readings, 1):
         channel = None if reading == model.reading else reading.channel_number
+        # A channel that cannot be used costs none of the others.
         for piece in _pieces_of_clip(model, sound, grid, reading):
-            # The error of one channel ends the file, as the error of one piece does.
             yield piece._replace(channel=channel, channels_left=len(readings) - number)
-            if piece.error is not None:
-                return
 
 
 def _pieces_of_clip(model: AudioEncoder, sound: Sound, grid: StepGrid, reading: Reading) -> Iterator[Piece]:

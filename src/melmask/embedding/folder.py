@@ -1,7 +1,6 @@
 """`melmask embed`: write the embeddings of files and folders to one table, in shares for array jobs if asked to."""
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from melmask.embedding.tables import (
     TableJob,
     TableSettings,
     WriteParts,
+    channels_without_rows,
     check_suffix,
     digest_of_sounds,
     notes_in,
@@ -29,10 +29,10 @@ from melmask.embedding.tables import (
 )
 from melmask.errors import ConfigError, InputError
 from melmask.labels.sources import find_sounds
-from melmask.system.files import ensure_folder
+from melmask.system.files import check_not_read, ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
-from melmask.system.terminal import counted, note, shown
+from melmask.system.terminal import counted, note_below, shown
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ class JobReport:
     """Files in the table."""
     failed: int
     """Files that could not be read."""
+    failed_channels: int = 0
+    """Channels that could not be embedded, of files that have others in the table."""
     dimensions: int
     """Size of a scene vector."""
     sound_s: float = 0.0
@@ -74,6 +76,9 @@ class JobReport:
         if self.failed:
             text += f"\n{counted(self.failed, what)} could not be embedded; the reasons are in the table's .failed.csv"
             text += "; they are tried again when the table is rebuilt" if there_already else ""
+        if self.failed_channels:
+            text += f"\n{counted(self.failed_channels, 'channel')} could not be embedded, and the others of the same "
+            text += f"{what}s are in the table; the reasons are in the table's .failed.csv"
         return "\n".join((text, *self.notes))
 
 
@@ -92,11 +97,12 @@ def embed_sources(
         CheckpointError: no model can be loaded.
         ConfigError: the model has no such layer, pooling or hop, or `options.shard` is not of the form I/N.
         InputError: no file is found, or none can be read.
-        OutputError: `out` cannot be written to, or holds parts of another job.
+        OutputError: `out` cannot be written to, is one of the sources, or holds parts of another job.
         MissingExtraError: Ray is asked for and not installed.
     """
     # A wrong place or share is refused before the model is loaded, which takes seconds.
     check_suffix(out)
+    check_not_read(out, sources)
     ensure_folder(out.parent)
     every_sound = find_sounds(sources, options.table)
     sounds, table = shard_of(every_sound, out, options.shard)
@@ -153,6 +159,7 @@ def embed_table(
             table=out,
             files=files,
             failed=len(sounds) - files,
+            failed_channels=channels_without_rows(out, len(sounds) - files),
             dimensions=dimensions,
             newer=newer,
             segments=segments,
@@ -175,6 +182,7 @@ def embed_table(
         table=out,
         files=len(sounds) - len(failed),
         failed=len(failed),
+        failed_channels=channels_without_rows(out, len(failed)),
         dimensions=dimensions,
         sound_s=sound_s,
         wall_s=time.monotonic() - start_s,
@@ -191,10 +199,7 @@ def _reporting_contention(rows: Iterator[FileEmbedding], model: AudioEncoder) ->
     for row in rows:
         news = model.contention.news() if model.device.type == "cpu" else None
         if news:
-            if sys.stderr.isatty():
-                # The bar's line has no end yet.
-                note("")
-            note(f"melmask: {news}")
+            note_below(f"melmask: {news}")
         yield row
 
 

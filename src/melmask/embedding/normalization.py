@@ -62,13 +62,15 @@ def with_dataset_statistics(
 def _moments_of_file(model: AudioEncoder, sound: Sound) -> Moments:
     """Return the moments of a file's log-mel values; those of a file that cannot be read are empty."""
     moments = Moments()
-    try:
-        for reading in readings_of(sound.path, model.reading):
+    for reading in readings_of(sound.path, model.reading):
+        of_clip = Moments()
+        try:
             for _, logmel in model.segments_of_file(sound, model.step_grid(), reading):
-                moments = moments.plus(moments_of(logmel.cpu().numpy().T, model.card.front_end.resolutions))
-    except AudioFileError:
-        # A file that breaks off counts for nothing, as it has no embedding either.
-        return Moments()
+                of_clip = of_clip.plus(moments_of(logmel.cpu().numpy().T, model.card.front_end.resolutions))
+        except AudioFileError:
+            # A clip that breaks off counts for nothing, as it has no embedding either.
+            continue
+        moments = moments.plus(of_clip)
     return moments
 
 

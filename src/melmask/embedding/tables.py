@@ -19,7 +19,9 @@ all. At the end the parts are merged and removed. Parquet is written and read on
 any length fit in memory. An npz file has to be put together in memory.
 """
 
+import csv
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +48,7 @@ from melmask.system.reading import (
     open_file,
     parse_json,
     read_json_object,
+    read_text,
     reason_of,
 )
 from melmask.system.terminal import counted, note
@@ -248,7 +251,8 @@ class TableJob:
     def merge(self) -> tuple[list[Sound], list[Sound]]:
         """Write the table from its parts; return the sounds that failed, and the parts that their file cut short.
 
-        The file `<name>.failed.csv` lists those that failed, with the reason.
+        The file `<name>.failed.csv` lists those that failed, with the reason. If each channel is a clip, a sound has
+        failed if all of its channels have; of another one, the file lists each channel that failed.
 
         Raises:
             InputError: no file could be embedded.
@@ -258,13 +262,18 @@ class TableJob:
         for number, part in enumerate(self._parts()):
             with self._damage_set_aside(part):
                 ends += self._ends(part, self.sounds_of([number]))
-        # A sound has failed if one of its channels has.
-        errors = [next((row["error"] for row in of_sound if row["error"]), None) for of_sound in ends]
-        failed = [(sound, error) for sound, error in zip(self._sounds, errors, strict=True) if error]
-        if all(row["error"] for of_sound in ends for row in of_sound):
+        failed: list[Sound] = []
+        reasons: list[tuple[Sound, str]] = []
+        for sound, of_sound in zip(self._sounds, ends, strict=True):
+            errors = [row["error"] for row in of_sound if row["error"]]
+            if len(errors) == len(of_sound):
+                failed.append(sound)
+                errors = ["; ".join(dict.fromkeys(errors))]
+            reasons += [(sound, error) for error in errors]
+        if len(failed) == len(ends):
             # Without its parts the job starts afresh when the files have been repaired.
             self._merged = True
-            raise InputError(f"none of {counted(len(failed), 'file')} could be embedded; the first: {failed[0][1]}")
+            raise InputError(f"none of {counted(len(failed), 'file')} could be embedded; the first: {reasons[0][1]}")
         with atomic_write(self._path) as file:
             good = (table for part in self._parts() for table in self._good_rows(part))
             if self._path.suffix == ".parquet":
@@ -275,20 +284,22 @@ class TableJob:
                             writer.write_table(table)
             else:
                 _write_npz(file, good, self.settings)
-        failures = self._path.with_name(self._path.name + ".failed.csv")
+        failures = _failures_of(self._path)
         failures.unlink(missing_ok=True)
-        if failed:
+        if reasons:
             times = ("start_s", "end_s") if self.settings.segments else ()
-            rows_of_failed = ((sound.path, *sound.times[: len(times)], reason) for sound, reason in failed)
+            rows_of_failed = ((sound.path, *sound.times[: len(times)], reason) for sound, reason in reasons)
             write_csv(failures, [("path", *times, "reason"), *rows_of_failed])
         self._merged = True
         # Embeddings count time in hops, which last less where the sound was played slower.
         hop_s = self.settings.front_end.hop_ms / self.settings.expand / 1000
-        read = [(sound, rows[0]["duration_s"]) for sound, rows in zip(self._sounds, ends, strict=True)]
-        shortened = [
-            sound for (sound, s), error in zip(read, errors, strict=True) if not error and sound.shortened(s, hop_s)
+        read = [
+            (sound, row["duration_s"])
+            for sound, of_sound in zip(self._sounds, ends, strict=True)
+            for row in of_sound
+            if not row["error"]
         ]
-        return [sound for sound, _ in failed], shortened
+        return failed, list(dict.fromkeys(sound for sound, s in read if sound.shortened(s, hop_s)))
 
     def _good_rows(self, part: Path) -> Iterator[pa.Table]:
         rows = _good_rows(part, _schema(self.settings))
@@ -348,6 +359,20 @@ def rows_of(path: Path) -> int | None:
         return len(set(_columns_of(path, _NAMES)))
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
         return None
+
+
+def channels_without_rows(path: Path, failed: int) -> int:
+    """Return how many channels failed of sounds that have others in the table, which lacks `failed` whole sounds."""
+    try:
+        lines = sum(1 for _ in csv.reader(io.StringIO(read_text(_failures_of(path)), newline="")))
+    except (OSError, ValueError, csv.Error):
+        # Without failures there is no such file.
+        return 0
+    return max(lines - 1 - failed, 0)
+
+
+def _failures_of(path: Path) -> Path:
+    return path.with_name(path.name + ".failed.csv")
 
 
 def notes_in(path: Path) -> list[str]:

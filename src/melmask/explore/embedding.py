@@ -16,7 +16,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.folder import embed_table, table_settings
-from melmask.embedding.scenes import count_scenes, read_scenes
+from melmask.embedding.read_tables import count_scenes, read_scenes
 from melmask.embedding.tables import TableJob, TableSettings, WriteParts, read_settings
 from melmask.errors import InputError, MelmaskError
 from melmask.explore.vectors import PointVectors
@@ -102,7 +102,7 @@ class EmbeddingJob:
             if self._serves(settings):
                 # The paths of a table may be written otherwise than they are found, but in the same order.
                 same = count_scenes(source) == self.total
-                self._take_table(source, list(range(self.total)) if same else None, points)
+                self._take_table(source, settings, list(range(self.total)) if same else None, points)
             else:
                 note(f"{source} is of another model or other settings, so its sounds are embedded again; see --model")
         parts = self._folder.glob("*.parquet.parts/part-*.parquet")
@@ -110,19 +110,21 @@ class EmbeddingJob:
             settings = read_settings(table)
             if settings is not None and self._serves(settings):
                 try:
-                    self._take_table(table, None, points)
+                    self._take_table(table, settings, None, points)
                 except InputError as error:
-                    note(f"melmask: {error}; its sounds are embedded again")
+                    note(f"melmask: sounds are embedded again, because {error}")
         if not self._missing():
             self.vectors.finish()
 
     def _serves(self, settings: TableSettings) -> bool:
         return all(getattr(settings, name) == getattr(self._settings, name) for name in _SAME)
 
-    def _take_table(self, table: Path, in_order: list[int] | None, points: dict[str, int]) -> None:
+    def _take_table(
+        self, table: Path, settings: TableSettings, in_order: list[int] | None, points: dict[str, int]
+    ) -> None:
         """Take in the vectors of sounds that are not known yet, and that have not changed since."""
         made_s, begin = table.stat().st_mtime, 0
-        for scenes in read_scenes(table):
+        for scenes in read_scenes(table, settings):
             found = [points.get(key, -1) for key in scenes.keys]
             if in_order is not None:
                 found = in_order[begin : begin + len(found)]

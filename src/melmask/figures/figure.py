@@ -42,14 +42,26 @@ def save_figure(figure: "Figure", path: Path) -> None:
     Raises:
         OutputError: the file cannot be written, or matplotlib does not know its suffix.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise OutputError(f"{path}: not a kind of picture; use .png, .svg or .pdf")
+    kind = check_picture(path)
     _choose_fonts(figure)
     with warnings.catch_warnings(), atomic_write(path) as file:
         # The line about a script stands for matplotlib's warnings about each of its letters.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.1, facecolor="white")
+
+
+def check_picture(path: Path) -> str:
+    """Return the format that the suffix of a picture names.
+
+    Raises:
+        OutputError: matplotlib does not know it.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in FigureCanvasBase.get_supported_filetypes():
+        raise OutputError(f"{path}: not a kind of picture; use .png, .svg or .pdf")
+    return kind
 
 
 def _choose_fonts(figure: "Figure") -> None:

@@ -192,7 +192,7 @@ def read_labels(path: Path, options: TableOptions = TableOptions(), *, several: 
     if separator is not None and not several:
         raise InputError(
             f"{columns.source} has several labels in a cell, separated by {separator!r}, and here each clip has one; "
-            "melmask probe, make-task, evaluate and finetune take them"
+            "melmask probe, pretrain --monitor, make-task and finetune take them"
         )
     table = _single_labels(columns) if separator is None else _several_labels(columns, separator)
     table, notes = _with_parts(columns, table)

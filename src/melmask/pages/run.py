@@ -31,6 +31,7 @@ _LOOKS = {
     ),
     "crops_per_s": Look("Throughput", "crops/s", "It says how fast the run is. It should be level.", from_zero=True),
     "knn_accuracy": Look("Nearest-neighbor accuracy", note="It says how useful the features are by now.", percent=True),
+    "knn_map": Look("Nearest-neighbor mAP", note="It says how useful the features are by now.", percent=True),
     "feature_rank": Look(
         "Feature rank", "directions", "This is RankMe. Near 1, all sounds look the same.", from_zero=True
     ),

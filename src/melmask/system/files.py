@@ -75,6 +75,12 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
+def check_not_read(out: Path, sources: Iterable[Path]) -> None:
+    """Raise OutputError if `out`, which is about to be written, is one of the files that are read."""
+    if out.exists() and any(source.exists() and out.samefile(source) for source in sources):
+        raise OutputError(f"--out is {out}, which is read and would be lost; give another name")
+
+
 def ensure_folder(path: Path) -> Path:
     """Make `path` a folder that can be written to, before hours are spent on what goes there."""
     probe = path / f".{os.getpid()}.writable"
@@ -82,6 +88,8 @@ def ensure_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"cannot write to {path}: it or a folder above it is a file; choose a folder") from None
     except OSError as error:
         raise output_error(path, error) from error
     return path

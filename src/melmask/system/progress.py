@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from melmask.system.terminal import shown
+from melmask.system.terminal import note, shown
 
 T = TypeVar("T")
 
@@ -31,8 +31,7 @@ def track(items: Iterable[T], total: int, title: str, unit: str = "file", leave:
             last_s = now_s
             rate = done / (now_s - start_s)
             left = duration_text((total - done) / rate)
-            sys.stderr.write(f"{title}: {done}/{total} {unit}s, {rate:.1f}/s, {left} left\n")
-            sys.stderr.flush()
+            note(f"{title}: {done}/{total} {unit}s, {rate:.1f}/s, {left} left")
 
 
 def duration_text(seconds: float) -> str:

@@ -43,8 +43,29 @@ def say_lines(text: object) -> None:
 
 def note(text: str) -> None:
     """Write one line on standard error, whatever is in it; a reader that has gone away must not stop the work."""
+    _write_error(f"{shown(text)}\n")
+
+
+def update(text: str) -> None:
+    """Write a line as `note` does, which on a terminal the next one replaces, until `end_updates`."""
+    _write_error(f"\r{shown(text):<78}" if sys.stderr.isatty() else f"{shown(text)}\n")
+
+
+def note_below(text: str) -> None:
+    """Write a line as `note` does, below a line of `update` or a progress bar, which have no end on a terminal."""
+    end_updates()
+    note(text)
+
+
+def end_updates() -> None:
+    """End the line of `update` or of a progress bar; where there is no terminal, it has ended."""
+    if sys.stderr.isatty():
+        _write_error("\n")
+
+
+def _write_error(text: str) -> None:
     with suppress(OSError):
-        sys.stderr.write(f"{shown(text)}\n")
+        sys.stderr.write(text)
         # Standard error is buffered if it is redirected to a file.
         sys.stderr.flush()
 

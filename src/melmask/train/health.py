@@ -190,7 +190,8 @@ def _features_are_rich(record: RunRecord) -> _Judgement:
 
 
 def _accuracy_holds(record: RunRecord) -> _Judgement:
-    series = _rows(record, "knn_accuracy")
+    one_label = _rows(record, "knn_accuracy")
+    series = _rows(record, "knn_map") if one_label is None else one_label
     if series is None:
         return None
     # A score falls when a model learns details that the labels do not need, or when it breaks.
@@ -199,11 +200,14 @@ def _accuracy_holds(record: RunRecord) -> _Judgement:
     seen = (
         "Each labeled sound is given the label of the sounds that the model finds most similar. "
         f"{100 * now:.1f} % of these labels are right"
+        if one_label is not None
+        else "The labels of each sound are guessed from the sounds that the model finds most similar. "
+        f"The mean average precision is {100 * now:.1f} %"
     )
     if top - now <= 0.05:
         return "ok", f"{seen}; the best result so far is {100 * top:.1f} %."
     return "bad" if top - now > 0.15 else "warn", (
-        f"{seen}, after {100 * top:.1f} % at step {series.steps[best]:,.0f}. If the share keeps falling, use a "
+        f"{seen}, after {100 * top:.1f} % at step {series.steps[best]:,.0f}. If it keeps falling, use a "
         "checkpoint from around that step, or start another run with fewer optimizer.steps."
     )
 

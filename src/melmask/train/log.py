@@ -1,13 +1,12 @@
 """Where a run's numbers go while it trains: to its record, to boards (`boards.py`) and, in a line, to the terminal."""
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from melmask.system.progress import duration_text
-from melmask.system.terminal import shown
+from melmask.system.terminal import end_updates, note_below, update
 from melmask.train.boards import Board
 from melmask.train.record import Event, MetricsFile, MetricsRow, add_event, end_last_event
 
@@ -51,8 +50,7 @@ class MetricsLog(Log):
             f"step {row.step}/{steps}  loss {row.loss:.4f}  rate {row.learning_rate:.2e}  "
             f"{row.crops_per_s:.0f} crops/s  {duration_text(row.left_s)} left"
         )
-        # On a terminal, each line replaces the previous one.
-        _say(f"\r{text:<78}" if sys.stderr.isatty() else text + "\n")
+        update(text)
 
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
         """Log numbers that not every interval has; `read_metrics` adds them to the step's row if there is one."""
@@ -60,17 +58,17 @@ class MetricsLog(Log):
             return
         self._add(step, numbers)
         named = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        _say(f"\n{named}\n" if sys.stderr.isatty() else f"step {step}: {named}\n")
+        note_below(f"step {step}: {named}")
 
     def event(self, step: int, kind: str, text: str) -> None:
         """Record something that happened at `step`; the terminal shows what went wrong, too."""
         add_event(self._run, Event(step, kind, text))
         if kind in ("rollback", "spike"):
-            _say(f"\nmelmask: step {step}: {shown(text)}\n")
+            note_below(f"melmask: step {step}: {text}")
 
     def say(self, text: str) -> None:
         """Tell the user something that is not recorded."""
-        _say(f"\nmelmask: {text}\n" if sys.stderr.isatty() else f"melmask: {text}\n")
+        note_below(f"melmask: {text}")
 
     def _add(self, step: int, numbers: Mapping[str, float]) -> None:
         self._metrics.add(step, numbers)
@@ -81,26 +79,18 @@ class MetricsLog(Log):
                 # A board may be any service, and its failure must not stop the run.
                 self._boards.remove(board)
                 _close(board)
-                reason = shown(" ".join(str(error).split()))
-                _say(f"\nmelmask: {board.name} takes no more numbers ({reason}); the run continues without it\n")
+                reason = " ".join(str(error).split())
+                note_below(f"melmask: {board.name} takes no more numbers ({reason}); the run continues without it")
 
     def close(self) -> None:
         """Flush everything."""
         self._metrics.close()
         for board in self._boards:
             _close(board)
-        if sys.stderr.isatty():
-            sys.stderr.write("\n")
+        end_updates()
 
 
 def _close(board: Board) -> None:
     # A board that has failed may fail again when it closes.
     with contextlib.suppress(Exception):
         board.close()
-
-
-def _say(text: str) -> None:
-    """Write to standard error; a reader that has gone away must not stop the run."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from melmask.config import PretrainConfig
@@ -44,18 +45,25 @@ def resolve_config(
     if store is not None:
         check_store(run, store)
     wanted = _with_steps(with_settings(recipe(recipe_name) if recipe_name else saved, overrides), overrides, store)
-    before, after = flat(to_dict(saved)), flat(to_dict(wanted))
+    if (key := _other_setting(saved, wanted)) is not None:
+        # Without the recipe, the settings of the command line still count.
+        without = _with_steps(with_settings(saved, overrides), overrides, store)
+        leave = ", or leave out --recipe to resume it" if _other_setting(saved, without) is None else ""
+        had, value = (attrgetter(key)(config) for config in (saved, wanted))
+        raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run{leave}")
+    return wanted
+
+
+def _other_setting(saved: PretrainConfig, wanted: PretrainConfig) -> str | None:
+    """Return the first setting that may not change in a run that has begun, and does; None if there is none."""
     # What follows from other settings is not compared: the share of the warm-up, or the steps that minutes plan.
     derived = ("optimizer.steps", "optimizer.warmup_steps") if saved.optimizer.minutes else ("optimizer.warmup_share",)
-    # In a run that has begun, only settings that do not affect the result may change.
-    for key in {**before, **after}:
+    # Settings may be left out of either where they have their default.
+    for key in {**flat(to_dict(saved)), **flat(to_dict(wanted))}:
         fixed = key in _MAY_NOT_CHANGE or not key.startswith((*_MAY_CHANGE, *derived))
-        # Some settings are left out where they have their default.
-        had, value = (values.get(key, "its default") for values in (before, after))
-        if fixed and value != had:
-            leave = ", or leave out --recipe to resume it" if recipe_name else ""
-            raise ConfigError(f"{run} began with {key} = {had}, not {value}; use another --out for another run{leave}")
-    return wanted
+        if fixed and attrgetter(key)(saved) != attrgetter(key)(wanted):
+            return key
+    return None
 
 
 def _default_recipe(store: Corpus | None) -> str:
