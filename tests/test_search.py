@@ -21,7 +21,7 @@ from melmask.cli import main
 from melmask.embedding.folder import embed_table
 from melmask.embedding.tables import read_settings
 from melmask.errors import InputError, OutputError
-from melmask.search import build, files, nearest
+from melmask.search import approximate, build, files, index, nearest
 from melmask.search.build import build_index
 from melmask.search.index import SearchIndex
 from melmask.search.nearest import Vectors, near_duplicates
@@ -332,6 +332,50 @@ def test_an_approximate_index_finds_nearly_all_that_an_exact_one_does(large, mon
     with pytest.raises(melmask.MelmaskError, match=r"pip install 'melmask\[search\]'"):
         SearchIndex(folder).nearest(vectors[0])
     assert SearchIndex(folder).nearest(vectors[0], exact=True)
+
+
+def test_near_duplicates_of_very_many_vectors_are_nearly_all_of_those_that_are_compared_exactly(
+    table, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("usearch", reason="the search extra is not installed")
+    rng = np.random.default_rng(3)
+    vectors = made_vectors(10_000)
+    # Copies that differ a little, sounds that are nearly one, and silences, which are equal.
+    vectors[5000:5500] = vectors[rng.integers(5000, size=500)] + 0.1 * rng.standard_normal((500, 24))
+    vectors[6000:6100] = vectors[0] + 0.05 * rng.standard_normal((100, 24))
+    vectors[7000:7100] = vectors[1]
+    vectors = vectors[rng.permutation(10_000)]
+    for number, (start, least) in enumerate(((0, 1000), (9000, 10**6))):
+        part = vectors[start : start + 9000]
+        names = [f"{number}-{row}.wav" for row in range(len(part))]
+        path = with_vectors(table, tmp_path / f"{number}.parquet", names, part)
+        if number:
+            # The last sounds are not in the graph: the library was missing when they were added.
+            monkeypatch.setattr(approximate, "available", lambda _: False)
+        build_index([path], tmp_path / "idx", collection=f"c{number}", least_approximate=least)
+    there = SearchIndex(tmp_path / "idx")
+    assert there.facts.graph_rows == 9000 and not there.duplicates_are_approximate()
+    monkeypatch.setattr(index, "_MOST_COMPARED", 5000)
+    for threshold, top, collections in ((0.98, 100_000, ()), (0.98, 100_000, ("c0",)), (0.95, 300, ())):
+        exact, near = (
+            {
+                (one.row, other.row): one.similarity
+                for one, other in there.duplicates(threshold, top, collections=collections, exact=exact)
+            }
+            for exact in (True, False)
+        )
+        if top == 300:
+            # There are more pairs that are equal: any of them will do.
+            assert len(near) == 300 and set(near.values()) == {1.0}
+        else:
+            assert len(exact) > 5000 and len(near) > 0.998 * len(exact)
+            assert near.items() <= exact.items()
+    assert not there.duplicates_are_approximate(["c1"])
+    capsys.readouterr()
+    last = "found approximately: a few may be missing; --exact compares every sound with every other one"
+    for words, said in (([], True), (["--exact"], False), (["--collection", "c1"], False)):
+        assert main(["duplicates", str(tmp_path / "idx"), "--top", "3", *words]) == 0
+        assert (capsys.readouterr().out.splitlines()[-1] == last) == said
 
 
 def test_without_the_library_a_large_index_is_exact_and_says_how_to_speed_up(table, tmp_path, monkeypatch):

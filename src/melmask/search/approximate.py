@@ -113,6 +113,14 @@ class Graph:
         found = self._index.search(unit_rows(query[None], self._mean)[0], count).keys.astype(np.int64)
         return found if among is None else found[among[found]]
 
+    def neighbors(self, vectors: Float[np.ndarray, "rows dims"], count: int) -> Int64[np.ndarray, "rows neighbors"]:
+        """Return for each vector about `count` rows that are probably the nearest to it; -1 where there are fewer."""
+        count = min(count, self.rows)
+        self._index.expansion_search = max(_EXPANSION_SEARCH, count)
+        # Both cores or more take part, which they do not for a single vector.
+        found = self._index.search(unit_rows(vectors, self._mean), count)
+        return np.where(np.arange(count) < found.counts[:, None], found.keys.astype(np.int64), -1)
+
 
 def _opened(folder: Path, facts: IndexFacts, *, view: bool) -> tuple[Any, np.ndarray]:
     """Return the graph in the file of an index, and its mean.

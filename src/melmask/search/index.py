@@ -1,7 +1,7 @@
 """An index that is open: the sounds that are nearest to a sound or to a vector, and those that are nearly the same."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, some_of
 from melmask.search.approximate import Graph
+from melmask.search.duplicates import likely_duplicates
 from melmask.search.files import Item, open_index
-from melmask.search.nearest import Found, Vectors, mean_of, near_duplicates
+from melmask.search.nearest import Found, Pairs, Vectors, mean_of, near_duplicates
 from melmask.search.query import choice_of, load_model, query_vector
 from melmask.system.finite import check_finite
 from melmask.system.progress import track
@@ -23,6 +24,8 @@ _APART_S = 1.0
 _CANDIDATES = 10
 """The graph proposes so many times as many vectors as are asked for, and at least `_FEWEST_CANDIDATES`."""
 _FEWEST_CANDIDATES = 100
+_MOST_COMPARED = 200_000
+"""Vectors of which every one is compared with every other for duplicates, even if there is an approximate index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +180,24 @@ class SearchIndex:
         return self.vectors.ordered(vector, np.concatenate([ids, added]), count)
 
     def duplicates(
-        self, threshold: int | float = 0.95, top: int = 1000, *, collections: Sequence[str] = ()
+        self,
+        threshold: int | float = 0.95,
+        top: int = 1000,
+        *,
+        collections: Sequence[str] = (),
+        exact: bool = False,
     ) -> list[tuple[Hit, Hit]]:
         """Return the pairs of sounds that are at least as similar as `threshold`, the most similar first.
 
         Both hits of a pair have its similarity. If the index has frames, moments of one recording are not compared.
-        Every vector is compared with every other one, so the time grows with the square of their number.
+        Every vector is compared with every other one, so the time grows with the square of their number, unless
+        `duplicates_are_approximate`.
+
+        Args:
+            threshold: The least similarity of a pair, from -1 to 1.
+            top: The most pairs.
+            collections: The names of the collections whose sounds are compared; by default all.
+            exact: Compare every vector with every other one, even if there is an approximate index.
 
         Raises:
             InputError: a collection is unknown, or a number is out of its range.
@@ -190,18 +205,35 @@ class SearchIndex:
         if top < 1 or not -1 <= threshold <= 1:
             raise InputError(f"{top} pairs from {threshold} on are asked for; expected 1 at least, and -1 to 1")
         among = self._among(collections)
-        rows = np.arange(self.facts.rows) if among is None else np.flatnonzero(among)
-        matrix = self.vectors.matrix if among is None else self.vectors.matrix[rows]
-        pairs = near_duplicates(
-            matrix,
-            threshold,
-            top,
-            mean=self.vectors.mean,
-            groups=np.searchsorted(self._firsts, rows, "right") if self.frames else None,
-            watch=lambda parts, count: track(parts, count, "duplicates", "part", leave=False),
-        )
-        found = zip(rows[pairs.first].tolist(), rows[pairs.second].tolist(), pairs.similarity.tolist(), strict=True)
+        groups = np.repeat(np.arange(len(self._counts)), self._counts) if self.frames else None
+        if not exact and self.duplicates_are_approximate(collections):
+            assert self._graph is not None
+            pairs = likely_duplicates(
+                self.vectors, self._graph, threshold, top, among=among, groups=groups, watch=_watched
+            )
+        else:
+            matrix, mean = self.vectors.matrix, self.vectors.mean
+            if among is None:
+                pairs = near_duplicates(matrix, threshold, top, mean=mean, groups=groups, watch=_watched)
+            else:
+                rows = np.flatnonzero(among)
+                groups = None if groups is None else groups[rows]
+                pairs = near_duplicates(matrix[rows], threshold, top, mean=mean, groups=groups, watch=_watched)
+                pairs = Pairs(rows[pairs.first], rows[pairs.second], pairs.similarity)
+        found = zip(*(part.tolist() for part in pairs), strict=True)
         return [(self._hit(first, similarity), self._hit(second, similarity)) for first, second, similarity in found]
+
+    def duplicates_are_approximate(self, collections: Sequence[str] = ()) -> bool:
+        """Whether `duplicates` compares each vector only with those that an approximate index finds near it.
+
+        That is so if there is an approximate index, and more than 200,000 vectors are to be compared.
+
+        Raises:
+            InputError: a collection is unknown.
+        """
+        among = self._among(collections)
+        compared = self.facts.rows if among is None else int(among.sum())
+        return self.facts.graph is not None and compared > _MOST_COMPARED
 
     def _among(self, collections: Sequence[str] | None) -> np.ndarray | None:
         """Return which vectors count, (rows,) bool; None for all.
@@ -253,3 +285,7 @@ class SearchIndex:
                 there.append(hit.start_s)
                 kept.append(hit)
         return kept
+
+
+def _watched(parts: Iterable[int], count: int) -> Iterable[int]:
+    return track(parts, count, "duplicates", "part", leave=False)

@@ -131,14 +131,20 @@ def near_duplicates(
             pairs = Pairs(first + start, second + other, np.minimum(scores[first, second], 1))
             if groups is not None:
                 pairs = Pairs(*(part[groups[pairs.first] != groups[pairs.second]] for part in pairs))
-            found = _most_similar(Pairs(*map(np.concatenate, zip(found, pairs, strict=True))), count)
+            found = most_similar(Pairs(*map(np.concatenate, zip(found, pairs, strict=True))), count)
     # The products above are rounded to float32, which may hide that two rows are equal.
-    left, right = (unit_rows(matrix[ids], mean, np.float64) for ids in (found.first, found.second))
+    return with_exact_similarity(matrix, mean, found, count)
+
+
+def with_exact_similarity(matrix: Matrix, mean: Float[np.ndarray, " dims"], pairs: Pairs, count: int) -> Pairs:
+    """Return the `count` most similar ones of some pairs, with similarities computed in float64."""
+    left, right = (unit_rows(matrix[ids], mean, np.float64) for ids in (pairs.first, pairs.second))
     exact = np.clip(np.einsum("pd,pd->p", left, right), -1, 1).astype(np.float32)
-    return _most_similar(Pairs(found.first, found.second, exact), count)
+    return most_similar(Pairs(pairs.first, pairs.second, exact), count)
 
 
-def _most_similar(pairs: Pairs, count: int) -> Pairs:
+def most_similar(pairs: Pairs, count: int) -> Pairs:
+    """Return the `count` most similar ones of some pairs, the most similar first."""
     order = np.lexsort((pairs.second, pairs.first, -pairs.similarity))[:count]
     return Pairs(*(part[order] for part in pairs))
 
