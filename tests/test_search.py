@@ -69,20 +69,20 @@ def test_near_duplicates_are_the_pairs_of_all_similarities(monkeypatch):
     monkeypatch.setattr(nearest, "_PAIR_ROWS", 64)
     expected = np.triu(cosines(matrix), 1)
     for threshold, count in ((0.8, 10_000), (0.8, 5), (0.9999, 10)):
-        pairs = near_duplicates(matrix, threshold, count)
+        pairs = near_duplicates(Vectors(matrix), threshold, count)
         first, second = np.nonzero(expected >= threshold)
         order = np.argsort(-expected[first, second])[:count]
         assert list(zip(pairs.first, pairs.second, strict=True)) == list(zip(first[order], second[order], strict=True))
         np.testing.assert_allclose(pairs.similarity, expected[first, second][order], atol=1e-5)
     groups = np.arange(150) // 75
-    pairs = near_duplicates(matrix, 0.8, 10_000, groups=groups)
+    pairs = near_duplicates(Vectors(matrix), 0.8, 10_000, groups=groups)
     assert len(pairs.first) and (groups[pairs.first] != groups[pairs.second]).all()
 
 
 @pytest.mark.parametrize("rows", [2, 3, 40])
 def test_equal_rows_are_duplicates_even_if_there_are_no_others(rows):
     matrix = np.tile(made_vectors(1), (rows, 1))
-    pairs = near_duplicates(matrix, 1.0, 10_000)
+    pairs = near_duplicates(Vectors(matrix), 1.0, 10_000)
     assert len(pairs.first) == rows * (rows - 1) // 2 and (pairs.similarity == 1).all()
 
 

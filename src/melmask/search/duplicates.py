@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from melmask.search.approximate import Graph
-from melmask.search.nearest import Pairs, Vectors, most_similar, near_duplicates, unit_rows, with_exact_similarity
+from melmask.search.nearest import Pairs, Vectors, most_similar, near_duplicates, with_exact_similarity
 
 _ROWS_TOGETHER = 4096
 _FIRST_NEIGHBORS, _MOST_NEIGHBORS = 32, 512
@@ -40,17 +40,16 @@ def likely_duplicates(
         groups: (rows,), the number of each row's group; rows of one group are not compared.
         watch: A function of the numbers of the parts of the work, and of how many there are, that yields the numbers.
     """
-    matrix, mean = vectors.matrix, vectors.mean
-    rows = np.arange(len(matrix)) if among is None else np.flatnonzero(among)
+    rows = np.arange(len(vectors.matrix)) if among is None else np.flatnonzero(among)
     later = rows[rows >= graph.rows]
     own_groups = None if groups is None else groups[later]
-    found = near_duplicates(matrix[later], threshold, count, mean=mean, groups=own_groups)
+    found = near_duplicates(vectors.part(later), threshold, count, groups=own_groups)
     found = Pairs(later[found.first], later[found.second], found.similarity)
     parts = range(-(-len(rows) // _ROWS_TOGETHER))
     for part in parts if watch is None else watch(parts, len(parts)):
         wanted, neighbors = rows[part * _ROWS_TOGETHER : (part + 1) * _ROWS_TOGETHER], _FIRST_NEIGHBORS
         while len(wanted) and neighbors <= _MOST_NEIGHBORS:
-            ids = graph.neighbors(matrix[wanted], neighbors)
+            ids = graph.neighbors(vectors.part(wanted), neighbors)
             similarity = _similarities(vectors, wanted, ids)
             near = (similarity >= _least(found, threshold, count) - 1e-6) & (ids != wanted[:, None])
             if among is not None:
@@ -66,7 +65,7 @@ def likely_duplicates(
                 similarity.min(axis=1) > _least(found, threshold, count) - (len(found.first) < count) * 1e-6
             ]
             neighbors *= 4
-    return with_exact_similarity(matrix, mean, found, count)
+    return with_exact_similarity(vectors, found, count)
 
 
 def _least(found: Pairs, threshold: int | float, count: int) -> float:
@@ -82,9 +81,9 @@ def _similarities(
     at_once = max(1, _COMPARED_VALUES // (ids.shape[1] * vectors.matrix.shape[1]))
     for start in range(0, len(rows), at_once):
         part = slice(start, start + at_once)
-        own = unit_rows(vectors.matrix[rows[part]], vectors.mean)
+        own = vectors.units(rows[part])
         # Neighbors that there are not have the number -1, and are taken for the last row.
-        others = unit_rows(vectors.matrix[ids[part].ravel()], vectors.mean).reshape(*ids[part].shape, -1)
+        others = vectors.units(ids[part].ravel()).reshape(*ids[part].shape, -1)
         similarity[part] = np.einsum("rd,rnd->rn", own, others)
     return np.where(ids >= 0, similarity, -1)
 

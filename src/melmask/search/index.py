@@ -13,9 +13,9 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, some_of
 from melmask.search.approximate import Graph
 from melmask.search.duplicates import likely_duplicates
-from melmask.search.files import Item, open_index
-from melmask.search.nearest import Found, Pairs, Vectors, mean_of, near_duplicates
-from melmask.search.query import choice_of, load_model, query_vector
+from melmask.search.files import Item, open_index, positions_of
+from melmask.search.nearest import Found, Pairs, Positions, Vectors, mean_of, near_duplicates, offsets_of
+from melmask.search.query import choice_of, load_model, query_vector, without_positions
 from melmask.system.finite import check_finite
 from melmask.system.progress import track
 
@@ -76,9 +76,16 @@ class SearchIndex:
         }
         if statistics is None:
             # The job that built the index was killed after it had saved a part.
-            self.vectors = Vectors(matrix, mean_of(matrix, self._among(None)))
+            among = self._among(None)
+            mean, lengths, offsets = mean_of(matrix, among), None, np.zeros((0, matrix.shape[1]))
         else:
-            self.vectors = Vectors(matrix, statistics.mean, statistics.lengths)
+            mean, offsets, lengths = statistics
+        positions = None
+        if count := self.facts.positions:
+            of_rows = positions_of(self._firsts, self._counts, count)
+            offsets = offsets if len(offsets) else offsets_of(matrix, of_rows, count, among)
+            positions = Positions(of_rows, offsets)
+        self.vectors = Vectors(matrix, mean, lengths, positions)
 
     @functools.cached_property
     def model(self) -> AudioEncoder:
@@ -103,6 +110,8 @@ class SearchIndex:
     ) -> Float[np.ndarray, " dims"]:
         """Return the vector of a sound, (dims,) float32, made as those of the index.
 
+        If the index has frames, it is the mean of the frame vectors, without what their positions in the unit add.
+
         Args:
             audio: A sound file, by its path, its bytes, or open for reading bytes; or an array (samples,).
             sample_rate_hz: The rate of an array.
@@ -114,7 +123,10 @@ class SearchIndex:
             InputError: the times are no part of the sound, or the sound is shorter than a patch of the model.
             CheckpointError: the model cannot be loaded.
         """
-        return query_vector(self.model, choice_of(self.facts), audio, sample_rate_hz, start_s, end_s)
+        vector, duration_s = query_vector(self.model, choice_of(self.facts), audio, sample_rate_hz, start_s, end_s)
+        if self.vectors.positions is None:
+            return vector
+        return without_positions(vector, duration_s, self.vectors.positions.offsets, self.model)
 
     def search(
         self,
@@ -144,7 +156,7 @@ class SearchIndex:
         If the index has frames, moments of one recording lie at least one second apart.
 
         Args:
-            vector: (dims,), made as those of the index.
+            vector: (dims,), made as those of the index, as `vector_of` does.
             top: How many to return.
             collections: The names of the collections that are searched; by default all.
             exact: Compare with every vector, even if there is an approximate index.
@@ -172,7 +184,7 @@ class SearchIndex:
         graph = self._graph
         wanted = min(max(_CANDIDATES * count, _FEWEST_CANDIDATES), graph.rows)
         ids = graph.candidates(vector, wanted, among)
-        later = Vectors(self.vectors.matrix[graph.rows :], self.vectors.mean, self.vectors.lengths[graph.rows :])
+        later = self.vectors.part(slice(graph.rows, None))
         added = later.nearest(vector, count, None if among is None else among[graph.rows :]).ids + graph.rows
         # A small collection may have none of the candidates.
         if len(ids) + len(added) < count:
@@ -212,14 +224,11 @@ class SearchIndex:
                 self.vectors, self._graph, threshold, top, among=among, groups=groups, watch=_watched
             )
         else:
-            matrix, mean = self.vectors.matrix, self.vectors.mean
-            if among is None:
-                pairs = near_duplicates(matrix, threshold, top, mean=mean, groups=groups, watch=_watched)
-            else:
-                rows = np.flatnonzero(among)
-                groups = None if groups is None else groups[rows]
-                pairs = near_duplicates(matrix[rows], threshold, top, mean=mean, groups=groups, watch=_watched)
-                pairs = Pairs(rows[pairs.first], rows[pairs.second], pairs.similarity)
+            rows = np.arange(self.facts.rows) if among is None else np.flatnonzero(among)
+            compared = self.vectors if among is None else self.vectors.part(rows)
+            groups = None if groups is None else groups[rows]
+            pairs = near_duplicates(compared, threshold, top, groups=groups, watch=_watched)
+            pairs = Pairs(rows[pairs.first], rows[pairs.second], pairs.similarity)
         found = zip(*(part.tolist() for part in pairs), strict=True)
         return [(self._hit(first, similarity), self._hit(second, similarity)) for first, second, similarity in found]
 
