@@ -18,6 +18,7 @@ import soundfile
 import melmask
 from melmask.audio.parts import Sound
 from melmask.cli import main
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.folder import embed_table
 from melmask.embedding.tables import read_settings
 from melmask.errors import InputError, OutputError
@@ -296,6 +297,57 @@ def test_moments_of_recordings_are_found_with_their_times(encoder, sound, tmp_pa
         assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(starts))
 
 
+@pytest.mark.parametrize("share", [1, 4])
+def test_what_its_position_in_the_unit_adds_to_a_frame_vector_does_not_count(
+    share, encoder, sounds, tmp_path, monkeypatch
+):
+    pytest.importorskip("usearch", reason="the search extra is not installed")
+    model = encoder.card.model
+    choice = FeatureChoice(hop_ms=model.patch_frames * encoder.hop_ms / share)
+    embed_table(encoder, sounds, tmp_path / "f.parquet", choice, keep_frames=True)
+    report = build_index([tmp_path / "f.parquet"], tmp_path / "idx", frames=True, least_approximate=50)
+    there, count = SearchIndex(tmp_path / "idx"), model.frames // model.patch_frames * share
+    assert report.approximate and report.notes == []
+    items = files.read_items(tmp_path / "idx", there.facts).to_pylist()
+    of_rows = np.concatenate([np.arange(item["rows"]) % count for item in items])
+    matrix = np.array(there.vectors.matrix, np.float64)
+    offsets = np.stack(
+        [(matrix[of_rows == k] - matrix.mean(0)).sum(0) / ((of_rows == k).sum() + 10) for k in range(count)]
+    )
+    np.testing.assert_allclose(there.vectors.positions.offsets, offsets, atol=1e-5)
+    # A query begins with a unit; its mean is over steps as wide as patches, and the last one is shorter.
+    waveform, _ = soundfile.read(sounds[3], dtype="float32")
+    query = waveform[: round(1.1 * RATE_HZ)]
+    frames = encoder.embed(query, RATE_HZ).frames
+    weights = np.ones(len(frames))
+    weights[-1] = (110 - (len(frames) - 1) * model.patch_frames) / model.patch_frames
+    # Where vectors are closer than patches, those of whole patches are among them.
+    dense, patches = (encoder.times_ms(encoder.step_grid(one), 100).tolist() for one in (choice, FeatureChoice()))
+    steps = np.array([dense.index(time_ms) for time_ms in patches[: len(frames)]]) % count
+    expected = np.average(frames - offsets[steps], axis=0, weights=weights)
+    np.testing.assert_allclose(there.vector_of(query, RATE_HZ), expected, atol=0.02 * np.abs(expected).max())
+    # All ways to compare agree: block by block, in float64, and by the graph.
+    units = matrix - matrix.sum(0) / (len(matrix) + 10) - offsets[of_rows]
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    own = there.vector_of(query, RATE_HZ) - there.vectors.mean
+    similarity = units @ (own / np.linalg.norm(own))
+    for exact in (True, False):
+        (hit,) = there.nearest(there.vector_of(query, RATE_HZ), 1, exact=exact)
+        assert hit.row == similarity.argmax() and hit.similarity == pytest.approx(similarity.max(), abs=1e-5)
+    monkeypatch.setattr(index, "_MOST_COMPARED", 10)
+    near, exact = (there.duplicates(0.9, 10_000, exact=exact) for exact in (False, True))
+    assert near == exact and all(one.path != other.path for one, other in near)
+    for one, other in near[:20]:
+        assert one.similarity == pytest.approx(units[one.row] @ units[other.row], abs=1e-5)
+
+
+def test_frames_of_a_table_that_does_not_know_their_positions_are_indexed_as_they_are(tmp_path):
+    table = Path(__file__).parent / "reference" / "files-0.1.0" / "frames.npz"
+    report = build_index([table], tmp_path / "idx", frames=True)
+    assert "do not say where in the model's unit" in report.notes[0]
+    assert SearchIndex(tmp_path / "idx").vectors.positions is None
+
+
 @pytest.fixture
 def large(table, tmp_path):
     """An index of 3,000 sounds with a graph of 2,000 of them."""
@@ -339,14 +391,14 @@ def test_near_duplicates_of_very_many_vectors_are_nearly_all_of_those_that_are_c
 ):
     pytest.importorskip("usearch", reason="the search extra is not installed")
     rng = np.random.default_rng(3)
-    vectors = made_vectors(10_000)
+    vectors = made_vectors(6000)
     # Copies that differ a little, sounds that are nearly one, and silences, which are equal.
-    vectors[5000:5500] = vectors[rng.integers(5000, size=500)] + 0.1 * rng.standard_normal((500, 24))
-    vectors[6000:6100] = vectors[0] + 0.05 * rng.standard_normal((100, 24))
-    vectors[7000:7100] = vectors[1]
-    vectors = vectors[rng.permutation(10_000)]
-    for number, (start, least) in enumerate(((0, 1000), (9000, 10**6))):
-        part = vectors[start : start + 9000]
+    vectors[3000:3500] = vectors[rng.integers(3000, size=500)] + 0.1 * rng.standard_normal((500, 24))
+    vectors[4000:4100] = vectors[0] + 0.05 * rng.standard_normal((100, 24))
+    vectors[5000:5100] = vectors[1]
+    vectors = vectors[rng.permutation(6000)]
+    for number, (start, least) in enumerate(((0, 1000), (5500, 10**6))):
+        part = vectors[start : start + 5500]
         names = [f"{number}-{row}.wav" for row in range(len(part))]
         path = with_vectors(table, tmp_path / f"{number}.parquet", names, part)
         if number:
@@ -354,8 +406,8 @@ def test_near_duplicates_of_very_many_vectors_are_nearly_all_of_those_that_are_c
             monkeypatch.setattr(approximate, "available", lambda _: False)
         build_index([path], tmp_path / "idx", collection=f"c{number}", least_approximate=least)
     there = SearchIndex(tmp_path / "idx")
-    assert there.facts.graph_rows == 9000 and not there.duplicates_are_approximate()
-    monkeypatch.setattr(index, "_MOST_COMPARED", 5000)
+    assert there.facts.graph_rows == 5500 and not there.duplicates_are_approximate()
+    monkeypatch.setattr(index, "_MOST_COMPARED", 3000)
     for threshold, top, collections in ((0.98, 100_000, ()), (0.98, 100_000, ("c0",)), (0.95, 300, ())):
         exact, near = (
             {

@@ -43,8 +43,8 @@ def likely_duplicates(
     rows = np.arange(len(vectors.matrix)) if among is None else np.flatnonzero(among)
     later = rows[rows >= graph.rows]
     own_groups = None if groups is None else groups[later]
-    found = near_duplicates(vectors.part(later), threshold, count, groups=own_groups)
-    found = Pairs(later[found.first], later[found.second], found.similarity)
+    first, second, similarities = near_duplicates(vectors.part(later), threshold, count, groups=own_groups)
+    found = Pairs(later[first], later[second], similarities)
     parts = range(-(-len(rows) // _ROWS_TOGETHER))
     for part in parts if watch is None else watch(parts, len(parts)):
         wanted, neighbors = rows[part * _ROWS_TOGETHER : (part + 1) * _ROWS_TOGETHER], _FIRST_NEIGHBORS
@@ -58,12 +58,11 @@ def likely_duplicates(
                 near &= groups[ids] != groups[wanted, None]
             numbers, columns = np.nonzero(near)
             ends = np.sort(np.stack([wanted[numbers], ids[numbers, columns]]), axis=0)
-            found = _together(found, Pairs(*ends, np.minimum(similarity[numbers, columns], 1)), count)
-            # What counts for little, such as moments of the same recording, may hide farther ones that count. If there
-            # are pairs enough that are equal, as those of silence are, more of them are of no use.
-            wanted = wanted[
-                similarity.min(axis=1) > _least(found, threshold, count) - (len(found.first) < count) * 1e-6
-            ]
+            found = _together(found, Pairs(ends[0], ends[1], similarity[numbers, columns]), count)
+            # Where all neighbors are near enough, there may be more, perhaps behind those of the same group. Once there
+            # are pairs enough, only nearer ones are of use, so equal sounds such as silences do not go on for ever.
+            margin = 1e-6 if len(found.first) == count else -1e-6
+            wanted = wanted[similarity.min(axis=1) >= _least(found, threshold, count) + margin]
             neighbors *= 4
     return with_exact_similarity(vectors, found, count)
 
@@ -76,7 +75,7 @@ def _least(found: Pairs, threshold: int | float, count: int) -> float:
 def _similarities(
     vectors: Vectors, rows: Int64[np.ndarray, " rows"], ids: Int64[np.ndarray, "rows neighbors"]
 ) -> Float[np.ndarray, "rows neighbors"]:
-    """Return how similar each row is to each of its neighbors; -1 where there is none."""
+    """Return how similar each row is to each of its neighbors; -2, less than any, where there is none."""
     similarity = np.empty(ids.shape, np.float32)
     at_once = max(1, _COMPARED_VALUES // (ids.shape[1] * vectors.matrix.shape[1]))
     for start in range(0, len(rows), at_once):
@@ -85,7 +84,7 @@ def _similarities(
         # Neighbors that there are not have the number -1, and are taken for the last row.
         others = vectors.units(ids[part].ravel()).reshape(*ids[part].shape, -1)
         similarity[part] = np.einsum("rd,rnd->rn", own, others)
-    return np.where(ids >= 0, similarity, -1)
+    return np.where(ids >= 0, np.minimum(similarity, 1), -2).astype(np.float32)
 
 
 def _together(found: Pairs, pairs: Pairs, count: int) -> Pairs:

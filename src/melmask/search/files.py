@@ -102,7 +102,7 @@ class IndexFacts:
 
     @property
     def positions(self) -> int:
-        """How many positions the vectors can have in the unit of the model; 0 if that is unknown, and for whole sounds."""
+        """How many positions vectors can have in the unit of the model; 0 if that is unknown, and for whole sounds."""
         return positions_in_unit(self.settings) if self.frames else 0
 
     @property
