@@ -423,6 +423,8 @@ def test_near_duplicates_of_very_many_vectors_are_nearly_all_of_those_that_are_c
             assert len(exact) > 5000 and len(near) > 0.998 * len(exact)
             assert near.items() <= exact.items()
     assert not there.duplicates_are_approximate(["c1"])
+    graph, one = approximate.Graph(there.path, there.facts), int(next(iter(exact))[0])
+    assert graph.neighbors(there.vectors.part(np.array([one])), 3).shape == (1, 3)
     capsys.readouterr()
     last = "found approximately: a few may be missing; --exact compares every sound with every other one"
     for words, said in (([], True), (["--exact"], False), (["--collection", "c1"], False)):

@@ -127,10 +127,12 @@ class Graph:
         """Return for each vector about `count` rows that are probably the nearest to it; -1 where there are fewer."""
         count = min(count, self.rows)
         self._index.expansion_search = max(_EXPANSION_SEARCH, count)
-        # Both cores or more take part, which they do not for a single vector.
         of_rows = None if vectors.positions is None else Positions(vectors.positions.of_rows, self._offsets)
-        found = self._index.search(unit_rows(vectors.matrix, center(self._mean, of_rows)), count)
-        return np.where(np.arange(count) < found.counts[:, None], found.keys.astype(np.int64), -1)
+        units = unit_rows(vectors.matrix, center(self._mean, of_rows))
+        # Of one vector, usearch returns the neighbors in another form.
+        found = self._index.search(np.repeat(units, 2, axis=0) if len(units) == 1 else units, count)
+        ids = np.where(np.arange(count) < found.counts[:, None], found.keys.astype(np.int64), -1)
+        return ids[: len(units)]
 
 
 def _opened(folder: Path, facts: IndexFacts, *, view: bool) -> tuple[Any, np.ndarray, np.ndarray]:
