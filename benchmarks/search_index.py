@@ -9,7 +9,7 @@ that its memory is measured alone. Times are those of the processors, since othe
 times are in the result, too.
 
 recall is the share of the ten exact neighbors that are among the ten that are found; `reranked` finds 100 and compares
-them exactly, which is what melmask does.
+them exactly, which is what melmask does. Recall is among the rows that were added before `--minutes` were over.
 """
 
 import argparse
@@ -30,7 +30,9 @@ from melmask.system.memory import current_bytes
 
 SEED, CLUSTERS, QUERIES, NEIGHBORS, CANDIDATES = 20261129, 2000, 100, 10, 100
 CHUNK_ROWS = 20_000
-LIBRARIES = ("exact", "usearch-f16", "usearch-i8", "faiss-hnsw", "faiss-ivf", "lancedb")
+MOST_ROWS_FOR_MANY_LISTS = 2_000_000
+TIMED_QUERIES_OF_EXACT = 10
+LIBRARIES = ("exact", "usearch-f16", "usearch-i8", "faiss-hnsw", "faiss-ivf", "lancedb-hnsw", "lancedb-pq")
 
 Search = Callable[[np.ndarray, int], np.ndarray]
 
@@ -90,7 +92,8 @@ def with_faiss(rows: Rows, mean: np.ndarray, file: Path, kind: str, deadline_s: 
     """Build with FAISS, save, and read the file back."""
     import faiss
 
-    lists = int(4 * np.sqrt(rows.count))
+    # Beyond some millions, comparing every row with so many lists takes longer than all else.
+    lists = int(4 * np.sqrt(rows.count)) if rows.count <= MOST_ROWS_FOR_MANY_LISTS else 1024
     name = "HNSW16,SQfp16" if kind == "hnsw" else f"IVF{lists},SQ8"
     index = faiss.index_factory(rows.dimensions, name, faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
@@ -113,8 +116,8 @@ def with_faiss(rows: Rows, mean: np.ndarray, file: Path, kind: str, deadline_s: 
     return lambda query, count: opened.search(query[None], count)[1][0], done
 
 
-def with_lancedb(rows: Rows, mean: np.ndarray, file: Path, deadline_s: float) -> tuple[Search, int]:
-    """Write a table of LanceDB, and build its index of the kind IVF_HNSW_SQ."""
+def with_lancedb(rows: Rows, mean: np.ndarray, file: Path, kind: str) -> tuple[Search, int]:
+    """Write a table of LanceDB, and build its index of the kind IVF_HNSW_SQ, or IVF_PQ with a byte for 4 numbers."""
     import lancedb
     import pyarrow as pa
 
@@ -125,19 +128,13 @@ def with_lancedb(rows: Rows, mean: np.ndarray, file: Path, deadline_s: float) ->
 
     schema = pa.schema({"id": pa.int64(), "vector": pa.list_(pa.float32(), rows.dimensions)})
     table = lancedb.connect(file).create_table("vectors", batches(), schema=schema)
-    table.create_index("vector", config=lancedb.index.HnswSq(distance_type="cosine"))
+    kinds = lancedb.index
+    quantized = kinds.IvfPq(distance_type="cosine", num_sub_vectors=rows.dimensions // 4)
+    table.create_index("vector", config=quantized if kind == "pq" else kinds.HnswSq(distance_type="cosine"))
 
     def search(query: np.ndarray, count: int) -> np.ndarray:
-        found = (
-            table.search(query)
-            .distance_type("cosine")
-            .nprobes(32)
-            .ef(256)
-            .limit(count)
-            .select(["id", "_distance"])
-            .to_arrow()
-        )
-        return found["id"].to_numpy()
+        asked = table.search(query).distance_type("cosine").nprobes(32).limit(count).select(["id", "_distance"])
+        return (asked if kind == "pq" else asked.ef(256)).to_arrow()["id"].to_numpy()
 
     return search, rows.count
 
@@ -146,7 +143,6 @@ def measure(library: str, path: Path, dimensions: int, minutes: float) -> dict[s
     """Build, query, and return the numbers of one library."""
     rows = Rows(path, dimensions)
     mean = mean_of(rows.mapped[: rows.count])
-    exact = Vectors(rows.mapped[: rows.count], mean, np.ones(rows.count, np.float32))
     name, _, kind = library.partition("-")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file, before = Path(folder) / "index", current_bytes() or 0
@@ -154,26 +150,43 @@ def measure(library: str, path: Path, dimensions: int, minutes: float) -> dict[s
         if name == "exact":
             exact = Vectors(rows.mapped[: rows.count], mean)
             searching, done = (lambda query, count: exact.nearest(query, count).ids), rows.count
+            rows.queries = rows.queries[:TIMED_QUERIES_OF_EXACT]
         elif name == "usearch":
             searching, done = with_usearch(rows, mean, file, kind, deadline_s)
         elif name == "faiss":
             searching, done = with_faiss(rows, mean, file, kind, deadline_s)
         else:
-            searching, done = with_lancedb(rows, mean, file, deadline_s)
+            searching, done = with_lancedb(rows, mean, file, kind)
         build = {"build_cpu_s": time.process_time() - cpu_s, "build_wall_s": time.monotonic() - wall_s}
         memory = (current_bytes() or 0) - before
         size = sum(one.stat().st_size for one in [file, *file.rglob("*")] if one.is_file())
-        truth = Vectors(rows.mapped[:done], mean)
-        found = queries(searching, rows, mean, truth, as_units=name != "exact")
+        found = queries(searching, rows, mean, done, as_units=name != "exact")
     return {"library": library, "rows": done, **build, "memory_mb": memory / 1e6, "file_mb": size / 1e6, **found}
 
 
-def queries(search: Search, rows: Rows, mean: np.ndarray, truth: Vectors, as_units: bool) -> dict[str, float]:
+def neighbors(rows: Rows, mean: np.ndarray, done: int) -> np.ndarray:
+    """Return the exact neighbors of all queries among the first `done` rows, (queries, NEIGHBORS), in one pass."""
+    units = unit_rows(rows.queries, mean)
+    ids, best = np.zeros((len(units), 0), np.int64), np.zeros((len(units), 0), np.float32)
+    for start, block in rows.units(mean):
+        if start >= done:
+            break
+        scores = units @ block[: done - start].T
+        numbers = np.broadcast_to(start + np.arange(scores.shape[1]), scores.shape)
+        ids, best = np.concatenate([ids, numbers], axis=1), np.concatenate([best, scores], axis=1)
+        # A few more are kept, because products are rounded.
+        kept = np.argpartition(-best, NEIGHBORS + 10, axis=1)[:, : NEIGHBORS + 10]
+        ids, best = (np.take_along_axis(array, kept, axis=1) for array in (ids, best))
+    truth = Vectors(rows.mapped, mean, np.ones(len(rows.mapped), np.float32))
+    return np.stack([truth.ordered(query, own, NEIGHBORS).ids for query, own in zip(rows.queries, ids, strict=True)])
+
+
+def queries(search: Search, rows: Rows, mean: np.ndarray, done: int, as_units: bool) -> dict[str, float]:
     """Return recall and times; an index of another library has unit vectors."""
     units = unit_rows(rows.queries, mean)
+    truth = Vectors(rows.mapped, mean, np.ones(len(rows.mapped), np.float32))
     plain, reranked, cpu_ms, wall_ms = [], [], [], []
-    for query, unit in zip(rows.queries, units, strict=True):
-        expected = truth.nearest(query, NEIGHBORS).ids
+    for query, unit, expected in zip(rows.queries, units, neighbors(rows, mean, done), strict=True):
         plain.append(len(np.intersect1d(search(unit if as_units else query, NEIGHBORS), expected)))
         cpu_s, wall_s = time.process_time(), time.monotonic()
         ids = np.asarray(search(unit if as_units else query, CANDIDATES))

@@ -18,10 +18,11 @@ import soundfile
 import melmask
 from melmask.audio.parts import Sound
 from melmask.cli import main
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.folder import embed_table
 from melmask.embedding.tables import read_settings
 from melmask.errors import InputError, OutputError
-from melmask.search import build, files, nearest
+from melmask.search import approximate, build, files, index, nearest
 from melmask.search.build import build_index
 from melmask.search.index import SearchIndex
 from melmask.search.nearest import Vectors, near_duplicates
@@ -69,20 +70,20 @@ def test_near_duplicates_are_the_pairs_of_all_similarities(monkeypatch):
     monkeypatch.setattr(nearest, "_PAIR_ROWS", 64)
     expected = np.triu(cosines(matrix), 1)
     for threshold, count in ((0.8, 10_000), (0.8, 5), (0.9999, 10)):
-        pairs = near_duplicates(matrix, threshold, count)
+        pairs = near_duplicates(Vectors(matrix), threshold, count)
         first, second = np.nonzero(expected >= threshold)
         order = np.argsort(-expected[first, second])[:count]
         assert list(zip(pairs.first, pairs.second, strict=True)) == list(zip(first[order], second[order], strict=True))
         np.testing.assert_allclose(pairs.similarity, expected[first, second][order], atol=1e-5)
     groups = np.arange(150) // 75
-    pairs = near_duplicates(matrix, 0.8, 10_000, groups=groups)
+    pairs = near_duplicates(Vectors(matrix), 0.8, 10_000, groups=groups)
     assert len(pairs.first) and (groups[pairs.first] != groups[pairs.second]).all()
 
 
 @pytest.mark.parametrize("rows", [2, 3, 40])
 def test_equal_rows_are_duplicates_even_if_there_are_no_others(rows):
     matrix = np.tile(made_vectors(1), (rows, 1))
-    pairs = near_duplicates(matrix, 1.0, 10_000)
+    pairs = near_duplicates(Vectors(matrix), 1.0, 10_000)
     assert len(pairs.first) == rows * (rows - 1) // 2 and (pairs.similarity == 1).all()
 
 
@@ -296,6 +297,57 @@ def test_moments_of_recordings_are_found_with_their_times(encoder, sound, tmp_pa
         assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(starts))
 
 
+@pytest.mark.parametrize("share", [1, 4])
+def test_what_its_position_in_the_unit_adds_to_a_frame_vector_does_not_count(
+    share, encoder, sounds, tmp_path, monkeypatch
+):
+    pytest.importorskip("usearch", reason="the search extra is not installed")
+    model = encoder.card.model
+    choice = FeatureChoice(hop_ms=model.patch_frames * encoder.hop_ms / share)
+    embed_table(encoder, sounds, tmp_path / "f.parquet", choice, keep_frames=True)
+    report = build_index([tmp_path / "f.parquet"], tmp_path / "idx", frames=True, least_approximate=50)
+    there, count = SearchIndex(tmp_path / "idx"), model.frames // model.patch_frames * share
+    assert report.approximate and report.notes == []
+    items = files.read_items(tmp_path / "idx", there.facts).to_pylist()
+    of_rows = np.concatenate([np.arange(item["rows"]) % count for item in items])
+    matrix = np.array(there.vectors.matrix, np.float64)
+    offsets = np.stack(
+        [(matrix[of_rows == k] - matrix.mean(0)).sum(0) / ((of_rows == k).sum() + 10) for k in range(count)]
+    )
+    np.testing.assert_allclose(there.vectors.positions.offsets, offsets, atol=1e-5)
+    # A query begins with a unit; its mean is over steps as wide as patches, and the last one is shorter.
+    waveform, _ = soundfile.read(sounds[3], dtype="float32")
+    query = waveform[: round(1.1 * RATE_HZ)]
+    frames = encoder.embed(query, RATE_HZ).frames
+    weights = np.ones(len(frames))
+    weights[-1] = (110 - (len(frames) - 1) * model.patch_frames) / model.patch_frames
+    # Where vectors are closer than patches, those of whole patches are among them.
+    dense, patches = (encoder.times_ms(encoder.step_grid(one), 100).tolist() for one in (choice, FeatureChoice()))
+    steps = np.array([dense.index(time_ms) for time_ms in patches[: len(frames)]]) % count
+    expected = np.average(frames - offsets[steps], axis=0, weights=weights)
+    np.testing.assert_allclose(there.vector_of(query, RATE_HZ), expected, atol=0.02 * np.abs(expected).max())
+    # All ways to compare agree: block by block, in float64, and by the graph.
+    units = matrix - matrix.sum(0) / (len(matrix) + 10) - offsets[of_rows]
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    own = there.vector_of(query, RATE_HZ) - there.vectors.mean
+    similarity = units @ (own / np.linalg.norm(own))
+    for exact in (True, False):
+        (hit,) = there.nearest(there.vector_of(query, RATE_HZ), 1, exact=exact)
+        assert hit.row == similarity.argmax() and hit.similarity == pytest.approx(similarity.max(), abs=1e-5)
+    monkeypatch.setattr(index, "_MOST_COMPARED", 10)
+    near, exact = (there.duplicates(0.9, 10_000, exact=exact) for exact in (False, True))
+    assert near == exact and all(one.path != other.path for one, other in near)
+    for one, other in near[:20]:
+        assert one.similarity == pytest.approx(units[one.row] @ units[other.row], abs=1e-5)
+
+
+def test_frames_of_a_table_that_does_not_know_their_positions_are_indexed_as_they_are(tmp_path):
+    table = Path(__file__).parent / "reference" / "files-0.1.0" / "frames.npz"
+    report = build_index([table], tmp_path / "idx", frames=True)
+    assert "do not say where in the model's unit" in report.notes[0]
+    assert SearchIndex(tmp_path / "idx").vectors.positions is None
+
+
 @pytest.fixture
 def large(table, tmp_path):
     """An index of 3,000 sounds with a graph of 2,000 of them."""
@@ -332,6 +384,52 @@ def test_an_approximate_index_finds_nearly_all_that_an_exact_one_does(large, mon
     with pytest.raises(melmask.MelmaskError, match=r"pip install 'melmask\[search\]'"):
         SearchIndex(folder).nearest(vectors[0])
     assert SearchIndex(folder).nearest(vectors[0], exact=True)
+
+
+def test_near_duplicates_of_very_many_vectors_are_nearly_all_of_those_that_are_compared_exactly(
+    table, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("usearch", reason="the search extra is not installed")
+    rng = np.random.default_rng(3)
+    vectors = made_vectors(6000)
+    # Copies that differ a little, sounds that are nearly one, and silences, which are equal.
+    vectors[3000:3500] = vectors[rng.integers(3000, size=500)] + 0.1 * rng.standard_normal((500, 24))
+    vectors[4000:4100] = vectors[0] + 0.05 * rng.standard_normal((100, 24))
+    vectors[5000:5100] = vectors[1]
+    vectors = vectors[rng.permutation(6000)]
+    for number, (start, least) in enumerate(((0, 1000), (5500, 10**6))):
+        part = vectors[start : start + 5500]
+        names = [f"{number}-{row}.wav" for row in range(len(part))]
+        path = with_vectors(table, tmp_path / f"{number}.parquet", names, part)
+        if number:
+            # The last sounds are not in the graph: the library was missing when they were added.
+            monkeypatch.setattr(approximate, "available", lambda _: False)
+        build_index([path], tmp_path / "idx", collection=f"c{number}", least_approximate=least)
+    there = SearchIndex(tmp_path / "idx")
+    assert there.facts.graph_rows == 5500 and not there.duplicates_are_approximate()
+    monkeypatch.setattr(index, "_MOST_COMPARED", 3000)
+    for threshold, top, collections in ((0.98, 100_000, ()), (0.98, 100_000, ("c0",)), (0.95, 300, ())):
+        exact, near = (
+            {
+                (one.row, other.row): one.similarity
+                for one, other in there.duplicates(threshold, top, collections=collections, exact=exact)
+            }
+            for exact in (True, False)
+        )
+        if top == 300:
+            # There are more pairs that are equal: any of them will do.
+            assert len(near) == 300 and set(near.values()) == {1.0}
+        else:
+            assert len(exact) > 5000 and len(near) > 0.998 * len(exact)
+            assert near.items() <= exact.items()
+    assert not there.duplicates_are_approximate(["c1"])
+    graph, one = approximate.Graph(there.path, there.facts), int(next(iter(exact))[0])
+    assert graph.neighbors(there.vectors.part(np.array([one])), 3).shape == (1, 3)
+    capsys.readouterr()
+    last = "found approximately: a few may be missing; --exact compares every sound with every other one"
+    for words, said in (([], True), (["--exact"], False), (["--collection", "c1"], False)):
+        assert main(["duplicates", str(tmp_path / "idx"), "--top", "3", *words]) == 0
+        assert (capsys.readouterr().out.splitlines()[-1] == last) == said
 
 
 def test_without_the_library_a_large_index_is_exact_and_says_how_to_speed_up(table, tmp_path, monkeypatch):

@@ -18,6 +18,9 @@ class Options:
     """The most pairs."""
     collections: tuple[str, ...] = field(default=(), metadata={"flag": "--collection", "metavar": "NAME"})
     """The collections whose sounds are compared. The default is all."""
+    exact: bool = False
+    """Compare every sound with every other one, even if there are so many that their neighbors are found approximately.
+    """
     out: Path | None = None
     """A table of the pairs: X.csv, X.jsonl or X.parquet."""
 
@@ -29,13 +32,15 @@ def run(options: Options) -> int:
 
     check_table(options.out)
     index = SearchIndex(options.index)
-    pairs = index.duplicates(options.similarity, options.top, collections=options.collections)
+    pairs = index.duplicates(options.similarity, options.top, collections=options.collections, exact=options.exact)
     several = len(index.collections) > 1
     for first, second in pairs:
         names = "  =  ".join(line_of(hit, collection=several) for hit in (first, second))
         say(f"{first.similarity:6.3f}  {names}")
     more = f", the {options.top} most similar" if len(pairs) == options.top else ""
     say(f"{counted(len(pairs), 'pair')} with a similarity of {options.similarity:g} or more{more}")
+    if not options.exact and index.duplicates_are_approximate(options.collections):
+        say("found approximately: a few may be missing; --exact compares every sound with every other one")
     if options.out is not None:
         write_pairs(options.out, pairs)
         say(f"{options.out}: {counted(len(pairs), 'row')}")

@@ -235,6 +235,7 @@ def table_settings(
         channel=model.reading.channel,
         expand=model.reading.expand,
         segments=any(sound.is_part for sound in sounds_of(paths)),
+        unit_ms=card.model.frames * model.hop_ms if keep_frames else None,
     )
 
 

@@ -26,7 +26,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,6 +95,9 @@ class TableSettings:
     expand: float = 1.0
     segments: bool = False
     """Whether any sound is a part of a file."""
+    unit_ms: float | None = field(default=None, compare=False)
+    """How long the units are that the model hears at once, which the first frame vector begins; None without frame
+    vectors, and in tables of earlier versions, which are as good otherwise."""
 
     @property
     def reading(self) -> Reading:
@@ -118,7 +121,7 @@ class TableSettings:
         return json.dumps({k: v for k, v in to_dict(self).items() if k not in _LATER or v != _LATER[k]})
 
 
-_LATER = {**to_dict(Reading()), "segments": False}
+_LATER = {**to_dict(Reading()), "segments": False, "unit_ms": None}
 """Settings that earlier versions did not have and whose values for them are these."""
 
 
@@ -147,7 +150,7 @@ class TableJob:
             write_json(job, to_dict(self.settings))
             return
         try:
-            begun = {**_LATER, **read_json_object(job)}
+            begun = {**_LATER, "unit_ms": self.settings.unit_ms, **read_json_object(job)}
         except (OSError, DamagedFileError) as error:
             raise OutputError(
                 f"{job} is damaged ({reason_of(error)}); delete {self._folder} or use another --out"

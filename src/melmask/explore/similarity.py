@@ -79,7 +79,7 @@ class Similarity:
         if len(points) < 2:
             return []
         if len(points) <= _MOST_COMPARED:
-            pairs = near_duplicates(searched.matrix, _DUPLICATE_SIMILARITY, count, mean=searched.mean)
+            pairs = near_duplicates(searched, _DUPLICATE_SIMILARITY, count)
             triples = list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True))
         else:
             triples = _duplicates_within_cells(searched, count)

@@ -25,6 +25,8 @@ from melmask.search.files import (
     Item,
     files_of,
     free_name,
+    positions_in_unit,
+    positions_of,
     read_facts,
     read_items,
     remove_others,
@@ -32,7 +34,7 @@ from melmask.search.files import (
     write_facts,
     write_items,
 )
-from melmask.search.nearest import lengths_of, mean_of
+from melmask.search.nearest import Positions, lengths_of, mean_of, offsets_of
 from melmask.system.files import claimed, output_error
 from melmask.system.progress import track
 from melmask.system.terminal import counted, shown
@@ -41,6 +43,10 @@ DEFAULT_COLLECTION = "default"
 _ROWS_BETWEEN_SAVES = 200_000
 """A killed job loses at most so many vectors, and one table of items is written for each."""
 _COPIED_ROWS = 1 << 14
+_UNKNOWN_POSITIONS = (
+    "these tables do not say where in the model's unit each frame vector lies, and moments are also found by that; for "
+    "better hits, write the tables and the index again with this version"
+)
 _ROUNDING = 1e-4
 """Relative to the largest number of a vector. A sound that is embedded again, in another batch, differs by less."""
 
@@ -294,9 +300,11 @@ class _Writer:
             if 2 * live.sum() < self._rows:
                 live = self._compact(live)
             matrix = self._matrix()
-            mean = mean_of(matrix, live)
+            mean, positions = mean_of(matrix, live), self._positions(matrix, live)
             statistics = free_name(self._folder, "statistics", "npz")
-            write_arrays(self._folder / statistics, {"mean": mean, "lengths": lengths_of(matrix, mean)})
+            offsets = np.zeros((0, self._dimensions)) if positions is None else positions.offsets
+            lengths = lengths_of(matrix, mean, positions)
+            write_arrays(self._folder / statistics, {"mean": mean, "offsets": offsets, "lengths": lengths})
             self._save(statistics)
         elif self._facts is not None and self._facts.model != self.model:
             self._facts = replace(self._facts, model=self.model)
@@ -304,6 +312,17 @@ class _Writer:
         assert self._facts is not None
         self._facts, notes = approximate.extended(self._folder, self._facts, least_approximate)
         self._notes += notes
+
+    def _positions(self, matrix: np.ndarray, live: np.ndarray) -> Positions | None:
+        """Return what the positions of frame vectors in the unit of the model add to them, if they are known."""
+        count = positions_in_unit(self._settings) if self._frames else 0
+        if not count:
+            if self._frames:
+                self._notes.append(_UNKNOWN_POSITIONS)
+            return None
+        firsts, rows = np.array([(item.first_row, item.rows) for item in self._items]).T
+        of_rows = positions_of(firsts, rows, count)
+        return Positions(of_rows, offsets_of(matrix, of_rows, count, live))
 
     def _matrix(self) -> np.ndarray:
         """Return the vectors that have been written, (rows, dims), mapped from their file."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int16, Int64
 
 from melmask.embedding.tables import TableSettings
 from melmask.errors import ConfigError, InputError
@@ -100,6 +101,11 @@ class IndexFacts:
         return self.settings.dimensions if self.frames else self.settings.scene_dimensions
 
     @property
+    def positions(self) -> int:
+        """How many positions vectors can have in the unit of the model; 0 if that is unknown, and for whole sounds."""
+        return positions_in_unit(self.settings) if self.frames else 0
+
+    @property
     def names(self) -> set[str]:
         """The names of the files that belong to the index."""
         graph = () if self.graph is None else (self.graph, mean_name(self.graph))
@@ -122,8 +128,10 @@ class Statistics(NamedTuple):
 
     mean: np.ndarray
     """(dims,) float64."""
+    offsets: np.ndarray
+    """(positions, dims) float64, what each position in the unit of the model adds; there may be no positions."""
     lengths: np.ndarray
-    """(rows,) float32, the vectors' lengths without the mean."""
+    """(rows,) float32, the vectors' lengths without all that."""
 
 
 def mean_name(graph: str) -> str:
@@ -250,14 +258,33 @@ def read_statistics(folder: Path, facts: IndexFacts) -> Statistics | None:
         if (
             found.mean.shape != (facts.dimensions,)
             or found.lengths.shape != (facts.rows,)
-            or _kinds(found) != ["f8", "f4"]
+            or found.offsets.shape != (facts.positions, facts.dimensions)
+            or _kinds(found) != ["f8", "f8", "f4"]
         ):
             raise DamagedFileError("it does not fit the vectors")
-        if not (np.isfinite(found.mean).all() and np.isfinite(found.lengths).all()):
+        if not all(np.isfinite(array).all() for array in found):
             raise DamagedFileError("it is not finite")
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(folder, facts.statistics, error) from error
     return found
+
+
+def positions_in_unit(settings: TableSettings) -> int:
+    """Return how many frame vectors begin within a unit of the model; 0 if the table does not say."""
+    return 0 if settings.unit_ms is None else round(settings.unit_ms / settings.step_ms)
+
+
+def positions_of(
+    firsts: Int64[np.ndarray, " items"], rows: Int64[np.ndarray, " items"], count: int
+) -> Int16[np.ndarray, " rows"]:
+    """Return the position of each vector in the unit of the model, of `count`: a sound begins with a unit.
+
+    Args:
+        firsts: The number of the first vector of each item.
+        rows: How many it has.
+        count: How many positions a unit has, at least 1.
+    """
+    return ((np.arange(rows.sum()) - np.repeat(firsts, rows)) % count).astype(np.int16)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -286,6 +313,8 @@ def _check(facts: IndexFacts, folder: Path) -> None:
         raise DamagedFileError(f"one of its files is missing: {', '.join(map(str, names))}")
     if type(facts.rows) is not int or type(facts.graph_rows) is not int or not 0 <= facts.graph_rows <= facts.rows:
         raise DamagedFileError("its numbers of rows are none")
+    if not facts.settings.step_ms > 0 or not 0 <= facts.positions < 1 << 15:
+        raise DamagedFileError("its units are none")
     if facts.rows < 1 or not isinstance(facts.model, str) or not isinstance(facts.frames, bool):
         raise DamagedFileError("a value has another type")
 

@@ -1,7 +1,7 @@
 """An index that is open: the sounds that are nearest to a sound or to a vector, and those that are nearly the same."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from jaxtyping import Float
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, some_of
 from melmask.search.approximate import Graph
-from melmask.search.files import Item, open_index
-from melmask.search.nearest import Found, Vectors, mean_of, near_duplicates
-from melmask.search.query import choice_of, load_model, query_vector
+from melmask.search.duplicates import likely_duplicates
+from melmask.search.files import Item, open_index, positions_of
+from melmask.search.nearest import Found, Pairs, Positions, Vectors, mean_of, near_duplicates, offsets_of
+from melmask.search.query import choice_of, load_model, query_vector, without_positions
 from melmask.system.finite import check_finite
 from melmask.system.progress import track
 
@@ -23,6 +24,8 @@ _APART_S = 1.0
 _CANDIDATES = 10
 """The graph proposes so many times as many vectors as are asked for, and at least `_FEWEST_CANDIDATES`."""
 _FEWEST_CANDIDATES = 100
+_MOST_COMPARED = 200_000
+"""Vectors of which every one is compared with every other for duplicates, even if there is an approximate index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +76,16 @@ class SearchIndex:
         }
         if statistics is None:
             # The job that built the index was killed after it had saved a part.
-            self.vectors = Vectors(matrix, mean_of(matrix, self._among(None)))
+            among = self._among(None)
+            mean, lengths, offsets = mean_of(matrix, among), None, np.zeros((0, matrix.shape[1]))
         else:
-            self.vectors = Vectors(matrix, statistics.mean, statistics.lengths)
+            mean, offsets, lengths = statistics
+        positions = None
+        if count := self.facts.positions:
+            of_rows = positions_of(self._firsts, self._counts, count)
+            offsets = offsets if len(offsets) else offsets_of(matrix, of_rows, count, among)
+            positions = Positions(of_rows, offsets)
+        self.vectors = Vectors(matrix, mean, lengths, positions)
 
     @functools.cached_property
     def model(self) -> AudioEncoder:
@@ -100,6 +110,8 @@ class SearchIndex:
     ) -> Float[np.ndarray, " dims"]:
         """Return the vector of a sound, (dims,) float32, made as those of the index.
 
+        If the index has frames, it is the mean of the frame vectors, without what their positions in the unit add.
+
         Args:
             audio: A sound file, by its path, its bytes, or open for reading bytes; or an array (samples,).
             sample_rate_hz: The rate of an array.
@@ -111,7 +123,10 @@ class SearchIndex:
             InputError: the times are no part of the sound, or the sound is shorter than a patch of the model.
             CheckpointError: the model cannot be loaded.
         """
-        return query_vector(self.model, choice_of(self.facts), audio, sample_rate_hz, start_s, end_s)
+        vector, duration_s = query_vector(self.model, choice_of(self.facts), audio, sample_rate_hz, start_s, end_s)
+        if self.vectors.positions is None:
+            return vector
+        return without_positions(vector, duration_s, self.vectors.positions.offsets, self.model)
 
     def search(
         self,
@@ -141,7 +156,7 @@ class SearchIndex:
         If the index has frames, moments of one recording lie at least one second apart.
 
         Args:
-            vector: (dims,), made as those of the index.
+            vector: (dims,), made as those of the index, as `vector_of` does.
             top: How many to return.
             collections: The names of the collections that are searched; by default all.
             exact: Compare with every vector, even if there is an approximate index.
@@ -169,7 +184,7 @@ class SearchIndex:
         graph = self._graph
         wanted = min(max(_CANDIDATES * count, _FEWEST_CANDIDATES), graph.rows)
         ids = graph.candidates(vector, wanted, among)
-        later = Vectors(self.vectors.matrix[graph.rows :], self.vectors.mean, self.vectors.lengths[graph.rows :])
+        later = self.vectors.part(slice(graph.rows, None))
         added = later.nearest(vector, count, None if among is None else among[graph.rows :]).ids + graph.rows
         # A small collection may have none of the candidates.
         if len(ids) + len(added) < count:
@@ -177,12 +192,24 @@ class SearchIndex:
         return self.vectors.ordered(vector, np.concatenate([ids, added]), count)
 
     def duplicates(
-        self, threshold: int | float = 0.95, top: int = 1000, *, collections: Sequence[str] = ()
+        self,
+        threshold: int | float = 0.95,
+        top: int = 1000,
+        *,
+        collections: Sequence[str] = (),
+        exact: bool = False,
     ) -> list[tuple[Hit, Hit]]:
         """Return the pairs of sounds that are at least as similar as `threshold`, the most similar first.
 
         Both hits of a pair have its similarity. If the index has frames, moments of one recording are not compared.
-        Every vector is compared with every other one, so the time grows with the square of their number.
+        Every vector is compared with every other one, so the time grows with the square of their number, unless
+        `duplicates_are_approximate`.
+
+        Args:
+            threshold: The least similarity of a pair, from -1 to 1.
+            top: The most pairs.
+            collections: The names of the collections whose sounds are compared; by default all.
+            exact: Compare every vector with every other one, even if there is an approximate index.
 
         Raises:
             InputError: a collection is unknown, or a number is out of its range.
@@ -190,18 +217,32 @@ class SearchIndex:
         if top < 1 or not -1 <= threshold <= 1:
             raise InputError(f"{top} pairs from {threshold} on are asked for; expected 1 at least, and -1 to 1")
         among = self._among(collections)
-        rows = np.arange(self.facts.rows) if among is None else np.flatnonzero(among)
-        matrix = self.vectors.matrix if among is None else self.vectors.matrix[rows]
-        pairs = near_duplicates(
-            matrix,
-            threshold,
-            top,
-            mean=self.vectors.mean,
-            groups=np.searchsorted(self._firsts, rows, "right") if self.frames else None,
-            watch=lambda parts, count: track(parts, count, "duplicates", "part", leave=False),
-        )
-        found = zip(rows[pairs.first].tolist(), rows[pairs.second].tolist(), pairs.similarity.tolist(), strict=True)
+        groups = np.repeat(np.arange(len(self._counts)), self._counts) if self.frames else None
+        if not exact and self.duplicates_are_approximate(collections):
+            assert self._graph is not None
+            pairs = likely_duplicates(
+                self.vectors, self._graph, threshold, top, among=among, groups=groups, watch=_watched
+            )
+        else:
+            rows = np.arange(self.facts.rows) if among is None else np.flatnonzero(among)
+            compared = self.vectors if among is None else self.vectors.part(rows)
+            groups = None if groups is None else groups[rows]
+            pairs = near_duplicates(compared, threshold, top, groups=groups, watch=_watched)
+            pairs = Pairs(rows[pairs.first], rows[pairs.second], pairs.similarity)
+        found = zip(*(part.tolist() for part in pairs), strict=True)
         return [(self._hit(first, similarity), self._hit(second, similarity)) for first, second, similarity in found]
+
+    def duplicates_are_approximate(self, collections: Sequence[str] = ()) -> bool:
+        """Whether `duplicates` compares each vector only with those that an approximate index finds near it.
+
+        That is so if there is an approximate index, and more than 200,000 vectors are to be compared.
+
+        Raises:
+            InputError: a collection is unknown.
+        """
+        among = self._among(collections)
+        compared = self.facts.rows if among is None else int(among.sum())
+        return self.facts.graph is not None and compared > _MOST_COMPARED
 
     def _among(self, collections: Sequence[str] | None) -> np.ndarray | None:
         """Return which vectors count, (rows,) bool; None for all.
@@ -253,3 +294,7 @@ class SearchIndex:
                 there.append(hit.start_s)
                 kept.append(hit)
         return kept
+
+
+def _watched(parts: Iterable[int], count: int) -> Iterable[int]:
+    return track(parts, count, "duplicates", "part", leave=False)

@@ -1,14 +1,15 @@
 """Exact search in a matrix of vectors, which may lie on disk: pure NumPy, block by block.
 
 The similarity of two vectors is the cosine between them after the mean of all vectors is subtracted from both. Vectors
-of a model share a large constant part, which would make any two look alike.
+of a model share a large constant part, which would make any two look alike. Frame vectors also share what their
+position in the model's unit adds to them, which is subtracted as well where the positions are known.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 
 _BLOCK_VALUES = 1 << 24
 """Numbers of the matrix that are looked at together: 64 MB."""
@@ -37,6 +38,19 @@ class Pairs(NamedTuple):
     similarity: np.ndarray
 
 
+class Positions(NamedTuple):
+    """Where in the unit of the model the rows of a matrix lie, and what that adds to them."""
+
+    of_rows: Int[np.ndarray, " rows"]
+    """The number of each row's position."""
+    offsets: Float[np.ndarray, "positions dims"]
+    """What is subtracted from the rows of each position, beside the mean of all."""
+
+    def of(self, rows: slice | Int64[np.ndarray, " some"]) -> "Positions":
+        """Return the positions of some of the rows."""
+        return Positions(self.of_rows[rows], self.offsets)
+
+
 class Vectors:
     """Vectors in which the nearest ones are searched.
 
@@ -44,8 +58,9 @@ class Vectors:
         matrix: (rows, dims) float32, finite, one vector a row; it may be memory-mapped, and is never copied whole.
         mean: (dims,), what is subtracted from every vector; by default `mean_of` the matrix.
         lengths: (rows,) float32, what `lengths_of` returned for the matrix and the mean; by default it is computed.
+        positions: What is subtracted further; by default nothing.
 
-    Attributes: `matrix`, `mean` (dims,) float64, `lengths` (rows,) float32.
+    Attributes: `matrix`, `mean` (dims,) float64, `lengths` (rows,) float32, `positions`.
     """
 
     def __init__(
@@ -53,10 +68,23 @@ class Vectors:
         matrix: Matrix,
         mean: Float[np.ndarray, " dims"] | None = None,
         lengths: Float[np.ndarray, " rows"] | None = None,
+        positions: Positions | None = None,
     ):
-        self.matrix = matrix
+        self.matrix, self.positions = matrix, positions
         self.mean = mean_of(matrix) if mean is None else np.asarray(mean, np.float64)
-        self.lengths = lengths_of(matrix, self.mean) if lengths is None else lengths
+        self.lengths = lengths_of(matrix, self.mean, positions) if lengths is None else lengths
+
+    def part(self, rows: slice | Int64[np.ndarray, " some"]) -> "Vectors":
+        """Return some of the rows, with the same mean."""
+        positions = None if self.positions is None else self.positions.of(rows)
+        return Vectors(self.matrix[rows], self.mean, self.lengths[rows], positions)
+
+    def units(
+        self, rows: slice | Int64[np.ndarray, " some"], dtype: type = np.float32
+    ) -> Float[np.ndarray, "some dims"]:
+        """Return some of the rows without what is subtracted from them, and with length 1."""
+        positions = None if self.positions is None else self.positions.of(rows)
+        return unit_rows(self.matrix[rows], center(self.mean, positions), dtype)
 
     def nearest(
         self, query: Float[np.ndarray, " dims"], count: int, among: Bool[np.ndarray, " rows"] | None = None
@@ -72,10 +100,13 @@ class Vectors:
         """
         (unit,) = unit_rows(query[None], self.mean)
         # The mean is subtracted after the product, so that no block is copied.
-        shift = np.float32(unit.astype(np.float64) @ self.mean)
+        shift: Any = np.float32(unit.astype(np.float64) @ self.mean)
+        shifts = None if self.positions is None else shift + (self.positions.offsets @ unit).astype(np.float32)
         ids, best = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for start, block in _blocks(self.matrix):
             part = slice(start, start + len(block))
+            if self.positions is not None and shifts is not None:
+                shift = shifts[self.positions.of_rows[part]]
             scores = _divided(block @ unit - shift, self.lengths[part])
             rows = np.arange(start, start + len(block)) if among is None else start + np.flatnonzero(among[part])
             ids, best = np.concatenate([ids, rows]), np.concatenate([best, scores[rows - start]])
@@ -87,7 +118,7 @@ class Vectors:
 
     def ordered(self, query: Float[np.ndarray, " dims"], ids: Int64[np.ndarray, " found"], count: int) -> Found:
         """Return the `count` most similar ones of some rows, with similarities from -1 to 1 computed in float64."""
-        rows = unit_rows(self.matrix[ids], self.mean, np.float64)
+        rows = self.units(ids, np.float64)
         (unit,) = unit_rows(query[None], self.mean, np.float64)
         similarity = np.clip(rows @ unit, -1, 1).astype(np.float32)
         order = np.lexsort((ids, -similarity))[:count]
@@ -95,11 +126,10 @@ class Vectors:
 
 
 def near_duplicates(
-    matrix: Matrix,
+    vectors: Vectors,
     threshold: int | float,
     count: int,
     *,
-    mean: Float[np.ndarray, " dims"] | None = None,
     groups: Int64[np.ndarray, " rows"] | None = None,
     watch: Callable[[Iterable[int], int], Iterable[int]] | None = None,
 ) -> Pairs:
@@ -108,21 +138,20 @@ def near_duplicates(
     Every row is compared with every other one: 100,000 rows of 384 numbers take some minutes on two cores.
 
     Args:
-        matrix: (rows, dims) float32, finite; it may be memory-mapped.
+        vectors: The vectors that are compared.
         threshold: The least similarity, from -1 to 1.
         count: The most pairs.
-        mean: (dims,), what is subtracted from every vector; by default `mean_of` the matrix.
         groups: (rows,), the number of each row's group; rows of one group are not compared.
         watch: A function of the numbers of the parts of the work, and of how many there are, that yields the numbers.
     """
-    mean = mean_of(matrix) if mean is None else mean
     found = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    parts = range(-(-len(matrix) // _PAIR_ROWS))
+    total = len(vectors.matrix)
+    parts = range(-(-total // _PAIR_ROWS))
     for part in parts if watch is None else watch(parts, len(parts)):
         start = part * _PAIR_ROWS
-        rows = unit_rows(matrix[start : start + _PAIR_ROWS], mean)
-        for other in range(start, len(matrix), _PAIR_ROWS):
-            columns = rows if other == start else unit_rows(matrix[other : other + _PAIR_ROWS], mean)
+        rows = vectors.units(slice(start, start + _PAIR_ROWS))
+        for other in range(start, total, _PAIR_ROWS):
+            columns = rows if other == start else vectors.units(slice(other, other + _PAIR_ROWS))
             scores = rows @ columns.T
             # With `count` pairs in hand, a pair counts only if it is more similar than the last of them.
             least = found.similarity[-1] if len(found.similarity) == count else threshold
@@ -131,14 +160,20 @@ def near_duplicates(
             pairs = Pairs(first + start, second + other, np.minimum(scores[first, second], 1))
             if groups is not None:
                 pairs = Pairs(*(part[groups[pairs.first] != groups[pairs.second]] for part in pairs))
-            found = _most_similar(Pairs(*map(np.concatenate, zip(found, pairs, strict=True))), count)
+            found = most_similar(Pairs(*map(np.concatenate, zip(found, pairs, strict=True))), count)
     # The products above are rounded to float32, which may hide that two rows are equal.
-    left, right = (unit_rows(matrix[ids], mean, np.float64) for ids in (found.first, found.second))
+    return with_exact_similarity(vectors, found, count)
+
+
+def with_exact_similarity(vectors: Vectors, pairs: Pairs, count: int) -> Pairs:
+    """Return the `count` most similar ones of some pairs, with similarities computed in float64."""
+    left, right = (vectors.units(ids, np.float64) for ids in (pairs.first, pairs.second))
     exact = np.clip(np.einsum("pd,pd->p", left, right), -1, 1).astype(np.float32)
-    return _most_similar(Pairs(found.first, found.second, exact), count)
+    return most_similar(Pairs(pairs.first, pairs.second, exact), count)
 
 
-def _most_similar(pairs: Pairs, count: int) -> Pairs:
+def most_similar(pairs: Pairs, count: int) -> Pairs:
+    """Return the `count` most similar ones of some pairs, the most similar first."""
     order = np.lexsort((pairs.second, pairs.first, -pairs.similarity))[:count]
     return Pairs(*(part[order] for part in pairs))
 
@@ -153,16 +188,50 @@ def mean_of(matrix: Matrix, among: Bool[np.ndarray, " rows"] | None = None) -> F
     return total / count
 
 
-def lengths_of(matrix: Matrix, mean: Float[np.ndarray, " dims"]) -> Float[np.ndarray, " rows"]:
-    """Return the length of each row without `mean`, (rows,) float32; 0 if it is no more than rounding."""
+def offsets_of(
+    matrix: Matrix,
+    of_rows: Int[np.ndarray, " rows"],
+    count: int,
+    among: Bool[np.ndarray, " rows"] | None = None,
+) -> Float[np.ndarray, "positions dims"]:
+    """Return what each of `count` positions adds to the rows that count, (positions, dims) float64.
+
+    That is the mean of its rows without the mean of all. A position that few rows have adds less: its mean is that of
+    its rows and of ten that are as the mean of all.
+    """
+    totals, counts = np.zeros((count, matrix.shape[1])), np.zeros((count, 1))
+    for start, block in _blocks(matrix):
+        part = slice(start, start + len(block))
+        numbers = of_rows[part] if among is None else np.where(among[part], of_rows[part], -1)
+        for number in np.unique(numbers[numbers >= 0]):
+            totals[number] += block[numbers == number].sum(axis=0, dtype=np.float64)
+            counts[number] += (numbers == number).sum()
+    mean = totals.sum(axis=0) / max(counts.sum(), 1)
+    offsets: np.ndarray = (totals - counts * mean) / (counts + _ZEROS)
+    return offsets
+
+
+def lengths_of(
+    matrix: Matrix, mean: Float[np.ndarray, " dims"], positions: Positions | None = None
+) -> Float[np.ndarray, " rows"]:
+    """Return the length of each row without what is subtracted, (rows,) float32; 0 if it is no more than rounding."""
     lengths = np.empty(len(matrix), np.float32)
     for start, block in _blocks(matrix):
-        lengths[start : start + len(block)] = _without(block, mean)[1]
+        part = slice(start, start + len(block))
+        lengths[part] = _without(block, center(mean, None if positions is None else positions.of(part)))[1]
     return lengths
 
 
-def unit_rows(rows: Matrix, mean: Float[np.ndarray, " dims"], dtype: type = np.float32) -> Matrix:
-    """Return the rows without `mean` and with length 1; a row of which nothing remains becomes 0."""
+def center(mean: Float[np.ndarray, " dims"], positions: Positions | None) -> np.ndarray:
+    """Return what is subtracted: (dims,), or (rows, dims) if that depends on the position."""
+    if positions is None:
+        return mean
+    centers: np.ndarray = (mean + positions.offsets)[positions.of_rows]
+    return centers
+
+
+def unit_rows(rows: Matrix, mean: Float[np.ndarray, "*rows dims"], dtype: type = np.float32) -> Matrix:
+    """Return the rows without `mean`, one for all or one each, and with length 1; where nothing remains, a row is 0."""
     centered, lengths = _without(rows, mean, dtype)
     return _divided(centered, lengths[:, None])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from melmask.audio.parts import Sound, seconds_text
 from melmask.config import EACH, MEAN
@@ -14,6 +15,7 @@ from melmask.embedding.extract import embed_files
 from melmask.embedding.tables import TableSettings
 from melmask.embedding.waveform import sound_file
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
+from melmask.geometry import StepGrid, step_durations_frames
 from melmask.search.files import IndexFacts
 
 
@@ -80,8 +82,8 @@ def query_vector(
     sample_rate_hz: int | float | None = None,
     start_s: int | float | None = None,
     end_s: int | float | None = None,
-) -> np.ndarray:
-    """Return the vector (D,) float32 of a sound, or of the part of it from `start_s` to `end_s`.
+) -> tuple[np.ndarray, float]:
+    """Return the vector (D,) float32 of a sound, or of the part of it from `start_s` to `end_s`, and its duration in s.
 
     Args:
         model: What `load_model` returned.
@@ -111,7 +113,27 @@ def query_vector(
             f"the query lasts {seconds_text(duration_s)} s, and the model needs {seconds_text(patch_s)} s, the length "
             "of a patch; give a longer one"
         )
-    return vector
+    return vector, duration_s
+
+
+def without_positions(
+    vector: np.ndarray, duration_s: float, offsets: Float[np.ndarray, "positions dims"], model: AudioEncoder
+) -> np.ndarray:
+    """Return the mean of the frame vectors of a sound without what their positions in the unit add to them.
+
+    Args:
+        vector: Their mean (D,), each weighted by its audio.
+        duration_s: How long the sound is.
+        offsets: What each position adds. Where frame vectors are closer than patches, some positions lie between these.
+        model: The model.
+    """
+    patch, unit = model.card.model.patch_frames, model.card.model.frames
+    weights = step_durations_frames(max(1, round(1000 * duration_s / model.hop_ms)), patch)
+    positions = len(offsets)
+    hop = max(1, unit // positions)
+    between = -StepGrid(patch, hop).first_frame // hop
+    numbers = (between + np.arange(len(weights)) * (patch // hop)) % positions
+    return (vector - np.average(offsets[numbers], axis=0, weights=weights)).astype(np.float32)
 
 
 def _of_file(model: AudioEncoder, choice: FeatureChoice, sound: Sound) -> tuple[np.ndarray, float]:
