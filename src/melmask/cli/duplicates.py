@@ -12,8 +12,9 @@ class Options:
 
     index: Path = field(metadata={"positional": "IDX"})
     """A folder that melmask index wrote."""
-    similarity: float = field(default=0.95, metadata={"limits": (-1, 1)})
-    """The least similarity of a pair. That of equal vectors is 1; copies that are louder or shifted have about 0.97."""
+    similarity: float | None = field(default=None, metadata={"limits": (-1, 1)})
+    """The least similarity of a pair. That of equal vectors is 1. The default is 0.85 for whitened vectors, of which
+    different sounds seldom have more than 0.7, and 0.95 for others."""
     top: int = field(default=1000, metadata={"limits": (1, 1_000_000)})
     """The most pairs."""
     collections: tuple[str, ...] = field(default=(), metadata={"flag": "--collection", "metavar": "NAME"})
@@ -32,13 +33,14 @@ def run(options: Options) -> int:
 
     check_table(options.out)
     index = SearchIndex(options.index)
-    pairs = index.duplicates(options.similarity, options.top, collections=options.collections, exact=options.exact)
+    least = index.duplicate_similarity if options.similarity is None else options.similarity
+    pairs = index.duplicates(least, options.top, collections=options.collections, exact=options.exact)
     several = len(index.collections) > 1
     for first, second in pairs:
         names = "  =  ".join(line_of(hit, collection=several) for hit in (first, second))
         say(f"{first.similarity:6.3f}  {names}")
     more = f", the {options.top} most similar" if len(pairs) == options.top else ""
-    say(f"{counted(len(pairs), 'pair')} with a similarity of {options.similarity:g} or more{more}")
+    say(f"{counted(len(pairs), 'pair')} with a similarity of {least:g} or more{more}")
     if not options.exact and index.duplicates_are_approximate(options.collections):
         say("found approximately: a few may be missing; --exact compares every sound with every other one")
     if options.out is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from melmask.embedding.choice import WHITENED
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, some_of
 from melmask.search.approximate import Graph
@@ -193,7 +194,7 @@ class SearchIndex:
 
     def duplicates(
         self,
-        threshold: int | float = 0.95,
+        threshold: int | float | None = None,
         top: int = 1000,
         *,
         collections: Sequence[str] = (),
@@ -206,7 +207,7 @@ class SearchIndex:
         `duplicates_are_approximate`.
 
         Args:
-            threshold: The least similarity of a pair, from -1 to 1.
+            threshold: The least similarity of a pair, from -1 to 1; by default `duplicate_similarity`.
             top: The most pairs.
             collections: The names of the collections whose sounds are compared; by default all.
             exact: Compare every vector with every other one, even if there is an approximate index.
@@ -214,6 +215,7 @@ class SearchIndex:
         Raises:
             InputError: a collection is unknown, or a number is out of its range.
         """
+        threshold = self.duplicate_similarity if threshold is None else threshold
         if top < 1 or not -1 <= threshold <= 1:
             raise InputError(f"{top} pairs from {threshold} on are asked for; expected 1 at least, and -1 to 1")
         among = self._among(collections)
@@ -231,6 +233,12 @@ class SearchIndex:
             pairs = Pairs(rows[pairs.first], rows[pairs.second], pairs.similarity)
         found = zip(*(part.tolist() for part in pairs), strict=True)
         return [(self._hit(first, similarity), self._hit(second, similarity)) for first, second, similarity in found]
+
+    @property
+    def duplicate_similarity(self) -> float:
+        """How similar two vectors of this index are at least if their sounds are probably copies of each other."""
+        whitened = not self.frames and self.facts.settings.scene == WHITENED
+        return 0.85 if whitened else 0.95
 
     def duplicates_are_approximate(self, collections: Sequence[str] = ()) -> bool:
         """Whether `duplicates` compares each vector only with those that an approximate index finds near it.
