@@ -35,6 +35,8 @@ _FORCING = 0.3
 _RENEWAL = 1.5
 """The features are whitened anew when the products since then have taken about as long as that takes: when products
 times columns (of all classes and fits) are this many times the dimensions."""
+_REFRESH = 2.0
+"""And they are when the curvature has shrunk or grown by this factor. The end of a fit is judged by it."""
 _LEAST_BEND = 1e-4
 """The Hessian bends at least this much along any whitened direction, whatever bfloat16 makes of it."""
 _ALIKE = 4.0
@@ -225,10 +227,11 @@ class _Solver:
 
     def _whitened(self, state: _State, p: Tensor) -> _Basis:
         """Return the features whitened by the mean Hessian of the classes and fits, or by a recent one."""
-        dims = self._x.shape[1]
-        if self._basis is not None and self._used < _RENEWAL * dims:
-            return self._basis
         curvature = ((p * (1 - p)).mean(-1) * state.counted[:, :, 0]).mean(1)
+        if self._basis is not None and self._used < _RENEWAL * self._x.shape[1]:
+            change = float(curvature.sum() / self._basis.curvature.sum())
+            if 1 / _REFRESH < change < _REFRESH:
+                return self._basis
         scaled = self._x * curvature.sqrt()[:, None]
         hessian = scaled.T @ scaled
         # The bias has no penalty, and rounding may make directions without one negative.
@@ -250,7 +253,9 @@ class _Solver:
         step, residual = torch.zeros_like(slope), -slope
         direction, size = residual.clone(), _dot(residual, residual)
         enough = _FORCING**2 * size
-        for products in range(1, _PRODUCTS + 1):
+        products = 0
+        while products < _PRODUCTS and (size > enough).any():
+            products += 1
             along = (rows @ direction.flatten(1).to(rows.dtype)).float().view(p.shape)
             bent = self._bent(p, along) * state.counted - curvature * along
             product = (transposed @ bent.flatten(1).to(rows.dtype)).float().view(slope.shape) + direction
@@ -260,8 +265,6 @@ class _Solver:
             step += length * direction
             residual -= length * product
             before, size = size, _dot(residual, residual)
-            if (size <= enough).all():
-                break
             direction = residual + torch.where(before > 0, size / before, 0.0).float()[None, :, None] * direction
         weights = self._basis.weights(step)
         return _Step(weights, self._times(weights)), products
