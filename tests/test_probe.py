@@ -170,7 +170,9 @@ def test_splits_are_fitted_together_as_each_is_alone():
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 @pytest.mark.parametrize("warm", [False, True])
-def test_the_optimum_of_every_kind_penalty_and_start(kind, warm):
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_optimum_of_every_kind_penalty_and_start(kind, warm, quick, monkeypatch):
+    monkeypatch.setattr("melmask.downstream.regression.cpu_computes_bf16", lambda: quick)
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((200, 12)) @ rng.standard_normal((12, 12))
     inputs = ((inputs - inputs.mean(0)) / inputs.std(0)).astype(np.float32)
@@ -200,6 +202,27 @@ def test_the_optimum_of_every_kind_penalty_and_start(kind, warm):
         assert weight.grad.abs().max() < 0.02 * rows.sum() / penalty.clip(1)
         # No row has the last class, so it is never predicted.
         assert (found.logits(torch.from_numpy(1e3 * inputs))[fit].argmax(1) < 4).all()
+
+
+def test_products_in_bfloat16_lead_to_the_same_optimum(monkeypatch):
+    # Fewer rows than features, and classes that no row confuses at the optimum, as in tasks of many classes.
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 15, 260)
+    inputs = rng.standard_normal((260, 200)) + rng.standard_normal((15, 200))[labels] / 3
+    inputs += 5 * rng.standard_normal((260, 3)) @ rng.standard_normal((3, 200))
+    inputs = torch.from_numpy(((inputs - inputs.mean(0)) / inputs.std(0)).astype(np.float32))
+    problem = Regressions(
+        inputs=inputs[:160],
+        targets=torch.from_numpy(np.eye(15, dtype=np.float32)[labels[:160]]),
+        trained=torch.from_numpy(np.arange(160) % 5 != np.arange(3)[:, None]),
+        penalties=1 + 0.2 * torch.rand(3, 200, generator=torch.Generator().manual_seed(0)),
+    )
+    found = []
+    for quick in (False, True):
+        monkeypatch.setattr("melmask.downstream.regression.cpu_computes_bf16", lambda quick=quick: quick)
+        found.append(fit_regressions(problem).logits(inputs[160:]).softmax(-1))
+    assert (found[0] - found[1]).abs().max() < 0.02
+    assert (found[0].argmax(-1) == found[1].argmax(-1)).float().mean() > 0.98
 
 
 def test_equally_near_neighbours_come_in_the_order_of_the_rows():

@@ -5,11 +5,15 @@ scikit-learn's LogisticRegression does with C = 1 / penalty; the bias has no pen
 
 It is found by Newton's method, whose steps are solved by conjugate gradients (Nocedal and Wright, Numerical
 Optimization, 2006, algorithms 5.3 and 7.1). Features are many and correlated, which makes plain L-BFGS slow. So the
-conjugate gradients are preconditioned by the Hessian that all classes and fits would share if every row's probabilities
-were their mean. All fits then need one factorization, and each product with the features serves all of them.
+features are whitened: M = L L' is the Hessian that all classes and fits would share if every row had their mean
+curvature C. In the variables v = L' w, with the rows E = X L'^-1, a Hessian X' B X + D becomes I + E' (B - C) E, which
+is well conditioned and needs two products with E. All fits share one factorization, and each product serves them all.
+
+Where the CPU multiplies bfloat16, these products are in bfloat16, which is some five times as fast. Only the step gets
+rough by that. Gradients, losses and the line search are in float32, so the optimum is the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -18,20 +22,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from melmask.labels.options import Kind
+from melmask.system.hardware import cpu_computes_bf16
 
 TOLERANCE = 3e-7
 """A fit ends when a Newton step would lower its loss by less than this share. With 1920 features of trained networks
 the accuracy is then within 0.001 of the exact optimum's; the gradient tells much less (docs/log.md)."""
-_NEWTON_STEPS = 40
-_PRODUCTS = 60
+_NEWTON_STEPS = 60
+_PRODUCTS = 100
 """At most so many products with the Hessian for a Newton step."""
 _FORCING = 0.3
-"""A Newton step is solved until its preconditioned residual is this share of the gradient."""
+"""A Newton step is solved until its residual is this share of the gradient, both in the whitened variables."""
+_RENEWAL = 1.5
+"""The features are whitened anew when the products since then have taken about as long as that takes: when products
+times columns (of all classes and fits) are this many times the dimensions."""
 _REFRESH = 2.0
-"""The preconditioner is made anew when the Hessian has shrunk or grown by this factor."""
-_HALVINGS = 30
+"""And they are when the curvature has shrunk or grown by this factor. The end of a fit is judged by it."""
+_LEAST_BEND = 1e-4
+"""The Hessian bends at least this much along any whitened direction, whatever bfloat16 makes of it."""
+_ALIKE = 4.0
+"""Fits are solved together if no penalty is more than this many times that of another fit."""
+_FLAT = 0.1
+"""A line search ends where the slope is this share of the slope at its start."""
+_TRIALS = 16
 _ROUNDING = 1e-7
-"""A loss in float32 is known to this share, so no smaller decrease is asked for."""
+"""A loss in float32 is known to this share, so no smaller rise counts."""
 _NEVER = -1e9
 """The bias of a class that a fit has no row of. Its own optimum is minus infinity."""
 
@@ -80,6 +94,26 @@ class _State(NamedTuple):
         return _State(self.number[kept], *(part[:, kept].contiguous() for part in self[1:]))
 
 
+class _Basis(NamedTuple):
+    """The features whitened by a mean Hessian."""
+
+    curvature: Float[Tensor, "rows 1 1"]
+    """The mean over classes and fits."""
+    lower: Float[Tensor, "dims dims"]
+    """The Cholesky factor of the mean Hessian."""
+    rows: Float[Tensor, "rows dims"]
+    """bfloat16 or float32, as is `transposed`."""
+    transposed: Float[Tensor, "dims rows"]
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """Return a gradient (dims, fits, classes) by the whitened variables."""
+        return torch.linalg.solve_triangular(self.lower, gradient.flatten(1), upper=False).view(gradient.shape)
+
+    def weights(self, step: Tensor) -> Tensor:
+        """Return what a step of the whitened variables (dims, fits, classes) is for the weights."""
+        return torch.linalg.solve_triangular(self.lower.T, step.flatten(1), upper=True).view(step.shape)
+
+
 class _Step(NamedTuple):
     """A Newton step, and how it changes the logits."""
 
@@ -91,9 +125,17 @@ class _Step(NamedTuple):
 def fit_regressions(problem: Regressions, start: Weights | None = None) -> Weights:
     """Return the optimum of each fit; `start` are the weights to begin with, which saves time if they are near.
 
-    Everything is computed in float32 on one device, and nothing is random.
+    Everything is computed on one device, and nothing is random.
     """
-    return _Solver(problem).solve(start)
+    penalties = problem.penalties
+    if (penalties.amax(0) <= _ALIKE * penalties.amin(0)).all():
+        return _Solver(problem).solve(start)
+    found = []
+    for fit in range(len(penalties)):
+        alone = replace(problem, trained=problem.trained[[fit]], penalties=penalties[[fit]])
+        begun = None if start is None else Weights(start.weight[[fit]], start.bias[[fit]])
+        found.append(_Solver(alone).solve(begun))
+    return Weights(torch.cat([one.weight for one in found]), torch.cat([one.bias for one in found]))
 
 
 class _Solver:
@@ -118,8 +160,9 @@ class _Solver:
             torch.arange(fits, device=weights.device), counted.T[:, :, None].contiguous(), penalties.contiguous(),
             known, weights, known.expand(rows, -1, -1).clone(),
         )  # fmt: skip
-        self._inverse: Tensor | None = None
-        self._curvature = 0.0
+        self._quick = self._x.device.type == "cpu" and cpu_computes_bf16()
+        self._basis: _Basis | None = None
+        self._used = 0
 
     def solve(self, start: Weights | None) -> Weights:
         """Take Newton steps until every fit is at its optimum."""
@@ -131,19 +174,25 @@ class _Solver:
         loss = self._loss(state)
         for _ in range(_NEWTON_STEPS):
             found[:, state.number] = state.weights
-            p = state.logits.softmax(-1) if self._multiclass else state.logits.sigmoid()
+            p = self._probabilities(state.logits)
             gradient = self._gradient(state, p)
-            self._precondition(state, p)
-            # Half of this is what a Newton step would gain if the preconditioner were the Hessian.
-            left = _dot(gradient, self._preconditioned(gradient)) > 2 * TOLERANCE * loss
+            basis = self._whitened(state, p)
+            slope = basis.slope(gradient)
+            # Half of this is what a Newton step would gain if the mean Hessian were that of each fit.
+            left = _dot(slope, slope) > 2 * TOLERANCE * loss
             if not left.any():
                 break
             if not left.all():
-                state, loss, p, gradient = state.only(left), loss[left], p[:, left], gradient[:, left]
-            step = self._newton_step(state, p, gradient)
+                state, loss, p = state.only(left), loss[left], p[:, left]
+                gradient, slope = gradient[:, left], slope[:, left]
+            step, products = self._newton_step(state, p, slope)
             state, loss, moved = self._line_search(state, loss, step, _dot(gradient, step.weights))
-            if not moved:
+            self._used += products * p[0].numel()
+            if not moved and not self._quick:
                 break
+            if self._quick and (products == _PRODUCTS or not moved):
+                # What bfloat16 cannot solve, float32 may.
+                self._quick, self._basis = False, None
         found[:, state.number] = state.weights
         bias = found[-1] + self._all.known[0]
         return Weights(found[:-1].transpose(0, 1).contiguous(), bias)
@@ -168,64 +217,87 @@ class _Solver:
     def _gradient(self, state: _State, p: Tensor) -> Tensor:
         return self._times_transposed((p - self._targets) * state.counted) + state.penalties * state.weights
 
-    def _precondition(self, state: _State, p: Tensor) -> None:
-        """Factorize the mean Hessian of the classes and fits, unless it is about what it was."""
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self._multiclass else logits.sigmoid()
+
+    def _bent(self, p: Tensor, along: Tensor) -> Tensor:
+        """Multiply the second derivative of cross-entropy with a change of the logits."""
+        weighted = p * along
+        return weighted - p * (weighted.sum(-1, keepdim=True) if self._multiclass else weighted)
+
+    def _whitened(self, state: _State, p: Tensor) -> _Basis:
+        """Return the features whitened by the mean Hessian of the classes and fits, or by a recent one."""
         curvature = ((p * (1 - p)).mean(-1) * state.counted[:, :, 0]).mean(1)
-        total = float(curvature.sum())
-        if self._inverse is not None and 1 / _REFRESH < total / self._curvature < _REFRESH:
-            return
+        if self._basis is not None and self._used < _RENEWAL * self._x.shape[1]:
+            change = float(curvature.sum() / self._basis.curvature.sum())
+            if 1 / _REFRESH < change < _REFRESH:
+                return self._basis
         scaled = self._x * curvature.sqrt()[:, None]
         hessian = scaled.T @ scaled
         # The bias has no penalty, and rounding may make directions without one negative.
         hessian.diagonal().add_(state.penalties.mean((1, 2))).add_(1e-6 * hessian.diagonal().mean())
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        self._curvature = total
+        lower = torch.linalg.cholesky(hessian)
+        rows = torch.linalg.solve_triangular(lower.T, self._x, upper=True, left=False)
+        rows = rows.to(torch.bfloat16 if self._quick else torch.float32).contiguous()
+        self._basis, self._used = _Basis(curvature[:, None, None], lower, rows, rows.T.contiguous()), 0
+        return self._basis
 
-    def _preconditioned(self, vectors: Tensor) -> Tensor:
-        assert self._inverse is not None
-        return (self._inverse @ vectors.flatten(1)).view(vectors.shape)
+    def _newton_step(self, state: _State, p: Tensor, slope: Tensor) -> tuple[_Step, int]:
+        """Solve Hessian @ step = -gradient roughly, by conjugate gradients in the whitened variables.
 
-    def _newton_step(self, state: _State, p: Tensor, gradient: Tensor) -> _Step:
-        """Solve Hessian @ step = -gradient roughly, by preconditioned conjugate gradients."""
-        step, change = torch.zeros_like(gradient), torch.zeros_like(p)
-        residual = -gradient
-        z = self._preconditioned(residual)
-        direction, size = z.clone(), _dot(residual, z)
+        Returns:
+            The step, and how many products with the Hessian it took.
+        """
+        assert self._basis is not None
+        curvature, _, rows, transposed = self._basis
+        step, residual = torch.zeros_like(slope), -slope
+        direction, size = residual.clone(), _dot(residual, residual)
         enough = _FORCING**2 * size
-        for _ in range(_PRODUCTS):
-            along = self._times(direction)
-            # The second derivative of cross-entropy, times the change of the logits along the direction.
-            bent = p * (along - (p * along).sum(-1, keepdim=True)) if self._multiclass else p * (1 - p) * along
-            product = self._times_transposed(bent * state.counted) + state.penalties * direction
+        products = 0
+        while products < _PRODUCTS and (size > enough).any():
+            products += 1
+            along = (rows @ direction.flatten(1).to(rows.dtype)).float().view(p.shape)
+            bent = self._bent(p, along) * state.counted - curvature * along
+            product = (transposed @ bent.flatten(1).to(rows.dtype)).float().view(slope.shape) + direction
+            bend = torch.maximum(_dot(direction, product), _LEAST_BEND * _dot(direction, direction))
             # A fit whose residual has become 0 stays where it is.
-            length = torch.where(size > 0, size / _dot(direction, product), 0.0).float()[None, :, None]
+            length = torch.where(size > 0, size / bend, 0.0).float()[None, :, None]
             step += length * direction
-            change += length * along
             residual -= length * product
-            z = self._preconditioned(residual)
-            before, size = size, _dot(residual, z)
-            if (size <= enough).all():
-                break
-            direction = z + torch.where(before > 0, size / before, 0.0).float()[None, :, None] * direction
-        return _Step(step, change)
+            before, size = size, _dot(residual, residual)
+            direction = residual + torch.where(before > 0, size / before, 0.0).float()[None, :, None] * direction
+        weights = self._basis.weights(step)
+        return _Step(weights, self._times(weights)), products
 
     def _line_search(self, state: _State, loss: Tensor, step: _Step, slope: Tensor) -> tuple[_State, Tensor, bool]:
-        """Take the whole step, or half of it, and so on, until each fit's loss falls enough (Armijo's rule).
+        """Go along the step to where the loss of each fit is about least, by Newton's method and bisection.
 
         Returns:
             The new state, its losses, and whether any fit moved.
         """
-        length = torch.ones_like(loss)
-        for _ in range(_HALVINGS):
-            by = length.float()[None, :, None]
-            weights, logits = state.weights + by * step.weights, state.logits + by * step.logits
-            moved = state._replace(weights=weights, logits=logits)
-            new = self._loss(moved)
-            high = new > loss + 1e-4 * length * slope + _ROUNDING * loss
-            if not high.any():
+        resistance = state.penalties * step.weights
+        level, growth = _dot(resistance, state.weights), _dot(resistance, step.weights)
+        length, low, high = torch.ones_like(loss), torch.zeros_like(loss), torch.full_like(loss, torch.inf)
+        for trial in range(_TRIALS):
+            p = self._probabilities(state.logits + length.float()[None, :, None] * step.logits)
+            here = _dot((p - self._targets) * state.counted, step.logits) + level + length * growth
+            flat = here.abs() <= _FLAT * slope.abs()
+            if flat.all():
                 break
-            length = torch.where(high, length / 2, length)
-        return moved, new, bool((length > 0.5**_HALVINGS).any())
+            low, high = torch.where(here < 0, length, low), torch.where(here > 0, length, high)
+            bend = _dot(self._bent(p, step.logits) * state.counted, step.logits) + growth
+            middle = torch.where(high.isinf(), 2 * length, (low + high) / 2)
+            newton = length - here / bend
+            inside = (newton > low) & (newton < torch.minimum(high, 4 * length))
+            # Newton's method alone would creep where the loss is bent at one end only.
+            length = torch.where(flat, length, torch.where(inside & (trial % 2 == 0), newton, middle))
+        # The slope at the lower end is downward, so the loss is less there than at the start.
+        length = torch.where(flat, length, low)
+        by = length.float()[None, :, None]
+        moved = state._replace(weights=state.weights + by * step.weights, logits=state.logits + by * step.logits)
+        new = self._loss(moved)
+        lower = (new <= loss + _ROUNDING * loss) & (length > 0)
+        return moved, new, bool(lower.any())
 
 
 def _dot(a: Tensor, b: Tensor) -> Float[Tensor, " fits"]:
