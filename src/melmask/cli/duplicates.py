@@ -13,9 +13,9 @@ class Options:
     index: Path = field(metadata={"positional": "IDX"})
     """A folder that melmask index wrote."""
     similarity: float = field(default=0.95, metadata={"limits": (-1, 1)})
-    """The least similarity of a pair. That of equal vectors is 1; copies that are louder or shifted have about 0.97."""
+    """The lowest similarity to list. That of equal vectors is 1; copies that are louder or shifted have about 0.97."""
     top: int = field(default=1000, metadata={"limits": (1, 1_000_000)})
-    """The most pairs."""
+    """How many pairs to list at most."""
     collections: tuple[str, ...] = field(default=(), metadata={"flag": "--collection", "metavar": "NAME"})
     """The collections whose sounds are compared. The default is all."""
     out: Path | None = None
