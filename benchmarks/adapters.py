@@ -157,6 +157,10 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     tables = {path.stem: read_labels(path) for path in given.labels}
+    needed = {"train", "test"} if given.project == "mteb" else {"train", "valid", "test"}
+    for name, table in tables.items():
+        if not needed <= set(table.splits or []) or table.parts is not None:
+            parser.error(f"{name} must have whole files, and a column split that marks {', '.join(sorted(needed))}")
     models = [named(model, given.out) for model in given.models]
     (run_mteb if given.project == "mteb" else run_xares)(tables, models, given.out)
 
