@@ -82,7 +82,7 @@ class FrontEndConfig:
     """Upper edge of the last band, in Hz; at most half the sample rate."""
     further_resolutions: tuple[ResolutionConfig, ...] = field(default=(), metadata=LEFT_OUT_AT_DEFAULT)
     """Further spectrograms with other windows, at the same frames. As JSON, a list of objects with `window_ms`,
-    `scale`, `bands_per_octave` and `max_hz`; one that is left out has its default."""
+    `scale`, `bands_per_octave` and `max_hz`; those that are left out have their defaults."""
 
     def __post_init__(self) -> None:
         # From seismometers to laboratories of ultrasound.

@@ -1,6 +1,8 @@
 """Clips of different lengths and rates, embedded together: what benchmarks pass, on melmask's one inference path."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from melmask.embedding.assemble import ClipVectors
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
+from melmask.system.cores import Cores
 
 
 def embed_clips(
@@ -28,10 +31,19 @@ def embed_clips(
     grid = encoder.step_grid(choice)
     made = [encoder.clip_vectors(choice, grid, keep_frames=keep_frames) for _ in clips]
 
-    def pieces() -> Iterator[Iterable[tuple[int, Tensor]]]:
-        for array, rate_hz in clips:
-            logmel = torch.from_numpy(encoder.logmel(array, rate_hz)[0]).to(encoder.device)
-            yield encoder.segments_of([logmel], grid)
+    # Clips share the cores as the encoder's batches do. Threads that divide an operation wait for each other, and for a
+    # long time if the benchmark or another program takes one of the cores.
+    cores = Cores(torch.get_num_threads() if encoder.device.type == "cpu" else 1, contention=encoder.contention)
 
-    encoder.fill(made, pieces(), choice, FRAMES_TOGETHER)
+    def pieces_of(array: Any, rate_hz: int | float) -> list[tuple[int, Tensor]]:
+        with cores.engaged():
+            logmel = torch.from_numpy(encoder.logmel(array, rate_hz)[0]).to(encoder.device)
+            return list(encoder.segments_of([logmel], grid))
+
+    def pieces() -> Iterator[list[tuple[int, Tensor]]]:
+        for first in range(0, len(clips), cores.count):
+            yield from cores.run([partial(pieces_of, *clip) for clip in clips[first : first + cores.count]])
+
+    with closing(cores):
+        encoder.fill(made, pieces(), choice, FRAMES_TOGETHER)
     return made

@@ -13,10 +13,10 @@ class Options:
     index: Path = field(metadata={"positional": "IDX"})
     """A folder that melmask index wrote."""
     similarity: float | None = field(default=None, metadata={"limits": (-1, 1)})
-    """The least similarity of a pair. That of equal vectors is 1. The default is 0.85 for whitened vectors, of which
+    """The lowest similarity to list. That of equal vectors is 1. The default is 0.85 for whitened vectors, of which
     different sounds seldom have more than 0.7, and 0.95 for others."""
     top: int = field(default=1000, metadata={"limits": (1, 1_000_000)})
-    """The most pairs."""
+    """How many pairs to list at most."""
     collections: tuple[str, ...] = field(default=(), metadata={"flag": "--collection", "metavar": "NAME"})
     """The collections whose sounds are compared. The default is all."""
     exact: bool = False

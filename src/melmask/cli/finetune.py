@@ -14,8 +14,8 @@ class Options:
     """Train a classifier on labeled files. The same command resumes."""
 
     model: str | None = field(default=None, metadata={"positional": "MODEL"})
-    """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME. It may be left out: a single place is LABELS,
-    and the classifier then begins from the model in the box."""
+    """A run, a checkpoint folder, an MSM-MAE .pth file or hub:OWNER/NAME. It may be left out: a single argument is
+    LABELS, and the classifier then starts from the model in the box."""
     labels: Path = field(metadata={"positional": "LABELS"})
     """A task folder, the folder of a data set, or a table with the columns path and label, several labels as a;b, and
     perhaps split, fold or group."""

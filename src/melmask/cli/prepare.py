@@ -23,7 +23,7 @@ class Options:
     threads: int | None = field(default=None, metadata={"limits": THREADS})
     """Number of decoding threads. The default is one for each core."""
     band: str = field(default="speech", metadata={"metavar": "BAND"})
-    """The band of frequency that models hear: a sample rate in Hz, which scales the whole front end, or speech (16000),
+    """The frequency band that models hear: a sample rate in Hz, which scales the whole front end, or speech (16000),
     wide (32000: birds, music), bats (256000) or hydrophone (2000: large whales). KEY=VALUE settings are applied
     after it."""
     resolutions: int | None = field(default=None, metadata={"limits": (1, 2)})

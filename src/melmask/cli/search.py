@@ -21,11 +21,11 @@ class Options:
     query: Path | None = field(default=None, metadata={"positional": "QUERY"})
     """A sound file, or - for a WAV file on standard input."""
     start_s: float | None = field(default=None, metadata={"flag": "--start", "metavar": "S"})
-    """Where in the query the part begins that is searched for, in s. The default is the query's begin."""
+    """Where the part to search for begins in the query, in s. The default is the start of the query."""
     end_s: float | None = field(default=None, metadata={"flag": "--end", "metavar": "S"})
-    """Where that part ends, in s. The default is the query's end."""
+    """Where that part ends, in s. The default is the end of the query."""
     microphone_s: float | None = field(default=None, metadata={"metavar": "S", "limits": (0.01, 3600)})
-    """Record the query with the microphone, for so many s. It needs melmask[microphone]."""
+    """Record the query with the microphone for this many s. It needs melmask[microphone]."""
     top: int = field(default=20, metadata={"limits": (1, 1_000_000)})
     """How many sounds to show."""
     collections: tuple[str, ...] = field(default=(), metadata={"flag": "--collection", "metavar": "NAME"})

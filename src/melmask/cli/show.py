@@ -32,7 +32,7 @@ class Options:
     """Draw what a model sees, hears and attends to in a sound."""
 
     what: Literal["reconstruct", "attention", "features", "layers"] = field(metadata={"positional": "WHAT"})
-    """What to draw: reconstruct, attention, features, or layers, the scores of a probe on each."""
+    """What to draw. `layers` draws the score of a probe on each layer."""
     file: Path = field(metadata={"positional": "FILE"})
     """A sound file. For attention also a folder or a table, which gives statistics of all heads; for layers a table of
     labels or the folder of a data set."""

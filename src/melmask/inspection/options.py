@@ -41,7 +41,7 @@ class MaskOptions:
     )
     """Hide this part of the spectrogram instead, and all patches that it touches. The times are those of the file."""
     seeds: int | None = field(default=None, metadata={"limits": (1, 10_000), "metavar": "N"})
-    """Show the mean error over N masks, from `seed` on: what of the sound the model can predict, and what not."""
+    """Show the mean error over N masks, from `seed` on: what in the sound the model can predict, and what it cannot."""
     leak: bool = False
     """Draw patches with the level and the contrast of what is hidden, which a model of normalized targets does not
     predict. By default both are estimated from the visible patches. The picture says so."""
@@ -61,10 +61,10 @@ class AttentionOptions:
     """Whose attention is shown, for `attention`."""
 
     of: str = field(default="auto", metadata={"metavar": "cls|mean|rollout"})
-    """Whose: of the CLS token, of all tokens in the mean, or of the CLS token through all layers (rollout). Auto is
-    cls, or mean for a model without CLS token."""
+    """Whose: that of the CLS token, the mean over all tokens, or that of the CLS token through all layers (rollout).
+    Auto is cls, or mean for a model without CLS token."""
     at: tuple[float, float] | None = field(default=None, metadata={"metavar": ("TIME_S", "HZ")})
-    """Whose instead: of the patch at this time and frequency."""
+    """Draw the attention of the patch at this time and frequency instead."""
     layer: str = field(default=ALL, metadata={"metavar": "N|mean|all"})
     """The layer, from 1 on, the mean of all, or a row of pictures for each. For features: take them after this layer;
     without it, they are the last one's, after the final norm."""

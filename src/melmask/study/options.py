@@ -28,7 +28,7 @@ class StudyOptions:
     side_by_side: int | None = field(default=None, metadata={"limits": (1, 1024)})
     """How many runs are under way at once, instead of the study's number. They share the cores."""
     clips: int | None = field(default=None, metadata={"limits": (1, 2**31)})
-    """Choose by at most so many rows of each table, instead of the study's number."""
+    """Judge by at most this many rows of each table, instead of the study's number."""
     shard: str | None = field(default=None, metadata={"metavar": "I/N"})
     """I/N: do every N-th run from the I-th on, 0 <= I < N, as one of N jobs of an array."""
     engine: Literal["local", "ray"] = "local"
