@@ -68,6 +68,14 @@ def test_the_strongest_directions_become_as_weak_as_one_further_on_and_nothing_e
     assert before[1] > 3 * before[2]
 
 
+def test_it_can_be_undone_for_maps():
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 30)) * 5 + rng.normal(size=(400, 30)) + 7
+    whitening = fit_whitening(scenes, 4)
+    undone = whitening(scenes) @ whitening.undoing()
+    np.testing.assert_allclose(undone - undone.mean(0), scenes - scenes.mean(0), atol=1e-3)
+
+
 @pytest.mark.parametrize(("clips", "directions", "expected"), [(7, 4, None), (17, 4, 2), (400, 4, 4), (400, 99, 9)])
 def test_as_many_directions_as_the_vectors_can_tell(clips, directions, expected):
     whitening = fit_whitening(np.random.default_rng(0).normal(size=(clips, 20)), directions)

@@ -167,7 +167,7 @@ def _clusters(vectors: PointVectors, known: np.ndarray) -> Column:
     codes = np.full(len(vectors.known), ABSENT, np.int32)
     count = _cluster_count(len(known))
     if len(known):
-        rows = reduced(vectors.rows, known)
+        rows = reduced(vectors, known)
         sample = rows[:: max(1, len(rows) // _CLUSTER_SAMPLE)]
         # Threads that wait for each other beside the embedding would take many times as long as one.
         with warnings.catch_warnings(), threadpool_limits(1, user_api="openmp"):

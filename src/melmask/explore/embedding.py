@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from melmask.audio.parts import Sound
-from melmask.embedding.choice import FeatureChoice
+from melmask.embedding.choice import WHITENED, FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.folder import embed_table, table_settings
@@ -63,7 +63,8 @@ class EmbeddingJob:
         self._folder = ensure_folder(folder)
         self._choice = FeatureChoice()
         self._settings = table_settings(model, sounds, self._choice)
-        self.vectors, self.error = PointVectors(len(sounds), self._settings.scene_dimensions), ""
+        whitening = model.card.whitening if self._settings.scene == WHITENED else None
+        self.vectors, self.error = PointVectors(len(sounds), self._settings.scene_dimensions, whitening), ""
         self._stop, self._busy = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="embed", daemon=True)
         self._read(source)

@@ -66,7 +66,7 @@ class Projections:
             return self._made[1]
         rows = self._vectors.rows
         if self._axes is None or len(known) > 1.2 * self._fitted:
-            axes = principal_axes(rows, known, 2)
+            axes = principal_axes(rows, known, 2, self._vectors.plain)
             self._axes = axes if self._axes is None else _turned_like(axes, self._axes)
             self._fitted = len(known)
         for start in range(0, len(known), _SAMPLE_ROWS):
@@ -82,7 +82,7 @@ class Projections:
         if len(known) < _FEWEST_UMAP:
             return self.points(PCA)
         found = np.full((len(self._vectors.known), 2), np.nan, np.float32)
-        rows = reduced(self._vectors.rows, known)
+        rows = reduced(self._vectors, known)
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         kept = self._folder / f"{UMAP}.npz"
         with suppress(OSError, ValueError, KeyError):
@@ -97,9 +97,10 @@ class Projections:
         return found
 
 
-def reduced(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+def reduced(vectors: PointVectors, known: np.ndarray) -> np.ndarray:
     """Return the first 50 principal components (n, 50) float32 of the known points."""
-    axes = principal_axes(rows, known, _DIMENSIONS)
+    rows = vectors.rows
+    axes = principal_axes(rows, known, _DIMENSIONS, vectors.plain)
     parts = np.array_split(known, 1 + len(known) // _SAMPLE_ROWS)
     return np.concatenate([rows[some] @ axes for some in parts])
 
@@ -128,14 +129,18 @@ def _by_umap(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def principal_axes(rows: np.ndarray, known: np.ndarray, count: int) -> np.ndarray:
+def principal_axes(rows: np.ndarray, known: np.ndarray, count: int, plain: np.ndarray | None = None) -> np.ndarray:
     """Return the `count` axes (D, count) float32 of largest variance of the known rows, the largest first.
+
+    With `plain`, they are those of rows @ plain, in the coordinates of the rows.
 
     They are found by subspace iteration (Halko, Martinsson and Tropp, SIAM Review 53, 2011), a fraction of the time of
     all axes. The same rows give the same axes.
     """
     sample = torch.from_numpy(rows[known[:: max(1, len(known) // _SAMPLE_ROWS)]])
     centered = sample - sample.mean(0)
+    if plain is not None:
+        centered = centered @ torch.from_numpy(plain)
     dims = centered.shape[1]
     start = np.random.default_rng(0).standard_normal((dims, min(count + _MORE_AXES, dims))).astype(np.float32)
     axes = torch.from_numpy(start)
@@ -146,7 +151,8 @@ def principal_axes(rows: np.ndarray, known: np.ndarray, count: int) -> np.ndarra
     turned = torch.linalg.eigh(within.T @ within)[1].flip(1)[:, :count]
     found = np.zeros((dims, count), np.float32)
     found[:, : turned.shape[1]] = (axes @ turned).numpy()
-    return _turned_like(found, np.ones_like(found))
+    found = _turned_like(found, np.ones_like(found))
+    return found if plain is None else plain @ found
 
 
 def _turned_like(axes: np.ndarray, before: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ import threading
 
 import numpy as np
 
+from melmask.models.whitening import Whitening
+
 _MOST_BYTES = 1 << 30
 _FEWEST_KEPT = 64
 _SAMPLE_ROWS = 2048
@@ -15,11 +17,13 @@ class PointVectors:
     The vectors of a very large collection are turned onto the principal axes of its first ones, and only so many
     numbers of each are kept that all of them fill one gigabyte. That changes the similarity of two vectors little.
 
+    Whitened vectors are kept as they are. `plain` turns them back, for maps.
+
     Attributes: `known` (points,) bool, `durations_s` (points,) float32 (NaN where unknown), `failed`, the reasons by
     point.
     """
 
-    def __init__(self, count: int, dimensions: int):
+    def __init__(self, count: int, dimensions: int, whitening: Whitening | None = None):
         self.dimensions = min(dimensions, max(_FEWEST_KEPT, _MOST_BYTES // (4 * max(1, count))))
         self.known = np.zeros(count, bool)
         self.durations_s = np.full(count, np.nan, np.float32)
@@ -29,6 +33,7 @@ class PointVectors:
         self._axes: np.ndarray | None = None
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._reduces = self.dimensions < dimensions
+        self._plain = None if whitening is None else whitening.undoing()
         self._lock = threading.Lock()
 
     @property
@@ -40,6 +45,11 @@ class PointVectors:
     def rows(self) -> np.ndarray:
         """(points, dimensions) float32; zeros where a point is not known."""
         return self._rows
+
+    @property
+    def plain(self) -> np.ndarray | None:
+        """The matrix (dimensions, D) that turns rows into vectors that are not whitened, but for their mean, or None."""
+        return self._plain if self._plain is None or self._axes is None else self._axes.T @ self._plain
 
     def add(self, points: np.ndarray, vectors: np.ndarray, durations_s: np.ndarray) -> None:
         """Take in the vectors (n, D) of the points (n,)."""

@@ -17,6 +17,7 @@ SCENES_PER_DIRECTION = 8
 """So many scene vectors at least are needed for each direction, so that it is not one of the sample alone."""
 _LEVEL = 2
 """K directions become as weak as the one whose number is this many times K."""
+_LEAST_SHARE = 1e-6
 _CONSTANT = 1e-4
 """A number whose deviation is below this share of the median deviation is constant but for rounding."""
 
@@ -37,6 +38,15 @@ class Whitening:
         x = (scenes - self.mean) / self.deviation
         whitened: np.ndarray = x + ((x @ self.directions.T) * (self.gains - 1)) @ self.directions
         return whitened
+
+    def undoing(self) -> Float[np.ndarray, "S S"]:
+        """Return the matrix that turns whitened vectors back (vectors @ matrix), but for their mean.
+
+        Principal components are those of the vectors as they were: whitened ones have no strongest direction.
+        """
+        amplified = self.directions.T @ ((1 / self.gains - 1)[:, None] * self.directions)
+        matrix: np.ndarray = (np.eye(len(self.mean), dtype=np.float32) + amplified) * self.deviation
+        return matrix
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the numbers by name, as files hold them."""
@@ -75,7 +85,8 @@ def fit_whitening(scenes: Float[np.ndarray, "clips S"], directions: int) -> Whit
     variances, vectors = np.linalg.eigh(standardized @ standardized.T)
     strongest = np.arange(len(variances) - 1, len(variances) - 1 - count, -1)
     found = (standardized.T @ vectors[:, strongest]).T
-    level = max(0.0, variances[-1 - _LEVEL * count])
+    # Of fewer different sounds than directions, nothing else is left.
+    level = max(_LEAST_SHARE * variances[-1], variances[-1 - _LEVEL * count])
     gains = np.sqrt(level / variances[strongest])
     arrays = {"mean": mean, "deviation": deviation, "directions": found, "gains": gains}
     return Whitening.of_arrays(arrays)
