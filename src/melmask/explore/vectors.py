@@ -48,7 +48,7 @@ class PointVectors:
 
     @property
     def plain(self) -> np.ndarray | None:
-        """The matrix (dimensions, D) that turns rows into vectors that are not whitened, but for their mean, or None."""
+        """The matrix (dimensions, D) that turns rows into vectors before whitening, but for their mean, or None."""
         return self._plain if self._plain is None or self._axes is None else self._axes.T @ self._plain
 
     def add(self, points: np.ndarray, vectors: np.ndarray, durations_s: np.ndarray) -> None:
