@@ -14,7 +14,8 @@ from melmask.search.nearest import Vectors, near_duplicates, unit_rows
 _NEIGHBORS = 10
 _SUSPICIOUS_SHARE = 0.5
 _QUERIES_AT_ONCE = 256
-_DUPLICATE_SIMILARITY = 0.99
+_DUPLICATE_SIMILARITY, _WHITENED_DUPLICATE_SIMILARITY = 0.99, 0.9
+"""Whitened vectors of different sounds are less similar, and so are those of copies."""
 _MOST_COMPARED = 30_000
 """Points of which every one is compared with every other for duplicates, in less than a minute."""
 
@@ -78,11 +79,13 @@ class Similarity:
         points, searched = self._known()
         if len(points) < 2:
             return []
+        whitened = self._vectors.plain is not None
+        least = _WHITENED_DUPLICATE_SIMILARITY if whitened else _DUPLICATE_SIMILARITY
         if len(points) <= _MOST_COMPARED:
-            pairs = near_duplicates(searched, _DUPLICATE_SIMILARITY, count)
+            pairs = near_duplicates(searched, least, count)
             triples = list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True))
         else:
-            triples = _duplicates_within_cells(searched, count)
+            triples = _duplicates_within_cells(searched, least, count)
         return [
             Suggestion(int(points[first]), f"similarity {similarity:.4f}", int(points[second]))
             for first, second, similarity in triples
@@ -104,7 +107,7 @@ def _other_label(own: str, votes: Sequence[tuple[str, float]]) -> tuple[float, s
     return share, f"labeled {own}, but {number} of its {len(votes)} nearest labeled sounds are {label}"
 
 
-def _duplicates_within_cells(searched: Vectors, count: int) -> list[tuple[int, int, float]]:
+def _duplicates_within_cells(searched: Vectors, least: float, count: int) -> list[tuple[int, int, float]]:
     """Compare only points that are nearest to the same one of many pivots: of a pair that is alike, both mostly are."""
     matrix, mean = searched.matrix, searched.mean
     pivots = unit_rows(matrix[:: max(1, len(matrix) // int(len(matrix) ** 0.5))], mean)
@@ -119,7 +122,7 @@ def _duplicates_within_cells(searched: Vectors, count: int) -> list[tuple[int, i
         units = unit_rows(matrix[rows], mean)
         for start in range(0, len(rows), _QUERIES_AT_ONCE):
             scores = np.triu(units[start : start + _QUERIES_AT_ONCE] @ units.T, start + 1)
-            first, second = np.nonzero(scores >= _DUPLICATE_SIMILARITY)
+            first, second = np.nonzero(scores >= least)
             similar = np.minimum(scores[first, second], 1.0)
             found += zip(rows[first + start].tolist(), rows[second].tolist(), similar.tolist(), strict=True)
         found = sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))[:count]
