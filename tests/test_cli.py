@@ -123,14 +123,14 @@ def test_help_takes_no_torch_and_half_a_cpu_second():
 def test_the_toy_job_writes_embeddings_that_describe_themselves(job, sounds, run, tmp_path):
     out = tmp_path / "x.parquet"
     status, text, _ = run("embed", sounds, "--model", job / "run", "--out", out, "--frames", "--pooling", "mean")
-    assert status == 0 and "8 files, 32 dimensions" in text
+    assert status == 0 and "8 files, 64 dimensions" in text
     table = pq.read_table(out)
     settings = json.loads(table.schema.metadata[b"melmask"])
     assert settings["pooling"] == "mean" and settings["step_ms"] == 160 and settings["first_ms"] == 75
     row = table.to_pylist()[0]
     assert row["path"].endswith("tone0.wav") and abs(row["duration_s"] - 0.9) < 0.02
     frames = np.array(row["frames"])
-    assert frames.shape == (6, 32) and len(row["scene"]) == 32
+    assert frames.shape == (6, 32) and len(row["scene"]) == 64
 
 
 def test_npz_and_parquet_hold_the_same_numbers(job, sounds, run, tmp_path):
@@ -215,7 +215,7 @@ def test_odd_but_sound_files_are_embedded(samples, rate_hz, job, run, tmp_path):
     soundfile.write(tmp_path / "odd.wav", samples, rate_hz)
     status, _, _ = run("embed", tmp_path / "odd.wav", "--model", job / "run", "--out", tmp_path / "x.npz")
     scene = np.load(tmp_path / "x.npz")["scene"]
-    assert status == 0 and scene.shape == (1, 160) and np.isfinite(scene).all()
+    assert status == 0 and scene.shape == (1, 320) and np.isfinite(scene).all()
 
 
 def test_a_store_of_silence_alone_is_refused(refused, tmp_path):
