@@ -5,8 +5,8 @@ command   melmask prepare FOLDER --out STORE
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
 hardware  two cores of an AMD EPYC (Zen 5) with bf16: 400 to 460 crops a second, 1.5 GB of memory
 time      810 s measured beside little else, at a median of 461 crops a second
-expected  loss .44; linear probe of seven tasks, scenes of mean and deviation: .795, k-NN .616, pitch classes .866;
-          log-mel .581, untrained .723 (benchmarks/results/2026-11-29-main-battery.md, one seed)
+expected  loss .44; linear probe of seven tasks .812, k-NN .692, pitch classes .890; log-mel .581, untrained .723
+          (benchmarks/results/2026-11-29-main-battery.md, three seeds)
 
 A window of 25 ms resolves time, and one of 128 ms resolves pitch. docs/log.md says what the other settings are worth;
 tiny_025 has the first window alone, and msm_mae_208 is the paper's recipe.
