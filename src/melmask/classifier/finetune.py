@@ -232,9 +232,7 @@ def _train(
     model: AudioEncoder, examples: Examples, config: FinetuneConfig, parts: dict[str, Clips], out: Path
 ) -> Finetuning:
     """Train, and write a line per epoch to standard error and to metrics.jsonl."""
-    kind, classes = examples.kind, len(examples.classes)
-    whitening = model.card.whitening
-    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, whitening)
+    network = ClassifierNetwork(model.model, examples.kind, len(examples.classes), config.scene, model.device)
     training = Finetuning(
         network,
         config,

@@ -20,7 +20,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.geometry import step_durations_frames
 from melmask.labels.options import Kind
 from melmask.models.network import Network
-from melmask.models.whitening import Whitening
+from melmask.models.whitening import fit_whitening
 from melmask.system.finite import check_finite
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
@@ -31,6 +31,8 @@ _HEAD_STEPS = 10_000
 
 _PENALTIES = (1000.0, 100.0, 10.0, 1.0)
 """Factors of half the sum of squared weights, which is added to the summed loss; tried from strongest to weakest."""
+_DIRECTIONS = 128
+"""How many directions of the training rows' vectors are damped, if there are eight rows for each."""
 _RAREST = -15.0
 """The least bias of a class. That of a label without training rows has no optimum but minus infinity."""
 _CONSTANT = 1e-3
@@ -81,12 +83,12 @@ def fit_head(
     kind: Kind,
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
-    whitening: Whitening | None = None,
 ) -> FirstHeads:
     """Fit a head to vectors (rows, dims) and targets (rows, classes), as a linear probe (arXiv 2202.10054).
 
-    The probe is that of `melmask probe`, with several penalties. The head gets the calm weights. With a whitening, the
-    probe is that of whitened vectors, and the weights found are those that give the same logits without it.
+    The probe is that of `melmask probe`, with several penalties, of the vectors as they are and of whitened ones
+    (`models/whitening.py`, learned from the training rows). The weights are those that give the same logits for vectors
+    that are not whitened. The head gets the calm weights.
     """
     # The deviation over time is 0 for clips of a single patch, but not for longer clips that may come later. So a
     # feature that hardly varies here is ignored forever.
@@ -94,13 +96,15 @@ def fit_head(
         std = train[0].std(0, correction=0)
         head.mean.copy_(train[0].mean(0))
         head.std.copy_(torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED))
-    basis = _whitened_basis(head, train[0], whitening)
-    inputs, checked = (((rows - head.mean) / head.std).cpu() @ basis for rows, _ in (train, valid))
+    rows = tuple(((vectors - head.mean) / head.std).cpu() for vectors, _ in (train, valid))
     targets, truth = train[1], valid[1]
-    fitted: Weights | None = None
+    bases = [torch.eye(len(head.mean)), *_whitened_basis(rows[0], kind)]
     found: list[tuple[float, float, LinearWeights]] = []
-    # Each fit starts from the previous one, so all fits cost little more than one.
-    for penalty in track(_PENALTIES, len(_PENALTIES), "fit the first head", "probe", leave=False):
+    jobs = [(basis, penalty) for basis in bases for penalty in _PENALTIES]
+    fitted: Weights | None = None
+    for basis, penalty in track(jobs, len(jobs), "fit the first head", "probe", leave=False):
+        inputs, checked = (part @ basis for part in rows)
+        # Each fit starts from the previous one of the same vectors, so all fits cost little more than one.
         fitted = fit_regressions(
             Regressions(
                 inputs=inputs,
@@ -109,7 +113,7 @@ def fit_head(
                 penalties=torch.full((1, inputs.shape[1]), penalty),
                 kind=kind,
             ),
-            fitted,
+            None if penalty == _PENALTIES[0] else fitted,
         )
         weights = LinearWeights(fitted.weight[0].T, fitted.bias[0].clamp(min=_RAREST))
         logits = checked @ weights.weight.T + weights.bias
@@ -125,21 +129,19 @@ def fit_head(
     return FirstHeads(calm, best)
 
 
-@torch.no_grad()
-def _whitened_basis(head: Head, vectors: Tensor, whitening: Whitening | None) -> Float[Tensor, "dims dims"]:
-    """Return what turns vectors that the head has standardized into whitened ones of deviation 1.
+def _whitened_basis(inputs: Tensor, kind: Kind) -> list[Float[Tensor, "dims dims"]]:
+    """Return the matrix that turns standardized vectors into whitened ones of deviation 1, if there are rows enough.
 
-    The mean does not matter: a bias makes up for it.
+    The mean does not matter: a bias makes up for it. The steps of events are not whitened, only scene vectors.
     """
+    whitening = fit_whitening(inputs.numpy(), _DIRECTIONS) if kind != "event" else None
     if whitening is None:
-        return torch.eye(len(head.mean))
-    ignored = (head.std == _IGNORED).cpu()
-    scale = torch.where(ignored, 0.0, head.std.cpu()) / torch.from_numpy(whitening.deviation)
+        return []
     directions = torch.from_numpy(whitening.directions)
     damping = (torch.from_numpy(whitening.gains) - 1)[:, None] * directions
-    basis = torch.diag(scale) + (scale[:, None] * directions.T) @ damping
-    std = (((vectors - head.mean) / head.std).cpu() @ basis).std(0, correction=0)
-    return basis / torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED)
+    basis = torch.eye(inputs.shape[1]) + directions.T @ damping
+    std = (inputs @ basis).std(0, correction=0)
+    return [basis / torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED)]
 
 
 @torch.no_grad()
@@ -162,19 +164,9 @@ class ClassifierNetwork(nn.Module):
     Training crops pass through `vectors_of_crops`, which can leave patches out.
     """
 
-    def __init__(
-        self,
-        model: Network,
-        kind: Kind,
-        classes: int,
-        scene: Scene,
-        device: torch.device = _CPU,
-        whitening: Whitening | None = None,
-    ):
+    def __init__(self, model: Network, kind: Kind, classes: int, scene: Scene, device: torch.device = _CPU):
         super().__init__()
         self.kind, self.device = kind, device
-        # It is of scene vectors of means and deviations, and only the first head is fitted to whitened vectors.
-        self._whitening = whitening if kind != "event" and scene == "mean+std" else None
         # A step of an event task has no deviation over time.
         self.scene: Scene = "mean" if kind == "event" else scene
         self.rows = model.encoder.grid.rows
@@ -206,7 +198,7 @@ class ClassifierNetwork(nn.Module):
         rows = self.head_rows(train), self.head_rows(valid)
         for vectors, _ in rows:
             check_finite(vectors.cpu().numpy(), "the embedding of the labeled files")
-        return fit_head(self.head, self.kind, *rows, self._whitening)
+        return fit_head(self.head, self.kind, *rows)
 
     @torch.no_grad()
     def head_rows(self, clips: Clips) -> tuple[Tensor, Tensor]:
