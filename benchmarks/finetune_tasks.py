@@ -1,6 +1,7 @@
 """Compare fine-tuning with the linear probe of the same model, on the validation rows of each task.
 
-    python benchmarks/finetune_tasks.py --model runs/mine --labels A.csv B.csv ... [--clips 400] [epochs=6 ...]
+    python benchmarks/finetune_tasks.py --model runs/mine --labels A.csv B.csv ... [--audio-root DIR] [--clips 400]
+        [epochs=6 ...]
 
 `probe` is the probe of `melmask probe`, trained on the rows that fine-tuning trains on. `epoch 0` is the probe that
 fine-tuning begins with, and `fine-tuned` its best epoch. Test rows are not read. With --clips 0 all rows are used.
@@ -22,6 +23,7 @@ from melmask.config import HardwareConfig
 from melmask.config_text import with_overrides
 from melmask.downstream.linear_and_knn import linear_probe
 from melmask.embedding.encoder import load
+from melmask.labels.options import TableOptions
 from melmask.labels.splits import Split
 from melmask.system.hardware import pick_precision
 
@@ -35,23 +37,29 @@ def without_test(examples: Examples, most: int, seed: int) -> Examples:
     kept.sort()
     return replace(
         examples,
-        paths=[examples.paths[row] for row in kept],
+        sounds=[examples.sounds[row] for row in kept],
         labels=[examples.labels[row] for row in kept],
         parts=[examples.parts[row] for row in kept],
     )
 
 
-def compare(source: str, path: Path, most: int, config: FinetuneConfig) -> tuple[float, float, float, str]:
+def compare(
+    source: str, path: Path, audio_root: Path | None, most: int, config: FinetuneConfig
+) -> tuple[float, float, float, str]:
     """Return the accuracies of the probe, of epoch 0 and of the best epoch, and the scores of all epochs."""
-    examples = without_test(read_examples(path, config.seed, FinetuneOptions()), most, config.seed)
+    options = FinetuneOptions(table=TableOptions(audio_root=audio_root))
+    examples = without_test(read_examples(path, config.seed, options), most, config.seed)
     model = load(source)
-    logmels, _ = read_logmels(model, examples.paths)
+    logmels = read_logmels(model, examples.sounds)[0]
     train, valid = (clips_of(model, examples, logmels, part) for part in ("train", "valid"))
     network = ClassifierNetwork(model.model, examples.kind, len(examples.classes), config.scene, model.device)
     rows = [network.head_rows(clips) for clips in (train, valid)]
     vectors = np.concatenate([vectors.cpu().numpy() for vectors, _ in rows])
     labels = np.concatenate([targets.numpy().argmax(1) for _, targets in rows])
     numbers = np.arange(len(labels))
+    # `melmask probe` takes the vectors that the model's card names, of the same tokens if it names no layer.
+    if model.card.whitening is not None and not model.card.layers and config.scene == "mean+std":
+        vectors = model.card.whitening(vectors).astype(np.float32)
     split = Split("valid", numbers[: len(train)], numbers[:0], numbers[len(train) :])
     frames = crop_frames(model, train, examples.kind, config.crop_s)
     precision = pick_precision(HardwareConfig(), model.device)
@@ -71,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--labels", type=Path, nargs="+", required=True)
+    parser.add_argument("--audio-root", type=Path)
     parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", default=[])
     options = parser.parse_intermixed_args()
@@ -79,7 +88,7 @@ def main() -> None:
     rows = []
     for path in options.labels:
         start_s = time.perf_counter()
-        probe, first, best, scores = compare(options.model, path, options.clips, config)
+        probe, first, best, scores = compare(options.model, path, options.audio_root, options.clips, config)
         rows.append((probe, first, best))
         took_s = time.perf_counter() - start_s
         print(f"{path.stem:<18}{probe:>8.3f}{first:>9.3f}{best:>12.3f}{took_s:>7.0f}  {scores}", flush=True)
