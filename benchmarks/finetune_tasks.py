@@ -52,14 +52,16 @@ def compare(
     model = load(source)
     logmels = read_logmels(model, examples.sounds)[0]
     train, valid = (clips_of(model, examples, logmels, part) for part in ("train", "valid"))
-    network = ClassifierNetwork(model.model, examples.kind, len(examples.classes), config.scene, model.device)
+    # A whitening is of the features that the model's card names; the network gives those of the last layer.
+    whitening = None if model.card.layers or config.scene != "mean+std" else model.card.whitening
+    kind, classes = examples.kind, len(examples.classes)
+    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, whitening)
     rows = [network.head_rows(clips) for clips in (train, valid)]
     vectors = np.concatenate([vectors.cpu().numpy() for vectors, _ in rows])
     labels = np.concatenate([targets.numpy().argmax(1) for _, targets in rows])
     numbers = np.arange(len(labels))
-    # `melmask probe` takes the vectors that the model's card names, of the same tokens if it names no layer.
-    if model.card.whitening is not None and not model.card.layers and config.scene == "mean+std":
-        vectors = model.card.whitening(vectors).astype(np.float32)
+    if whitening is not None:
+        vectors = whitening(vectors).astype(np.float32)
     split = Split("valid", numbers[: len(train)], numbers[:0], numbers[len(train) :])
     frames = crop_frames(model, train, examples.kind, config.crop_s)
     precision = pick_precision(HardwareConfig(), model.device)

@@ -156,7 +156,8 @@ def _up_to_its_layer(model: AudioEncoder) -> AudioEncoder:
     config = replace(card.model, depth=max(card.layers), decoder_width=0)
     weights, shapes = model.model.state_dict(), weight_shapes(config)
     network = network_with(config, {name: weights[name] for name in shapes}, Path(model.name))
-    card = replace(card, model=config, layers=())
+    # Its vectors are those after a norm, which a whitening of the block's own does not fit.
+    card = replace(card.without_whitening(), model=config, layers=())
     return AudioEncoder(
         network, card, model.name, str(model.device), model.precision, model.normalization, model.reading
     )
@@ -232,7 +233,8 @@ def _train(
     model: AudioEncoder, examples: Examples, config: FinetuneConfig, parts: dict[str, Clips], out: Path
 ) -> Finetuning:
     """Train, and write a line per epoch to standard error and to metrics.jsonl."""
-    network = ClassifierNetwork(model.model, examples.kind, len(examples.classes), config.scene, model.device)
+    kind, classes = examples.kind, len(examples.classes)
+    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, model.card.whitening)
     training = Finetuning(
         network,
         config,

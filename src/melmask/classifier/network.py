@@ -20,7 +20,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.geometry import step_durations_frames
 from melmask.labels.options import Kind
 from melmask.models.network import Network
-from melmask.models.whitening import fit_whitening
+from melmask.models.whitening import Whitening, fit_whitening
 from melmask.system.finite import check_finite
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
@@ -83,12 +83,13 @@ def fit_head(
     kind: Kind,
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
+    whitening: Whitening | None = None,
 ) -> FirstHeads:
     """Fit a head to vectors (rows, dims) and targets (rows, classes), as a linear probe (arXiv 2202.10054).
 
     The probe is that of `melmask probe`, with several penalties, of the vectors as they are and of whitened ones
-    (`models/whitening.py`, learned from the training rows). The weights are those that give the same logits for vectors
-    that are not whitened. The head gets the calm weights.
+    (`models/whitening.py`): by what the training rows share, and by the model's own whitening, if there is one. The
+    weights are those that give the same logits for vectors that are not whitened. The head gets the calm weights.
     """
     # The deviation over time is 0 for clips of a single patch, but not for longer clips that may come later. So a
     # feature that hardly varies here is ignored forever.
@@ -98,7 +99,9 @@ def fit_head(
         head.std.copy_(torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED))
     rows = tuple(((vectors - head.mean) / head.std).cpu() for vectors, _ in (train, valid))
     targets, truth = train[1], valid[1]
-    bases = [torch.eye(len(head.mean)), *_whitened_basis(rows[0], kind)]
+    # The steps of events are not whitened, only scene vectors.
+    known = [] if kind == "event" else [whitening, _whitening_of(head, train[0])]
+    bases = [torch.eye(len(head.mean)), *(_whitened_basis(head, rows[0], one) for one in known if one is not None)]
     found: list[tuple[float, float, LinearWeights]] = []
     jobs = [(basis, penalty) for basis in bases for penalty in _PENALTIES]
     fitted: Weights | None = None
@@ -129,19 +132,24 @@ def fit_head(
     return FirstHeads(calm, best)
 
 
-def _whitened_basis(inputs: Tensor, kind: Kind) -> list[Float[Tensor, "dims dims"]]:
-    """Return the matrix that turns standardized vectors into whitened ones of deviation 1, if there are rows enough.
+def _whitening_of(head: Head, vectors: Tensor) -> Whitening | None:
+    """Learn a whitening from the training rows, of which it ignores what the head ignores; None if they are few."""
+    kept = torch.where(head.std == _IGNORED, 0.0, vectors - head.mean)
+    return fit_whitening(kept.cpu().numpy(), _DIRECTIONS)
 
-    The mean does not matter: a bias makes up for it. The steps of events are not whitened, only scene vectors.
+
+def _whitened_basis(head: Head, inputs: Tensor, whitening: Whitening) -> Float[Tensor, "dims dims"]:
+    """Return what turns vectors that the head has standardized into whitened ones of deviation 1.
+
+    The mean does not matter: a bias makes up for it.
     """
-    whitening = fit_whitening(inputs.numpy(), _DIRECTIONS) if kind != "event" else None
-    if whitening is None:
-        return []
+    std = head.std.cpu()
+    scale = torch.where(std == _IGNORED, 0.0, std) / torch.from_numpy(whitening.deviation)
     directions = torch.from_numpy(whitening.directions)
     damping = (torch.from_numpy(whitening.gains) - 1)[:, None] * directions
-    basis = torch.eye(inputs.shape[1]) + directions.T @ damping
-    std = (inputs @ basis).std(0, correction=0)
-    return [basis / torch.where(std > _CONSTANT * std[std > 0].median(), std, _IGNORED)]
+    basis = torch.diag(scale) + (scale[:, None] * directions.T) @ damping
+    deviation = (inputs @ basis).std(0, correction=0)
+    return basis / torch.where(deviation > _CONSTANT * deviation[deviation > 0].median(), deviation, _IGNORED)
 
 
 @torch.no_grad()
@@ -164,9 +172,19 @@ class ClassifierNetwork(nn.Module):
     Training crops pass through `vectors_of_crops`, which can leave patches out.
     """
 
-    def __init__(self, model: Network, kind: Kind, classes: int, scene: Scene, device: torch.device = _CPU):
+    def __init__(
+        self,
+        model: Network,
+        kind: Kind,
+        classes: int,
+        scene: Scene,
+        device: torch.device = _CPU,
+        whitening: Whitening | None = None,
+    ):
         super().__init__()
         self.kind, self.device = kind, device
+        # A model learns it for vectors of means and deviations.
+        self._whitening = whitening if scene == "mean+std" else None
         # A step of an event task has no deviation over time.
         self.scene: Scene = "mean" if kind == "event" else scene
         self.rows = model.encoder.grid.rows
@@ -198,7 +216,7 @@ class ClassifierNetwork(nn.Module):
         rows = self.head_rows(train), self.head_rows(valid)
         for vectors, _ in rows:
             check_finite(vectors.cpu().numpy(), "the embedding of the labeled files")
-        return fit_head(self.head, self.kind, *rows)
+        return fit_head(self.head, self.kind, *rows, self._whitening)
 
     @torch.no_grad()
     def head_rows(self, clips: Clips) -> tuple[Tensor, Tensor]:
