@@ -130,6 +130,14 @@ def test_a_card_that_lies_about_its_whitening_is_refused(whitened, tmp_path, dir
         load_checkpoint(tmp_path / "model")
 
 
+def test_a_card_cannot_bring_a_whitening_of_its_own(whitened, tmp_path):
+    save_checkpoint(tmp_path / "model", whitened.model, whitened.card)
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "whitening": {"mean": [0.0]}}))
+    with pytest.raises(CheckpointError, match="unknown configuration key 'whitening'"):
+        load_checkpoint(tmp_path / "model")
+
+
 def test_a_run_learns_it_at_its_end_and_only_then(store, configure, tmp_path):
     config = configure("features.whiten=2")
     run, many = tmp_path / "run", store_of_parts(store)
@@ -165,12 +173,12 @@ def test_the_first_head_of_a_classifier_is_chosen_among_probes_of_whitened_vecto
     vectors, targets = torch.from_numpy(scenes.astype(np.float32)), torch.eye(4)[classes]
     train, valid = (vectors[:200], targets[:200]), (vectors[200:], targets[200:])
     losses = []
-    for directions in (3, 0):
+    for directions, whitening in ((3, None), (0, fit_whitening(scenes, 3)), (0, None)):
         monkeypatch.setattr(network, "_DIRECTIONS", directions)
         head = Head(24, 4)
-        network.fit_head(head, "multiclass", train, valid)
+        network.fit_head(head, "multiclass", train, valid, whitening)
         losses.append(torch.nn.functional.cross_entropy(head(valid[0]), valid[1]).item())
-    assert losses[0] < losses[1] - 0.02
+    assert max(losses[:2]) < losses[2] - 0.02
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -32,6 +32,8 @@ _MOST_POSITIONS = 1 << 26
 LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}
 """Metadata of a field that files do not hold where it has its default, so that they stay what version 0.1.0 wrote."""
 
+WHITENED = "whitened"
+"""The scene vector that a model learns to whiten, as cards, options and tables name it."""
 LOG_EPSILON = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon (spec of the published models)."""
 MEAN, EACH = "mean", "each"

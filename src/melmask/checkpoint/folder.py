@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from melmask.checkpoint.weights import read_tensors, shapes_in
-from melmask.config import FrontEndConfig, ModelConfig, Reading, Statistics
+from melmask.config import WHITENED, FrontEndConfig, ModelConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import CheckpointError, ConfigError
 from melmask.models.network import Network, check_shapes, finite_weights, network_with, weight_shapes
@@ -59,11 +59,11 @@ class ModelCard:
             )
         if not all(1 <= number <= self.model.depth for number in self.layers):
             raise ConfigError(f"layers are {list(self.layers)}; this model has layers 1 to {self.model.depth}")
-        if not 0 <= self.whitened_directions < self.scene_size:
+        if not 0 <= self.whitened_directions < self.whitened_size:
             raise ConfigError(
-                f"whitened_directions is {self.whitened_directions}; scene vectors have {self.scene_size} numbers"
+                f"whitened_directions is {self.whitened_directions}; scene vectors have {self.whitened_size} numbers"
             )
-        if self.scene == "whitened" and not self.whitened_directions:
+        if self.scene == WHITENED and not self.whitened_directions:
             raise ConfigError("scene is 'whitened', but whitened_directions is 0")
         counts = self.model.resolutions, self.front_end.resolutions, self.statistics.resolutions
         if len(set(counts)) > 1:
@@ -73,11 +73,11 @@ class ModelCard:
 
     def without_whitening(self) -> "ModelCard":
         """Return the card of the same architecture with other weights, from which no whitening was learned."""
-        scene = "mean+std" if self.scene == "whitened" else self.scene
+        scene = "mean+std" if self.scene == WHITENED else self.scene
         return replace(self, scene=scene, whitened_directions=0, whitening=None)
 
     @property
-    def scene_size(self) -> int:
+    def whitened_size(self) -> int:
         """The size of scene vectors of mean and deviation over time, with patches side by side."""
         return 2 * self.model.width * (self.model.mels // self.model.patch_mels) * max(1, len(self.layers))
 
@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path) -> tuple[Network, ModelCard]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
     # The header is compared before the values are read, so neither file can claim more than there is.
     count = card.whitened_directions
-    of_whitening = whitening_shapes(count, card.scene_size) if count else {}
+    of_whitening = whitening_shapes(count, card.whitened_size) if count else {}
     check_shapes({**weight_shapes(card.model), **{_WHITENING + k: s for k, s in of_whitening.items()}}, shapes, path)
     tensors = read_tensors(path)
     if of_whitening:
@@ -182,6 +182,9 @@ def read_card(folder: Path) -> ModelCard:
             f"{path} is not a {FORMAT} file ({reason_of(error)}); give a folder that melmask has written"
         ) from error
     try:
+        if "whitening" in facts:
+            # The field is not for files: its numbers are among the weights.
+            raise ConfigError("unknown configuration key 'whitening'; the nearest is 'whitened_directions'")
         return from_dict(ModelCard, facts)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from melmask.config import FrontEndConfig, ModelConfig
+from melmask.config import WHITENED, FrontEndConfig, ModelConfig
 from melmask.embedding.pooling import POOLINGS
 from melmask.errors import ConfigError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from melmask.checkpoint.folder import ModelCard
 
 
-WHITENED = "whitened"
 SCENES = ("mean", "mean+std", WHITENED)
 """What the scene vector holds: the mean of the frame vectors over time (D), or also their standard deviation (2 D),
 which says how much the sound changes, or both whitened (2 D), which models can do that have learned it."""

@@ -34,10 +34,10 @@ from melmask.audio.notes import Listener
 from melmask.audio.parts import Sound
 from melmask.checkpoint.folder import ModelCard
 from melmask.checkpoint.locate import load_any
-from melmask.config import FrontEndConfig, Reading, Statistics
+from melmask.config import WHITENED, FrontEndConfig, Reading, Statistics
 from melmask.config_text import to_dict
 from melmask.embedding.assemble import ClipVectors, Segmenter
-from melmask.embedding.choice import WHITENED, ChoiceChanges, FeatureChoice
+from melmask.embedding.choice import ChoiceChanges, FeatureChoice
 from melmask.embedding.reconstruction import Reconstruction, reconstruct
 from melmask.embedding.waveform import sound_file, waveform_of
 from melmask.errors import ConfigError

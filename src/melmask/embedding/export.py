@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from melmask import __version__
 from melmask.audio.logmel import mel_filterbank, resolution_filterbank, scales
-from melmask.config import LOG_EPSILON
+from melmask.config import LOG_EPSILON, WHITENED
 from melmask.config_text import to_dict
-from melmask.embedding.choice import WHITENED, FeatureChoice
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import ConfigError, OutputError
+from melmask.models.whitening import whitened, whitening_shapes
 from melmask.system.extras import require
 from melmask.system.files import atomic_write
 from melmask.system.finite import check_finite
@@ -90,9 +91,7 @@ class ExportedEncoder(nn.Module):
         scene = torch.cat([mean, variance.sqrt()], dim=1)
         if not self.whitened:
             return scene
-        x = (scene - self.get_buffer("whitening_mean")) / self.get_buffer("whitening_deviation")
-        directions = self.get_buffer("whitening_directions")
-        return x + ((x @ directions.T) * (self.get_buffer("whitening_gains") - 1)) @ directions
+        return whitened(scene, **{name: self.get_buffer(f"whitening_{name}") for name in whitening_shapes(0, 0)})
 
     def _logmel(self, waveform: Tensor) -> Tensor:
         config = self.card.front_end

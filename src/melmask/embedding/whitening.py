@@ -10,9 +10,9 @@ from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.checkpoint.locate import load_any
-from melmask.config import HardwareConfig
+from melmask.config import WHITENED, HardwareConfig
 from melmask.corpus.store import Corpus, differences
-from melmask.embedding.choice import WHITENED, FeatureChoice
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
 from melmask.errors import InputError
 from melmask.models.network import Network

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from melmask.audio.parts import Sound
-from melmask.embedding.choice import WHITENED, FeatureChoice
+from melmask.config import WHITENED
+from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.folder import embed_table, table_settings

@@ -51,7 +51,7 @@ def features_figure(model: AudioEncoder, found: ClipFeatures) -> "Figure":
     position = (
         "position kept" if math.isnan(found.of_position) else f"position ({100 * found.of_position:.0f} %) removed"
     )
-    write_title(square, "similarity of the features at two times", f"cosine; clip's mean and {position}")
+    write_title(square, "self-similarity", f"cosine; clip's mean and {position}")
     heard.set_ylabel("frequency (Hz)", color=MUTED, fontsize=8)
     for axes in (strip, square):
         axes.tick_params(length=2.5, width=0.6, color=MUTED, labelcolor=INK, labelsize=7.5, pad=2)

@@ -9,9 +9,12 @@ belong to the model. So a vector is still a pure function of the audio and the m
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
+
+T = TypeVar("T", bound=Any)
 
 SCENES_PER_DIRECTION = 8
 """So many scene vectors at least are needed for each direction, so that it is not one of the sample alone."""
@@ -35,9 +38,7 @@ class Whitening:
 
     def __call__(self, scenes: Float[np.ndarray, "*clips S"]) -> Float[np.ndarray, "*clips S"]:
         """Return the whitened vectors."""
-        x = (scenes - self.mean) / self.deviation
-        whitened: np.ndarray = x + ((x @ self.directions.T) * (self.gains - 1)) @ self.directions
-        return whitened
+        return whitened(scenes, **self.arrays())
 
     def undoing(self) -> Float[np.ndarray, "S S"]:
         """Return the matrix that turns whitened vectors back (vectors @ matrix), but for their mean.
@@ -59,6 +60,12 @@ class Whitening:
         lengths = np.linalg.norm(found["directions"], axis=1, keepdims=True)
         found["directions"] /= np.maximum(lengths, np.finfo(np.float32).tiny)
         return cls(**found)
+
+
+def whitened(scenes: T, mean: T, deviation: T, directions: T, gains: T) -> T:
+    """Return whitened vectors; NumPy's arrays and PyTorch's tensors, also those of an exported graph, will do."""
+    x = (scenes - mean) / deviation
+    return x + ((x @ directions.T) * (gains - 1)) @ directions
 
 
 def whitening_shapes(directions: int, size: int) -> dict[str, tuple[int, ...]]:

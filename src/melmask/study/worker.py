@@ -13,10 +13,11 @@ import time
 import traceback
 from pathlib import Path
 
+from melmask.config import WHITENED
 from melmask.corpus.store import Store
 from melmask.downstream.monitor import monitors
 from melmask.downstream.probe import read_tables
-from melmask.embedding.choice import AUTO, WHITENED
+from melmask.embedding.choice import AUTO
 from melmask.embedding.encoder import load
 from melmask.embedding.whitening import whiten_run
 from melmask.errors import InputError, MelmaskError, OutputError
