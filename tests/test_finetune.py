@@ -34,6 +34,7 @@ from melmask.config_text import with_overrides
 from melmask.downstream.linear_and_knn import standardize
 from melmask.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
 from melmask.labels.tables import Event
+from melmask.system.cores import Cores
 from melmask.system.files import atomic_write, locked
 from melmask.train import snapshot
 
@@ -205,7 +206,8 @@ def test_vectors_in_training_are_those_of_prediction(encoder):
     for frames in (64, 2 * unit, 2 * unit + 16):
         crops = torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            dropped = network.vectors_of_crops(crops, np.random.default_rng(0), patch_dropout=0.001)
+            kept = network.draw_kept(crops, np.random.default_rng(0), patch_dropout=0.001)
+            dropped = network.vectors_of_crops(crops, kept)
         whole = [network._scene(network._steps_of(crop.T.numpy()), frames) for crop in crops.half()]
         torch.testing.assert_close(dropped, torch.stack(whole).detach(), rtol=2e-3, atol=2e-3)
 
@@ -213,9 +215,10 @@ def test_vectors_in_training_are_those_of_prediction(encoder):
 def test_the_deviation_of_patches_that_are_there(encoder):
     network = training_of(encoder).network
     crops = torch.randn(2, 80, 2 * encoder.card.model.frames, generator=torch.Generator().manual_seed(0))
-    vectors = network.vectors_of_crops(crops, np.random.default_rng(0), patch_dropout=0.5)
-    rng, rows, width = np.random.default_rng(0), network.rows, encoder.card.model.width
-    parts = [network._kept_tokens(unit, rng, 0.5) for unit in crops.split(encoder.card.model.frames, dim=2)]
+    kept = network.draw_kept(crops, np.random.default_rng(0), patch_dropout=0.5)
+    vectors, rows, width = network.vectors_of_crops(crops, kept), network.rows, encoder.card.model.width
+    units = crops.split(encoder.card.model.frames, dim=2)
+    parts = [network._kept_tokens(unit, ids) for unit, ids in zip(units, kept, strict=True)]
     tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     for clip, r in [(0, 0), (1, rows - 1)]:
         there = tokens[clip][row[clip] == r]
@@ -294,6 +297,25 @@ def test_a_training_that_breaks_down_ends_in_one_line_and_leaves_no_classifier(e
         training.run(clips, clips, tmp_path / "finetune.pt", lambda *_: None)
     kept = torch.load(tmp_path / "finetune.pt", weights_only=True)
     assert kept["epoch"] == 0 and all(tensor.isfinite().all() for tensor in kept["network"].values())
+
+
+@pytest.mark.parametrize(("head_epochs", "learning"), [(0, "encoder and head"), (1, "head")])
+def test_a_batch_computed_in_shares_teaches_the_same(encoder, head_epochs, learning):
+    rng = np.random.default_rng(0)
+    clips = Clips([rng.standard_normal((64, 80)).astype(np.float16) for _ in range(7)],
+                  [np.eye(3, dtype=np.float32)[i % 3] for i in range(7)])  # fmt: skip
+    found = []
+    for count in (1, 3):
+        training = training_of(encoder, "epochs=1", f"head_epochs={head_epochs}", "batch_size=7")
+        training.network.cores = Cores(count)
+        torch.nn.init.normal_(training.network.head.linear.weight, generator=torch.Generator().manual_seed(0))
+        loss = training._epoch(0, clips, [], Path("unused"))
+        found.append((loss, {name: p.grad for name, p in training.network.named_parameters() if p.grad is not None}))
+    (loss, whole), (other_loss, shared) = found
+    assert loss == pytest.approx(other_loss, rel=1e-5) and whole.keys() == shared.keys()
+    assert any(name.startswith("encoder.") for name in whole) == (learning == "encoder and head")
+    for name, gradient in whole.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_only_the_head_learns_where_so_configured(run_folder, table, tmp_path, sound):

@@ -4,13 +4,14 @@ The head starts as a linear probe of the untouched encoder (`fit_head`), and the
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from melmask.classifier.examples import Clips
@@ -21,9 +22,11 @@ from melmask.geometry import step_durations_frames
 from melmask.labels.options import Kind
 from melmask.models.network import Network
 from melmask.models.whitening import Whitening, fit_whitening
+from melmask.system.cores import Cores
 from melmask.system.finite import check_finite
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
+from melmask.train.shares import shares_that_fit
 
 _CPU = torch.device("cpu")
 _HEAD_STEPS = 10_000
@@ -35,6 +38,8 @@ _DIRECTIONS = 128
 """How many directions of the training rows' vectors are damped, if there are eight rows for each."""
 _RAREST = -15.0
 """The least bias of a class. That of a label without training rows has no optimum but minus infinity."""
+_CLIPS_PER_CORE = 8
+"""Each core encodes so many clips before it waits for the others."""
 _CONSTANT = 1e-3
 """A feature that varies less than this share of the median feature carries no information."""
 _IGNORED = 1e9
@@ -170,6 +175,9 @@ class ClassifierNetwork(nn.Module):
 
     Whole clips are cut into units as in `melmask.embedding`, so that the scores of training are those of prediction.
     Training crops pass through `vectors_of_crops`, which can leave patches out.
+
+    Attributes:
+        cores: What computes on the cores of a CPU side by side, one clip or share of a batch on each.
     """
 
     def __init__(
@@ -192,6 +200,7 @@ class ClassifierNetwork(nn.Module):
         size = FeatureChoice(scene=self.scene).scene_size(model.config)
         self.head = Head(size, classes)
         self.to(device).train().requires_grad_(True)
+        self.cores = Cores(torch.get_num_threads() if device.type == "cpu" else 1, shares_that_fit(self, 1 << 10))
 
     @torch.no_grad()
     def predict(self, clips: Clips) -> tuple[Float[np.ndarray, "rows classes"], Float[np.ndarray, "rows classes"]]:
@@ -242,8 +251,20 @@ class ClassifierNetwork(nn.Module):
         patch = self.encoder.config.patch_frames
         return target[np.minimum(np.arange(steps) * patch + patch // 2, len(target) - 1)]
 
-    def vectors_of_crops(self, crops: Tensor, rng: np.random.Generator, patch_dropout: float) -> Tensor:
-        """Encode training crops (batch, mels, frames) of equal length; the result is differentiable.
+    def draw_kept(
+        self, crops: Tensor, rng: np.random.Generator, patch_dropout: float
+    ) -> list[Int[Tensor, "batch _"]]:
+        """Draw which patches of training crops (batch, mels, frames) are kept; return their numbers, unit by unit."""
+        drawn = []
+        for unit in self._units_of(crops):
+            patches = self.rows * (unit.shape[2] // self.encoder.config.patch_frames)
+            noise = torch.from_numpy(rng.random((len(unit), patches), dtype=np.float32)).to(self.device)
+            # The random choice is sorted, so that without dropout the patches keep their order.
+            drawn.append(noise.argsort(1)[:, : max(1, round(patches * (1 - patch_dropout)))].sort(1).values)
+        return drawn
+
+    def vectors_of_crops(self, crops: Tensor, kept: Sequence[Int[Tensor, "batch _"]]) -> Tensor:
+        """Encode what `draw_kept` has kept of training crops (batch, mels, frames); the result is differentiable.
 
         Returns:
             Scene vectors (batch, dims) or, in event tasks, frame vectors (batch, steps, dims).
@@ -251,7 +272,7 @@ class ClassifierNetwork(nn.Module):
         if self.kind == "event":
             return self._frame_vectors(crops)
         # Units are encoded apart, as in prediction, and joined before the moments over time are taken.
-        parts = [self._kept_tokens(unit, rng, patch_dropout) for unit in crops.split(self.encoder.config.frames, dim=2)]
+        parts = [self._kept_tokens(unit, ids) for unit, ids in zip(self._units_of(crops), kept, strict=True)]
         tokens, row = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         # Each row of patches (a band of frequencies) gets mean and deviation over its patches that were kept. `of_row`
         # (batch, rows, tokens) has each token's share in the mean of its row.
@@ -265,28 +286,32 @@ class ClassifierNetwork(nn.Module):
         std = (of_row @ from_mean.square()).clamp(min=1e-8).sqrt()
         return torch.cat([mean.flatten(1), std.flatten(1)], dim=1)
 
-    def _kept_tokens(self, unit: Tensor, rng: np.random.Generator, patch_dropout: float) -> tuple[Tensor, Tensor]:
-        """Encode a random part of the patches of (batch, mels, frames).
+    def _units_of(self, crops: Tensor) -> tuple[Tensor, ...]:
+        return crops.split(self.encoder.config.frames, dim=2)
+
+    def _kept_tokens(self, unit: Tensor, ids: Int[Tensor, "batch kept"]) -> tuple[Tensor, Tensor]:
+        """Encode the patches `ids` of (batch, mels, frames).
 
         Returns:
             Tokens (batch, kept, width), and the row of each token's patch (batch, kept).
         """
         patches = self.encoder.patches_of(unit)
-        kept = max(1, round(patches.shape[1] * (1 - patch_dropout)))
-        noise = torch.from_numpy(rng.random((len(unit), patches.shape[1]), dtype=np.float32)).to(self.device)
-        # The random choice is sorted, so that without dropout the patches keep their order.
-        ids = noise.argsort(1)[:, :kept].sort(1).values
         tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
         return tokens.float(), ids // (patches.shape[1] // self.rows)
 
     def _rows_of(self, clips: Clips) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield each clip's vectors (rows, dims) and targets (rows, classes): one row, or in event tasks its steps."""
-        for logmel, target in zip(clips.logmels, clips.targets, strict=True):
-            steps = self._steps_of(logmel)
-            if self.kind == "event":
-                yield steps, self.step_targets(target, len(steps))
-            else:
-                yield self._scene(steps, len(logmel))[None], target[None]
+        jobs = [partial(self._rows_of_clip, *clip) for clip in zip(clips.logmels, clips.targets, strict=True)]
+        size = _CLIPS_PER_CORE * self.cores.count
+        for first in range(0, len(jobs), size):
+            yield from self.cores.run(jobs[first : first + size])
+
+    @torch.no_grad()
+    def _rows_of_clip(self, logmel: Float[np.ndarray, "frames mels"], target: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        steps = self._steps_of(logmel)
+        if self.kind == "event":
+            return steps, self.step_targets(target, len(steps))
+        return self._scene(steps, len(logmel))[None], target[None]
 
     def _steps_of(self, logmel: Float[np.ndarray, "frames mels"]) -> Tensor:
         """Return the frame vectors (steps, dims) of a whole clip, cut into units as in `embedding/encoder.py`."""

@@ -5,8 +5,9 @@ All random numbers are drawn from (seed, epoch, batch), so a killed job resumes 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from melmask.labels.options import Kind
 from melmask.system.hardware import exact_float32_products
 from melmask.system.progress import track
 from melmask.train.optimizer import check_moments
+from melmask.train.shares import Shares
 from melmask.train.snapshot import write_state
 
 _FINETUNE_STREAM = 4
@@ -135,30 +137,37 @@ class Finetuning:
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         encoder_learns = epoch >= config.head_epochs
         self.network.encoder.requires_grad_(encoder_learns)
-        with exact_float32_products(self.network.device):
+        shares = Shares(self.network, self.network.cores, self.network.cores.count)
+        with exact_float32_products(self.network.device), self.network.cores.engaged():
             left = range(len(losses), len(batches))
             for number in track(left, len(left), f"epoch {epoch + 1}", "batch", leave=False):
                 rng = np.random.default_rng((*stream, number))
                 # The rate is a function of the place in the training, so that a resumed job has the same rates.
                 self._set_rate(epoch + number / len(batches))
                 crops, targets = self._draw_batch(train, batches[number], rng)
+                # All is drawn for the whole batch, so it does not depend on the number of shares.
+                kept = self.network.draw_kept(crops, rng, config.patch_dropout)
+                loss_of = partial(self._loss_of, crops, targets, kept)
                 self.optimizer.zero_grad(set_to_none=True)
-                # Only the encoder uses mixed precision; head and loss are computed in float32.
-                with (
-                    torch.autocast(crops.device.type, self.precision, enabled=self.precision != torch.float32),
-                    torch.set_grad_enabled(encoder_learns),
-                ):
-                    vectors = self.network.vectors_of_crops(crops, rng, config.patch_dropout)
-                loss = self._loss(self.network.head(vectors.float()), targets)
-                loss.backward()
+                loss = shares.backward(loss_of, len(crops), 0, lambda _: None)
                 # A single odd batch must not throw the weights far off.
                 nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
                 self.optimizer.step()
-                losses.append(loss.detach())
+                losses.append(loss)
                 # A diverged network is not saved: the end of the epoch raises the error.
                 if time.monotonic() - self._saved_s > _SNAPSHOT_INTERVAL_S and torch.stack(losses).isfinite().all():
                     self._save(snapshot, epoch, losses)
         return float(torch.stack(losses).mean())
+
+    def _loss_of(self, crops: Tensor, targets: Tensor, kept: Sequence[Tensor], first: int, last: int) -> Tensor:
+        """Return the mean loss of the crops from a number to another; several threads call this at once."""
+        # Only the encoder uses mixed precision; head and loss are computed in float32.
+        with (
+            torch.autocast(crops.device.type, self.precision, self.precision != torch.float32, cache_enabled=False),
+            torch.set_grad_enabled(next(self.network.encoder.parameters()).requires_grad),
+        ):
+            vectors = self.network.vectors_of_crops(crops[first:last], [ids[first:last] for ids in kept])
+        return self._loss(self.network.head(vectors.float()), targets[first:last])
 
     def _draw_batch(self, train: Clips, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Draw augmented crops (batch, mels, frames) of these clips, and their targets."""

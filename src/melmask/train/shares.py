@@ -32,8 +32,13 @@ def share_count(config: PretrainConfig, module: nn.Module, processes: Processes,
         return 1
     if hardware.shares:
         return min(hardware.shares, rows)
+    return min(shares_that_fit(module, threads), max(1, rows))
+
+
+def shares_that_fit(module: nn.Module, threads: int) -> int:
+    """Return a share for each thread of a CPU, or fewer if the gradients of so many would take too much memory."""
     gradient_bytes = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    return max(1, min(threads, rows, _MOST_GRADIENT_BYTES // max(1, gradient_bytes)))
+    return max(1, min(threads, _MOST_GRADIENT_BYTES // max(1, gradient_bytes)))
 
 
 class Shares:
