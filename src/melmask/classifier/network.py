@@ -251,9 +251,7 @@ class ClassifierNetwork(nn.Module):
         patch = self.encoder.config.patch_frames
         return target[np.minimum(np.arange(steps) * patch + patch // 2, len(target) - 1)]
 
-    def draw_kept(
-        self, crops: Tensor, rng: np.random.Generator, patch_dropout: float
-    ) -> list[Int[Tensor, "batch _"]]:
+    def draw_kept(self, crops: Tensor, rng: np.random.Generator, patch_dropout: float) -> list[Int[Tensor, "batch _"]]:
         """Draw which patches of training crops (batch, mels, frames) are kept; return their numbers, unit by unit."""
         drawn = []
         for unit in self._units_of(crops):

@@ -8,6 +8,7 @@ between the masks of a crop may be added (`objectives/contrast.py`).
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -126,5 +127,7 @@ def normalized_patches(
     # The network need not predict a patch's own level and contrast (image MAE, arXiv 2111.06377, section 4.2).
     # In each resolution by itself: neither predicts the level of the other.
     parts = values.unflatten(-1, (resolutions, -1))
-    parts = (parts - parts.mean(-1, keepdim=True)) / (parts.var(-1, keepdim=True) + 1e-6).sqrt()
+    # (x - mean) / sqrt(variance + 1e-6) with the variance over n - 1 values, as published. PyTorch's norm divides by n.
+    share = 1 - 1 / parts.shape[-1]
+    parts = F.layer_norm(parts, parts.shape[-1:], eps=1e-6 * share) * share**0.5
     return parts.flatten(-2)
