@@ -60,6 +60,15 @@ def test_the_axes_become_settings():
     assert "model.mels=64" in pretrain_settings(runs[0].point.settings)
 
 
+def test_a_setting_of_two_axes_has_the_value_that_is_tried():
+    tokens = {"name": "tokens", "settings": ["model.patch_frames", "masking.ratio"], "values": [[8, 0.85]]}
+    found = {
+        point.name: with_settings(recipe("demo"), pretrain_settings(point.settings)).masking.ratio
+        for point in points_of(study_of(search="one", axes=[RATIO, tokens]))
+    }
+    assert found == {"base": 0.75, "ratio 0.5": 0.5, "tokens 8x0.85": 0.85}
+
+
 @pytest.mark.parametrize(
     ("content", "resolutions"),
     [
@@ -102,6 +111,7 @@ def test_every_setting_of_a_bundled_study_can_be_trained(name):
         ({"minutes": 1, "steps": 2}, "minutes is 1.0 and steps 2; give one of them"),
         ({"minutes": "long"}, "minutes is 'long'; give a number"),
         ({"search": "all"}, "unknown search 'all'"),
+        ({"axes": [RATIO, {**RATIO, "name": "b"}]}, "search is 'grid', and masking.ratio is on two axes"),
         ({"seeds": [1, 1]}, r"seeds are \[1, 1\]; give whole numbers, each once"),
         ({"sounds": "x"}, "sounds is 'x'; give a list"),
         ({"table": {"root": "x"}}, "unknown part of a table 'root'"),

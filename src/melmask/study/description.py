@@ -105,6 +105,12 @@ class Study:
         names = [axis.name for axis in self.axes]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"the axes are {names}; give at least one, each with a name of its own")
+        settings = [setting for axis in self.axes for setting in axis.settings]
+        if self.search != "one" and len(set(settings)) < len(settings):
+            twice = next(setting for setting in settings if settings.count(setting) > 1)
+            raise ConfigError(
+                f'search is {self.search!r}, and {twice} is on two axes; vary it on one, or set search = "one"'
+            )
         if self.side_by_side < 1 or self.random_runs < 1:
             raise ConfigError("side_by_side and random_runs are whole numbers from 1")
 

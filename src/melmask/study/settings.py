@@ -153,15 +153,12 @@ def _drawn(count: int, most: int) -> list[int]:
 
 def _point(study: Study, values: Sequence[tuple[Value, ...]], usual: Sequence[tuple[Value, ...]] | None) -> Point:
     texts = {axis.name: axis_text(value) for axis, value in zip(study.axes, values, strict=True)}
-    # Around a reference, only what differs is named.
-    named = [
-        f"{axis.name} {axis_text(value)}"
-        for number, (axis, value) in enumerate(zip(study.axes, values, strict=True))
-        if usual is None or value != usual[number]
-    ]
-    settings = itertools.chain.from_iterable(
-        _settings(axis, value) for axis, value in zip(study.axes, values, strict=True)
-    )
+    pairs = list(zip(study.axes, values, strict=True))
+    # Around a reference, only what differs is named. It also comes last, as another axis may hold the same setting.
+    varied = [pair for number, pair in enumerate(pairs) if usual is None or pair[1] != usual[number]]
+    named = [f"{axis.name} {axis_text(value)}" for axis, value in varied]
+    usually = [pair for pair in pairs if pair not in varied]
+    settings = itertools.chain.from_iterable(itertools.starmap(_settings, [*usually, *varied]))
     return Point(", ".join(named) or "base", texts, _with_resolutions(study, (*study.settings, *settings)))
 
 
