@@ -105,6 +105,7 @@ def test_every_setting_of_a_bundled_study_can_be_trained(name):
     [
         ({"axis": []}, "unknown part of a study 'axis'; the nearest is 'axes'"),
         ({"axes": []}, "the axes are []; give at least one"),
+        ({"axes": RATIO}, r"axes is one table; write \[\[axes\]\] with two brackets"),
         ({"axes": [{"settings": ["a.b", "a.c"], "values": [1]}]}, r"has the value \[1\] for 2 settings"),
         ({"axes": [{"setting": "a.b", "valeus": [1]}]}, "unknown part of an axis 'valeus'; the nearest is 'values'"),
         ({"axes": [{"setting": "a.b", "values": [{}]}]}, r"has the value \{\}; give numbers, words"),

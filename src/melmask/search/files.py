@@ -167,7 +167,7 @@ def read_facts(folder: Path) -> IndexFacts:
         InputError: there is no index, or it is damaged.
     """
     if not (folder / FACTS).exists():
-        raise InputError(f"{folder} is no search index; make one with melmask index EMBEDDINGS --out {folder}")
+        raise InputError(f"{folder} is no search index; make one with melmask index EMBEDDINGS --out INDEX")
     try:
         values = read_json_object(folder / FACTS)
         check_version(values, FORMAT, VERSION)

@@ -178,6 +178,8 @@ def study_from(content: Mapping[str, Any], name: str, folder: Path) -> Study:
     for key in _PATHS:
         given[key] = tuple(folder / path for path in _list(key, given.get(key, []), str))
     given["seeds"] = tuple(_list("seeds", given.get("seeds", [0]), int))
+    if isinstance(given.get("axes"), Mapping):
+        raise ConfigError("axes is one table; write [[axes]] with two brackets above each axis, not [axes]")
     given["axes"] = tuple(map(_axis, _list("axes", given.get("axes", []), dict)))
     settings = given.get("settings", {})
     if isinstance(settings, Mapping):
