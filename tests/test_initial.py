@@ -47,6 +47,17 @@ def test_encoder_and_decoder_are_taken_for_units_of_any_length(source, configure
     assert torch.equal(long.encoder.positions_for(4), short.encoder.positions)
 
 
+@pytest.mark.parametrize("deeper", ["model", "run"])
+def test_a_decoder_of_another_depth_is_not_taken_in_part(source, configure, tmp_path, deeper):
+    deep = configure("model.decoder_depth=2")
+    save_checkpoint(tmp_path, build_network(deep.model, seed=11), ModelCard(model=deep.model))
+    given, config = (tmp_path, configure()) if deeper == "model" else (source, deep)
+    weights, text = initial_weights(given, config, FRONT_END)
+    assert text.endswith("its encoder and a new decoder")
+    new = state(config, config.run.seed)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in new.items() if name.startswith("decoder."))
+
+
 def test_another_front_end_is_said(source, configure):
     _, text = initial_weights(source, configure(), FrontEndConfig(hop_samples=320, max_hz=4000.0))
     differs = "hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here"
@@ -126,7 +137,8 @@ def test_another_encoder_is_refused_in_one_line(source, configure, change, messa
 
 def test_a_run_starts_from_the_weights_and_resumes_from_its_own(source, store_folder, configure, tmp_path, capsys):
     run = tmp_path / "run"
-    model = [f"model.{key}={value}" for key, value in vars(configure().model).items()]
+    # The decoder is that of the model, which no recipe has.
+    model = [f"model.{key}={value}" for key, value in vars(configure().model).items() if "decoder" not in key]
     quick = ["data.batch_size=2", "run.picture_interval_steps=0", "hardware.precision=fp32", "hardware.threads=1"]
     # Steps so short that the weights hardly move.
     length = ["optimizer.steps=2", "optimizer.warmup_steps=1", "optimizer.learning_rate=1e-9"]

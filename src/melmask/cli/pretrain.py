@@ -28,7 +28,8 @@ class Options:
     """Train for this many minutes, whatever the speed: a new run plans its steps from its first ones, so that the
     learning rate falls to zero at the end."""
     init: Path | None = field(default=None, metadata={"metavar": "MODEL"})
-    """Start a new run from the weights of this model; box is the model in the box."""
+    """Start a new run from the weights of this model; box is the model in the box. The run has this model's decoder
+    unless settings of model.decoder_... ask for another."""
     monitor: Path | None = field(default=None, metadata={"metavar": "CSV"})
     """Labeled files, for k-NN scores during training: a table, or the folder of a data set."""
     table: TableOptions = field(default=TableOptions())
@@ -38,6 +39,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Train, or resume training."""
+    from melmask.checkpoint.locate import load_any
     from melmask.corpus.resolutions import first_resolutions
     from melmask.corpus.store import Store
     from melmask.corpus.synthetic import synthetic_corpus
@@ -45,10 +47,10 @@ def run(options: Options) -> int:
     from melmask.embedding.whitening import whiten_run
     from melmask.pages.run import write_run_page
     from melmask.system.extras import require
-    from melmask.train.initial import initial_weights
+    from melmask.train.initial import decoder_settings, initial_weights
     from melmask.train.pretrain import pretrain
     from melmask.train.processes import is_first_process
-    from melmask.train.record import RunNumbers
+    from melmask.train.record import RunNumbers, read_run_file
     from melmask.train.resume import resolve_config
     from melmask.train.snapshot import SNAPSHOT
 
@@ -56,7 +58,12 @@ def run(options: Options) -> int:
     given = Store(options.store) if options.store is not None else None
     synth = () if options.synth is None else (f"data.synth_share={options.synth}",)
     budget = () if options.minutes is None else (f"optimizer.minutes={options.minutes}",)
-    config = resolve_config(options.out, options.recipe, (*options.settings, *synth, *budget), given)
+    decoder: tuple[str, ...] = ()
+    if options.init is not None:
+        # The model may be gone when a run that has begun with it is resumed.
+        begun = read_run_file(options.out)
+        decoder = decoder_settings(begun.config().model if begun is not None else load_any(options.init)[1].model)
+    config = resolve_config(options.out, options.recipe, (*decoder, *options.settings, *synth, *budget), given)
     store = synthetic_corpus(config) if given is None else first_resolutions(given, config.model.resolutions)
     if config.run.wandb_project:
         require("wandb")

@@ -14,6 +14,12 @@ from melmask.errors import ConfigError
 from melmask.models.network import build_network
 
 _EMBEDDING = "encoder.patch_embed.weight"
+_DECODER = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_positions")
+
+
+def decoder_settings(model: ModelConfig) -> tuple[str, ...]:
+    """Return the settings that give a run the decoder of a model, so that it can go on with it; none if it has none."""
+    return tuple(f"model.{name}={getattr(model, name)}" for name in _DECODER) if model.has_decoder else ()
 
 
 def initial_weights(
@@ -43,8 +49,8 @@ def initial_weights(
             )
     encoder = {name for name in given if name.startswith("encoder.")} & weights.keys()
     decoder = {name for name in weights if name.startswith("decoder.")}
-    # Weights of the same shapes mean something else with other positions or another number of heads.
-    alike = all(getattr(wanted, name) == getattr(has, name) for name in ("decoder_positions", "decoder_heads"))
+    # Weights of the same shapes mean something else with other positions or numbers of heads or blocks.
+    alike = all(getattr(wanted, name) == getattr(has, name) for name in _DECODER)
     same_decoder = alike and all(name in given and given[name].shape == weights[name].shape for name in decoder)
     # The model's weights replace the random ones of the same names; what the model lacks stays random.
     weights |= {name: given[name] for name in encoder | (decoder if same_decoder else set())}
