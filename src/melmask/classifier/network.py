@@ -200,7 +200,8 @@ class ClassifierNetwork(nn.Module):
         size = FeatureChoice(scene=self.scene).scene_size(model.config)
         self.head = Head(size, classes)
         self.to(device).train().requires_grad_(True)
-        self.cores = Cores(torch.get_num_threads() if device.type == "cpu" else 1, shares_that_fit(self, 1 << 10))
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self.cores = Cores(threads, shares_that_fit(self, threads))
 
     @torch.no_grad()
     def predict(self, clips: Clips) -> tuple[Float[np.ndarray, "rows classes"], Float[np.ndarray, "rows classes"]]:
