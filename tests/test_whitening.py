@@ -15,7 +15,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load, untrained
 from melmask.embedding.export import export_onnx
 from melmask.embedding.extract import embed_files
-from melmask.embedding.whitening import whiten_run, whitened_card
+from melmask.embedding.whitening import set_features, whitened_card
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.models.network import build_network
 from melmask.models.whitening import fit_whitening
@@ -143,12 +143,19 @@ def test_a_run_learns_it_at_its_end_and_only_then(store, configure, tmp_path):
     run, many = tmp_path / "run", store_of_parts(store)
     pretrain(store, run, config)
     assert load(run).card.whitening is None
-    whiten_run(run, many, 2, config.hardware)
+    set_features(run, many, config)
     first = load(run).sha256
     assert load(run).card.scene == "whitened"
     # Called again, as a resumed command does, it leaves the model alone.
-    whiten_run(run, many, 1, config.hardware)
-    assert load(run).sha256 == first
+    written = (checkpoints_of(run)[-1] / "model.safetensors").stat().st_mtime_ns
+    set_features(run, many, config)
+    assert (checkpoints_of(run)[-1] / "model.safetensors").stat().st_mtime_ns == written
+    # Features that were changed since are those of users.
+    set_features(run, many, configure("features.whiten=2", "features.depth_share=0.5"))
+    assert load(run).card.layers == (1,) and load(run).card.scene == "whitened" and load(run).sha256 != first
+    set_features(run, many, configure("features.whiten=0"))
+    card = load(run).card
+    assert (card.layers, card.scene, card.whitening) == ((), "mean", None)
     assert len(checkpoints_of(run)) == 1
 
 

@@ -18,7 +18,7 @@ from melmask.downstream.probe import probe_tasks
 from melmask.downstream.records import table_text
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.folder import embed_table
-from melmask.embedding.whitening import whiten_run
+from melmask.embedding.whitening import set_features
 from melmask.figures.reconstruction import save_reconstruction_picture
 from melmask.figures.training import ReconstructionPictures
 from melmask.pages.run import write_run_page
@@ -67,7 +67,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> str:
     store = Store(out / "store")
     config = resolve_config(out / "run", "demo", overrides, store)
     pretrain(store, out / "run", config, [ReconstructionPictures(store, config)] if draws else [], write_run_page)
-    whiten_run(out / "run", store, config.features.whiten, config.hardware)
+    set_features(out / "run", store, config)
     note("4/5 embed every clip")
     model = load(out / "run")
     embed_table(model, [labels.parent / row["path"] for row in rows], out / "embeddings.parquet")

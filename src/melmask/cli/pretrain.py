@@ -44,7 +44,7 @@ def run(options: Options) -> int:
     from melmask.corpus.store import Store
     from melmask.corpus.synthetic import synthetic_corpus
     from melmask.downstream.monitor import monitors
-    from melmask.embedding.whitening import whiten_run
+    from melmask.embedding.whitening import set_features
     from melmask.pages.run import write_run_page
     from melmask.system.extras import require
     from melmask.train.initial import decoder_settings, initial_weights
@@ -89,7 +89,7 @@ def run(options: Options) -> int:
         # A scheduler tells a preempted job from a finished one by the signal in the exit status.
         return EXIT_SIGNAL + outcome.stopped_by if outcome.stopped_by else 0
     if first:
-        whiten_run(options.out, store, config.features.whiten, config.hardware)
+        set_features(options.out, store, config)
     tell(
         f"{options.out}: {counted(outcome.steps, 'step')} done; the run's page is {options.out / 'index.html'}; "
         f"next: melmask embed FOLDER --model {options.out} --out X.parquet"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.checkpoint.locate import load_any
-from melmask.config import WHITENED, HardwareConfig
+from melmask.config import WHITENED, HardwareConfig, PretrainConfig
+from melmask.config_text import to_dict
 from melmask.corpus.store import Corpus, differences
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import FRAMES_TOGETHER, AudioEncoder
@@ -27,23 +28,25 @@ _LONGEST_FRAMES = 1000
 _SEED = 0
 
 
-def whiten_run(run: Path, corpus: Corpus, directions: int, hardware: HardwareConfig) -> None:
-    """Give the newest checkpoint of a finished run its whitening, if it has none yet; a note says so.
+def set_features(run: Path, corpus: Corpus, config: PretrainConfig) -> None:
+    """Give the newest checkpoint of a finished run the features that `config.features` asks for, unless it has them.
 
-    Args:
-        run: The run.
-        corpus: What it was trained on.
-        directions: How many directions to damp (`features.whiten`); 0: no whitening.
-        hardware: Where to compute.
+    They may have changed since the run was finished. `corpus` is what it was trained on.
 
     Raises:
         OutputError: the checkpoint cannot be written.
     """
-    if not directions:
-        return
     model, card, folder = load_any(run)
-    if card.whitening is None:
-        save_checkpoint(folder, model, whitened_card(model, card, corpus, directions, hardware))
+    directions, layers = config.features.whiten, config.features.layers(config.model.depth)
+    # A run of an earlier version has no such section.
+    had = card.training.get("config", {}).get("features", {}).get("whiten", 0)
+    if layers == card.layers and directions == had and (card.whitening is not None or not directions):
+        return
+    training = {**card.training, "config": to_dict(config)}
+    card = replace(card.without_whitening(), layers=layers, scene=ModelCard.scene, training=training)
+    if directions:
+        card = whitened_card(model, card, corpus, directions, config.hardware)
+    save_checkpoint(folder, model, card)
 
 
 def whitened_card(

@@ -19,7 +19,7 @@ from melmask.downstream.monitor import monitors
 from melmask.downstream.probe import read_tables
 from melmask.embedding.choice import AUTO
 from melmask.embedding.encoder import load
-from melmask.embedding.whitening import whiten_run
+from melmask.embedding.whitening import set_features
 from melmask.errors import InputError, MelmaskError, OutputError
 from melmask.study.description import Study
 from melmask.study.judging import TaskScore, judge
@@ -79,7 +79,7 @@ def _do(folder: Path, study: Study, run: Run, threads: int) -> Outcome | int:
         return ended.stopped_by
     use_threads(config.hardware.threads)
     if study.scene in (AUTO, WHITENED):
-        whiten_run(path, store, config.features.whiten, config.hardware)
+        set_features(path, store, config)
     # A study that has grown judges its earlier runs on the added tables only.
     known = read_outcome([folder], run.name)
     scores: dict[str, dict[str, TaskScore]] = dict(known.scores) if known is not None else {}
