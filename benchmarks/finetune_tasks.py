@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from melmask.classifier.examples import Examples, clips_of, read_examples, read_logmels
+from melmask.classifier.finetune import up_to_its_layer
 from melmask.classifier.network import ClassifierNetwork
 from melmask.classifier.options import FinetuneConfig, FinetuneOptions
 from melmask.classifier.training import EpochMetrics, Finetuning, crop_frames
@@ -49,13 +50,12 @@ def compare(
     """Return the accuracies of the probe, of epoch 0 and of the best epoch, and the scores of all epochs."""
     options = FinetuneOptions(table=TableOptions(audio_root=audio_root))
     examples = without_test(read_examples(path, config.seed, options), most, config.seed)
-    model = load(source)
+    model = up_to_its_layer(load(source))
     logmels = read_logmels(model, examples.sounds)[0]
     train, valid = (clips_of(model, examples, logmels, part) for part in ("train", "valid"))
-    # A whitening is of the features that the model's card names; the network gives those of the last layer.
-    whitening = None if model.card.layers or config.scene != "mean+std" else model.card.whitening
+    whitening, normed = None if config.scene != "mean+std" else model.card.whitening, not model.card.layers
     kind, classes = examples.kind, len(examples.classes)
-    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, whitening)
+    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, whitening, normed)
     rows = [network.head_rows(clips) for clips in (train, valid)]
     vectors = np.concatenate([vectors.cpu().numpy() for vectors, _ in rows])
     labels = np.concatenate([targets.numpy().argmax(1) for _, targets in rows])

@@ -199,9 +199,11 @@ def test_an_event_classifier_begins_with_a_probe_of_the_steps(run_folder, tmp_pa
     assert vectors > 50 if most > 50 else 25 < vectors <= 50
 
 
-def test_vectors_in_training_are_those_of_prediction(encoder):
+@pytest.mark.parametrize("normed", [True, False])
+def test_vectors_in_training_are_those_of_prediction(encoder, normed):
     """Units of a long crop together, mean and deviation, and a share of patches left out that is none."""
-    network = training_of(encoder).network
+    model = melmask.load(encoder.name, "cpu").model
+    network = ClassifierNetwork(model, "multiclass", 3, "mean+std", normed=normed)
     unit = encoder.card.model.frames
     for frames in (64, 2 * unit, 2 * unit + 16):
         crops = torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(0))
@@ -360,11 +362,17 @@ def test_a_classifier_is_learned(trained):
 
 def test_a_model_whose_users_get_a_layer_is_trained_up_to_it(encoder, table, tmp_path, sound):
     save_checkpoint(tmp_path / "middle", encoder.model, replace(encoder.card, layers=(1,)))
-    tune(tmp_path / "middle", table, tmp_path / "out", "epochs=1", "learning_rate=1e-9")
+    report = tune(tmp_path / "middle", table, tmp_path / "out", "epochs=1", "learning_rate=1e-9")
     found = melmask.load(tmp_path / "out" / "classifier", "cpu")
-    assert (found.card.model.depth, found.card.layers) == (1, ())
+    assert (found.card.model.depth, found.card.layers) == (1, (1,))
     expected = encoder.embed(sound(1, 0), RATE_HZ, layer=1).frames
-    assert np.allclose(found.embed(sound(1, 0), RATE_HZ, layer=1).frames, expected, atol=1e-5)
+    assert np.allclose(found.embed(sound(1, 0), RATE_HZ).frames, expected, atol=1e-5)
+    # The saved classifier says what training said of the same clips.
+    rows = [row for row in read_table(table) if row["split"] == "test"]
+    paths = [table.parent / row["path"] for row in rows]
+    predict_files(load_classifier(tmp_path / "out", "cpu"), paths, tmp_path / "x.csv")
+    right = [p["label"] == row["label"] for p, row in zip(read_table(tmp_path / "x.csv"), rows, strict=True)]
+    assert np.mean(right) == pytest.approx(report.test.value)
 
 
 def test_the_finetuned_encoder_is_an_encoder_as_any_other(table, run_folder, tmp_path, sound, monkeypatch):

@@ -136,7 +136,7 @@ def finetune(
         write_json(out / JOB, job.to_dict())
         write_csv(out / FAILED, [("path", "reason"), *((str(sound), reason) for sound, reason in errors.items())])
         _report_notes(out / NOTES, notes)
-        model = _up_to_its_layer(model)
+        model = up_to_its_layer(model)
         parts = {part: clips_of(model, examples, logmels, part) for part in PARTS}
         _check_parts(examples, parts, len(errors))
         training = _train(model, examples, config, parts, out)
@@ -145,19 +145,21 @@ def finetune(
         return report
 
 
-def _up_to_its_layer(model: AudioEncoder) -> AudioEncoder:
-    """Return the encoder up to the block whose features its users get, if its card names one.
+def up_to_its_layer(model: AudioEncoder) -> AudioEncoder:
+    """Return the encoder up to the last block whose features its users get, if its card names any.
 
-    What is trained then starts from the features that `melmask probe` judges.
+    Its card names that block, so the features do not pass the final norm, and what is trained starts from those that
+    `melmask probe` judges.
     """
     card = model.card
     if not card.layers:
         return model
-    config = replace(card.model, depth=max(card.layers), decoder_width=0)
+    depth = max(card.layers)
+    config = replace(card.model, depth=depth, decoder_width=0)
     weights, shapes = model.model.state_dict(), weight_shapes(config)
     network = network_with(config, {name: weights[name] for name in shapes}, Path(model.name))
-    # Its vectors are those after a norm, which a whitening of the block's own does not fit.
-    card = replace(card.without_whitening(), model=config, layers=())
+    # A whitening of several blocks does not fit the vectors of one.
+    card = replace(card if len(card.layers) == 1 else card.without_whitening(), model=config, layers=(depth,))
     return AudioEncoder(
         network, card, model.name, str(model.device), model.precision, model.normalization, model.reading
     )
@@ -234,7 +236,8 @@ def _train(
 ) -> Finetuning:
     """Train, and write a line per epoch to standard error and to metrics.jsonl."""
     kind, classes = examples.kind, len(examples.classes)
-    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, model.card.whitening)
+    whitening, normed = model.card.whitening, not model.card.layers
+    network = ClassifierNetwork(model.model, kind, classes, config.scene, model.device, whitening, normed)
     training = Finetuning(
         network,
         config,

@@ -188,8 +188,11 @@ class ClassifierNetwork(nn.Module):
         scene: Scene,
         device: torch.device = _CPU,
         whitening: Whitening | None = None,
+        normed: bool = True,
     ):
+        """Join the encoder of a model and a new head; `normed` tells whether its features come after its final norm."""
         super().__init__()
+        self._normed = normed
         self.kind, self.device = kind, device
         # A model learns it for vectors of means and deviations.
         self._whitening = whitening if scene == "mean+std" else None
@@ -295,7 +298,8 @@ class ClassifierNetwork(nn.Module):
             Tokens (batch, kept, width), and the row of each token's patch (batch, kept).
         """
         patches = self.encoder.patches_of(unit)
-        tokens = self.encoder.encode_visible(patches, ids)[:, int(self.encoder.config.cls_token) :]
+        tokens = self.encoder.encode_visible(patches, ids, normed=self._normed)
+        tokens = tokens[:, int(self.encoder.config.cls_token) :]
         return tokens.float(), ids // (patches.shape[1] // self.rows)
 
     def _rows_of(self, clips: Clips) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -330,5 +334,5 @@ class ClassifierNetwork(nn.Module):
 
     def _frame_vectors(self, units: Tensor) -> Tensor:
         """Encode (batch, mels, frames), no longer than a unit, to frame vectors (batch, steps, dims)."""
-        *_, tokens = self.encoder.encode_layers(units)
-        return FeatureChoice().pool(tokens, self.rows, self.encoder.config.cls_token)
+        *_, last, normed = self.encoder.encode_layers(units)
+        return FeatureChoice().pool(normed if self._normed else last, self.rows, self.encoder.config.cls_token)

@@ -73,14 +73,14 @@ class ViT(nn.Module):
         """Return the positions of a unit of `columns` patches in time: the first columns of the trained grid."""
         return self.positions.unflatten(0, (self.grid.rows, -1))[:, :columns].flatten(0, 1)
 
-    def encode_visible(self, patches: Patches, visible_ids: Int[Tensor, "batch ids"]) -> Tokens:
-        """Embed and encode only the patches in `visible_ids`: ([CLS +] visible) tokens, after the final norm."""
+    def encode_visible(self, patches: Patches, visible_ids: Int[Tensor, "batch ids"], *, normed: bool = True) -> Tokens:
+        """Embed and encode only the patches in `visible_ids`: ([CLS +] visible) tokens, after the final norm or not."""
         # Hidden patches are dropped before they are embedded: the encoder computes nothing for them.
         positions = self.positions_for(patches.shape[1] // self.grid.rows)
         x = self._with_cls(self.patch_embed(gather_tokens(patches, visible_ids)) + positions[visible_ids])
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return self.norm(x) if normed else x
 
     def encode_layers(self, logmel: LogMel) -> Iterator[Tokens]:
         """Yield tokens ([CLS +] patches) after each block, then after the final norm: depth + 1 items, none hidden."""
