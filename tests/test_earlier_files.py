@@ -64,12 +64,12 @@ def test_a_run_is_resumed(earlier, capsys):
 
 
 def test_a_run_that_is_resumed_with_a_recipe_gets_advice_that_works(earlier, capsys):
-    """The recipe tiny has two resolutions by now, and `tiny_025` is what it was."""
+    """The recipe tiny has other settings by now, and `tiny_025` is what it was."""
     toy = runpy.run_path(str(FILES.parent / "make_files_0_1_0.py"))["TOY"]
     call = ["pretrain", str(earlier / "store"), "--out", str(earlier / "run")]
     assert main([*call, "--recipe", "tiny", *toy]) == 2
     refusal = capsys.readouterr().err
-    assert "began with model.resolutions = 1, not 2; " in refusal and "or leave out --recipe to resume it" in refusal
+    assert "began with masking.ratio = 0.75, not 0.8; " in refusal and "or leave out --recipe to resume it" in refusal
     for words in (toy, ["--recipe", "tiny_025", *toy]):
         assert main([*call, *words]) == 0
         assert "6 steps done" in capsys.readouterr().out

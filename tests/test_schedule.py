@@ -108,7 +108,8 @@ def test_a_stopped_run_keeps_its_plan(store, configure, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [
-        ("tiny", [], 200),
+        ("tiny_025", [], 200),
+        ("tiny", [], 286),
         ("demo", [], 60),
         ("small", [], 150),
         ("tiny", ["optimizer.steps=150"], 11),

@@ -34,7 +34,7 @@ class M2DConfig:
     """The same after `decay_steps` steps and later (the paper: .99999)."""
     decay_steps: int = 2800
     """Steps over which the decay moves from the first to the last, in a line. The paper takes all of its 300,000 or so.
-    The defaults average over the same shares of the 2800 steps of recipe tiny."""
+    The defaults average over the same shares of 2800 steps, those of recipe tiny_025."""
 
     def __post_init__(self) -> None:
         check(
