@@ -8,8 +8,8 @@ expected  with one resolution, as in release 0.1.0: loss .48; linear probe of se
           .780 (one seed); tiny_025 .771, log-mel .582, untrained .682
           (benchmarks/results/2026-11-23-small-and-finetune.md). Two resolutions were not measured at this size
 
-The settings are those of tiny_025 with twice the batch, which halves the cost of Muon, with two resolutions and whitened
-scene vectors. None was tuned for this network, and the cheaper steps of tiny were not tried with it.
+The settings are those of tiny_025 with two resolutions, whitened scene vectors and twice the batch, which halves the
+cost of Muon. None was tuned for this network, and the cheaper steps of tiny were not tried with it.
 model.resolutions=1 gives the recipe of release 0.1.0.
 """
 

@@ -22,8 +22,8 @@ def config() -> PretrainConfig:
     """Return the settings of tiny_025 but for two resolutions in each patch, cheaper steps, and other features.
 
     With four of five patches hidden and one block in the decoder, a step takes four fifths of the time and teaches as
-    much, so there are more steps. The last blocks of the encoder then do part of the decoder's work, so the features are
-    those of the block in the middle, and embedding takes half of the time (docs/log.md). Scene vectors are whitened.
+    much, so there are more steps. The last blocks of the encoder then do part of the decoder's work. The features are
+    those of the middle block, so embedding takes half of the time (docs/log.md). Scene vectors are whitened.
     """
     settings = tiny_025.config()
     return replace(
