@@ -3,8 +3,8 @@
 command   melmask prepare FOLDER --out STORE
           melmask pretrain STORE --recipe tiny --out runs/tiny
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
-hardware  two cores of an AMD EPYC (Zen 5) with bf16: 573 crops a second, 1.5 GB of memory
-time      894 s at that rate
+hardware  two cores of an AMD EPYC (Zen 5) with bf16: 570 to 640 crops a second, 1.5 GB of memory
+time      800 to 900 s at these rates
 expected  loss .47; linear probe of seven tasks .817, k-NN .702, pitch classes .890; log-mel .581, untrained .741
           (benchmarks/results/2026-11-29-main-battery.md, three seeds)
 
