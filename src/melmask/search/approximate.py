@@ -37,6 +37,8 @@ from melmask.system.terminal import counted
 LEAST_ROWS = 1_000_000
 """Below this, comparing with every vector takes a tenth of a second of processor time, less than loading the model."""
 _CHUNK_ROWS = 10_000
+_ADDED_ALONE = 10_000
+"""The first vectors are added by one thread: side by side, threads that meet in a small graph leave some unlinked."""
 _ROWS_BETWEEN_SAVES = 500_000
 """The graph is saved as often, and a killed job resumes with what was saved."""
 _NEIGHBORS, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 128
@@ -83,7 +85,8 @@ def extended(folder: Path, facts: IndexFacts, least_rows: int) -> tuple[IndexFac
         stop = min(start + _CHUNK_ROWS, facts.rows)
         part = slice(start, stop)
         centers = center(mean, None if positions is None else positions.of(part))
-        index.add(np.arange(start, stop), unit_rows(matrix[part], centers))
+        threads = 1 if start < _ADDED_ALONE else 0  # 0: as many as there are cores
+        index.add(np.arange(start, stop), unit_rows(matrix[part], centers), threads=threads)
         if stop == facts.rows or stop - facts.graph_rows >= _ROWS_BETWEEN_SAVES:
             facts = _saved(folder, replace(facts, graph_rows=stop), index, (mean, offsets))
     return facts, []
