@@ -228,7 +228,7 @@ def test_a_reconstruction_keeps_the_level_of_each_resolution(two):
     pytest.importorskip("matplotlib")
     figure = reconstruction_figure(two, logmel, ["noise"])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert [title for title in titles if title] == ["noise, window of 25 ms", "noise, window of 128 ms"]
+    assert [title for title in titles if title] == ["noise, window of 25 ms", "noise, window of 256 ms"]
     # Each row has the frequencies of its own resolution.
     for number, axes in enumerate([axes for axes in figure.axes if axes.get_ylabel() == "frequency (Hz)"]):
         positions = band_positions(frequency_ticks_hz(TWO, number), TWO, number)
@@ -284,7 +284,7 @@ def test_a_new_store_has_two_resolutions_and_an_old_one_keeps_its_own(sound_fold
     assert main(["prepare", sound, "--out", str(tmp_path / "1"), "--resolutions", "2"]) == 2
 
 
-@pytest.mark.parametrize(("band", "window_ms"), [("speech", 128), ("wide", 128), ("bats", 8), ("hydrophone", 512)])
+@pytest.mark.parametrize(("band", "window_ms"), [("speech", 256), ("wide", 256), ("bats", 16), ("hydrophone", 1024)])
 def test_the_second_window_of_a_band_is_long_beside_its_first(band, window_ms):
     (second,) = with_second_resolution(front_end_of(band)).further_resolutions
     assert second.window_ms == window_ms

@@ -48,7 +48,7 @@ LONGEST_WINDOW_MS = 10_000
 class ResolutionConfig:
     """A further spectrogram of the same sound, with a window of its own. It has as many bands as the first one has."""
 
-    window_ms: float = 128.0
+    window_ms: float = 256.0
     """Length of the Hann window, in ms. A longer one resolves pitch, a shorter one resolves time."""
     scale: Literal["log", "mel"] = "log"
     """'log' has the same number of bands in each octave, up to `max_hz`. 'mel' has the range of the first one."""

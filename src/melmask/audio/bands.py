@@ -22,7 +22,7 @@ _LONG_WINDOWS_HZ = (8_000, 48_000)
 are longer, and those of bats, above it, are shorter: there the windows keep their number of samples."""
 _LOW_SAMPLES, _HIGH_SAMPLES = (200, 80), (400, 160)
 """Samples of a window and of a hop below and above these rates: those of 25 and 10 ms at 8 and 16 kHz."""
-_LOW_SECOND_SAMPLES, _HIGH_SECOND_SAMPLES = 1024, 2048
+_LOW_SECOND_SAMPLES, _HIGH_SECOND_SAMPLES = 2048, 4096
 _LOWEST_BAT_HZ = 10_000.0
 _LONGEST_FFT = 1 << 15
 
@@ -63,7 +63,7 @@ def front_end_of(band: str) -> FrontEndConfig:
 def with_second_resolution(front_end: FrontEndConfig) -> FrontEndConfig:
     """Return the front end with a second spectrogram, whose window resolves pitch.
 
-    The window lasts 128 ms. Below 8 kHz and above 48 kHz it has 1024 and 2048 samples instead, as 128 ms have at 8 and
+    The window lasts 256 ms. Below 8 kHz and above 48 kHz it has 2048 and 4096 samples instead, as 256 ms have at 8 and
     at 16 kHz: there the first window does not last 25 ms either.
     """
     rate_hz = front_end.sample_rate_hz

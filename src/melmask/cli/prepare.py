@@ -28,7 +28,7 @@ class Options:
     after it."""
     resolutions: int | None = field(default=None, metadata={"limits": (1, 2)})
     """How many spectrograms a frame holds. The second, which new stores have by default, resolves pitch: its window
-    lasts 128 ms, and it has as many bands as there are mel bands, 12 an octave. A store of 1 takes half the space.
+    lasts 256 ms, and it has as many bands as there are mel bands, 12 an octave. A store of 1 takes half the space.
     Recipes of one resolution learn from either."""
     reading: Reading = field(default=Reading())
     table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})

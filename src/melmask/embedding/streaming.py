@@ -1,8 +1,8 @@
 """Embeddings of sound as it arrives: blocks in, frame vectors out.
 
 A frame vector depends on its whole unit, so the vectors of a unit come out together when the unit is complete. The
-latency is at most the trained length, and half of the front end's longest window: 12.5 ms, or 64 ms for a second
-resolution of 128 ms. The vectors are equal to those of the offline path.
+latency is at most the trained length, and half of the front end's longest window: 12.5 ms, or 128 ms for a second
+resolution of 256 ms. The vectors are equal to those of the offline path.
 """
 
 from collections import deque

@@ -8,7 +8,7 @@ time      800 to 900 s at these rates
 expected  loss .47; linear probe of seven tasks .817, k-NN .702, pitch classes .890; log-mel .581, untrained .741
           (benchmarks/results/2026-11-29-main-battery.md, three seeds)
 
-A window of 25 ms resolves time, and one of 128 ms resolves pitch. docs/log.md says what the other settings are worth;
+A window of 25 ms resolves time, and one of 256 ms resolves pitch. docs/log.md says what the other settings are worth;
 tiny_025 has the first window alone, and msm_mae_208 is the paper's recipe.
 """
 
