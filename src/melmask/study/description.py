@@ -214,7 +214,9 @@ def _axis(content: Mapping[str, Any]) -> Axis:
     lists = [tuple(value) if isinstance(value, list | tuple) else (value,) for value in values]
     for value in itertools.chain.from_iterable(lists):
         if not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"an axis has the value {value!r}; give numbers, words, true or false, a list as JSON text")
+            raise ConfigError(
+                f"an axis has the value {value!r}; give numbers, words, true or false, or a list as JSON text"
+            )
     name = content.get("name") or " and ".join(setting.rpartition(".")[2] for setting in settings)
     return Axis(name=str(name), settings=tuple(settings), values=tuple(dict.fromkeys(lists)))
 
