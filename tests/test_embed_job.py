@@ -147,6 +147,24 @@ def test_a_killed_job_goes_on_after_its_last_whole_part(name, model, paths, tmp_
     assert paths_here == paths_there and np.abs(scenes_here - scenes_there).max() < 1e-5
 
 
+def test_a_part_whose_files_have_changed_since_is_embedded_again(model, paths, tmp_path, monkeypatch, decoded, capsys):
+    own = [tmp_path / path.name for path in paths]
+    for path, copy in zip(paths, own, strict=True):
+        if path.exists():
+            shutil.copyfile(path, copy)
+    out = tmp_path / "x.parquet"
+    with monkeypatch.context() as context:
+        kill_at(context, lambda row: row["path"] == str(own[6]))
+        with pytest.raises(KeyboardInterrupt):
+            embed_table(model, own, out)
+    later_s = (tmp_path / "x.parquet.parts" / "part-000000.parquet").stat().st_mtime + 10
+    os.utime(own[1], (later_s, later_s))
+    decoded.clear()
+    embed_table(model, own, out)
+    assert decoded == [path.name for path in (*own[:3], *own[6:])]
+    assert "1 file of" in (said := capsys.readouterr().err) and "its files are embedded again" in said
+
+
 def test_a_finished_job_is_not_done_again(model, paths, tmp_path, decoded):
     out = tmp_path / "x.npz"
     embed_table(model, paths, out)

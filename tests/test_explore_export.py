@@ -123,6 +123,9 @@ def test_a_page_of_segments_holds_no_more_than_is_asked_for(tmp_path, capfd):
     assert (tmp_path / "page.html").stat().st_size < 1_000_000
     assert main([*command.replace("page.html", "sounds").split()]) == 2
     assert "it is a folder; give the name of a file" in capfd.readouterr().err
+    # A table that is named by mistake is not written over.
+    assert main([*command.replace("page.html", "rows.csv").split()]) == 2
+    assert "the page is HTML, so give a name such as" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

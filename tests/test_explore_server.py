@@ -26,13 +26,16 @@ with warnings.catch_warnings():
     from starlette.testclient import TestClient
 
 from melmask.audio.files import find_audio
+from melmask.audio.parts import Sound
 from melmask.embedding.encoder import load
 from melmask.embedding.folder import embed_table
 from melmask.errors import ConfigError
 from melmask.explore import projection
 from melmask.explore import requests as explore_requests
 from melmask.explore.collection import Collection
+from melmask.explore.columns import column_of
 from melmask.explore.explore import listening
+from melmask.explore.labels import Labels
 from melmask.explore.options import ExploreOptions
 from melmask.explore.server import app_of
 from melmask.labels.read import read_sheet
@@ -212,7 +215,7 @@ def test_points_and_columns_are_binary_with_a_value_for_each_point(page, collect
     what = page.get("/api/column", params={"name": "what"}).json()
     names = [None if code < 0 else what["categories"][code] for code in array(what["codes"], "<i4")]
     assert what["categories"] == [HTML, "plain"] and names.count("plain") == 1 and names.count(None) == 2
-    durations = array(page.get("/api/column", params={"name": "duration"}).json()["values"], "<f4")
+    durations = array(page.get("/api/column", params={"name": "duration"}).json()["values"], "<f8")
     assert np.isnan(durations[broken]) and np.nanmax(durations) == pytest.approx(4.0)
     for wrong in ("no such", ""):
         assert page.get("/api/column", params={"name": wrong}).status_code == 404
@@ -395,6 +398,21 @@ def test_labels_are_saved_at_once_as_a_table_that_finetune_takes(page, collectio
     page.put("/api/labels", json={"ids": [point], "label": f'{HTML}, "quoted", =1+1'})
     assert page.get("/api/labels").json()["labels"][str(point)] == f'{HTML}, "quoted", =1+1'
     assert page.get("/api/labels.csv").headers["content-type"] == "text/csv; charset=utf-8"
+
+
+def test_two_pages_on_one_table_of_labels_lose_nothing(tmp_path):
+    sounds = [Sound(tmp_path / f"{number}.wav") for number in range(4)]
+    one, other = (Labels(sounds[first : first + 3], tmp_path / "labels.csv") for first in (0, 1))
+    one.put([0, 1], "a")
+    other.put([1, 2], "b")
+    one.put([0], None)
+    assert one.all() == {1: "a", 2: "b"} and Labels(sounds, tmp_path / "labels.csv").all() == {1: "a", 2: "b", 3: "b"}
+
+
+def test_cells_of_a_table_stay_what_they_are():
+    dates = [str(20260101 + number) for number in range(25)]
+    assert [column_of("day", dates).value(row) for row in range(25)] == list(map(float, dates))
+    assert column_of("name", [f"{number}_01" for number in range(25)]).kind == "category"
 
 
 @pytest.mark.parametrize("label", ["", "  ", "a;b", "a|b", "a\nb", "\x1b[2J", "x" * 201, 7, ["a"]])

@@ -6,7 +6,7 @@ import torch
 import melmask
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.cli import main
-from melmask.config import FrontEndConfig
+from melmask.config import FrontEndConfig, ResolutionConfig, Statistics
 from melmask.config_text import with_overrides
 from melmask.corpus.prepare import prepare
 from melmask.corpus.store import Store
@@ -62,6 +62,15 @@ def test_another_front_end_is_said(source, configure):
     _, text = initial_weights(source, configure(), FrontEndConfig(hop_samples=320, max_hz=4000.0))
     differs = "hop_samples 160 there and 320 here, max_hz 8000 there and 4000 here"
     assert text.endswith(f"its log-mels differ from the store's: {differs}")
+
+
+def test_a_further_resolution_that_differs_is_said(configure, tmp_path):
+    two = configure("model.resolutions=2")
+    first, second = (FrontEndConfig(further_resolutions=(ResolutionConfig(window_ms=ms),)) for ms in (128.0, 256.0))
+    card = ModelCard(model=two.model, front_end=first, statistics=Statistics(further_means=(0.0,), further_stds=(1.0,)))
+    save_checkpoint(tmp_path, build_network(two.model), card)
+    _, text = initial_weights(tmp_path, two, second)
+    assert text.endswith("further_resolutions: window_ms 128 there and 256 here")
 
 
 def test_another_number_of_mel_bands_is_another_number_of_rows_from_the_lowest_band_on(source, configure):

@@ -17,6 +17,7 @@ import soundfile
 
 import melmask
 from melmask.audio.parts import Sound
+from melmask.checkpoint.folder import save_checkpoint
 from melmask.cli import main
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.folder import embed_table
@@ -386,6 +387,28 @@ def test_an_approximate_index_finds_nearly_all_that_an_exact_one_does(large, mon
     assert SearchIndex(folder).nearest(vectors[0], exact=True)
 
 
+def test_a_graph_is_replaced_beside_an_open_index_and_only_by_a_whole_one(large, table, tmp_path, monkeypatch):
+    usearch = pytest.importorskip("usearch.index", reason="the search extra is not installed")
+    folder, vectors = large
+    opened = SearchIndex(folder)
+    more = with_vectors(table, tmp_path / "more.parquet", ["x.wav"], made_vectors(1, SIZE, seed=1))
+
+    def failing(_graph, path):
+        raise RuntimeError("Failed to serialize into stream")
+
+    # On a full disk, usearch raises or says nothing.
+    for save, message in (
+        (failing, "Failed to serialize"),
+        (lambda _graph, path: Path(path).touch(), "it was cut off"),
+    ):
+        with monkeypatch.context() as context, pytest.raises(OutputError, match=message):
+            context.setattr(usearch.Index, "save", save)
+            build_index([more], folder, least_approximate=1500)
+        assert SearchIndex(folder).nearest(vectors[0], 1)[0].row == 0
+    build_index([more], folder, least_approximate=1500)
+    assert SearchIndex(folder).facts.graph_rows == 3001 and opened.nearest(vectors[0], 1)[0].row == 0
+
+
 def test_near_duplicates_of_very_many_vectors_are_nearly_all_of_those_that_are_compared_exactly(
     table, tmp_path, monkeypatch, capsys
 ):
@@ -551,6 +574,23 @@ def test_a_full_disk_leaves_the_index_as_it_was(table, tmp_path, full_disk):
         build_index([more], tmp_path / "idx")
     assert content(tmp_path / "idx") == before
     assert build_index([more], tmp_path / "idx").added == 1000
+
+
+def test_an_index_whose_vectors_were_cut_off_takes_no_more(table, tmp_path):
+    build_index([table], tmp_path / "idx")
+    vectors = tmp_path / "idx" / "vectors-0.f32"
+    vectors.write_bytes(vectors.read_bytes()[:-100])
+    more = with_vectors(table, tmp_path / "more.parquet", ["x.wav"], np.ones((1, SIZE)))
+    with pytest.raises(InputError, match=r"vectors-0\.f32 is damaged .* build the index again"):
+        build_index([more], tmp_path / "idx")
+
+
+def test_a_query_has_the_features_of_the_index_whatever_the_card_names_now(encoder, table, sounds, tmp_path):
+    build_index([table], tmp_path / "idx")
+    changed = replace(encoder.card, layers=(1,))
+    save_checkpoint(tmp_path / "changed", encoder.model, changed)
+    (hit,) = SearchIndex(tmp_path / "idx", tmp_path / "changed").search(sounds[0], 1)
+    assert hit.path == str(sounds[0]) and hit.similarity == pytest.approx(1, abs=1e-4)
 
 
 def test_a_microphone_is_a_query_or_its_absence_one_line(table, sounds, tmp_path, capsys, monkeypatch):

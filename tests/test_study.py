@@ -26,7 +26,15 @@ from melmask.study.description import BUNDLED, read_study, study_from
 from melmask.study.effects import effects_of, summary
 from melmask.study.judging import TaskScore, judge, rows_of
 from melmask.study.options import StudyOptions
-from melmask.study.outcomes import Outcome, read_begun, run_folder, write_outcome, write_study
+from melmask.study.outcomes import (
+    Outcome,
+    check_same_study,
+    failed_outcome,
+    read_begun,
+    run_folder,
+    write_outcome,
+    write_study,
+)
 from melmask.study.results import read_results, write_tables
 from melmask.study.settings import points_of, pretrain_settings, runs_of
 from melmask.study.study import Pages, judge_winner
@@ -113,6 +121,8 @@ def test_every_setting_of_a_bundled_study_can_be_trained(name):
         ({"minutes": "long"}, "minutes is 'long'; give a number"),
         ({"search": "all"}, "unknown search 'all'"),
         ({"axes": [RATIO, {**RATIO, "name": "b"}]}, "search is 'grid', and masking.ratio is on two axes"),
+        ({"clips": -1}, "and clips from 0"),
+        ({"settings": {"run.max_minutes": 5}}, "run.max_minutes would end runs before their budget"),
         ({"seeds": [1, 1]}, r"seeds are \[1, 1\]; give whole numbers, each once"),
         ({"sounds": "x"}, "sounds is 'x'; give a list"),
         ({"table": {"root": "x"}}, "unknown part of a table 'root'"),
@@ -121,6 +131,14 @@ def test_every_setting_of_a_bundled_study_can_be_trained(name):
 def test_a_study_that_cannot_be_done_is_refused(content, message):
     with pytest.raises(ConfigError, match=message.replace("[]", r"\[\]")):
         study_of(**content)
+
+
+def test_a_value_is_tried_as_it_is_written():
+    values = [0.999999, 0.9999991, 1e-7, 0.004, 1234567.0]
+    study = study_of(axes=[{"setting": "optimizer.ema_decay", "values": values}])
+    found = [setting.partition("=") for point in points_of(study) for setting in point.settings]
+    assert [float(value) for name, _, value in found if name == "optimizer.ema_decay"] == values
+    assert len(set(names(study))) == 5 and names(study)[3] == "ema_decay 0.004"
 
 
 def test_a_study_is_read_back_from_its_folder_and_may_only_grow(tmp_path):
@@ -230,6 +248,30 @@ def test_a_task_without_a_score_is_shown_by_the_other_task(tmp_path):
     scores = {"16x16": {"pitch": 0.7, "words": 0.8}, "8x16": {"pitch": 0.75}}
     page = write_study_page(outcomes(tmp_path, study, lambda values, seed: scores[values["patch"]]))
     assert "+5.0" in page.read_text(encoding="utf-8")
+
+
+def test_a_run_that_fails_when_the_study_has_grown_keeps_its_scores(tmp_path):
+    results = outcomes(tmp_path, study_of(labels=["pitch.csv", "words.csv"]), made_up)
+    grown = study_of(labels=["pitch.csv", "words.csv", "birds.csv"])
+    run = next(run for run in results.runs if results.outcomes[run.name].status == "done")
+    failed = failed_outcome(tmp_path, grown, run, "no GPU")
+    assert failed == replace(results.outcomes[run.name], failed_tasks={"birds": "no GPU"})
+    assert failed_outcome(tmp_path / "other", grown, run, "no GPU").status == "failed"
+
+
+def test_only_shards_of_the_same_study_are_merged(tmp_path):
+    study = study_of(labels=["pitch.csv"], steps=5)
+    whole = outcomes(tmp_path / "one", study, made_up)
+    # Here the first run was stopped, so the other folder has it to its end.
+    (run_folder(tmp_path / "two", whole.runs[0].name)).mkdir(parents=True)
+    assert (
+        read_results(study, tmp_path / "two", [tmp_path / "one"]).path(whole.runs[0]).is_relative_to(tmp_path / "one")
+    )
+    write_study(tmp_path / "three", replace(study, steps=6))
+    for folder, message in (("none", "which is no folder of a study"), ("three", "began with steps = 6, not 5; leave")):
+        with pytest.raises((ConfigError, InputError), match=message):
+            check_same_study(tmp_path / folder, study)
+    check_same_study(tmp_path / "one", replace(study, seeds=(0, 1), sounds=(Path("/elsewhere"),)))
 
 
 def test_a_study_without_labels_or_runs_has_a_page(tmp_path):

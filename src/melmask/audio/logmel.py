@@ -75,8 +75,7 @@ def band_edges_hz(config: FrontEndConfig, resolution: int) -> np.ndarray:
     """
     further = config.further_resolutions[resolution - 1] if resolution else None
     if further is None or further.scale == "mel":
-        ends = hz_to_mel(np.array([config.min_hz, config.max_hz]))
-        return mel_to_hz(np.linspace(ends[0], ends[1], config.mels + 2))
+        return mel_edges_hz(config)
     return (further.max_hz or config.max_hz) * 2 ** (np.arange(-config.mels - 1, 1) / further.bands_per_octave)
 
 

@@ -183,12 +183,25 @@ class TableJob:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def todo(self) -> list[int]:
-        """Return the numbers of the parts that are not there yet. Damaged parts are set aside, and reported."""
+        """Return the numbers of the parts that are not there yet.
+
+        Parts that are damaged, and parts with files that have changed since, are set aside and reported.
+        """
         for number, part in enumerate(self._parts()):
-            if part.exists() and not self._is_whole(number):
+            if not part.exists():
+                continue
+            if not self._is_whole(number):
                 self._set_aside(part)
                 note(f"{part} is damaged or cut off; it is set aside, and its files are embedded again")
+            elif changed := self._changed_since(part, number):
+                self._set_aside(part)
+                note(f"{counted(changed, 'file')} of {part} have changed since; its files are embedded again")
         return [number for number, part in enumerate(self._parts()) if not part.exists()]
+
+    def _changed_since(self, part: Path, number: int) -> int:
+        made_s = part.stat().st_mtime
+        paths = {sound.path for sound in self.sounds_of([number])}
+        return sum(path.exists() and path.stat().st_mtime > made_s for path in paths)
 
     def _is_whole(self, number: int) -> bool:
         """Tell whether a part can be opened and has the results of its sounds; their vectors are not read."""

@@ -22,7 +22,7 @@ ABSENT = -1
 class Column:
     """One value for each point.
 
-    Numbers, and times in seconds since 1970, are `values` float32, NaN where absent. Categories and texts are numbered
+    Numbers, and times in seconds since 1970, are `values` float64, NaN where absent. Categories and texts are numbered
     in `codes` int32, -1 where absent; `categories` are the texts.
     """
 
@@ -51,7 +51,7 @@ class Column:
 
 def numbers(name: str, values: np.ndarray, kind: Kind = "number") -> Column:
     """Return a column of numbers, or of times in s since 1970."""
-    return Column(name=name, kind=kind, values=values.astype(np.float32))
+    return Column(name=name, kind=kind, values=values.astype(np.float64))
 
 
 def texts(name: str, cells: Sequence[str]) -> Column:
@@ -84,6 +84,9 @@ def column_of(name: str, cells: Sequence[str]) -> Column:
 
 
 def _number(cell: str) -> float | None:
+    # Python reads 1_01 as 101; in a table it is a name.
+    if "_" in cell:
+        return None
     try:
         value = float(cell.replace(",", ".", 1))
     except ValueError:

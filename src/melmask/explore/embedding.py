@@ -142,7 +142,9 @@ class EmbeddingJob:
         missing = self._missing()
         if not missing:
             return
-        number = 1 + max((int(path.name[:6]) for path in self._folder.glob("[0-9]*.parquet*")), default=-1)
+        # The folder may have tables of other names, which users put there.
+        names = (path.name.partition(".")[0] for path in self._folder.glob("*.parquet*"))
+        number = 1 + max((int(name) for name in names if name.isascii() and name.isdecimal()), default=-1)
         table = self._folder / f"{number:06d}.parquet"
         sounds = [self._sounds[point] for point in missing]
         try:

@@ -46,6 +46,7 @@ _MOST_MODEL_BYTES = 64 << 20
 _MOST_COLUMN_LETTERS = 24 << 20
 _MOST_GROUPS = 50
 _HELD = "in this page"
+_SUFFIXES = (".html", ".htm")
 _FARTHEST = 32767
 """What 1 on a map is as a whole number of 16 bits; -32768 is a point without a place."""
 
@@ -62,7 +63,7 @@ def export_page(collection: Collection, options: ExploreOptions) -> Exported:
 
     Raises:
         InputError: nothing can be embedded.
-        OutputError: the page cannot be written; whatever was in its place is still there.
+        OutputError: the page cannot be written, or is not called HTML; whatever was in its place is still there.
     """
     path = options.export
     assert path is not None
@@ -70,6 +71,9 @@ def export_page(collection: Collection, options: ExploreOptions) -> Exported:
     ensure_folder(path.parent)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file, such as {path / 'page.html'}")
+    # No table or sound that is read has such a name.
+    if path.suffix.lower() not in _SUFFIXES:
+        raise OutputError(f"--export is {path}; the page is HTML, so give a name such as {path.with_suffix('.html')}")
     collection.job.start()
     try:
         collection.job.wait()
@@ -155,7 +159,7 @@ class _Page:
 
     def _column(self, blocks: Blocks, column: Column) -> dict[str, Any]:
         if column.values is not None:
-            return {"kind": column.kind, "values": blocks.array(column.values.astype(np.float32))}
+            return {"kind": column.kind, "values": blocks.array(column.values)}
         assert column.codes is not None
         most = len(column.categories)
         small = np.int8 if most < 128 else np.int16 if most < 32768 else np.int32

@@ -7,7 +7,7 @@ from pathlib import Path
 from melmask.audio.parts import Sound
 from melmask.errors import InputError
 from melmask.labels.read import read_sheet
-from melmask.system.files import csv_text, write_csv
+from melmask.system.files import csv_text, locked, write_csv
 from melmask.system.terminal import shown
 
 _HEADER = ("path", "label", "start", "end")
@@ -19,18 +19,22 @@ _SEPARATORS = ";|"
 class Labels:
     """The label of each labeled point. Rows of the file about other collections' sounds are kept as they are.
 
+    The file is what counts: it is read again before each change, as another page may have labeled sounds since.
+
     Raises:
         InputError: the file is there and is no such table.
     """
 
     def __init__(self, sounds: Sequence[Sound], path: Path):
         self.path, self._sounds, self._lock = path, sounds, threading.Lock()
-        self._of: dict[int, str] = {}
-        self._others: list[tuple[str, str, str, str]] = []
-        if path.exists():
-            self._read()
+        self._of: dict[int, str] = self._read()[0]
 
-    def _read(self) -> None:
+    def _read(self) -> tuple[dict[int, str], list[tuple[str, str, str, str]]]:
+        """Return the labels by point, and the rows of other sounds."""
+        of_points: dict[int, str] = {}
+        others: list[tuple[str, str, str, str]] = []
+        if not self.path.exists():
+            return of_points, others
         sheet = read_sheet(self.path)
         if tuple(sheet.header) != _HEADER:
             raise InputError(
@@ -41,9 +45,10 @@ class Labels:
         for path, label, start, end in sheet.rows:
             point = points.get((path, start, end))
             if point is None:
-                self._others.append((path, label, start, end))
+                others.append((path, label, start, end))
             else:
-                self._of[point] = label
+                of_points[point] = label
+        return of_points, others
 
     def all(self) -> dict[int, str]:
         """Return a copy of the labels by point."""
@@ -54,18 +59,19 @@ class Labels:
         """Label points, or take their labels away, and save.
 
         Raises:
-            InputError: the label cannot be one.
-            OutputError: the file cannot be written; the labels are then as they were.
+            InputError: the label cannot be one, or the file has been changed and is no such table any more.
+            OutputError: the file cannot be written, or another page is writing it; the labels are then as they were.
         """
         label = None if label is None else checked_label(label)
-        with self._lock:
-            labels = dict(self._of)
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        with self._lock, locked(lock, self.path):
+            labels, others = self._read()
             for point in points:
                 if label is None:
                     labels.pop(point, None)
                 else:
                     labels[point] = label
-            write_csv(self.path, self._rows(labels, self._others))
+            write_csv(self.path, self._rows(labels, others))
             self._of = labels
 
     def csv_text(self) -> str:

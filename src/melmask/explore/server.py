@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -191,7 +190,7 @@ def collection_facts(shown: Collection) -> dict[str, Any]:
 
 def _column_json(column: Column) -> dict[str, Any]:
     if column.values is not None:
-        return {"kind": column.kind, "values": base64_of(column.values.astype(np.float32, copy=False))}
+        return {"kind": column.kind, "values": base64_of(column.values)}
     assert column.codes is not None
     return {"kind": column.kind, "categories": list(column.categories), "codes": base64_of(column.codes)}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from melmask.errors import InputError
+from melmask.errors import InputError, OutputError
 from melmask.search.files import (
     IndexFacts,
     free_name,
@@ -96,8 +96,14 @@ def _saved(folder: Path, facts: IndexFacts, index: Any, subtracted: tuple[np.nda
     name = free_name(folder, "graph", "usearch")
     write_arrays(folder / mean_name(name), dict(zip(("mean", "offsets"), subtracted, strict=True)))
     with atomic_write(folder / name) as file:
-        # usearch opens the file by its name; it is made durable and renamed here.
-        index.save(file.name)
+        # usearch opens the file by its name; it is made durable and renamed here. On a full disk it may say nothing.
+        try:
+            index.save(file.name)
+            written = Path(file.name).stat().st_size
+        except RuntimeError as error:
+            raise OutputError(f"cannot write {folder / name}: {reason_of(error)}; check the free space") from error
+        if written < index.serialized_length:
+            raise OutputError(f"cannot write {folder / name}: it was cut off; check the free space")
     facts = replace(facts, graph=name)
     write_facts(folder, facts)
     return facts

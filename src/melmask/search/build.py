@@ -25,6 +25,7 @@ from melmask.search.files import (
     Item,
     files_of,
     free_name,
+    map_vectors,
     positions_in_unit,
     positions_of,
     read_facts,
@@ -221,6 +222,8 @@ class _Writer:
         # Set when the index has to be written: something has changed, or the last job was killed.
         self._changed = facts is None or facts.statistics is None
         if facts is not None:
+            # A file that was cut off would be filled up with zeros.
+            map_vectors(folder, facts)
             remove_others(folder, facts)
         path = folder / self._vectors
         self._file: IO[bytes] = path.open("w+b") if facts is None else path.open("r+b")

@@ -14,9 +14,10 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.errors import InputError, some_of
 from melmask.search.approximate import Graph
 from melmask.search.duplicates import likely_duplicates
-from melmask.search.files import Item, open_index, positions_of
+from melmask.search.files import Item, Opened, open_index, positions_of
 from melmask.search.nearest import Found, Pairs, Positions, Vectors, mean_of, near_duplicates, offsets_of
 from melmask.search.query import choice_of, load_model, query_vector, without_positions
+from melmask.system.extras import available
 from melmask.system.finite import check_finite
 from melmask.system.progress import track
 
@@ -64,7 +65,9 @@ class SearchIndex:
     def __init__(self, path: Path | str, model: Path | str | None = None, device: str = "auto"):
         self.path = Path(path)
         self._place, self._device = model, device
-        self.facts, self._items, matrix, statistics = open_index(self.path)
+        (self.facts, self._items, matrix, statistics), graph = _opened(self.path)
+        if graph is not None:
+            self._graph = graph
         self.frames = self.facts.frames
         self._firsts, self._counts = (self._items[name].to_numpy() for name in ("first_row", "rows"))
         self._live = self._items["live"].to_numpy()
@@ -99,6 +102,7 @@ class SearchIndex:
 
     @functools.cached_property
     def _graph(self) -> Graph | None:
+        # Only what could not be opened with the rest is left for this, and then says why.
         return None if self.facts.graph is None else Graph(self.path, self.facts)
 
     def vector_of(
@@ -306,3 +310,17 @@ class SearchIndex:
 
 def _watched(parts: Iterable[int], count: int) -> Iterable[int]:
     return track(parts, count, "duplicates", "part", leave=False)
+
+
+def _opened(folder: Path) -> tuple[Opened, Graph | None]:
+    """Open an index with its graph, also while a job replaces both; no graph where it is of no use or damaged."""
+    opened = open_index(folder)
+    for _ in range(2):
+        if opened.facts.graph is None or not available("search"):
+            break
+        try:
+            return opened, Graph(folder, opened.facts)
+        except InputError:
+            # A job may have saved the next state, and removed the files of this one. If not, exact search works.
+            opened = open_index(folder)
+    return opened, None

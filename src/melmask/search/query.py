@@ -49,6 +49,8 @@ def load_model(facts: IndexFacts, index: Path, model: Path | str | None = None, 
             f"{source} is not the model that {index} was made with ({found[:8]} instead of "
             f"{settings.model_sha256[:8]}); say where that one is with --model"
         )
+    # The index may have been made before the model's card named a layer: without one, it has the final norm's features.
+    encoder.card = replace(encoder.card, layers=tuple(settings.layer or ()))
     # A query is one sound, also where the index has each channel of a file.
     channel = MEAN if settings.channel == EACH else settings.channel
     encoder.reading = replace(settings.reading, channel=channel)

@@ -49,6 +49,7 @@ Value = bool | int | float | str
 Search = Literal["grid", "one", "random"]
 Probe = Literal["linear", "k-NN"]
 _PATHS = ("sounds", "labels")
+_OWN_END = "run.max_minutes"
 # These may grow while a study lasts; a change of any other part would mix runs that do not compare.
 MAY_GROW = ("name", "about", "axes", "seeds", "labels", "side_by_side", "random_runs", "choose_by")
 
@@ -111,8 +112,10 @@ class Study:
             raise ConfigError(
                 f'search is {self.search!r}, and {twice} is on two axes; vary it on one, or set search = "one"'
             )
-        if self.side_by_side < 1 or self.random_runs < 1:
-            raise ConfigError("side_by_side and random_runs are whole numbers from 1")
+        if self.side_by_side < 1 or self.random_runs < 1 or self.clips < 0:
+            raise ConfigError("side_by_side and random_runs are whole numbers from 1, and clips from 0")
+        if any(text.partition("=")[0] == _OWN_END for text in (*self.settings, *settings)):
+            raise ConfigError(f"{_OWN_END} would end runs before their budget; give the study minutes or steps instead")
 
     @property
     def budget(self) -> tuple[str, ...]:
@@ -201,7 +204,10 @@ def value_text(value: Value | list[object]) -> str:
     """Write a value as settings on a command line have it."""
     if isinstance(value, list):
         return json.dumps(value)
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Six digits, unless the number has more.
+    return short if isinstance(value, float) and float(short := f"{value:g}") == value else str(value)
 
 
 def _axis(content: Mapping[str, Any]) -> Axis:

@@ -9,7 +9,7 @@ final.json                  the scores of the winner on the test rows
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from melmask.config_text import from_dict
 from melmask.errors import ConfigError, InputError
 from melmask.study.description import MAY_GROW, Study, as_content, study_from
 from melmask.study.judging import TaskScore
+from melmask.study.settings import Run
 from melmask.system.files import write_json
 from melmask.system.reading import DamagedFileError, parse_json, read_json_object, reason_of
 
@@ -68,13 +69,38 @@ def write_study(folder: Path, study: Study) -> None:
         ConfigError: it began with another recipe, budget, corpus or way of judging.
         OutputError: it cannot be written.
     """
-    path, wanted = folder / STUDY_FILE, parse_json(json.dumps(as_content(study)))
-    if path.exists():
-        begun = _read(path)
-        for key, value in wanted.items():
-            if key not in MAY_GROW and begun.get(key, value) != value:
-                raise ConfigError(f"{folder} began with {key} = {begun[key]}, not {value}; use another --out")
+    path, wanted = folder / STUDY_FILE, _content_of(study)
+    if path.exists() and (difference := _difference(folder, wanted)):
+        raise ConfigError(f"{difference}; use another --out")
     write_json(path, wanted)
+
+
+def check_same_study(folder: Path, study: Study) -> None:
+    """Check that a folder is of the same study, so that its runs compare.
+
+    Raises:
+        ConfigError: it is of a study with another recipe, budget or way of judging.
+        InputError: it is of no study.
+    """
+    if not (folder / STUDY_FILE).exists():
+        raise InputError(f"--merge has {folder}, which is no folder of a study; give the --out of another shard")
+    # Each shard may have been given the sounds and the tables where it ran.
+    if difference := _difference(folder, _content_of(study), but=("sounds", "table")):
+        raise ConfigError(f"{difference}; leave it out of --merge")
+
+
+def _content_of(study: Study) -> dict[str, Any]:
+    content: dict[str, Any] = parse_json(json.dumps(as_content(study)))
+    return content
+
+
+def _difference(folder: Path, wanted: dict[str, Any], but: tuple[str, ...] = ()) -> str:
+    """Say in what the study in a folder differs from another, other than by having grown; empty if in nothing."""
+    begun = _read(folder / STUDY_FILE)
+    for key, value in wanted.items():
+        if key not in (*MAY_GROW, *but) and begun.get(key, value) != value:
+            return f"{folder} began with {key} = {begun[key]}, not {value}"
+    return ""
 
 
 def read_begun(folder: Path) -> Study:
@@ -116,6 +142,15 @@ def read_outcome(folders: Iterable[Path], name: str) -> Outcome | None:
             except (ConfigError, TypeError, AttributeError) as error:
                 raise InputError(f"{path} is damaged; delete it, and run the study again") from error
     return None
+
+
+def failed_outcome(folder: Path, study: Study, run: Run, reason: str) -> Outcome:
+    """Return the outcome of a run that failed. If it was judged before the study grew, it keeps those scores."""
+    known = read_outcome([folder], run.name)
+    if known is None or not known.scores:
+        return Outcome(setting=run.point.name, seed=run.seed, status="failed", reason=reason)
+    added = {path.absolute().stem for path in study.labels} - known.scores.keys()
+    return replace(known, failed_tasks={**known.failed_tasks, **dict.fromkeys(sorted(added), reason)})
 
 
 def write_final(folder: Path, final: Final) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melmask.study.description import Probe, Study
-from melmask.study.outcomes import Final, Outcome, read_final, read_outcome, run_folder
+from melmask.study.outcomes import OUTCOME_FILE, Final, Outcome, read_final, read_outcome, run_folder
 from melmask.study.settings import Point, Run, points_of, runs_of
 from melmask.system.files import atomic_write, write_csv
 
@@ -74,7 +74,8 @@ class Results:
     def path(self, run: Run) -> Path:
         """Return the folder of a run, in the study's folder or in one that is merged with it."""
         folders = (run_folder(folder, run.name) for folder in self.folders)
-        return next((path for path in folders if path.exists()), run_folder(self.folder, run.name))
+        # The study's own folder may hold a run that was stopped, and another one the same run to its end.
+        return next((path for path in folders if (path / OUTCOME_FILE).exists()), run_folder(self.folder, run.name))
 
     def _is_whole(self, scores: dict[int, float]) -> bool:
         return set(scores) == set(self.study.seeds)

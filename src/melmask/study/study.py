@@ -18,7 +18,17 @@ from melmask.study.description import Study
 from melmask.study.effects import summary
 from melmask.study.judging import judge, rows_of
 from melmask.study.options import StudyOptions
-from melmask.study.outcomes import STORES, Final, Outcome, run_folder, write_final, write_outcome, write_study
+from melmask.study.outcomes import (
+    STORES,
+    Final,
+    Outcome,
+    check_same_study,
+    failed_outcome,
+    run_folder,
+    write_final,
+    write_outcome,
+    write_study,
+)
 from melmask.study.results import Results, read_results, write_tables
 from melmask.study.settings import Run, digest_of, runs_of
 from melmask.study.side_by_side import do_runs
@@ -60,6 +70,8 @@ def run_study(study: Study, folder: Path, options: StudyOptions, pages: Pages) -
         require("ray")
     _check_tables(study)
     runs = _shard(runs_of(study), options.shard)
+    for merged in options.merge:
+        check_same_study(merged, study)
     write_study(ensure_folder(folder), study)
     progress = _Progress(study, folder, options.merge, pages)
     known = progress.results().outcomes
@@ -157,7 +169,7 @@ class _Progress:
         results = read_results(self._study, self._folder, self._merged)
         outcome = results.outcomes.get(name)
         if outcome is None:
-            outcome = Outcome(setting=run.point.name, seed=run.seed, status="failed", reason=_reason(status))
+            outcome = failed_outcome(self._folder, self._study, run, _reason(status))
             write_outcome(path, outcome)
         if outcome.steps:
             self._pages.run(path)
@@ -170,7 +182,7 @@ class _Progress:
     def fail(self, run: Run, reason: str) -> None:
         """Record that a run cannot begin."""
         self._left -= 1
-        outcome = Outcome(setting=run.point.name, seed=run.seed, status="failed", reason=reason)
+        outcome = failed_outcome(self._folder, self._study, run, reason)
         write_outcome(ensure_folder(run_folder(self._folder, run.name)), outcome)
         note(f"[{self._total - self._left}/{self._total}] {run.name} failed: {reason}")
 

@@ -23,7 +23,7 @@ from melmask.embedding.whitening import set_features
 from melmask.errors import InputError, MelmaskError, OutputError
 from melmask.study.description import Study
 from melmask.study.judging import TaskScore, judge
-from melmask.study.outcomes import STORES, Outcome, read_begun, read_outcome, run_folder, write_outcome
+from melmask.study.outcomes import STORES, Outcome, failed_outcome, read_begun, read_outcome, run_folder, write_outcome
 from melmask.study.settings import Run, digest_of, pretrain_settings, runs_of
 from melmask.system.files import ensure_folder, locked
 from melmask.system.hardware import use_threads
@@ -55,7 +55,7 @@ def main(study_folder: str, name: str, threads: str) -> int:
         # Whatever stops one run must not stop the others; its log has the whole story.
         traceback.print_exc()
         reason = str(error) if isinstance(error, MelmaskError) else f"{type(error).__name__}: {error}"
-        outcome = Outcome(setting=planned.point.name, seed=planned.seed, status="failed", reason=reason)
+        outcome = failed_outcome(folder, study, planned, reason)
     if isinstance(outcome, int):
         return EXIT_SIGNAL + outcome
     write_outcome(run, outcome)

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -66,10 +67,22 @@ def initial_weights(
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
     if has.resolutions != wanted.resolutions:
         text += f", {wanted.resolutions} instead of {has.resolutions} resolutions"
-    pairs = [(f.name, getattr(card.front_end, f.name), getattr(front_end, f.name)) for f in fields(front_end)]
-    pairs += [(f.name, getattr(card.reading, f.name), getattr(reading, f.name)) for f in fields(reading)]
-    others = [f"{name} {_shown(own)} there and {_shown(its)} here" for name, own, its in pairs if own != its]
+    others = [text for own, its in ((card.front_end, front_end), (card.reading, reading)) for text in _others(own, its)]
     return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
+
+
+def _others(there: Any, here: Any) -> list[str]:
+    """Say in which fields a dataclass differs from another of its kind; of as many further resolutions, in which."""
+    found = []
+    for name in (field.name for field in fields(there)):
+        own, its = getattr(there, name), getattr(here, name)
+        if own == its:
+            continue
+        if isinstance(own, tuple) and len(own) == len(its):
+            found += [f"{name}: {text}" for pair in zip(own, its, strict=True) for text in _others(*pair)]
+        else:
+            found.append(f"{name} {_shown(own)} there and {_shown(its)} here")
+    return found
 
 
 def _shown(value: object) -> str:

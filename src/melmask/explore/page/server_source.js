@@ -71,7 +71,7 @@ export class ServerSource {
   async column(name) {
     const column = await this.#json(`column?name=${encodeURIComponent(name)}`);
     if (column.codes !== undefined) column.codes = new Int32Array(decoded(column.codes));
-    if (column.values !== undefined) column.values = new Float32Array(decoded(column.values));
+    if (column.values !== undefined) column.values = new Float64Array(decoded(column.values));
     return column;
   }
 

@@ -83,7 +83,7 @@ class StaticSource {
       const { values, codes, categories } = await this.column(name);
       const value = values ? values[id] : (categories[codes[id]] ?? null);
       if (name === "duration" && values) duration_s = value;
-      columns[name] = typeof value !== "number" ? value : Number.isNaN(value) ? null : kind === "time" ? timeText(value) : Number(value.toPrecision(6));
+      columns[name] = typeof value !== "number" ? value : Number.isNaN(value) ? null : kind === "time" ? timeText(value) : shortened(value);
     }
     const held = this.#held.get(id);
     if (held && duration_s > held.duration_s + 0.05) {
@@ -356,4 +356,5 @@ function attended(weights, { layers, heads, tokens, first }, { from, layer, head
   return row(chosen, from === "cls" ? 0 : from + first);
 }
 
+const shortened = (value) => (Number.isInteger(value) ? value : Number(value.toPrecision(6)));
 const timeText = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").slice(0, 19);
