@@ -5,7 +5,7 @@
 SHARED holds the folders `corpus` and `audio`, as for tools/box/build.py. The pictures show clips of `corpus` under CC0,
 which the model in the box was trained on. The numbers are of clips of `audio` that it was not trained on; those may not
 be published, their numbers may. Pictures go to docs/images/looking-inside/, numbers to
-benchmarks/results/2026-11-29-looking-inside.md.
+benchmarks/results/2026-11-30-looking-inside.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from melmask.inspection.reconstruction import clip_mask, patch_means, reconstruc
 from melmask.inspection.sound import sound_of
 
 ROOT = Path(__file__).parents[1]
-OUT, NUMBERS = ROOT / "docs/images/looking-inside", ROOT / "benchmarks/results/2026-11-29-looking-inside.md"
+OUT, NUMBERS = ROOT / "docs/images/looking-inside", ROOT / "benchmarks/results/2026-11-30-looking-inside.md"
 SPEECH = "rhasspy_dataset-voice-kerstin/de_rhasspy-0120_6dd57a.opus"
 BELLS = "Fris0uman_CDDA-Soundpacks/church_bells_873327.opus"
 BIRDS = "supertuxkart-data/exotic-birds_9f7db8.opus"
