@@ -2,9 +2,9 @@
 
 A few directions, such as level and background, hold most of the variance of scene vectors. They decide which sounds are
 neighbors, and a linear classifier with a penalty prefers them. Whitening standardizes each number and scales the
-strongest directions down to a weaker one (after "All-but-the-Top", Mu and Viswanath, ICLR 2018, which removes them, and
-arXiv 2103.15316, which whitens all). Its numbers come from the sound that the model was trained on, without labels, and
-belong to the model. So a vector is still a pure function of the audio and the model.
+strongest directions down towards a weaker one (after "All-but-the-Top", Mu and Viswanath, ICLR 2018, which removes
+them, and arXiv 2103.15316, which whitens all). Its numbers come from the sound that the model was trained on, without
+labels, and belong to the model. So a vector is still a pure function of the audio and the model.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,10 @@ T = TypeVar("T", bound=Any)
 SCENES_PER_DIRECTION = 8
 """So many scene vectors at least are needed for each direction, so that it is not one of the sample alone."""
 _LEVEL = 2
-"""K directions become as weak as the one whose number is this many times K."""
+"""The strength that K directions approach is that of the one whose number is this many times K."""
+_STRENGTH = 1 / 3
+"""A direction of variance v keeps (level / v) ** _STRENGTH of its amplitude. With 1/2 all would be equally strong; then
+kinds as broad as speech and music, which the strongest directions tell apart, need many more labels (docs/log.md)."""
 _LEAST_SHARE = 1e-6
 _CONSTANT = 1e-4
 """A number whose deviation is below this share of the median deviation is constant but for rounding."""
@@ -94,6 +97,6 @@ def fit_whitening(scenes: Float[np.ndarray, "clips S"], directions: int) -> Whit
     found = (standardized.T @ vectors[:, strongest]).T
     # Of fewer different sounds than directions, nothing else is left.
     level = max(_LEAST_SHARE * variances[-1], variances[-1 - _LEVEL * count])
-    gains = np.sqrt(level / variances[strongest])
+    gains = (level / variances[strongest]) ** _STRENGTH
     arrays = {"mean": mean, "deviation": deviation, "directions": found, "gains": gains}
     return Whitening.of_arrays(arrays)
