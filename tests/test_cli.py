@@ -415,13 +415,26 @@ def test_convert_deletes_nothing_that_is_not_its_own(run_folder, tmp_path, capsy
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years")
-    for target in (out, run_folder):
+    # Models of other programs have files of the same names as a checkpoint.
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (other / name).write_text("{}")
+    for target in (out, run_folder, other):
         before = sorted(path.name for path in target.iterdir())
         assert main(["convert", str(run_folder), str(target)]) == 2
         assert "would be lost; give a new or an empty folder" in capsys.readouterr().err
         assert sorted(path.name for path in target.iterdir()) == before
     for _ in range(2):
         assert main(["convert", str(run_folder), str(tmp_path / "new")]) == 0
+    capsys.readouterr()
+    original = tmp_path / "a.pth"
+    assert main(["convert", str(run_folder), str(original), "--to", "msm-mae"]) == 0
+    content = original.read_bytes()
+    assert main(["convert", str(original), str(original), "--to", "msm-mae"]) == 2
+    assert "is there already, and would be lost" in capsys.readouterr().err and original.read_bytes() == content
+    assert main(["convert", str(run_folder), str(tmp_path / "b.pth"), "--to", "msm-mae", "--whiten", "store"]) == 2
+    assert "has no place for a whitening" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")])

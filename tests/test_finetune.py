@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -430,6 +431,16 @@ def test_a_damaged_record_of_the_job_is_refused_in_one_line(run_folder, table, t
         tune(run_folder, table, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["classifier/thesis.txt", "metrics.jsonl", "notes.csv"])
+def test_files_of_somebody_else_are_not_written_over(run_folder, table, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(OutputError, match=f"holds {name.partition('/')[0]}, which would be lost"):
+        tune(run_folder, table, tmp_path, "epochs=1")
+    assert path.read_text() == "mine"
+
+
 def test_an_attempt_that_trained_nothing_does_not_bind_the_next(run_folder, table, tmp_path):
     rows = [["path", "label", "split"], *([row["path"], row["label"], row["split"]] for row in read_table(table))]
     unreadable = [["broken.wav", "low", "train"], ["gone.wav", "high", "train"]]
@@ -537,15 +548,22 @@ def test_labels_that_no_readable_clip_teaches_are_named_or_refused(run_folder, t
         tune(run_folder, single, tmp_path / "b", "epochs=1")
 
 
-def test_a_table_of_events_is_learned_as_a_task_of_events_is(run_folder, tmp_path):
+def test_a_table_of_events_is_learned_as_a_task_of_events_is(run_folder, tmp_path, capsys):
     rng, rows = np.random.default_rng(3), [("path", "label", "start_s", "end_s", "split")]
     for i in range(6):
         soundfile.write(tmp_path / f"{i}.wav", np.concatenate([tone(label, 0.5, rng) for label in LABELS]), RATE_HZ)
         part = ("train", "train", "valid")[i % 3]
         rows += [(f"{i}.wav", label, 0.5 * k, 0.5 * k + 0.5, part) for k, label in enumerate(LABELS)]
+    rows += [("0.wav", LABELS[0], 20, 20.01, "train"), ("1.wav", LABELS[0], 20, 21, "train")]
     settings = ("epochs=2", "head_epochs=2")
     report = tune(run_folder, write_table(tmp_path, rows), tmp_path / "out", *settings)
     assert report.valid.clips == 2
+    assert (
+        f"2 events to train on begin after the end of their file and do not count, such as '{LABELS[0]}' at 20 s"
+        in (capsys.readouterr().err)
+    )
+    modes = {(tmp_path / "out" / "classifier" / name).stat().st_mode for name in ("head.safetensors", "config.json")}
+    assert len(modes) == 1
     assert load_classifier(tmp_path / "out", "cpu").card.kind == "event"
 
 
@@ -814,8 +832,12 @@ def test_a_killed_prediction_resumes_after_what_is_done(trained, table, tmp_path
         predict_files(classifier, paths, tmp_path / "parts.csv")
     journal = tmp_path / ".parts.csv.partial.jsonl"
     journal.write_text(journal.read_text() + '{"path": "cut o')
+    # One of the three that are done changes before the job resumes.
+    before = paths[1].stat()
+    os.utime(paths[1], (journal.stat().st_mtime + 10,) * 2)
     predict_files(classifier, paths, tmp_path / "parts.csv")
-    assert len(calls) == 4 + 3
+    os.utime(paths[1], (before.st_atime, before.st_mtime))
+    assert len(calls) == 4 + 4
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
     assert not journal.exists()
 

@@ -261,6 +261,7 @@ def paths_of(*sources, options=TableOptions()):
         ("offset,duration", "0.5,1.5", (0.5, 2.0)),
         ("start,duration_s", "0.5,", (0.5, None)),
         ("Begin Time (s),End Time (s)", '"0,5","1,25"', (0.5, 1.25)),
+        ("onset,duration", '"0,5","0,75"', (0.5, 1.25)),
     ],
 )
 def test_rows_with_times_are_parts_of_files(folder, capsys, header, times, found):

@@ -121,6 +121,14 @@ def test_audiofolder(made, metadata, layout):
     assert (table.splits and sorted(table.splits)) == splits
 
 
+def test_parts_of_files_in_one_split_stay_parts(made, capsys):
+    train = "file_name,label,start_s,end_s,group\na.wav,x,0.5,1.5,g\n"
+    files = {"train/a.wav": "", "test/b.wav": "", "train/metadata.csv": train}
+    table = read_labels(made({**files, "test/metadata.csv": "file_name,label\nb.wav,y\n"}))
+    assert sorted((sound.start_s, sound.end_s) for sound in table.sounds) == [(0.0, None), (0.5, 1.5)]
+    assert table.groups is None and "some of its tables have no `group`, so it is not used" in capsys.readouterr().err
+
+
 def test_folders_of_classes(made, capsys):
     files = ["top/cat/1.wav", "top/cat/more/2.flac", "top/dog/1.wav", "top/dog/.hidden.txt", "top/readme.txt"]
     folder = made(dict.fromkeys(files, ""))

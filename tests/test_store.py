@@ -258,13 +258,21 @@ def test_another_front_end_is_refused_and_the_difference_named(finished, sound_f
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_damaged_shard_is_refused_and_preparing_again_repairs_it(finished, sound_folder, store, damage):
+def test_a_damaged_shard_is_refused_and_preparing_again_repairs_it(finished, sound_folder, store, damage, capsys):
     data = finished / "shard-00001.f16"
     data.write_bytes(data.read_bytes()[:-1]) if damage == "cut" else data.unlink()
     with pytest.raises(StoreError, match=r"shard-00001.f16 has \d+ bytes, expected \d+; prepare the store again"):
         Store(finished)
     prepare([sound_folder], finished, FRONT_END)
+    assert "must be prepared again: give all sources of the store" in capsys.readouterr().err
     assert sorted(Store(finished).frames) == sorted(store.frames)
+
+
+def test_a_file_of_somebody_else_is_not_removed(sound_folder, tmp_path):
+    (tmp_path / "notes.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes\.csv, which would be lost"):
+        prepare([sound_folder], tmp_path, FRONT_END)
+    assert (tmp_path / "notes.csv").read_text() == "mine"
 
 
 def test_a_damaged_index_is_refused_and_can_be_done_again(finished, sound_folder, store):

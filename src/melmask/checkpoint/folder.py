@@ -92,7 +92,8 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
         OutputError: the folder cannot be written.
     """
     # A folder named "." has no name to put another one beside.
-    folder = folder.absolute()
+    # A link to a folder stays a link.
+    folder = folder.resolve()
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -259,6 +259,7 @@ def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Sound, np.nd
     numbers = {label: number for number, label in enumerate(examples.classes)}
     hop_ms, patch_frames = model.hop_ms, model.card.model.patch_frames
     kept, targets = [], []
+    beyond: list[tuple[Sound, Event]] = []
     # Clips keep the order of the examples: batches draw them by number, and a resumed job must draw the same ones.
     for sound, labels, own in zip(examples.sounds, examples.labels, examples.parts, strict=True):
         if own != part or sound not in logmels:
@@ -269,12 +270,21 @@ def clips_of(model: AudioEncoder, examples: Examples, logmels: dict[Sound, np.nd
         target = np.zeros(shape, dtype=np.float32)
         for label in labels:
             if isinstance(label, Event):
+                if round(label.start_ms / hop_ms) >= len(logmel):
+                    beyond.append((sound, label))
+                    continue
                 first, end = frames_of_event(label, hop_ms, len(logmel), patch_frames)
                 target[first:end, numbers[label.label]] = 1
             else:
                 target[numbers[label]] = 1
         kept.append(logmel)
         targets.append(target)
+    if beyond:
+        sound, event = beyond[0]
+        note(
+            f"{counted(len(beyond), 'event')} to {part} on begin after the end of their file and do not count, such as "
+            f"{event.label!r} at {event.start_ms / 1000:g} s of {sound}"
+        )
     return Clips(kept, targets)
 
 

@@ -6,6 +6,8 @@ On disk it is a checkpoint folder that also holds head.safetensors and classifie
 import hashlib
 import itertools
 import math
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from melmask.checkpoint.folder import ModelCard, save_checkpoint
+from melmask.checkpoint.folder import WEIGHTS, ModelCard, save_checkpoint
 from melmask.checkpoint.weights import read_tensors, shapes_in
 from melmask.classifier.options import Scene
 from melmask.downstream.metrics import scene_score
@@ -200,6 +202,10 @@ def save_classifier(
     save_checkpoint(folder, model, card)
     try:
         save_file({name: tensor.float().contiguous().cpu() for name, tensor in head.items()}, folder / HEAD)
+        # As with the weights: who may read these may read the head, and it is on the disk before what vouches for it.
+        shutil.copymode(folder / WEIGHTS, folder / HEAD)
+        with (folder / HEAD).open("r+b") as file:
+            os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
     write_json(folder / CARD, classifier.to_dict())
@@ -216,7 +222,7 @@ def load_classifier(folder: Path, device: str = "auto", precision: str = "fp32")
     path = folder / CARD
     try:
         card = ClassifierCard.from_dict(read_json_object(path))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{folder} holds no classifier ({CARD} is missing); make one with melmask finetune"
         ) from error
@@ -226,7 +232,9 @@ def load_classifier(folder: Path, device: str = "auto", precision: str = "fp32")
     try:
         shapes = shapes_in(folder / HEAD)
     except OSError as error:
-        raise CheckpointError(f"{folder / HEAD} is missing or damaged; copy the whole folder again") from error
+        raise CheckpointError(
+            f"{folder / HEAD} is missing or damaged ({reason_of(error)}); copy the whole folder again"
+        ) from error
     dims, classes = FeatureChoice(scene=card.scene).scene_size(encoder.card.model), len(card.labels)
     # Files of two classifiers may have been mixed up.
     expected = {"mean": (dims,), "std": (dims,), "linear.weight": (classes, dims), "linear.bias": (classes,)}

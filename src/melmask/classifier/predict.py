@@ -24,7 +24,7 @@ from melmask.embedding.reading import read_as
 from melmask.errors import AudioFileError, InputError, NotFiniteError
 from melmask.system.files import ensure_folder
 from melmask.system.progress import track
-from melmask.system.terminal import counted
+from melmask.system.terminal import counted, note
 
 _Parts = Iterator[FileEmbedding]
 
@@ -79,7 +79,10 @@ def predict_files(
     if reading := classifier.encoder.reading.changed_facts():
         job.append(reading)
     with Journal.of(out, job) as journal:
-        todo = [sound for sound in sounds if sound.key not in journal.done]
+        changed = {sound.key for sound in sounds if sound.key in journal.done and _changed(sound, journal.written_s)}
+        if changed:
+            note(f"{counted(len(changed), 'sound')} have changed since the job was stopped, and are predicted again")
+        todo = [sound for sound in sounds if sound.key not in journal.done or sound.key in changed]
         embedded = embed_files(classifier.encoder, todo, choice, keep_frames=options.events)
         shortened, hop_s = list[Sound](), classifier.encoder.hop_ms / 1000
         for sound, parts in track(itertools.groupby(embedded, key=lambda part: part.sound), len(todo), "predict"):
@@ -99,6 +102,14 @@ def predict_files(
         what = f"{counted(channels, 'channel')} could not be labeled, and others of the same files could"
         notes.insert(0, f"{what}; the rows hold the reason")
     return PredictionReport(len(labeled), len(sounds) - len(labeled), len(rows), notes)
+
+
+def _changed(sound: Sound, since_s: float) -> bool:
+    try:
+        return sound.path.stat().st_mtime > since_s
+    except OSError:
+        # That it is gone is reported when it is read.
+        return True
 
 
 def _noting(shortened: list[Sound], parts: _Parts, hop_s: float) -> _Parts:

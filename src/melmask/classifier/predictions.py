@@ -88,12 +88,13 @@ def _times(sound: Sound) -> dict[str, float | None]:
 class Journal:
     """The record of a running job, a line per sound. If the job is killed, only the current file is lost.
 
-    Attributes: `done` has the rows of each sound that is done, by its key, which is the path of a whole file.
+    Attributes: `done` has the rows of each sound that is done, by its key, which is the path of a whole file;
+    `written_s` is when an earlier job wrote its last line, in s since 1970.
     """
 
-    def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]]):
+    def __init__(self, file: IO[str], path: Path, done: dict[str, list[Prediction]], written_s: float):
         self._file, self._path = file, path
-        self.done = done
+        self.done, self.written_s = done, written_s
 
     def add(self, path: str, rows: list[Prediction]) -> None:
         """Add the rows of a file.
@@ -128,13 +129,14 @@ class Journal:
             # A kill may have left a table or journal that was being written.
             for name in (out.name, path.name):
                 remove_partial(out.parent, name)
+            written_s = path.stat().st_mtime if path.exists() else 0.0
             done = _read(path, head)
             # The file is rewritten, because a kill may have cut off its last line.
             with atomic_write(path, "w") as file:
                 file.write(head + "\n")
                 file.writelines(_line(name, rows) for name, rows in done.items())
             with _opened(path) as file:
-                yield Journal(file, path, done)
+                yield Journal(file, path, done, written_s)
         # This comes after the lock is released, because some file systems keep a file that is open.
         for remains in (path, lock):
             remains.unlink(missing_ok=True)

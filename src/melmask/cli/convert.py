@@ -6,7 +6,7 @@ from typing import Literal
 
 from melmask.config import FrontEndConfig, HardwareConfig, Statistics
 from melmask.config_text import with_overrides
-from melmask.errors import OutputError
+from melmask.errors import CheckpointError, ConfigError, OutputError
 from melmask.system.terminal import say
 
 
@@ -36,15 +36,28 @@ class Options:
 def run(options: Options) -> int:
     """Write the model in the other format, and print what it is."""
     from melmask.checkpoint.convert import save_msm_mae
-    from melmask.checkpoint.folder import CONFIG, WEIGHTS, save_checkpoint
+    from melmask.checkpoint.folder import CONFIG, WEIGHTS, read_card, save_checkpoint
     from melmask.checkpoint.locate import load_any
     from melmask.corpus.store import Store
     from melmask.embedding.whitening import whitened_card
 
+    if options.to == "msm-mae":
+        if options.whiten is not None:
+            raise ConfigError("--whiten is for melmask's format; the one of MSM-MAE has no place for a whitening")
+        if options.out.exists():
+            raise OutputError(f"{options.out} is there already, and would be lost; delete it, or give another name")
     # Writing a checkpoint replaces the whole folder, so it must hold nothing else.
-    others = {path.name for path in options.out.iterdir()} - {CONFIG, WEIGHTS} if options.out.is_dir() else set()
-    if others:
-        raise OutputError(f"{options.out} holds {min(others)}, which would be lost; give a new or an empty folder")
+    there = {path.name for path in options.out.iterdir()} if options.out.is_dir() else set()
+    if there:
+        lost = min(there - {CONFIG, WEIGHTS}, default=None)
+        if lost is None:
+            try:
+                read_card(options.out)
+            except CheckpointError:
+                # Models of other programs have files of these names, too.
+                lost = min(there)
+        if lost is not None:
+            raise OutputError(f"{options.out} holds {lost}, which would be lost; give a new or an empty folder")
     model, card, source = load_any(options.model)
     # melmask's own checkpoints know their front end, and for others one is assumed. Settings override both.
     card = replace(card, front_end=with_overrides(card.front_end, options.settings))
@@ -58,19 +71,25 @@ def run(options: Options) -> int:
     else:
         save_checkpoint(options.out, model, card)
     m = card.model
+    damped = f", {card.whitened_directions} directions of scene vectors damped" if card.whitening else ""
     say(
         f"{source} -> {options.out}: {m.mels}x{m.frames}, patches {m.patch_mels}x{m.patch_frames}"
         f"{f' of {m.resolutions} resolutions' if m.resolutions > 1 else ''}, "
         f"{m.width} wide, {m.depth} deep, {'with' if m.has_decoder else 'without'} decoder, "
         f"{card.front_end.sample_rate_hz} Hz, "
         f"mean {card.statistics.mean:g}, std {card.statistics.std:g}"
-        f"{f', {card.whitened_directions} directions of scene vectors damped' if card.whitening else ''}"
+        f"{'' if options.to == 'msm-mae' else damped}"
     )
     if options.to == "msm-mae":
         say(
             "the file has no room for the statistics, the front end and the number of heads; tell its reader what they "
             f"are (melmask takes --statistics {card.statistics.mean:g} {card.statistics.std:g})"
         )
+        if card.layers or card.whitening is not None:
+            say(
+                "nor has it room for the layer that features come from, and for the whitening: its readers take the "
+                "last block, and scene vectors as they are"
+            )
         # They derive the number of heads from the width of the network.
         if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
             say(

@@ -31,7 +31,7 @@ from melmask.audio.parts import Sound
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
-from melmask.errors import ConfigError, InputError, StoreError
+from melmask.errors import ConfigError, InputError, OutputError, StoreError
 from melmask.system.files import atomic_write, output_error, write_csv, write_json
 from melmask.system.reading import (
     DamagedFileError,
@@ -43,7 +43,7 @@ from melmask.system.reading import (
     read_json_object,
     reason_of,
 )
-from melmask.system.terminal import counted
+from melmask.system.terminal import counted, note
 
 FORMAT = "melmask-store"
 VERSION = 1
@@ -142,6 +142,8 @@ class StoreWriter:
         indexes = read_indexes(folder)
         for path, table in indexes:
             _check_same(path, table, front_end, reading)
+        if not indexes and (folder / NOTES).exists() and not (folder / "store.json").exists():
+            raise OutputError(f"{folder} holds {NOTES}, which would be lost; give --out a new or an empty folder")
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         rows = [row for _, table in indexes for row in table.to_pylist()]
         self.done = {_sound_of(row).key for row in rows if row["frames"]}
@@ -487,6 +489,10 @@ def _is_whole(index: Path, table: pa.Table, front_end: FrontEndConfig) -> bool:
     """Return whether a shard's data is complete. If it is not, the shard is deleted."""
     size, expected = _data_bytes(index, table, front_end)
     if size != expected:
+        note(
+            f"{index.with_suffix('.f16')} has {size:,} bytes instead of {expected:,}, so its "
+            f"{counted(table.num_rows, 'clip')} must be prepared again: give all sources of the store"
+        )
         index.unlink()
         index.with_suffix(".f16").unlink(missing_ok=True)
     return size == expected

@@ -65,7 +65,8 @@ def probe_tasks(
         make_splits(table, options.scheme, options.seed)
         inputs = inputs_of(model, table, options)
         task = read_task(out, name, inputs)
-        if task is not None:
+        # Files that could not be read may be readable now: the disk is there again, or an extra is installed.
+        if task is not None and not task.unreadable:
             note(f"{name} is done, and its inputs are as they were: {out / 'tasks' / name}.json")
             return task
         title = f"{name} (task {list(tables).index(name) + 1} of {len(tables)})"

@@ -249,16 +249,27 @@ def _renaming_notes(sheet: Sheet, names: _Names, found: Mapping[str, str]) -> li
 
 
 def joined(source: Path, parts: Sequence[Columns]) -> Columns:
-    """Put tables one below the other; a column that one of them lacks is left out."""
-    shared = [name for name in parts[0].values if all(name in part.values for part in parts)]
+    """Put tables one below the other.
+
+    Rows of tables without times are whole files. Any other column that one of the tables lacks is left out, which is
+    noted.
+    """
+    names = list(dict.fromkeys(name for part in parts for name in part.values))
+    filled = {"start_s", "end_s"} & set(names)
+    lacking = [name for name in names if name not in filled and not all(name in part.values for part in parts)]
+    shared = [name for name in names if name not in lacking]
+    notes = [f"some of its tables have no `{name}`, so it is not used" for name in lacking]
     return Columns(
         source=source,
-        values={name: [value for part in parts for value in part.values[name]] for name in shared},
+        values={
+            name: [value for part in parts for value in part.values.get(name, [""] * len(part.paths))]
+            for name in shared
+        },
         paths=[path for part in parts for path in part.paths],
         several=any(part.several for part in parts),
         events=any(part.events for part in parts),
         missing=parts[0].missing,
-        notes=[note for part in parts for note in part.notes],
+        notes=[*(note for part in parts for note in part.notes), *notes],
     )
 
 
@@ -352,7 +363,8 @@ def _times_by_duration(sheet: Sheet, start: int, length: int) -> tuple[dict[str,
     if not _are_times(starts) or not _are_times(lengths):
         return {}, [f"has {written}, which are no times in seconds, so they are not used"]
     ends = [_end_in_file(at, "0", duration) for at, duration in zip(starts, lengths, strict=True)]
-    return {"start_s": starts, "end_s": ends}, [f"takes {written} for the start and the duration of each row"]
+    times = {"start_s": [_seconds(cell, 1.0) for cell in starts], "end_s": ends}
+    return times, [f"takes {written} for the start and the duration of each row"]
 
 
 def _are_times(cells: Sequence[str]) -> bool:
