@@ -36,28 +36,12 @@ class Options:
 def run(options: Options) -> int:
     """Write the model in the other format, and print what it is."""
     from melmask.checkpoint.convert import save_msm_mae
-    from melmask.checkpoint.folder import CONFIG, WEIGHTS, read_card, save_checkpoint
+    from melmask.checkpoint.folder import save_checkpoint
     from melmask.checkpoint.locate import load_any
     from melmask.corpus.store import Store
     from melmask.embedding.whitening import whitened_card
 
-    if options.to == "msm-mae":
-        if options.whiten is not None:
-            raise ConfigError("--whiten is for melmask's format; the one of MSM-MAE has no place for a whitening")
-        if options.out.exists():
-            raise OutputError(f"{options.out} is there already, and would be lost; delete it, or give another name")
-    # Writing a checkpoint replaces the whole folder, so it must hold nothing else.
-    there = {path.name for path in options.out.iterdir()} if options.out.is_dir() else set()
-    if there:
-        lost = min(there - {CONFIG, WEIGHTS}, default=None)
-        if lost is None:
-            try:
-                read_card(options.out)
-            except CheckpointError:
-                # Models of other programs have files of these names, too.
-                lost = min(there)
-        if lost is not None:
-            raise OutputError(f"{options.out} holds {lost}, which would be lost; give a new or an empty folder")
+    _check_out(options)
     model, card, source = load_any(options.model)
     # melmask's own checkpoints know their front end, and for others one is assumed. Settings override both.
     card = replace(card, front_end=with_overrides(card.front_end, options.settings))
@@ -97,3 +81,26 @@ def run(options: Options) -> int:
                 "wrong there"
             )
     return 0
+
+
+def _check_out(options: Options) -> None:
+    """Refuse what would be lost, before the work."""
+    from melmask.checkpoint.folder import CONFIG, WEIGHTS, read_card
+
+    if options.to == "msm-mae":
+        if options.whiten is not None:
+            raise ConfigError("--whiten is for melmask's format; the one of MSM-MAE has no place for a whitening")
+        if options.out.exists():
+            raise OutputError(f"{options.out} is there already, and would be lost; delete it, or give another name")
+    # Writing a checkpoint replaces the whole folder, so it must hold nothing else.
+    there = {path.name for path in options.out.iterdir()} if options.out.is_dir() else set()
+    if there:
+        lost = min(there - {CONFIG, WEIGHTS}, default=None)
+        if lost is None:
+            try:
+                read_card(options.out)
+            except CheckpointError:
+                # Models of other programs have files of these names, too.
+                lost = min(there)
+        if lost is not None:
+            raise OutputError(f"{options.out} holds {lost}, which would be lost; give a new or an empty folder")
