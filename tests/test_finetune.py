@@ -473,6 +473,7 @@ def test_a_file_repaired_since_does_not_pass_for_learned_from(run_folder, tmp_pa
 
 
 def test_damaged_lines_of_metrics_go(run_folder, table, tmp_path):
+    (tmp_path / "finetune.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n{"epo\n[]\n\xff\n')
     tune(run_folder, table, tmp_path, "epochs=1")
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [0, 1]
