@@ -3,10 +3,10 @@
 command   melmask prepare FOLDER --out STORE
           melmask pretrain STORE --recipe tiny --out runs/tiny
 data      any; the figures are for 8.4 hours of environmental sound, words, speech, song and notes
-hardware  two cores of an AMD EPYC (Zen 5) with bf16: 570 to 640 crops a second, 1.5 GB of memory
-time      800 to 900 s at these rates
-expected  loss .47; linear probe of seven tasks .817, k-NN .702, pitch classes .890; log-mel .581, untrained .741
-          (benchmarks/results/2026-11-29-main-battery.md, three seeds)
+hardware  two cores of an AMD EPYC (Zen 5) with bf16: 570 to 670 crops a second, 1.5 GB of memory
+time      770 to 900 s at these rates
+expected  loss .45; linear probe of seven tasks .826, k-NN .697, pitch classes .906; log-mel .581, untrained .749
+          (benchmarks/results/2026-11-30-main-battery.md, three seeds)
 
 A window of 25 ms resolves time, and one of 256 ms resolves pitch. docs/log.md says what the other settings are worth;
 tiny_025 has the first window alone, and msm_mae_208 is the paper's recipe.
