@@ -59,6 +59,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", _plain(config))
 
 
+def differing(one: Any, other: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield the name and both values, as text, of each field in which two settings of one kind differ.
+
+    Of tuples with as many settings, it is the fields of these that are compared.
+    """
+    for name in (field.name for field in dataclasses.fields(one)):
+        own, its = getattr(one, name), getattr(other, name)
+        if own == its:
+            continue
+        if isinstance(own, tuple) and len(own) == len(its):
+            for pair in zip(own, its, strict=True):
+                yield from ((f"{name}: {inner}", text, its_text) for inner, text, its_text in differing(*pair))
+        else:
+            yield name, _text(own), _text(its)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(_plain(value))
+
+
 def _plain(value: Any) -> Any:
     """Return `value` made of dictionaries and lists, without the fields that files do not hold at their defaults."""
     if dataclasses.is_dataclass(value):

@@ -4,18 +4,15 @@ model.safetensors holds the weights. config.json holds all else that inference n
 statistics) and a summary of the training.
 """
 
-import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
-from melmask.checkpoint.weights import read_tensors, shapes_in
+from melmask.checkpoint.weights import read_tensors, shapes_in, write_tensors
 from melmask.config import WHITENED, FrontEndConfig, ModelConfig, Reading, Statistics
 from melmask.config_text import from_dict, to_dict
 from melmask.errors import CheckpointError, ConfigError
@@ -98,7 +95,7 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        weights = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         whitening = {} if card.whitening is None else card.whitening.arrays()
         for name, array in whitening.items():
             weights[_WHITENING + name] = torch.from_numpy(array).to(dtype)
@@ -107,7 +104,6 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
             directions = torch.from_numpy(whitening["directions"])
             scaled = directions * (127 / directions.abs().amax(dim=1, keepdim=True))
             weights[_DIRECTIONS] = scaled.round().to(torch.int8)
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         facts = {**to_dict(replace(card, whitening=None)), "reading": card.reading.changed_facts()}
         # Earlier versions refuse what they do not know.
         if not facts["reading"]:
@@ -117,18 +113,14 @@ def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard, dtype: torc
         if not card.layers:
             del facts["layers"]
         write_json(partial / CONFIG, {"format": FORMAT, "version": VERSION, **facts})
-        # safetensors makes its file readable for its owner alone; give it the usual rights.
-        shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-        # The power may fail: the new weights must be on the disk before the previous ones are removed. Windows only
-        # puts files on the disk that are open for writing.
-        with (partial / WEIGHTS).open("r+b") as file:
-            os.fsync(file.fileno())
+        # The new weights must be on the disk before the previous ones are removed.
+        write_tensors(partial / WEIGHTS, weights, like=partial / CONFIG)
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
         partial.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+    except OSError as error:
+        raise output_error(folder, error) from error
     finally:
         # A failure between the two renames puts the previous checkpoint back.
         if old.exists() and not folder.exists():

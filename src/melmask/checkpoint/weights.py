@@ -5,6 +5,8 @@ an archive, whose pickle may describe more values than the archive holds, and te
 """
 
 import argparse
+import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from melmask.errors import CheckpointError, some_of
@@ -65,6 +67,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is cut off or damaged ({reason_of(error)}); copy it again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
+    """Write a safetensors file with the rights of the file `like`, and put it on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    # safetensors makes its file readable for its owner alone.
+    shutil.copymode(like, path)
+    # The power may fail, and what is written next may replace or vouch for what was there. Windows only puts files on
+    # the disk that are open for writing.
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def load_torch_file(path: Path, device: str | torch.device = "cpu") -> Any:

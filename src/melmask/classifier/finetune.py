@@ -36,10 +36,10 @@ from melmask.config import HardwareConfig, Reading
 from melmask.config_text import from_dict
 from melmask.embedding.encoder import AudioEncoder, load
 from melmask.embedding.reading import read_as
-from melmask.errors import CheckpointError, ConfigError, InputError, OutputError
+from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.models.network import network_with, weight_shapes
 from melmask.system.extras import require
-from melmask.system.files import atomic_write, claimed, write_csv, write_json
+from melmask.system.files import atomic_write, check_nobodys, claimed, write_csv, write_json
 from melmask.system.hardware import pick_precision
 from melmask.system.progress import duration_text
 from melmask.system.reading import LARGE_FILE_BYTES, parse_json, read_bytes, read_json_object, reason_of
@@ -120,7 +120,8 @@ def finetune(
     if metric_of(examples.kind) == "mAP":
         require("eval")
     model = read_as(load(source, options.device), options.reading)
-    _check_own(out)
+    if not (out / JOB).exists():
+        check_nobodys(out, (CLASSIFIER, METRICS, NOTES, FAILED, SNAPSHOT))
     with claimed(out):
         previous = _read_job(out)
         job = FinetuneJob(
@@ -144,15 +145,6 @@ def finetune(
         report = _report(training, examples, parts, len(errors))
         _save(out / CLASSIFIER, model, training, examples, report)
         return report
-
-
-def _check_own(out: Path) -> None:
-    """Raise OutputError if `out` holds files of somebody else by the names of those that will be written there."""
-    if (out / JOB).exists():
-        return
-    for name in (CLASSIFIER, METRICS, NOTES, FAILED, SNAPSHOT):
-        if (out / name).exists():
-            raise OutputError(f"{out} holds {name}, which would be lost; give --out a new or an empty folder")
 
 
 def up_to_its_layer(model: AudioEncoder) -> AudioEncoder:

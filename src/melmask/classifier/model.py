@@ -6,8 +6,6 @@ On disk it is a checkpoint folder that also holds head.safetensors and classifie
 import hashlib
 import itertools
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +14,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from melmask.checkpoint.folder import WEIGHTS, ModelCard, save_checkpoint
-from melmask.checkpoint.weights import read_tensors, shapes_in
+from melmask.checkpoint.weights import read_tensors, shapes_in, write_tensors
 from melmask.classifier.options import Scene
 from melmask.downstream.metrics import scene_score
 from melmask.embedding.choice import FeatureChoice
@@ -201,13 +197,10 @@ def save_classifier(
     """
     save_checkpoint(folder, model, card)
     try:
-        save_file({name: tensor.float().contiguous().cpu() for name, tensor in head.items()}, folder / HEAD)
-        # As with the weights: who may read these may read the head, and it is on the disk before what vouches for it.
-        shutil.copymode(folder / WEIGHTS, folder / HEAD)
-        with (folder / HEAD).open("r+b") as file:
-            os.fsync(file.fileno())
-    except (OSError, SafetensorError) as error:
-        raise output_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+        # It is on the disk before what vouches for it.
+        write_tensors(folder / HEAD, {name: tensor.float() for name, tensor in head.items()}, like=folder / WEIGHTS)
+    except OSError as error:
+        raise output_error(folder, error) from error
     write_json(folder / CARD, classifier.to_dict())
 
 

@@ -22,7 +22,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import FileEmbedding, embed_files
 from melmask.embedding.reading import read_as
 from melmask.errors import AudioFileError, InputError, NotFiniteError
-from melmask.system.files import ensure_folder
+from melmask.system.files import changed_since, ensure_folder
 from melmask.system.progress import track
 from melmask.system.terminal import counted, note
 
@@ -79,7 +79,8 @@ def predict_files(
     if reading := classifier.encoder.reading.changed_facts():
         job.append(reading)
     with Journal.of(out, job) as journal:
-        changed = {sound.key for sound in sounds if sound.key in journal.done and _changed(sound, journal.written_s)}
+        done = (sound for sound in sounds if sound.key in journal.done)
+        changed = {sound.key for sound in done if changed_since(sound.path, journal.written_s)}
         if changed:
             note(f"{counted(len(changed), 'sound')} have changed since the job was stopped, and are predicted again")
         todo = [sound for sound in sounds if sound.key not in journal.done or sound.key in changed]
@@ -102,14 +103,6 @@ def predict_files(
         what = f"{counted(channels, 'channel')} could not be labeled, and others of the same files could"
         notes.insert(0, f"{what}; the rows hold the reason")
     return PredictionReport(len(labeled), len(sounds) - len(labeled), len(rows), notes)
-
-
-def _changed(sound: Sound, since_s: float) -> bool:
-    try:
-        return sound.path.stat().st_mtime > since_s
-    except OSError:
-        # That it is gone is reported when it is read.
-        return True
 
 
 def _noting(shortened: list[Sound], parts: _Parts, hop_s: float) -> _Parts:

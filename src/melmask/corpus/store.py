@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 from melmask.audio.parts import Sound
 from melmask.audio.statistics import Moments
 from melmask.config import FrontEndConfig, Reading, Statistics
-from melmask.config_text import from_dict, to_dict
-from melmask.errors import ConfigError, InputError, OutputError, StoreError
-from melmask.system.files import atomic_write, output_error, write_csv, write_json
+from melmask.config_text import differing, from_dict, to_dict
+from melmask.errors import ConfigError, InputError, StoreError
+from melmask.system.files import atomic_write, check_nobodys, output_error, write_csv, write_json
 from melmask.system.reading import (
     DamagedFileError,
     NewerVersionError,
@@ -142,8 +142,8 @@ class StoreWriter:
         indexes = read_indexes(folder)
         for path, table in indexes:
             _check_same(path, table, front_end, reading)
-        if not indexes and (folder / NOTES).exists() and not (folder / "store.json").exists():
-            raise OutputError(f"{folder} holds {NOTES}, which would be lost; give --out a new or an empty folder")
+        if not indexes and not (folder / "store.json").exists():
+            check_nobodys(folder, (NOTES,))
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
         rows = [row for _, table in indexes for row in table.to_pylist()]
         self.done = {_sound_of(row).key for row in rows if row["frames"]}
@@ -528,9 +528,4 @@ def _check_same(path: Path, table: pa.Table, front_end: FrontEndConfig, reading:
 
 def differences(found: FrontEndConfig, expected: FrontEndConfig) -> str:
     """Say what differs between two front ends: 'hop_samples 160 there, 320 asked for'."""
-    pairs = [(field.name, getattr(found, field.name), getattr(expected, field.name)) for field in fields(found)]
-    return ", ".join(f"{name} {_shown(a)} there, {_shown(b)} asked for" for name, a, b in pairs if a != b)
-
-
-def _shown(value: object) -> object:
-    return json.dumps([to_dict(part) for part in value]) if isinstance(value, tuple) else value
+    return ", ".join(f"{name} {own} there, {its} asked for" for name, own, its in differing(found, expected))

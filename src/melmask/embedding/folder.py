@@ -29,7 +29,7 @@ from melmask.embedding.tables import (
 )
 from melmask.errors import ConfigError, InputError
 from melmask.labels.sources import find_sounds
-from melmask.system.files import check_not_read, ensure_folder
+from melmask.system.files import changed_since, check_not_read, ensure_folder
 from melmask.system.hardware import keep_freed_memory
 from melmask.system.progress import duration_text, track
 from melmask.system.terminal import counted, note_below, shown
@@ -154,7 +154,7 @@ def embed_table(
     what = "segment" if segments else "file"
     if job.complete:
         files, made_s = rows_of(out) or 0, out.stat().st_mtime
-        newer = sum(path.stat().st_mtime > made_s for path in {sound.path for sound in sounds} if path.exists())
+        newer = sum(changed_since(path, made_s) for path in {sound.path for sound in sounds})
         return JobReport(
             table=out,
             files=files,

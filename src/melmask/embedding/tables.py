@@ -42,7 +42,15 @@ from melmask.embedding.encoder import AudioEncoder
 from melmask.embedding.extract import FileEmbedding
 from melmask.errors import ConfigError, InputError, OutputError
 from melmask.system.arrays import names_of_arrays, read_arrays
-from melmask.system.files import atomic_write, claimed, ensure_folder, remove_partial, write_csv, write_json
+from melmask.system.files import (
+    atomic_write,
+    changed_since,
+    claimed,
+    ensure_folder,
+    remove_partial,
+    write_csv,
+    write_json,
+)
 from melmask.system.reading import (
     DamagedFileError,
     open_file,
@@ -200,8 +208,7 @@ class TableJob:
 
     def _changed_since(self, part: Path, number: int) -> int:
         made_s = part.stat().st_mtime
-        paths = {sound.path for sound in self.sounds_of([number])}
-        return sum(path.exists() and path.stat().st_mtime > made_s for path in paths)
+        return sum(changed_since(path, made_s) for path in {sound.path for sound in self.sounds_of([number])})
 
     def _is_whole(self, number: int) -> bool:
         """Tell whether a part can be opened and has the results of its sounds; their vectors are not read."""

@@ -81,6 +81,21 @@ def check_not_read(out: Path, sources: Iterable[Path]) -> None:
         raise OutputError(f"--out is {out}, which is read and would be lost; give another name")
 
 
+def check_nobodys(folder: Path, names: Iterable[str]) -> None:
+    """Raise OutputError if a folder that is about to be written to has files of these names, which would be lost."""
+    for name in names:
+        if (folder / name).exists():
+            raise OutputError(f"{folder} holds {name}, which would be lost; give --out a new or an empty folder")
+
+
+def changed_since(path: Path, time_s: float) -> bool:
+    """Tell whether a file was changed after a time, in s since 1970. One that is gone was not: who reads it says so."""
+    try:
+        return path.stat().st_mtime > time_s
+    except OSError:
+        return False
+
+
 def ensure_folder(path: Path) -> Path:
     """Make `path` a folder that can be written to, before hours are spent on what goes there."""
     probe = path / f".{os.getpid()}.writable"

@@ -1,8 +1,6 @@
 """Continued pre-training: a run that begins with the weights of another model."""
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +9,7 @@ from torch.nn import functional
 
 from melmask.checkpoint.locate import load_any
 from melmask.config import FrontEndConfig, ModelConfig, PretrainConfig, Reading
+from melmask.config_text import differing
 from melmask.errors import ConfigError
 from melmask.models.network import build_network
 
@@ -67,28 +66,9 @@ def initial_weights(
         text += f", patches of {here[0]}x{here[1]} instead of {there[0]}x{there[1]}"
     if has.resolutions != wanted.resolutions:
         text += f", {wanted.resolutions} instead of {has.resolutions} resolutions"
-    others = [text for own, its in ((card.front_end, front_end), (card.reading, reading)) for text in _others(own, its)]
+    found = [*differing(card.front_end, front_end), *differing(card.reading, reading)]
+    others = [f"{name} {own} there and {its} here" for name, own, its in found]
     return weights, text + (f"; its log-mels differ from the store's: {', '.join(others)}" if others else "")
-
-
-def _others(there: Any, here: Any) -> list[str]:
-    """Say in which fields a dataclass differs from another of its kind; of as many further resolutions, in which."""
-    found = []
-    for name in (field.name for field in fields(there)):
-        own, its = getattr(there, name), getattr(here, name)
-        if own == its:
-            continue
-        if isinstance(own, tuple) and len(own) == len(its):
-            found += [f"{name}: {text}" for pair in zip(own, its, strict=True) for text in _others(*pair)]
-        else:
-            found.append(f"{name} {_shown(own)} there and {_shown(its)} here")
-    return found
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"{len(value)}"
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _adapted_embedding(weight: Tensor, has: ModelConfig, wanted: ModelConfig) -> Tensor:
