@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import melmask
 from melmask.checkpoint import folder as checkpoint_folder
+from melmask.checkpoint import weights as checkpoint_weights
 from melmask.checkpoint.folder import CONFIG, WEIGHTS, ModelCard, load_checkpoint, save_checkpoint
 from melmask.config import FrontEndConfig, ModelConfig, Statistics
 from melmask.errors import CheckpointError, ConfigError, OutputError
@@ -235,9 +236,11 @@ def fail(*_, **__):
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("step", ["save_file", "write_json"])
-def test_a_save_that_fails_leaves_the_old_checkpoint_as_it_was(step, saved, model, monkeypatch):
-    monkeypatch.setattr(checkpoint_folder, step, fail)
+@pytest.mark.parametrize(
+    ("module", "step"), [(checkpoint_weights, "save_file"), (checkpoint_folder, "write_json")], ids=["weights", "card"]
+)
+def test_a_save_that_fails_leaves_the_old_checkpoint_as_it_was(module, step, saved, model, monkeypatch):
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(OutputError, match="No space left"):
         save_checkpoint(saved, build_network(TOY, seed=9), CARD)
     assert same(load_checkpoint(saved)[0].state_dict(), model.state_dict())
@@ -274,7 +277,7 @@ def test_what_a_killed_save_left_is_not_loaded_and_the_next_save_clears_it_away(
 def test_a_save_killed_between_its_two_renames_lost_nothing(saved, model, monkeypatch):
     saved.replace(saved.parent / f".{saved.name}.old")
     with monkeypatch.context() as context:
-        context.setattr(checkpoint_folder, "save_file", fail)
+        context.setattr(checkpoint_weights, "save_file", fail)
         with pytest.raises(OutputError):
             save_checkpoint(saved, build_network(TOY, seed=9), CARD)
     assert same(load_checkpoint(saved)[0].state_dict(), model.state_dict())
