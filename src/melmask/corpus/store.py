@@ -33,12 +33,12 @@ from melmask.config import FrontEndConfig, Reading, Statistics
 from melmask.config_text import differing, from_dict, to_dict
 from melmask.errors import ConfigError, InputError, StoreError
 from melmask.system.files import atomic_write, check_nobodys, output_error, write_csv, write_json
+from melmask.system.parquet import open_parquet
 from melmask.system.reading import (
     DamagedFileError,
     NewerVersionError,
     check_regular,
     check_version,
-    open_file,
     parse_json,
     read_json_object,
     reason_of,
@@ -438,8 +438,7 @@ def _read_index(path: Path) -> pa.Table:
     """Read the index of a shard, whose rows must follow each other in the data file as `StoreWriter` puts them."""
     if not path.stem.removeprefix("shard-").isdecimal():
         raise DamagedFileError("its name has no number")
-    with open_file(path) as file:
-        stored = pq.ParquetFile(file)
+    with open_parquet(path) as stored:
         # A row of a small file may unpack to any number of equal rows.
         if stored.metadata.num_rows > _MOST_ROWS:
             raise DamagedFileError(f"it has {stored.metadata.num_rows} rows")

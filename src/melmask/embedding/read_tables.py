@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from melmask.audio.parts import Sound
 from melmask.embedding.tables import TableSettings
 from melmask.errors import InputError
 from melmask.system.arrays import names_of_arrays, read_arrays
-from melmask.system.reading import DamagedFileError, open_file, reason_of
+from melmask.system.parquet import open_parquet
+from melmask.system.reading import DamagedFileError, reason_of
 
 _NAMES = ("path", "channel", "start_s", "end_s", "duration_s", "first_step")
 """Columns that say what a row is about, as far as a table has them."""
@@ -103,7 +103,7 @@ def read_scenes(path: Path, settings: TableSettings) -> Iterator[Scenes]:
 def count_scenes(path: Path) -> int:
     """Return how many sounds `read_scenes` gives of a finished Parquet table; 0 if it is damaged."""
     try:
-        with open_file(path) as opened, pq.ParquetFile(opened) as file:
+        with open_parquet(path) as file:
             if "first_step" not in file.schema_arrow.names:
                 return int(file.metadata.num_rows)
             return int((file.read(columns=["first_step"])["first_step"].to_numpy() == 0).sum())
@@ -132,7 +132,7 @@ def _groups(path: Path, settings: TableSettings, frames: bool) -> Iterator[_Rows
 
 
 def _in_parquet(path: Path, size: int, frames: bool) -> Iterator[_Rows]:
-    with open_file(path) as opened, pq.ParquetFile(opened) as file:
+    with open_parquet(path) as file:
         names = [name for name in (*_NAMES, "error", "last") if name in file.schema_arrow.names]
         for number in range(file.num_row_groups):
             rows = file.read_row_group(number, [*names, "frames" if frames else "scene"])

@@ -51,9 +51,9 @@ from melmask.system.files import (
     write_csv,
     write_json,
 )
+from melmask.system.parquet import open_parquet
 from melmask.system.reading import (
     DamagedFileError,
-    open_file,
     parse_json,
     read_json_object,
     read_text,
@@ -225,8 +225,7 @@ class TableJob:
         Raises:
             OSError, ValueError, pa.ArrowException: the part is damaged, or has other sounds.
         """
-        with open_file(part) as file:
-            stored = pq.ParquetFile(file)
+        with open_parquet(part) as stored:
             if not stored.schema_arrow.equals(_part_schema(self.settings)):
                 raise DamagedFileError("it has other columns")
             channel = ["channel"] if self.settings.channel == EACH else []
@@ -361,8 +360,8 @@ def read_settings(path: Path) -> TableSettings | None:
         if path.suffix == ".npz":
             (text,) = read_arrays(path, ["settings"])
             return TableSettings.from_json(str(text))
-        with open_file(path) as file:
-            return TableSettings.from_json((pq.read_schema(file).metadata or {})[_KEY])
+        with open_parquet(path) as stored:
+            return TableSettings.from_json((stored.schema_arrow.metadata or {})[_KEY])
     except (OSError, ValueError, KeyError, TypeError, ConfigError, pa.ArrowException):
         return None
 
@@ -417,8 +416,8 @@ def _columns_of(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
     if path.suffix == ".npz":
         there = names_of_arrays(path)
     else:
-        with open_file(path) as file:
-            there = pq.ParquetFile(file).schema_arrow.names
+        with open_parquet(path) as stored:
+            there = stored.schema_arrow.names
     if missing := [name for name in names if name not in (*there, "start_s", "end_s")]:
         raise KeyError(missing[0])
     wanted = [name for name in names if name in there]
@@ -426,8 +425,8 @@ def _columns_of(path: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
         rows = zip(*(array.tolist() for array in read_arrays(path, wanted)), strict=True)
         # The end of a part without an end of its own is NaN, which no two rows would share.
         return [tuple(None if cell != cell else cell for cell in row) for row in rows]
-    with open_file(path) as file:
-        table = pq.ParquetFile(file).read(columns=wanted)
+    with open_parquet(path) as stored:
+        table = stored.read(columns=wanted)
     return list(zip(*(table[name].to_pylist() for name in wanted), strict=True))
 
 
@@ -476,7 +475,7 @@ def _arrow_table(rows: list[FileEmbedding], settings: TableSettings) -> pa.Table
 
 def _good_rows(part: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of a part's readable clips by row group. Each row gets its clip's duration, scene and note."""
-    with open_file(part) as opened, pq.ParquetFile(opened) as file:
+    with open_parquet(part) as file:
         numbers = range(file.num_row_groups)
         # Parts of earlier versions have no notes.
         of_clip = [name for name in ("duration_s", "scene", "note") if name in file.schema_arrow.names]

@@ -17,7 +17,7 @@ from typing import Literal
 
 from melmask.audio.folders import SCANNED_SUFFIXES
 from melmask.errors import ConfigError, InputError
-from melmask.system.reading import open_file, parse_json, read_bytes, reason_of
+from melmask.system.reading import parse_json, read_bytes, reason_of
 from melmask.system.terminal import note
 
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
@@ -259,7 +259,8 @@ def _json_lines(path: Path, text: str) -> Sheet:
 def _parquet(path: Path) -> Sheet:
     """Read the columns of text, numbers and lists of text; vectors and embedded sounds say nothing about rows."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from melmask.system.parquet import open_parquet
 
     def serves(kind: pa.DataType) -> bool:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -267,8 +268,7 @@ def _parquet(path: Path) -> Sheet:
         return not pa.types.is_nested(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind)
 
     try:
-        with open_file(path) as file:
-            stored = pq.ParquetFile(file)
+        with open_parquet(path) as stored:
             schema = stored.schema_arrow
             header = [column.name for column in schema if serves(column.type)]
             columns = [column.to_pylist() for column in stored.read(columns=header).columns]

@@ -22,6 +22,7 @@ from melmask.embedding.tables import TableSettings
 from melmask.errors import ConfigError, InputError
 from melmask.system.arrays import read_arrays
 from melmask.system.files import atomic_write, write_json
+from melmask.system.parquet import open_parquet
 from melmask.system.reading import (
     DamagedFileError,
     NewerVersionError,
@@ -210,8 +211,8 @@ def read_items(folder: Path, facts: IndexFacts) -> pa.Table:
         InputError: it is damaged.
     """
     try:
-        with open_file(folder / facts.items) as file:
-            table = pq.ParquetFile(file).read()
+        with open_parquet(folder / facts.items) as stored:
+            table = stored.read()
         if not table.schema.equals(_SCHEMA):
             raise DamagedFileError("it has other columns")
         first, rows = (table[name].to_numpy() for name in ("first_row", "rows"))
