@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +232,21 @@ def test_a_repaired_file_leaves_the_list_of_failures(sound_folder, tmp_path, sou
     facts = prepare([source], folder, FRONT_END)
     assert (facts.files, facts.failed) == (2, 0)
     assert (folder / "failed.csv").read_text().splitlines() == ["path,reason"]
+
+
+def test_a_file_that_changed_stays_as_it_was_and_a_line_says_so(sound_folder, tmp_path, sound, capsys):
+    folder, source = tmp_path / "store", tmp_path / "sounds"
+    shutil.copytree(sound_folder, source)
+    prepare([source], folder, FRONT_END)
+    prepare([source], folder, FRONT_END)
+    assert "changed" not in capsys.readouterr().err
+    soundfile.write(source / "a.wav", sound(3, 7), 16000)
+    later_s = (folder / "shard-00000.parquet").stat().st_mtime + 10
+    os.utime(source / "a.wav", (later_s, later_s))
+    before = content_of(folder)
+    prepare([source], folder, FRONT_END)
+    assert f"1 file changed after {folder} was prepared" in capsys.readouterr().err
+    assert content_of(folder) == before
 
 
 def test_files_added_later_extend_the_store(good_paths, store, tmp_path, decoded):

@@ -5,7 +5,7 @@ keeps the store the same for any number of them.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +26,10 @@ from melmask.corpus.store import StoreFacts, StoreWriter
 from melmask.errors import AudioFileError
 from melmask.labels.options import TableOptions
 from melmask.labels.sources import find_sounds
-from melmask.system.files import claimed, output_error
+from melmask.system.files import changed_since, claimed, output_error
 from melmask.system.hardware import available_cores, map_ahead
 from melmask.system.progress import track
-from melmask.system.terminal import note
+from melmask.system.terminal import counted, note
 
 _WAITING_PER_THREAD = 4
 _SPOOL_BYTES, _FRAMES_READ = 1 << 24, 1 << 14
@@ -62,8 +62,9 @@ def prepare(
 
     A row of a table that has times is a clip of its own, a part of its file.
 
-    Files already in the store are skipped, so a killed or extended job resumes where it was. Files that cannot be read
-    are recorded in failed.csv with the reason.
+    Files already in the store are skipped, so a killed or extended job resumes where it was. Files that have changed
+    since they were taken stay in the store as they were, which a line says. Files that cannot be read are recorded in
+    failed.csv with the reason.
 
     `reading` says which channel of a file becomes a clip, or whether each does, and how much slower it is played. The
     store records it, and so do the models trained on it.
@@ -79,7 +80,8 @@ def prepare(
     shortened: dict[Sound, None] = {}
     workers, transform = threads or available_cores(), LogMelSpectrogram(front_end)
     with claimed(folder), closing(StoreWriter(folder, front_end, shard_mb, reading)) as writer:
-        todo = [sound for sound in sounds if sound.key not in writer.done]
+        todo = [sound for sound in sounds if sound.key not in writer.done_s]
+        _note_changed(sounds, writer.done_s, folder)
         found = map_ahead(
             lambda sound: _clips(sound, transform, folder, reading), todo, workers, _WAITING_PER_THREAD * workers
         )
@@ -95,6 +97,16 @@ def prepare(
         if text := shortened_text(shortened):
             note(text)
         return writer.finish()
+
+
+def _note_changed(sounds: Iterable[Sound], done_s: Mapping[str, float], folder: Path) -> None:
+    """Say how many files were changed after the store took them."""
+    done = (sound for sound in sounds if sound.key in done_s)
+    if changed := {sound.path for sound in done if changed_since(sound.path, done_s[sound.key])}:
+        note(
+            f"{counted(len(changed), 'file')} changed after {folder} was prepared, which keeps the earlier sound; "
+            "prepare another store to take the new one"
+        )
 
 
 def _absolute(path: Path) -> str:

@@ -128,7 +128,7 @@ class StoreWriter:
 
     Shards whose data is missing or cut off are deleted, so that their files are read again.
 
-    Attributes: `done` (the keys of the sounds that the store has already).
+    Attributes: `done_s` (the keys of the sounds that the store has already, and when it took them, in s since 1970).
 
     Raises:
         StoreError: the folder has shards of another front end or reading, or of a newer melmask.
@@ -145,9 +145,15 @@ class StoreWriter:
         if not indexes and not (folder / "store.json").exists():
             check_nobodys(folder, (NOTES,))
         indexes = [(path, table) for path, table in indexes if _is_whole(path, table, front_end)]
-        rows = [row for _, table in indexes for row in table.to_pylist()]
-        self.done = {_sound_of(row).key for row in rows if row["frames"]}
-        self._known_failures = {(_sound_of(row), row["error"]) for row in rows if row["error"]}
+        self.done_s: dict[str, float] = {}
+        self._known_failures: set[tuple[Sound, str]] = set()
+        for path, table in indexes:
+            written_s = path.stat().st_mtime
+            for row in table.to_pylist():
+                if row["frames"]:
+                    self.done_s[_sound_of(row).key] = written_s
+                if row["error"]:
+                    self._known_failures.add((_sound_of(row), row["error"]))
         self._shard = 1 + max((int(path.stem.split("-")[1]) for path, _ in indexes), default=-1)
         self._begin_shard()
 
