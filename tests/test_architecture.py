@@ -291,7 +291,7 @@ def test_text_files_are_opened_with_an_encoding():
         (
             r"\.hop_samples",
             {
-                "config.py",
+                "config/sound.py",
                 "geometry.py",
                 "audio/logmel.py",
                 "embedding/export.py",

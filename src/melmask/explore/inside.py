@@ -9,7 +9,7 @@ from jaxtyping import Bool
 
 from melmask.audio.parts import Sound
 from melmask.config import LOG_EPSILON, MaskingConfig
-from melmask.config_objectives import MASKING_STRATEGIES
+from melmask.config.objectives import MASKING_STRATEGIES
 from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.extract import embed_files
 from melmask.embedding.reconstruction import Reconstruction

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from melmask.config_checks import check
-from melmask.config_objectives import MaskingConfig
+from melmask.config.checks import check
+from melmask.config.objectives import MaskingConfig
 from melmask.errors import ConfigError
 
 ALL, MEAN = "all", "mean"

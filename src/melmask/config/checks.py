@@ -1,15 +1,20 @@
-"""Checks that the dataclasses of settings make when they are built."""
+"""Checks that the dataclasses of settings make when they are built, and what their fields say of themselves."""
 
 import math
 from typing import get_args
 
 from melmask.errors import ConfigError
 
-# Bounds far beyond anything that has been trained, which several sections share; `config.py` says why.
+# Bounds far beyond anything that has been trained, here and in the sections. A file that lies, or a slip of the
+# keyboard, is refused by its setting's name; otherwise the process would fill the memory, or compute for days.
 WIDEST = 1 << 14
+MOST_MELS = 1024
 MOST_FRAMES = 1 << 20
 MOST_STEPS = 10**12
 LARGEST_BATCH = 2**24
+
+LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}
+"""Metadata of a field that files do not hold where it has its default, so that they stay what version 0.1.0 wrote."""
 
 
 def check(condition: bool, message: str) -> None:

@@ -1,9 +1,9 @@
-"""The settings of what a network is trained to do, a section for each; `config.py` puts them together."""
+"""The settings of what a network is trained to do, a section for each; `training.py` puts them together."""
 
 import math
 from dataclasses import dataclass
 
-from melmask.config_checks import LARGEST_BATCH, MOST_FRAMES, MOST_STEPS, WIDEST, check, check_range
+from melmask.config.checks import LARGEST_BATCH, MOST_FRAMES, MOST_STEPS, WIDEST, check, check_range
 
 MASKING_STRATEGIES = ("random", "inverse-blocks", "time", "frequency")
 """The names that `masking.strategy` may have; `objectives/masking.py` draws the masks."""
