@@ -150,9 +150,12 @@ def card_text(run: Path, card: ModelCard, results: list[dict[str, Any]], facts: 
 
 
 def _settings(training: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """Return the settings that decide the result."""
+    """Return the settings that decide the result; a run with a number of minutes plans its steps by itself."""
     config, parts = training.get("config", {}), ("objective", "masking", "data", "optimizer", "features")
-    return [(part, name, value) for part in parts for name, value in config.get(part, {}).items()]
+    planned = ("steps", "warmup_steps") if config.get("optimizer", {}).get("minutes") else ()
+    return [
+        (part, name, value) for part in parts for name, value in config.get(part, {}).items() if name not in planned
+    ]
 
 
 def _results(path: Path) -> dict[str, Any]:
