@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from sklearn.linear_model import LogisticRegression
 
+from melmask.downstream import probe as probe_module
 from melmask.downstream.few_labels import curves_of_features, draw_interval, draw_order, few_label_curves
 from melmask.downstream.linear_and_knn import knn_probe, linear_probe, neighbor_votes, standardize
 from melmask.downstream.options import FewLabelsOptions
@@ -179,6 +180,17 @@ def tones(tmp_path_factory):
     (folder / "broken.wav").write_text("no sound")
     (folder / "tones.csv").write_text("\n".join([*lines, "broken.wav,low,speaker0"]))
     return folder / "tones.csv"
+
+
+def test_a_task_is_probed_again_only_when_something_has_changed(encoder, tones, tmp_path, monkeypatch):
+    labels, fitted, work = tones.parent / "whole.csv", [], probe_module.features_of_task
+    labels.write_text("\n".join(tones.read_text().splitlines()[:-1]))
+    monkeypatch.setattr(probe_module, "features_of_task", lambda *given: fitted.append(given[1]) or work(*given))
+    first = probe_tasks(encoder, [labels], tmp_path)
+    assert probe_tasks(encoder, [labels], tmp_path).tasks == first.tasks and fitted == ["whole"]
+    labels.write_text(labels.read_text().replace("low", "deep"))
+    probe_tasks(encoder, [labels], tmp_path)
+    assert fitted == ["whole", "whole"]
 
 
 @pytest.mark.parametrize("judge", [few_label_curves, probe_tasks])

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +23,7 @@ from melmask.errors import ConfigError, InputError
 from melmask.labels.tables import LabelTable
 from melmask.pages.study import write_study_page
 from melmask.recipes import recipe, with_settings
+from melmask.study import judging
 from melmask.study import study as work
 from melmask.study.description import BUNDLED, read_study, study_from
 from melmask.study.effects import effects_of, summary
@@ -66,6 +69,12 @@ def test_the_axes_become_settings():
     assert runs[0].name == "patch-16x16-ratio-0.5-seed-0" and len({run.name for run in runs}) == 8
     assert runs[0].point.front_end.mels == 64
     assert "model.mels=64" in pretrain_settings(runs[0].point.settings)
+
+
+def test_settings_whose_names_differ_late_or_in_other_letters_have_folders_of_their_own():
+    values = ["鳥", "犬", "a" * 150 + "1", "a" * 150 + "2"]
+    runs = runs_of(study_of(axes=[{"setting": "run.wandb_project", "values": values}]))
+    assert len({run.name for run in runs}) == 4 and all(run.name.isascii() for run in runs)
 
 
 def test_a_setting_of_two_axes_has_the_value_that_is_tried():
@@ -170,6 +179,28 @@ def test_rows_that_choose_are_never_test_rows(columns, chosen, tested):
         rows_of(replace(table, splits=["test"] * 12), "valid")
 
 
+def test_rows_that_chose_are_neither_trained_nor_tested_on_at_the_end():
+    splits = ["train", "valid", "test"] * 4
+    table = LabelTable([Path(f"a{k}") for k in range(12)], ["x", "x", "x", "y", "y", "y"] * 2, splits=splits)
+    assert rows_of(table, "test")[0].splits == splits
+
+
+def test_few_clips_choose_but_all_test_rows_are_read(encoder, monkeypatch):
+    splits = (["train"] * 4 + ["valid"] * 4 + ["test"] * 4) * 10
+    table = LabelTable([Path(f"a{k}") for k in range(120)], ["x", "y"] * 60, splits=splits)
+    read = []
+
+    def unreadable(model, sounds, choice):
+        read.append([sound.path for sound in sounds])
+        return [SimpleNamespace(scene=None, error="gone")] * len(sounds)
+
+    monkeypatch.setattr(judging, "embed_files", unreadable)
+    for rows in ("valid", "valid", "test"):
+        with pytest.raises(InputError, match="none of"):
+            judge(encoder, "toy", table, study_of(clips=30), rows)
+    assert [len(paths) for paths in read] == [30, 30, 120] and read[0] == read[1]
+
+
 def test_the_parts_of_a_file_are_judged_apart(sound, encoder, tmp_path):
     soundfile.write(tmp_path / "a.wav", sound(2.0, 0), RATE_HZ)
     parts = [Sound(tmp_path / "a.wav", k / 4, (k + 1) / 4) for k in range(8)]
@@ -209,19 +240,58 @@ def made_up(values, seed):
 def test_an_effect_is_the_difference_of_pairs_with_an_interval_over_seeds(tmp_path):
     study = study_of(seeds=[0, 1, 2], labels=["pitch.csv", "words.csv"])
     results = outcomes(tmp_path, study, lambda values, seed: {
-        "pitch": 0.7 + (0.01 * (seed + 1) if values["patch"] == "8x16" else 0.0),
+        "pitch": 0.7 + (values["patch"] == "8x16") * (0.01 * (seed + 1) + 0.02 * (values["ratio"] == "0.75")),
         "words": 0.8 + (0.1 if values["ratio"] == "0.5" else 0.0),
     })  # fmt: skip
     effects = {(one.probe, one.task): one for one in effects_of(results, study.axes[0])}
     pitch = effects["linear", "pitch"]
     assert (pitch.value, pitch.reference) == ("8x16", "16x16")
-    # Student's interval of .01, .02, .03: 4.303 * .01 / sqrt(3).
-    assert pitch.difference == pytest.approx(0.02) and pitch.half_width == pytest.approx(0.02484, abs=1e-5)
+    # Student's interval of .02, .03, .04, each the mean of two pairs: 4.303 * .01 / sqrt(3).
+    assert pitch.difference == pytest.approx(0.03) and pitch.half_width == pytest.approx(0.02484, abs=1e-5)
     assert effects["k-NN", "words"].difference == pytest.approx(0.0)
-    assert effects["linear", None].difference == pytest.approx(0.01)
+    assert effects["linear", None].difference == pytest.approx(0.015)
     # The same difference of two seeds has an interval of zero width, but it may be one clip in all.
     even = replace(pitch, half_width=0.0)
     assert even.tested == 100 and not even.measured and replace(even, tested=200).measured
+
+
+def test_a_random_search_without_pairs_compares_the_means_of_all_runs_with_a_value(tmp_path):
+    depth = {"setting": "model.depth", "values": [1, 2, 3]}
+    ratio = {"setting": "masking.ratio", "values": [0.5, 0.6, 0.75]}
+    study = study_of(search="random", random_runs=2, seeds=[0, 1], labels=["pitch.csv"], axes=[depth, ratio])
+    results = outcomes(tmp_path, study, lambda values, seed: {"pitch": float(values["ratio"]) + 0.01 * seed})
+    assert [one.values for one in results.points] == [{"depth": "2", "ratio": "0.75"}, {"depth": "3", "ratio": "0.5"}]
+    (effect,) = [one for one in effects_of(results, study.axes[1]) if (one.probe, one.task) == ("linear", "pitch")]
+    # Student's interval of two values .01 apart is 12.706 * .01 / 2 to either side, for both means.
+    assert effect.difference == pytest.approx(-0.25) and effect.half_width == pytest.approx(0.0635 * 2**0.5, rel=1e-3)
+
+
+def test_the_winner_has_every_seed_and_every_task(tmp_path):
+    study = study_of(seeds=[0, 1], labels=["pitch.csv", "words.csv"], axes=[RATIO])
+
+    def lucky(values, seed):
+        failed = (values["ratio"], seed) == ("0.5", 1)
+        return None if failed else {"pitch": 0.9 if values["ratio"] == "0.5" else 0.7, "words": 0.2}
+
+    def half(values, seed):
+        return {"pitch": 0.6} if values["ratio"] == "0.5" else {"pitch": 0.7, "words": 0.2}
+
+    assert outcomes(tmp_path / "seeds", study, lucky).winner.name == "ratio 0.75"
+    assert outcomes(tmp_path / "tasks", study, half).winner.name == "ratio 0.75"
+
+
+@pytest.mark.parametrize(("probe", "chosen"), [("linear", "ratio 0.5"), ("k-NN", "ratio 0.75")])
+def test_the_winner_is_the_best_by_the_probe_that_chooses(tmp_path, probe, chosen):
+    study = study_of(labels=["pitch.csv"], axes=[RATIO], choose_by=probe)
+    write_study(tmp_path, study)
+    for run in runs_of(study):
+        linear = 0.9 if run.point.values["ratio"] == "0.5" else 0.8
+        scores = {
+            name: TaskScore(score=score, low_95=0.0, high_95=1.0)
+            for name, score in (("linear", linear), ("k-NN", 1 - linear))
+        }
+        write_outcome(run_folder(tmp_path, run.name), Outcome(setting=run.point.name, seed=0, scores={"pitch": scores}))
+    assert read_results(study, tmp_path).winner.name == chosen
 
 
 def test_the_summary_names_the_winner_the_gains_and_the_failures(tmp_path):
@@ -303,6 +373,28 @@ def test_test_rows_are_opened_once(tmp_path, monkeypatch):
         judge_winner(read_results(study, tmp_path), pages)
 
 
+def test_the_reading_of_test_rows_is_recorded_before_it_begins_and_is_finished_later(tmp_path, monkeypatch):
+    study = study_of(labels=["pitch.csv"], axes=[RATIO])
+    results = outcomes(tmp_path, study, lambda values, seed: {"pitch": float(values["ratio"])})
+    asked = []
+
+    def broken_off_once(model, task, table, study, rows):
+        asked.append(rows)
+        known = json.loads((tmp_path / "final.json").read_text())
+        assert (known["setting"], known["scores"]) == ("ratio 0.75", {})
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return {"linear": TaskScore(score=0.5, low_95=0.0, high_95=1.0)}
+
+    monkeypatch.setattr(work, "load", lambda path: path.name)
+    monkeypatch.setattr(work, "read_tables", lambda *_: {"pitch": None})
+    monkeypatch.setattr(work, "judge", broken_off_once)
+    with pytest.raises(KeyboardInterrupt):
+        judge_winner(results, Pages(str, str))
+    again = judge_winner(read_results(study, tmp_path), Pages(str, str))
+    assert again.final.scores == {"pitch": {"linear": [0.5]}} and asked == ["test", "test"]
+
+
 @pytest.fixture(scope="module")
 def toy(sound, tmp_path_factory):
     """Sounds of three classes, their labels, and a study of them that takes seconds."""
@@ -358,9 +450,26 @@ def test_a_stopped_run_has_not_failed(toy, tmp_path, monkeypatch, capsys):
     assert "ended by signal 9, perhaps for lack of memory" in results.failed()[0][1]
 
 
-def test_ray_does_the_runs_of_a_study(monkeypatch, tmp_path):
-    from types import SimpleNamespace
+def test_a_study_that_got_a_table_judges_its_runs_again(toy, tmp_path, monkeypatch):
+    study, asked = read_study(str(toy)), []
+    more = shutil.copyfile(study.labels[0], toy.parent / "more.csv")
 
+    def judged(folder, names, side_by_side, threads, ended):
+        asked.append(names)
+        for name in names:
+            scores = {"labels": {"linear": TaskScore(score=0.5, low_95=0.0, high_95=1.0)}}
+            write_outcome(run_folder(folder, name), Outcome(setting=name, seed=0, scores=scores))
+            ended(name, 0)
+
+    monkeypatch.setattr(work, "do_runs", judged)
+    options = (tmp_path / "out", StudyOptions(), Pages(str, str))
+    done = ["ratio-0.5-seed-0", "ratio-0.75-seed-0"]
+    for labels in (study.labels, study.labels, (*study.labels, more)):
+        work.run_study(replace(study, labels=labels), *options)
+    assert asked == [done, [], done]
+
+
+def test_ray_does_the_runs_of_a_study(monkeypatch):
     from melmask.study import on_ray
 
     asked = {}

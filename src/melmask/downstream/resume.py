@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from melmask.downstream.options import ProbeOptions
 from melmask.downstream.records import ProbedTask, Score
@@ -47,7 +48,7 @@ def read_task(out: Path, name: str, inputs: str) -> ProbedTask | None:
         if facts["inputs"] != inputs:
             return None
         scores = {
-            representation: {classifier: Score(**score) for classifier, score in found.items()}
+            representation: {classifier: _score(score) for classifier, score in found.items()}
             for representation, found in facts["scores"].items()
         }
         kept = {field.name: facts[field.name] for field in fields(ProbedTask)}
@@ -55,3 +56,10 @@ def read_task(out: Path, name: str, inputs: str) -> ProbedTask | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         # A damaged result is computed again.
         return None
+
+
+def _score(facts: dict[str, Any]) -> Score:
+    """The score of a JSON object, which has lists for tuples."""
+    interval = facts["interval_95"]
+    tuples = {"splits": tuple(facts["splits"]), "interval_95": None if interval is None else tuple(interval)}
+    return Score(**{**facts, **tuples})
