@@ -21,8 +21,8 @@ PROBES = [linear_probe, knn_probe]
 def clusters(rows=300, classes=3, dims=20, spread=0.1, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, rows)
-    centres = rng.standard_normal((classes, dims))
-    features = centres[labels] + spread * rng.standard_normal((rows, dims))
+    centers = rng.standard_normal((classes, dims))
+    features = centers[labels] + spread * rng.standard_normal((rows, dims))
     return features.astype(np.float32), labels
 
 
@@ -116,10 +116,10 @@ def test_the_linear_probe_is_at_the_optimum_of_the_regression():
     assert np.mean(predictions == exact.predict((test - mean) / std)) >= 0.995
 
 
-def test_nearer_neighbours_outvote_more_numerous_ones():
+def test_nearer_neighbors_outvote_more_numerous_ones():
     angles = np.radians([0.0, 5.0, 80.0, 81.0, 82.0, 1.0])
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    # Copies that cancel out keep the training mean at 0, so that standardising keeps the angles.
+    # Copies that cancel out keep the training mean at 0, so that standardizing keeps the angles.
     train = np.vstack([features[:5], -features[:5]])
     labels = np.array([0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 0])
     rows = np.vstack([train, features[5:]])
@@ -127,7 +127,7 @@ def test_nearer_neighbours_outvote_more_numerous_ones():
     assert knn_probe(rows, labels, [split], neighbors=5).mean == 1.0
 
 
-def test_more_neighbours_than_training_rows_all_vote():
+def test_more_neighbors_than_training_rows_all_vote():
     features, labels = clusters(rows=30)
     assert knn_probe(features, labels, folds(30), neighbors=1000).tested == 30
 
@@ -155,7 +155,7 @@ def test_features_that_are_not_finite_are_refused(probe):
         probe(features, labels, folds(300))
 
 
-def test_zero_neighbours_are_refused():
+def test_zero_neighbors_are_refused():
     features, labels = clusters()
     with pytest.raises(InputError, match="expected at least 1"):
         knn_probe(features, labels, folds(300), neighbors=0)
@@ -225,7 +225,7 @@ def test_products_in_bfloat16_lead_to_the_same_optimum(monkeypatch):
     assert (found[0].argmax(-1) == found[1].argmax(-1)).float().mean() > 0.98
 
 
-def test_equally_near_neighbours_come_in_the_order_of_the_rows():
+def test_equally_near_neighbors_come_in_the_order_of_the_rows():
     train = np.repeat(np.eye(3, dtype=np.float32), 50, axis=0)
     votes = neighbor_votes(train, np.eye(3, dtype=np.float32), np.eye(150), 10)
     assert [np.flatnonzero(row).tolist() for row in votes] == [list(range(k, k + 10)) for k in (0, 50, 100)]

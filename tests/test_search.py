@@ -290,6 +290,7 @@ def test_moments_of_recordings_are_found_with_their_times(encoder, sound, tmp_pa
     assert report.vectors > 80 and report.added == 2
     assert build_index([tmp_path / "f.parquet"], tmp_path / "idx").unchanged == 2
     hits = SearchIndex(tmp_path / "idx").search(paths[0], 4, start_s=2.2, end_s=2.8)
+    assert len(hits) == 4
     times = {Path(hit.path).name: hit.start_s for hit in reversed(hits)}
     for name, begin_s in calls.items():
         assert begin_s - 0.2 <= times[name] <= begin_s + 1
@@ -336,8 +337,8 @@ def test_what_its_position_in_the_unit_adds_to_a_frame_vector_does_not_count(
         (hit,) = there.nearest(there.vector_of(query, RATE_HZ), 1, exact=exact)
         assert hit.row == similarity.argmax() and hit.similarity == pytest.approx(similarity.max(), abs=1e-5)
     monkeypatch.setattr(index, "_MOST_COMPARED", 10)
-    near, exact = (there.duplicates(0.9, 10_000, exact=exact) for exact in (False, True))
-    assert near == exact and all(one.path != other.path for one, other in near)
+    near, exact = (there.duplicates({1: 0.5, 4: 0.9}[share], 10_000, exact=exact) for exact in (False, True))
+    assert near and near == exact and all(one.path != other.path for one, other in near)
     for one, other in near[:20]:
         assert one.similarity == pytest.approx(units[one.row] @ units[other.row], abs=1e-5)
 
@@ -351,24 +352,70 @@ def test_frames_of_a_table_that_does_not_know_their_positions_are_indexed_as_the
 
 @pytest.fixture
 def large(table, tmp_path):
-    """An index of 3,000 sounds with a graph of 2,000 of them."""
+    """An approximate index of 3,000 sounds in three collections, the last of which extended its graph."""
+    pytest.importorskip("usearch", reason="the search extra is not installed")
     vectors = made_vectors(3000, SIZE)
     for number in range(3):
         names = [f"{number}-{row}.wav" for row in range(1000)]
         path = with_vectors(table, tmp_path / f"{number}.parquet", names, vectors[1000 * number : 1000 * number + 1000])
-        # Searches compare one by one what has been added since the graph was built.
-        build_index([path], tmp_path / "idx", collection=f"c{number}", least_approximate=1500 if number < 2 else 10**6)
-        if number == 1:
-            facts = SearchIndex(tmp_path / "idx").facts
-            assert facts.graph_rows == 2000
+        build_index([path], tmp_path / "idx", collection=f"c{number}", least_approximate=1500)
+    assert SearchIndex(tmp_path / "idx").facts.graph_rows == 3000
     return tmp_path / "idx", vectors
 
 
-def test_an_approximate_index_finds_nearly_all_that_an_exact_one_does(large, monkeypatch):
+def test_vectors_added_since_the_graph_and_small_collections_are_found(table, tmp_path, monkeypatch):
     pytest.importorskip("usearch", reason="the search extra is not installed")
+    folder, vectors = tmp_path / "idx", made_vectors(3000, SIZE)
+    far = made_vectors(5, SIZE, seed=9) - 40
+    for number, part in enumerate((vectors[:1000], far, vectors[1000:2000], vectors[2000:])):
+        if number == 3:
+            monkeypatch.setattr(approximate, "available", lambda _: False)
+        names = [f"{number}-{row}.wav" for row in range(len(part))]
+        path = with_vectors(table, tmp_path / f"{number}.parquet", names, part)
+        build_index([path], folder, collection=f"c{number}", least_approximate=1500)
+    there = SearchIndex(folder)
+    assert (there.facts.graph_rows, there.facts.rows) == (2005, 3005)
+    for row in range(2000, 3000, 100):
+        (hit,) = there.nearest(vectors[row], 1)
+        assert (hit.row, hit.similarity) == (row + 5, 1.0)
+    assert len(there.nearest(vectors[0], 5, collections=["c1"])) == 5
+
+
+def test_sounds_that_are_embedded_again_count_once_in_the_mean(table, tmp_path):
+    vectors, names = made_vectors(30, SIZE), [f"{row}.wav" for row in range(30)]
+    moved = vectors.copy()
+    moved[:3] += 5
+    for part in (vectors, moved):
+        build_index([with_vectors(table, tmp_path / "e.parquet", names, part)], tmp_path / "idx")
+    there = SearchIndex(tmp_path / "idx")
+    assert there.facts.rows == 33
+    np.testing.assert_allclose(there.vectors.mean, moved.sum(0, dtype=np.float64) / 40, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scene", "similarity"), [("mean", 0.95), ("whitened", 0.85)])
+def test_copies_are_less_similar_where_vectors_are_whitened(scene, similarity, table, tmp_path):
+    path = with_vectors(table, tmp_path / "e.parquet", ["x.wav"], np.ones((1, SIZE)), scene=scene)
+    build_index([path], tmp_path / "idx")
+    assert SearchIndex(tmp_path / "idx").duplicate_similarity == similarity
+
+
+@pytest.mark.parametrize("options", [["--normalization", "dataset"], ["--channel", "each"]])
+def test_a_query_is_embedded_as_the_index_was(options, run_folder, sounds, sound, tmp_path):
+    table, folder, stereo = tmp_path / "e.parquet", tmp_path / "idx", tmp_path / "stereo.wav"
+    soundfile.write(stereo, np.stack([sound(2.0, 3), sound(2.0, 20)], axis=1), RATE_HZ)
+    arguments = [str(sounds[0].parent), str(stereo), "--model", str(run_folder), "--out", str(table), *options]
+    assert main(["embed", *arguments]) == 0
+    assert main(["index", str(table), "--out", str(folder)]) == 0
+    (hit,) = SearchIndex(folder).search(sounds[5], 1)
+    assert Path(hit.path).name == sounds[5].name and hit.similarity == pytest.approx(1.0, abs=1e-4)
+    # A query is the mean of its channels, also where the index has each of them.
+    mean = SearchIndex(folder).vector_of(np.mean(soundfile.read(stereo, dtype="float32")[0], axis=1), RATE_HZ)
+    np.testing.assert_allclose(SearchIndex(folder).vector_of(stereo), mean, atol=1e-3)
+
+
+def test_an_approximate_index_finds_nearly_all_that_an_exact_one_does(large, monkeypatch):
     folder, vectors = large
     index = SearchIndex(folder)
-    assert index.facts.graph_rows in (2000, 3000)
     rows = range(0, 3000, 100)
     for collections in ((), ("c1",), ("c0", "c2")):
         found = [
@@ -475,7 +522,7 @@ BAD_TABLES = {
 
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_a_table_that_does_not_fit_is_refused_in_one_line(name, table, tmp_path, capsys):
-    changes, message = BAD_TABLES[name]
+    changes, message = dict(BAD_TABLES[name][0]), BAD_TABLES[name][1]
     names = changes.pop("names", ["x.wav", "y.wav"])
     vectors = np.ones((len(names), changes.pop("size", SIZE)))
     vectors[:1] = changes.pop("value", 1)
