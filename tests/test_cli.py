@@ -108,13 +108,12 @@ def write_bad_file(kind, folder):
 BAD_KINDS = ["text", "empty", "no_samples", "nan", "truncated_flac"]
 
 
-def test_help_takes_no_torch_and_half_a_cpu_second():
+def test_help_waits_neither_for_torch_nor_for_numpy():
     code = (
-        "import sys, time, contextlib\n"
+        "import sys, contextlib\n"
         "from melmask.cli import main\n"
         "with contextlib.suppress(SystemExit): main(['--help'])\n"
-        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
-        "print('cpu', time.process_time())"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pretrain" in out
@@ -331,7 +330,7 @@ def test_an_output_that_cannot_be_written_is_refused(job, sounds, refused, tmp_p
     assert "cannot write" in refused("demo", "--out", blocked / "demo")
 
 
-def test_labels_that_cannot_be_used_are_refused(job, sounds, refused, tmp_path):
+def test_labels_that_cannot_be_used_are_refused(job, refused, tmp_path):
     call = ("probe", "--model", job / "run", "--out", tmp_path / "probe", "--labels")
     (tmp_path / "wrong.csv").write_text("path,lable\na.wav,x\n")
     assert "label" in refused(*call, tmp_path / "wrong.csv")
@@ -341,11 +340,6 @@ def test_labels_that_cannot_be_used_are_refused(job, sounds, refused, tmp_path):
     assert "--audio-root" in refused(*call, tmp_path / "rows.csv", "--scheme", "random")
     (tmp_path / "row3.wav").write_text("no sound")
     assert "none of 10 files" in refused(*call, tmp_path / "rows.csv", "--scheme", "random")
-
-
-def test_a_wrong_call_is_one_line(refused):
-    assert "melmask --help" in refused("prepre")
-    assert "--out" in refused("prepare", "x.wav")
 
 
 def test_a_run_that_has_begun_keeps_what_decides_its_result(job, refused, run):
