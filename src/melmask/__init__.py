@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from melmask.search.build import build_index
     from melmask.search.index import SearchIndex
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Type checkers read the imports above, and Python finds the same names here.
 _HOMES = {

@@ -93,5 +93,5 @@ def check_filters(front_end: FrontEndConfig) -> None:
         way_out = "fewer mels or a wider range" if empty_filters(longer) else f"n_fft={longer.n_fft} or fewer mels"
         raise ConfigError(
             f"{empty} of the {front_end.mels} mel bands hold no frequency of an FFT of {front_end.n_fft} samples at "
-            f"{front_end.sample_rate_hz} Hz; give --band {front_end.sample_rate_hz}, which sets all, or {way_out}"
+            f"{front_end.sample_rate_hz} Hz; give --band {front_end.sample_rate_hz} alone, which sets all, or {way_out}"
         )

@@ -107,7 +107,10 @@ def to_msm_mae(model: Network, card: ModelCard) -> dict[str, Tensor]:
     """
     config = card.model
     if config.resolutions > 1:
-        raise ConfigError(f"the model has {config.resolutions} resolutions, and MSM-MAE's format has room for only one")
+        raise ConfigError(
+            f"the model has {config.resolutions} resolutions, and MSM-MAE's format has room for only one; "
+            "give a model of recipe msm_mae_208 or tiny_025"
+        )
     state = {}
     for name, tensor in model.state_dict().items():
         part, rest = name.split(".", 1)

@@ -215,8 +215,8 @@ def _check_parts(examples: Examples, parts: dict[str, Clips], failed: int) -> No
             "there are few validation clips, so the choice of the best epoch depends on chance; mark more rows `valid` "
             "in a column `split`"
         )
-    _report_missing("train", known, examples.classes, "stay unknown")
-    _report_missing("validate", _labels_in(valid, examples.classes), examples.classes, "do not affect the best epoch")
+    _report_missing("train", known, examples.classes, "not learned")
+    _report_missing("validate", _labels_in(valid, examples.classes), examples.classes, "ignored for the best epoch")
 
 
 def _labels_in(clips: Clips, classes: Sequence[str]) -> list[str]:
@@ -230,7 +230,7 @@ def _report_missing(purpose: str, there: list[str], classes: list[str], effect: 
     missing = [label for label in classes if label not in there]
     if missing:
         named = ", ".join(missing[:_LABELS_NAMED]) + (", ..." if len(missing) > _LABELS_NAMED else "")
-        note(f"no clip to {purpose} on has {named}: {len(missing)} of {len(classes)} labels {effect}")
+        note(f"no clip to {purpose} on has {named} ({len(missing)} of {len(classes)} labels): {effect}")
 
 
 def _train(

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from melmask.audio.parts import Sound
-from melmask.errors import ConfigError
+from melmask.errors import ConfigError, OutputError
 from melmask.system.files import atomic_write, locked, output_error, remove_partial, write_csv
-from melmask.system.reading import parse_json, read_text
+from melmask.system.reading import open_file, parse_json, read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+_COLUMNS = {"probability", "error"}
+"""A table of predictions has the first or, of a sound that cannot be read, the second one."""
+_LONGEST_HEAD = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,31 @@ class Prediction:
 
 
 def check_table_path(out: Path) -> None:
-    """Raise ConfigError unless a table can have this path."""
+    """Refuse a path that no table can have, and a file that is no earlier table of predictions.
+
+    Raises:
+        ConfigError: the path is a folder, or has an unknown suffix.
+        OutputError: a file is there that would be lost.
+    """
     if out.suffix not in SUFFIXES or out.is_dir():
         raise ConfigError(f"{out} cannot be the table; give a file that ends in {', '.join(SUFFIXES)}")
+    if out.exists() and out.stat().st_size and not _COLUMNS & _columns_of(out):
+        raise OutputError(f"{out} is there and holds no predictions; it would be lost, so give --out another name")
+
+
+def _columns_of(table: Path) -> set[str]:
+    """Return the names of the columns of a table that may be one of predictions; none if it cannot be read as such."""
+    try:
+        if table.suffix == ".parquet":
+            from melmask.system.parquet import open_parquet
+
+            with open_parquet(table) as parquet:
+                return set(parquet.schema_arrow.names)
+        with open_file(table) as file:
+            begun = file.readline(_LONGEST_HEAD).decode()
+        return set(parse_json(begun)) if table.suffix == ".jsonl" else set(begun.strip().split(","))
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 def write_predictions(out: Path, rows: Sequence[tuple[Sound, Prediction]], events: bool) -> None:

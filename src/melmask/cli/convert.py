@@ -75,11 +75,15 @@ def run(options: Options) -> int:
                 "last block, and scene vectors as they are"
             )
         # They derive the number of heads from the width of the network.
-        if m.width != 64 * m.heads or (m.has_decoder and m.decoder_width != 64 * m.decoder_heads):
-            say(
-                "readers of this format assume heads of width 64; this model's heads differ, so its features would be "
-                "wrong there"
-            )
+        heads = [("encoder", "features", m.width, m.heads)]
+        if m.has_decoder:
+            heads.append(("decoder", "reconstructions", m.decoder_width, m.decoder_heads))
+        for part, wrong, width, number in heads:
+            if width != 64 * number:
+                say(
+                    f"readers of this format assume heads of width 64; those of the {part} have {width // number}, so "
+                    f"its {wrong} would be wrong there"
+                )
     return 0
 
 

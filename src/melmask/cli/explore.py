@@ -50,5 +50,5 @@ def _export(options: Options) -> int:
     made = export_page(collection, options.job)
     for line in made.lines:
         say(line)
-    say(f"{path}: {made.size / 1e6:.1f} MB, which work without melmask: open the file, or put it on a web host")
+    say(f"{path}: {made.size / 1e6:.1f} MB; it works without melmask: open the file, or put it on a web host")
     return 0

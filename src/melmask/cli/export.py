@@ -26,6 +26,6 @@ def run(options: Options) -> int:
 
     require("onnx")
     cosine = export_onnx(load(options.model, "cpu"), options.onnx, options.choice)
-    megabytes = options.onnx.stat().st_size >> 20
-    say(f"{options.onnx}: {megabytes} MB; the lowest cosine similarity to PyTorch's embeddings is {cosine:.6f}")
+    megabytes = options.onnx.stat().st_size / 1e6
+    say(f"{options.onnx}: {megabytes:.0f} MB; the lowest cosine similarity to PyTorch's embeddings is {cosine:.6f}")
     return 0

@@ -28,8 +28,8 @@ class Options:
     after it."""
     resolutions: int | None = field(default=None, metadata={"limits": (1, 2)})
     """How many spectrograms a frame holds. The second, which new stores have by default, resolves pitch: its window
-    lasts 256 ms, and it has as many bands as there are mel bands, 12 an octave. A store of 1 takes half the space.
-    Recipes of one resolution learn from either."""
+    lasts 256 ms (at rates below 8 and above 48 kHz, 2048 and 4096 samples), and it has as many bands as there are mel
+    bands, 12 an octave. A store of 1 takes half the space. Recipes of one resolution learn from either."""
     reading: Reading = field(default=Reading())
     table: TableOptions = field(default=TableOptions(), metadata={"without": ("label_column",)})
     settings: tuple[str, ...] = field(default=(), metadata={"settings": FrontEndConfig()})

@@ -6,16 +6,15 @@ the processor's caches and takes 1.5 to 3 times as long.
 
 import hashlib
 import json
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from melmask.audio.bands import front_end_of
+from melmask.audio.bands import front_end_of, with_second_resolution
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.audio.statistics import Moments, moments_of
-from melmask.config import FrontEndConfig, PretrainConfig, Reading, ResolutionConfig, Statistics
+from melmask.config import FrontEndConfig, PretrainConfig, Reading, Statistics
 from melmask.config_text import to_dict
 from melmask.errors import ConfigError
 from melmask.synth.scenes import GENERATOR, draw_sound
@@ -114,5 +113,6 @@ def synthetic_corpus(config: PretrainConfig) -> SyntheticCorpus:
             f"without a store has {front_end.mels} bands in at most 2 resolutions; prepare a store with another front "
             "end, and give it beside --synth 1"
         )
-    further = (ResolutionConfig(),) * (config.model.resolutions - 1)
-    return SyntheticCorpus(replace(front_end, further_resolutions=further), config.model.frames)
+    if config.model.resolutions == 2:
+        front_end = with_second_resolution(front_end)
+    return SyntheticCorpus(front_end, config.model.frames)

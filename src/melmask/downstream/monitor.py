@@ -74,7 +74,9 @@ class FeatureRank:
     def __init__(self, store: Corpus, config: PretrainConfig):
         self._hardware = config.hardware
         self._logmels: list[Tensor] = []
-        for clip, first in _even_units(store.frames, config.model.frames, RANK_UNITS):
+        units = _even_units(store.frames, config.model.frames, RANK_UNITS)
+        # Synthetic ones are drawn, which takes minutes at the rate of bats.
+        for clip, first in track(units, len(units), "sounds of the feature rank", "unit", leave=False):
             crop = np.empty((min(config.model.frames, int(store.frames[clip])), store.front_end.bands), dtype="<f2")
             store.read_into(crop, clip, first)
             self._logmels.append(torch.from_numpy(crop).T)

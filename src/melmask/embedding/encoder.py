@@ -166,8 +166,8 @@ class AudioEncoder:
             audio: Any length from one sample to hours. A file is given by its path, by its bytes, or as a file open
                 for reading bytes. An array is a tensor or whatever NumPy makes an array of, of floats or int16 (whose
                 full scale is 32768); other integers are refused. So is what looks like (samples, channels).
-            sample_rate_hz: The rate of an array, from 100 Hz to 8 MHz. It is resampled to the model's. A file knows its
-                own.
+            sample_rate_hz: The rate of an array, from 100 Hz to 10 MHz. It is resampled to the model's. A file knows
+                its own.
             choice: Which features to take. Shorter hops cost a pass over the audio for each shift; the scene vector
                 does not depend on the hop.
             **changes: Fields of `FeatureChoice` that differ from `choice`: `layer=6`, `pooling="mean"` and so on.

@@ -15,7 +15,7 @@ from torch import Tensor
 from melmask.audio.files import resample
 from melmask.errors import AudioFileError, InputError
 
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 8_000_000
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 100, 10_000_000
 """Seismometers and ultrasound lie within; what lies beyond is a mistake, and may take all memory when resampled."""
 _LOUDEST = 1e12
 """As for files: beyond this the power of a spectrum nears the end of float32."""
@@ -71,7 +71,7 @@ def waveform_of(audio: Any, sample_rate_hz: Any, to_hz: int) -> tuple[np.ndarray
         audio: (samples,) or (clips, samples): a tensor, or whatever NumPy makes an array of. Floats in [-1, 1], or
             int16, of which 32768 is full scale. Other integers are refused, as their full scale cannot be known:
             int32 may hold 16, 24 or 32 bits.
-        sample_rate_hz: The rate of `audio`, from 100 Hz to 8 MHz.
+        sample_rate_hz: The rate of `audio`, from 100 Hz to 10 MHz.
         to_hz: The rate of the result.
 
     Raises:

@@ -106,8 +106,8 @@ def spread(table: ClipTable, rows: list[int], parts: int, seed: int) -> list[int
     if len(number_of) < parts:
         what = "groups" if table.groups else "clips"
         raise InputError(
-            f"{table.source}: {len(number_of)} {what} are too few for {parts} splits; expected at least one each, so "
-            "ask for fewer folds or label more"
+            f"{table.source}: {parts} splits need {parts} {what} or more, found {len(number_of)}; label more, or ask "
+            "for fewer folds"
         )
     index_of = {name: index for index, name in enumerate(table.class_names)}
     # A column for each class, and a last one that counts clips.

@@ -276,7 +276,7 @@ def _parquet(path: Path) -> Sheet:
         reason = reason_of(error)
         raise InputError(f"{path}: cannot be read as Parquet ({reason}); write it again, or save it as CSV") from None
     left_out = [f"`{name}`" for name in schema.names if name not in header]
-    notes = [f"has {', '.join(left_out)}, which hold no text or numbers and are left out"] if left_out else []
+    notes = [f"has {', '.join(left_out)}: lists or other data, which are left out"] if left_out else []
     rows = [list(map(_cell, row)) for row in zip(*columns, strict=True)]
     if not rows:
         raise InputError(f"{path}: the table has no rows; expected one row per clip")

@@ -23,15 +23,20 @@ def track(items: Iterable[T], total: int, title: str, unit: str = "file", leave:
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=title, unit=unit, dynamic_ncols=True, leave=leave)
         return
-    start_s = last_s = time.monotonic()
+    first_s = last_s = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now_s = time.monotonic()
+        if done == 1:
+            # It took the start of threads, and the first use of everything, along.
+            first_s = now_s
         if now_s - last_s >= _LINE_INTERVAL_S:
             last_s = now_s
-            rate = done / (now_s - start_s)
-            left = duration_text((total - done) / rate)
-            note(f"{title}: {done}/{total} {unit}s, {rate:.1f}/s, {left} left")
+            text = f"{title}: {done}/{total} {unit}s"
+            if now_s > first_s:
+                rate = (done - 1) / (now_s - first_s)
+                text += f", {rate:.1f}/s, {duration_text((total - done) / rate)} left"
+            note(text)
 
 
 def duration_text(seconds: float) -> str:
