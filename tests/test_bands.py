@@ -21,11 +21,27 @@ def test_names_of_the_published_front_ends():
 @pytest.mark.parametrize("band", [*BANDS, "100", "8000", "11025", "44100", "48000", "96000", "384000", "2000000"])
 def test_a_band_scales_the_whole_front_end(band):
     front_end = front_end_of(band)
-    assert front_end.sample_rate_hz == BANDS.get(band, 0) or int(band)
+    assert front_end.sample_rate_hz == (BANDS[band] if band in BANDS else int(band))
     assert front_end.max_hz == front_end.sample_rate_hz / 2
     assert front_end.mels == 80
     assert front_end.win_samples == pytest.approx(2.5 * front_end.hop_samples, rel=0.01)
     assert (mel_filterbank(front_end).sum(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("band", "rate_hz", "min_hz"),
+    [
+        ("speech", 16000, 50),
+        ("11025", 11025, 50),
+        ("hydrophone", 2000, 12.5),
+        ("bats", 256_000, 10_000),
+        ("96000", 96_000, 3750),
+        ("384000", 384_000, 10_000),
+    ],
+)
+def test_a_band_has_its_rate_and_its_lowest_frequency(band, rate_hz, min_hz):
+    front_end = front_end_of(band)
+    assert (front_end.sample_rate_hz, front_end.min_hz) == (rate_hz, min_hz)
 
 
 @pytest.mark.parametrize("band", ["99", "2000001", "batz", "", "16e3", "-16000", "²"])

@@ -77,6 +77,19 @@ def test_a_changed_file_is_not_loaded(box):
         melmask.load()
 
 
+def test_a_box_that_lacks_a_file_is_damaged(box):
+    (box / "README.md").unlink()
+    with pytest.raises(CheckpointError, match=r"is damaged .*; install melmask again"):
+        melmask.load()
+
+
+def test_a_box_whose_sums_break_off_is_damaged(box):
+    sums = (box / bundled.SUMS).read_bytes()
+    (box / bundled.SUMS).write_bytes(sums[:-30].rpartition(b"  ")[0])
+    with pytest.raises(CheckpointError, match=r"is damaged .*; install melmask again"):
+        melmask.load()
+
+
 def test_a_build_without_the_model_says_so_in_one_line(tmp_path, sound_folder, monkeypatch, capsys):
     monkeypatch.setattr(bundled, "BUNDLED", tmp_path / "nothing")
     monkeypatch.chdir(tmp_path)
@@ -93,7 +106,7 @@ def test_something_of_the_user_named_box_goes_first_and_is_reported(box, run_fol
     assert melmask.load().card.scene == "mean+std"
 
 
-def test_embed_takes_the_model_in_the_box_by_default(box, sound_folder, capsys):
+def test_embed_takes_the_model_in_the_box_by_default(box, sound_folder):
     assert main(["embed", str(sound_folder)]) == 0
     table = pq.read_table("embeddings.parquet")
     assert len(table) == 6

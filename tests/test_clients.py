@@ -191,7 +191,7 @@ def test_a_buffer_that_is_used_again_changes_no_earlier_vectors(write_module, so
     np.testing.assert_array_equal(first, before)
 
 
-def test_what_a_module_does_to_the_process_is_undone(write_module, sound, tmp_path):
+def test_what_a_module_does_to_the_process_is_undone(write_module, sound):
     unruly = "import os, torch; os.chdir('/'); torch.set_default_dtype(torch.float64); torch.set_num_threads(1)\n"
     text = MODULE.replace("    CALLS.append(path)\n", f"    {unruly}").replace("import torch\n", unruly, 1)
     before = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
@@ -269,7 +269,7 @@ def test_a_module_may_put_something_else_in_its_place(write_module):
     assert open_client(write_module("odd_model", text), CPU).scene_size == 3
 
 
-def test_a_module_is_another_one_when_code_it_imports_or_its_weights_change(tmp_path, monkeypatch, write_module):
+def test_a_module_is_another_one_when_code_it_imports_or_its_weights_change(tmp_path, write_module):
     package, weights = tmp_path / "their_package", tmp_path / "weights"
     for folder in (package, weights):
         folder.mkdir()

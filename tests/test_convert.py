@@ -159,7 +159,7 @@ def test_a_converted_network_computes_what_its_file_means(frames, patch, cls_tok
 
 
 @pytest.mark.parametrize(("successor", "positions"), [(False, "line"), (True, "grid")])
-def test_the_decoders_positions_are_recognised(successor, positions):
+def test_the_decoders_positions_are_recognized(successor, positions):
     card, _ = convert(published_state(successor=successor), SOURCE)
     assert card.model.decoder_positions == positions
 

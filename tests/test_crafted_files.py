@@ -5,8 +5,9 @@ import io
 import json
 import os
 import shutil
-import signal
+import threading
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from melmask.evaluate.tasks import read_task
 from melmask.labels.read import read_sheet
 from melmask.models.network import build_network
 from melmask.system.arrays import read_arrays
+from melmask.system.parquet import open_parquet
 from melmask.system.reading import DamagedFileError, parse_json
 from melmask.train.record import RunNumbers, read_events, read_metrics, read_record, read_run_file
 
@@ -365,23 +367,41 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(files, name):
     path.unlink(missing_ok=True)
     os.mkfifo(path)
 
-    def hangs(*_):
-        raise AssertionError(f"{name} is waited for")
+    done, waited = threading.Event(), threading.Event()
 
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(60)
+    def open_other_end():
+        """Let go whoever waits for the pipe; a signal would not end that where Arrow waits."""
+        while not done.wait(0.1 if waited.is_set() else 30):
+            waited.set()
+            # Without somebody who reads, a pipe cannot be opened to be written.
+            with suppress(OSError):
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+    helper = threading.Thread(target=open_other_end)
+    helper.start()
     try:
         given_or_refused(PIPES[name], files)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        done.set()
+        helper.join()
+    assert not waited.is_set(), f"{name} is waited for"
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there are no devices among files")
-def test_a_device_in_the_place_of_a_file_is_not_read(tmp_path):
+def test_a_device_in_the_place_of_a_file_is_not_read():
     for read in (read_sheet, read_foreign):
         with pytest.raises(MelmaskError, match="pipe or device"):
             read(Path("/dev/zero"))
+
+
+def test_a_parquet_file_whose_name_is_not_utf_8_is_read(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet"))
+    try:
+        path.write_bytes(_as_parquet(pa.table({"path": ["x"]})))
+    except OSError:
+        pytest.skip("this file system takes only names in UTF-8")
+    with open_parquet(path) as parquet:
+        assert parquet.read().to_pydict() == {"path": ["x"]}
 
 
 # ---- what an interrupted job leaves

@@ -176,7 +176,7 @@ def test_a_signal_to_all_stops_them_with_one_snapshot(number, store, configure, 
     assert checkpoints_of(tmp_path)[-1].name == f"step-{state['step']:07d}"
 
 
-def test_one_killed_process_ends_the_others_with_one_line_and_the_run_goes_on(alone, store, configure, tmp_path):
+def test_one_killed_process_ends_the_others_with_one_line_and_leaves_a_snapshot(store, configure, tmp_path):
     settings = (*SETTINGS, "optimizer.steps=100000", "run.snapshot_interval_s=1", "run.log_interval_steps=100000")
     # Without torchrun, which would end the others itself.
     environment = {

@@ -10,7 +10,7 @@ import torch
 from melmask.checkpoint.folder import ModelCard, save_checkpoint
 from melmask.embedding import encoder as encoder_module
 from melmask.embedding.choice import FeatureChoice
-from melmask.embedding.encoder import AudioEncoder, load, untrained
+from melmask.embedding.encoder import load, untrained
 from melmask.embedding.pooling import POOLINGS
 from melmask.embedding.waveform import waveform_of
 from melmask.errors import AudioFileError, CheckpointError, ConfigError, InputError
@@ -94,7 +94,7 @@ def test_embedding_leaves_random_states_threads_and_the_input_as_they_were(encod
     np.testing.assert_array_equal(clip, copy)
 
 
-def test_the_time_of_a_step_is_the_centre_of_its_patch(encoder, sound):
+def test_the_time_of_a_step_is_the_center_of_its_patch(encoder, sound):
     embedding = encoder.embed(sound(3.3, 0), RATE_HZ)
     np.testing.assert_allclose(embedding.times_ms, 75 + 160 * np.arange(len(embedding.frames)))
     assert embedding.times_ms.dtype == np.float64
@@ -127,10 +127,6 @@ def test_what_is_missing_of_the_last_patch_is_taken_for_the_mean_of_the_corpus(e
     as_it_is, completed = encoder.embed_segments([logmel, filled])
     assert logmel.shape[1] % PATCH_FRAMES == 5
     assert_close(as_it_is, completed)
-
-
-def test_a_unit_that_divides_evenly_gets_no_unit_more(encoder, sound):
-    assert len(encoder.embed(sound(3, 0)[:UNIT_SAMPLES], RATE_HZ).frames) == UNIT_FRAMES // PATCH_FRAMES
 
 
 def test_a_longer_clip_begins_with_the_frames_of_its_first_units(encoder, sound):
@@ -264,7 +260,7 @@ def test_silence_gives_finite_vectors(encoder):
         ({"array": np.zeros(9), "sampling_rate": 16000}, None, "a dict is no .*; give its 'array' and its 'sampl"),
         ({}, None, "a dict is no array of samples; give a path"),
         (None, None, "nothing is no array of samples; give a path"),
-        (np.zeros(100), 1, "sample_rate_hz is 1; give .*, from 100 Hz to 8000000 Hz"),
+        (np.zeros(100), 1, "sample_rate_hz is 1; give .*, from 100 Hz to 10000000 Hz"),
         (np.zeros(100), 10_000_000, "sample_rate_hz is 10000000; give .*, from 100 Hz to"),
         (np.zeros(100), -16000, "sample_rate_hz is -16000; give the rate"),
         (np.zeros(100), math.nan, "sample_rate_hz is nan; give the rate"),
@@ -332,7 +328,6 @@ def test_layers_and_poolings_have_their_sizes(encoder, sound, pooling, size, lay
     assert embedding.frames.shape == (7, size)
     assert embedding.scene.shape == (size,)
     assert encoder.embedding_size(pooling=pooling) == size
-    assert pooling in POOLINGS
 
 
 def test_a_card_names_the_layer_that_users_get(encoder, sound, tmp_path):
@@ -384,11 +379,11 @@ def test_poolings_are_made_of_the_same_tokens(encoder, sound):
     assert not np.allclose(frames["cls"][0], frames["cls"][4])
 
 
-def test_by_default_the_last_layer_is_normalised(encoder, sound):
+def test_by_default_the_last_layer_is_normalized(encoder, sound):
     clip = sound(1, 0)
     last = encoder.embed(clip, RATE_HZ, layer=2).frames.reshape(-1, ROWS, WIDTH)
-    normalised = encoder.model.encoder.norm(torch.from_numpy(last)).numpy()
-    assert_close(encoder.embed(clip, RATE_HZ).frames, normalised.reshape(-1, ROWS * WIDTH))
+    normalized = encoder.model.encoder.norm(torch.from_numpy(last)).numpy()
+    assert_close(encoder.embed(clip, RATE_HZ).frames, normalized.reshape(-1, ROWS * WIDTH))
 
 
 @pytest.mark.parametrize(
@@ -449,10 +444,10 @@ def masks(patches, hidden_counts):
 
 
 def patches_by_hand(logmels, statistics):
-    """(clips, patches, 256), normalised, numbered frequency-major, values ordered (mel in patch, frame in patch)."""
+    """(clips, patches, 256), normalized, numbered frequency-major, values ordered (mel in patch, frame in patch)."""
     clips, _, frames = logmels.shape
-    normalised = (logmels - statistics.mean) / statistics.std
-    grid = normalised.reshape(clips, ROWS, 16, frames // PATCH_FRAMES, PATCH_FRAMES)
+    normalized = (logmels - statistics.mean) / statistics.std
+    grid = normalized.reshape(clips, ROWS, 16, frames // PATCH_FRAMES, PATCH_FRAMES)
     return grid.transpose(0, 1, 3, 2, 4).reshape(clips, -1, 256)
 
 
@@ -493,7 +488,7 @@ def test_reconstruction_takes_tensors(encoder, sound):
     np.testing.assert_array_equal(result.prediction, expected.prediction)
 
 
-def test_a_model_of_normalised_targets_is_judged_and_shown_accordingly(make_encoder, sound):
+def test_a_model_of_normalized_targets_is_judged_and_shown_accordingly(make_encoder, sound):
     model = make_encoder(training={"config": {"masking": {"normalize_target": True}}})
     logmels, masked = units(model, sound), masks(20, (15,) * 3)
     result = model.reconstruct(logmels, masked=masked, leak=True)
@@ -530,7 +525,6 @@ def test_an_encoder_without_decoder_embeds_but_does_not_reconstruct(make_encoder
         model.reconstruct(units(model, sound), masked=masks(20, (15,) * 3))
 
 
-def test_an_encoder_keeps_no_gradients(encoder, sound):
-    assert isinstance(encoder, AudioEncoder)
+def test_an_encoder_keeps_no_gradients(encoder):
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert not encoder.model.training

@@ -112,7 +112,7 @@ def test_only_some_files_are_decoded_ahead(encoder, good_paths, monkeypatch):
     assert len(begun) == 30
 
 
-def test_a_file_that_breaks_half_way_does_not_touch_its_neighbours(encoder, good_paths, sound, tmp_path, small_pieces):
+def test_a_file_that_breaks_half_way_does_not_touch_its_neighbors(encoder, good_paths, sound, tmp_path, small_pieces):
     waveform = sound(4, 0)
     waveform[50_000] = np.nan
     path = tmp_path / "breaks.wav"

@@ -26,10 +26,10 @@ from melmask.labels.tables import LabelTable
 NUMBERS = (1, 3, 10, "all")
 
 
-def curves(features, labelled, per_class=NUMBERS, **options):
+def curves(features, labeled, per_class=NUMBERS, **options):
     """The curves of a task, its numbers of labels as they come."""
     chosen = FewLabelsOptions(per_class=tuple(map(str, per_class)), **options)
-    return curves_of_features(features, labelled, chosen)
+    return curves_of_features(features, labeled, chosen)
 
 
 def table(labels, groups=None, folds=None, splits=None):
@@ -77,31 +77,31 @@ def test_the_interval_is_students_over_the_draws():
 
 
 def test_separable_classes_need_one_label():
-    features, labelled = clusters(spread=0.05)
-    scores = curves(features, labelled, NUMBERS).scores["x"]
+    features, labeled = clusters(spread=0.05)
+    scores = curves(features, labeled, NUMBERS).scores["x"]
     for judge in ("linear", "k-NN"):
         assert [score.accuracy for score in scores[judge]] == [1.0] * 4
 
 
 def test_more_labels_help_and_shuffled_ones_are_worth_chance():
-    features, labelled = clusters(rows=480, spread=2.0)
-    scores = curves(features, labelled, NUMBERS).scores["x"]
+    features, labeled = clusters(rows=480, spread=2.0)
+    scores = curves(features, labeled, NUMBERS).scores["x"]
     for judge in ("linear", "k-NN"):
         accuracies = [score.accuracy for score in scores[judge]]
         assert accuracies == sorted(accuracies) and accuracies[-1] > accuracies[0] + 0.2
     rng = np.random.default_rng(0)
-    shuffled = table(rng.permutation(labelled.labels).tolist(), folds=labelled.folds)
+    shuffled = table(rng.permutation(labeled.labels).tolist(), folds=labeled.folds)
     task = curves(features, shuffled, NUMBERS)
     assert task.chance == 0.25
     assert all(abs(score.accuracy - 0.25) < 0.06 for of in task.scores["x"].values() for score in of)
 
 
 def test_all_labels_give_the_scores_of_the_probe_command():
-    features, labelled = clusters(spread=2.0)
-    scores = curves(features, labelled, ["all"]).scores["x"]
-    splits = make_splits(labelled)
+    features, labeled = clusters(spread=2.0)
+    scores = curves(features, labeled, ["all"]).scores["x"]
+    splits = make_splits(labeled)
     for name, probe in (("linear", linear_probe), ("k-NN", knn_probe)):
-        whole = probe(features["x"], labelled.label_indices, splits)
+        whole = probe(features["x"], labeled.label_indices, splits)
         (score,) = scores[name]
         assert score.accuracies == [list(whole.accuracies)] and score.accuracy == pytest.approx(whole.mean)
         assert score.test_interval_95 == pytest.approx(whole.interval_95) and score.interval_95 is None
@@ -110,12 +110,12 @@ def test_all_labels_give_the_scores_of_the_probe_command():
 @pytest.mark.parametrize("n", [1, 3, 10])
 def test_a_score_is_that_of_a_fit_to_the_drawn_clips_alone(n):
     # Two draws of 4 to 40 rows with 60 features: the time-saving turn of the axes must not show.
-    features, labelled = clusters(dims=60, spread=2.0)
-    rows, labels = features["x"], labelled.label_indices
-    task = curves(features, labelled, [n], draws=2, seed=5)
+    features, labeled = clusters(dims=60, spread=2.0)
+    rows, labels = features["x"], labeled.label_indices
+    task = curves(features, labeled, [n], draws=2, seed=5)
     assert task.points[0].neighbors == min(10, n)
     for draw in range(2):
-        for number, split in enumerate(make_splits(labelled)):
+        for number, split in enumerate(make_splits(labeled)):
             train, test = standardize(rows[split.train], rows[split.test])
             drawn = draw_order(labels[split.train], None, np.random.default_rng((5, draw, number))) < n
             known, truth = labels[split.train][drawn], labels[split.test]
@@ -127,29 +127,29 @@ def test_a_score_is_that_of_a_fit_to_the_drawn_clips_alone(n):
 
 
 def test_one_label_of_each_of_many_classes_is_no_reason_for_a_warning():
-    features, labelled = clusters(classes=40, spread=0.05)
-    (score,) = curves(features, labelled, [1]).scores["x"]["linear"]
+    features, labeled = clusters(classes=40, spread=0.05)
+    (score,) = curves(features, labeled, [1]).scores["x"]["linear"]
     assert score.accuracy == 1.0
 
 
 def test_mean_and_std_are_over_draws_of_means_over_splits():
-    features, labelled = clusters(spread=2.0)
-    (score,) = curves(features, labelled, [1], draws=3).scores["x"]["linear"]
+    features, labeled = clusters(spread=2.0)
+    (score,) = curves(features, labeled, [1], draws=3).scores["x"]["linear"]
     of_draws = np.array(score.accuracies).mean(1)
     assert np.shape(score.accuracies) == (3, 3) and len(set(of_draws)) > 1
     assert (score.accuracy, score.std) == pytest.approx((of_draws.mean(), of_draws.std(ddof=1)))
     assert score.interval_95 == draw_interval(of_draws)
-    single = curves(features, labelled, [1], draws=1).scores["x"]["linear"][0]
+    single = curves(features, labeled, [1], draws=1).scores["x"]["linear"][0]
     assert (single.std, single.interval_95) == (None, None)
     assert single.accuracies[0] == score.accuracies[0]
 
 
 def test_valid_clips_play_no_part_and_every_representation_gets_the_same_draws():
-    features, labelled = clusters(spread=2.0)
-    labelled = table(labelled.labels, splits=["train"] * 120 + ["valid"] * 60 + ["test"] * 60)
+    features, labeled = clusters(spread=2.0)
+    labeled = table(labeled.labels, splits=["train"] * 120 + ["valid"] * 60 + ["test"] * 60)
     disturbed = features["x"].copy()
     disturbed[120:180] = 1e4
-    scores = curves({**features, "disturbed": disturbed}, labelled, NUMBERS).scores
+    scores = curves({**features, "disturbed": disturbed}, labeled, NUMBERS).scores
     assert scores["x"] == scores["disturbed"] and scores["x"]["linear"][0].std > 0
 
 
@@ -259,10 +259,10 @@ def test_tables_and_folders_that_cannot_be_used_are_refused(encoder, tones, tmp_
 
 
 def test_features_that_are_not_finite_are_refused():
-    features, labelled = clusters()
+    features, labeled = clusters()
     features["x"][7, 3] = np.nan
     with pytest.raises(InputError, match=r"x features of 7\.wav and 0 other files hold NaN"):
-        curves(features, labelled)
+        curves(features, labeled)
 
 
 def test_a_missing_library_is_named_before_any_file_is_read(encoder, tones, tmp_path, monkeypatch):

@@ -118,8 +118,10 @@ def trained(run_folder, table, tmp_path_factory):
 # What the network hears and starts from.
 
 
-@pytest.mark.parametrize(("start_ms", "end_ms"), [(0, 5), (100, 110), (1440, 1460), (2960, 3000), (700, 705)])
-@pytest.mark.parametrize("frames", [300, 10])
+@pytest.mark.parametrize(
+    ("start_ms", "end_ms", "frames"),
+    [(0, 5, 300), (100, 110, 300), (1440, 1460, 300), (2960, 3000, 300), (700, 705, 300), (100, 110, 10)],
+)
 def test_an_event_shorter_than_a_step_counts_as_one(start_ms, end_ms, frames):
     """Wherever it lies, and wherever the crop begins, the center of one step is in it."""
     first, end = frames_of_event(Event("a", start_ms, end_ms), 10.0, frames, 16)
@@ -282,7 +284,7 @@ def test_rare_classes_weigh_more_where_balanced(encoder, kind, expected):
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
-def test_a_class_that_does_not_occur_does_not_count(run_folder):
+def test_a_class_that_does_not_occur_does_not_count():
     probabilities = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.4]])
     targets = np.array([[1.0, 0, 0], [0, 1, 0]])
     assert validation_score("multilabel", probabilities, targets) == 1.0
@@ -541,7 +543,7 @@ def test_labels_that_no_readable_clip_teaches_are_named_or_refused(run_folder, t
     several = write_table(table.parent, [*rows, missing], "several.csv")
     tune(run_folder, several, tmp_path / "a", "epochs=1")
     told = capsys.readouterr().err
-    assert "train 18, valid 9, test 9 clips\nno clip to train on has unheard: 1 of 4 labels stay unknown\n" in told
+    assert "train 18, valid 9, test 9 clips\nno clip to train on has unheard (1 of 4 labels): not learned\n" in told
     # Of two labels, one has no file that can be read.
     lows = [row for row in rows[1:] if row[1] == "low" and row[0] != "broken.wav"]
     single = write_table(table.parent, [rows[0], *lows, missing], "single.csv")
@@ -749,7 +751,7 @@ def test_an_event_is_as_long_as_the_steps_it_covers(trained, tmp_path, monkeypat
     def told(active, seconds=3.0, **settings):
         return events_told(classifier, tmp_path, monkeypatch, active, seconds, **{"hop_ms": 160.0} | settings)[0]
 
-    # Steps are centerd at 75 + 160 k ms; five of 160 ms are 0.8 s, with filters of one, two and three steps alike.
+    # Steps are centered at 75 + 160 k ms; five of 160 ms are 0.8 s, with filters of one, two and three steps alike.
     five = [(0.475, 1.275)]
     assert told([3, 4, 5, 6, 7], median_filter_ms=0.0) == five
     assert told([3, 4, 5, 6, 7]) == told([3, 4, 5, 6, 7], median_filter_ms=330.0) == five
@@ -814,6 +816,22 @@ def test_one_table_of_predictions_is_one_jobs(trained, table, tmp_path):
         predict_files(classifier, paths, out)
     predict_files(classifier, paths, out)
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_predictions_replace_earlier_ones_and_no_other_table(suffix, trained, table, tmp_path):
+    classifier, paths, out = load_classifier(trained[0], "cpu"), [table.parent / "0.wav"], tmp_path / f"x{suffix}"
+    for _ in range(2):
+        predict_files(classifier, paths, out)
+    precious = {
+        ".csv": b"path,label\na.wav,x\n",
+        ".jsonl": b'{"path": "a.wav", "label": "x"}\n',
+        ".parquet": b"no Parquet",
+    }[suffix]
+    out.write_bytes(precious)
+    with pytest.raises(OutputError, match=f"x{suffix} is there and holds no predictions"):
+        predict_files(classifier, paths, out)
+    assert out.read_bytes() == precious
 
 
 def test_a_killed_prediction_resumes_after_what_is_done(trained, table, tmp_path, monkeypatch):

@@ -42,11 +42,11 @@ def test_visible_patches_are_counted_exactly_and_never_none(patches):
     assert counts == [max(1, patches * (100 - percent) // 100) for percent in range(1, 100)]
 
 
-def test_a_second_of_audio_has_seven_steps_160_ms_apart_at_their_centres():
+def test_a_second_of_audio_has_seven_steps_160_ms_apart_at_their_centers():
     frames = frames_of_samples(16000, PAPER)
     assert frames == 101
     times_ms = step_times_ms(np.arange(7) * 16, 16, PAPER)
-    # The first step covers frames 0 to 15, which are centred at 0 to 150 ms.
+    # The first step covers frames 0 to 15, which are centered at 0 to 150 ms.
     np.testing.assert_allclose(times_ms, 75 + 160 * np.arange(7))
     assert times_ms.dtype == np.float64
 

@@ -143,7 +143,7 @@ def scenes_normalized_by_batch(model, audio):
     return torch.cat(vectors, dim=1)[:, :steps].mean(1).numpy()
 
 
-def test_the_batch_normalised_scenes_are_the_originals_defect_for_defect(golden, original):
+def test_the_batch_normalized_scenes_are_the_originals_defect_for_defect(golden, original):
     theirs, encoder = original
     ours = scenes_normalized_by_batch(encoder, golden.audio())
     close(ours, theirs["scene_batchnorm"])

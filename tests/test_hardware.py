@@ -1,5 +1,8 @@
 """Precision, threads, memory: what a process is set to, and that it is set back."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -58,10 +61,32 @@ def test_less_accurate_products_are_not_taken_for_exact(monkeypatch):
         quick_products_are_exact.cache_clear()
 
 
-def test_memory_can_be_kept_and_cores_counted():
+def test_freed_memory_is_kept_in_one_place_for_reuse(monkeypatch):
+    told = []
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *pair: told.append(pair)))
     keep_freed_memory()
-    assert torch.ones(10_000_000).sum() == 10_000_000
-    assert available_cores() >= 1
+    # The numbers of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX in malloc.h of glibc.
+    assert [number for number, _ in told] == [-3, -1, -8]
+    assert told[0][1] == told[1][1] > 1 << 30 and told[2][1] == 1
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError, TypeError])
+def test_where_the_c_library_is_another_one_a_job_goes_on(monkeypatch, error):
+    def refuse(_):
+        raise error
+
+    monkeypatch.setattr(hardware.ctypes, "CDLL", refuse)
+    keep_freed_memory()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say which cores a process has")
+def test_only_the_cores_that_a_process_may_use_count():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,13 @@ def test_a_store_that_has_grown_is_told_as_such_not_as_other_steps(store, sound_
         resolve_config(run, None, [], Store(small))
 
 
+def test_a_run_keeps_its_seed_without_which_it_could_not_be_made_again(store, tmp_path):
+    write_run_file(tmp_path, resolve_config(tmp_path, "tiny", [], store), store)
+    assert resolve_config(tmp_path, None, ["run.log_interval_steps=7"], store).run.log_interval_steps == 7
+    with pytest.raises(ConfigError, match=r"began with run\.seed = 0, not 1"):
+        resolve_config(tmp_path, None, ["run.seed=1"], store)
+
+
 def test_steps_are_not_silently_computed_anew(store, tmp_path):
     with pytest.raises(ConfigError, match=r"optimizer.steps=20000 does not fit optimizer.epochs"):
         resolve_config(tmp_path / "run", "msm_mae_208", ["optimizer.steps=20000"], store)

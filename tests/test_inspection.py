@@ -177,6 +177,14 @@ def test_levels_are_interpolated_between_visible_patches():
     assert np.abs(np.log(deviations / contrasts))[masked].mean() < 0.5 * np.log(4) / 2
 
 
+def test_where_all_visible_patches_have_one_contrast_the_hidden_ones_are_given_it():
+    """A sound without contrast would else be shown with the noise of the corpus in its hidden patches."""
+    grid = PatchGrid(5, 12)
+    values = np.tile(np.float32([0.05, -0.05] * 128), (60, 1, 1))
+    _, deviations = estimated_levels(values, mask_of(grid, MaskingConfig(), 1), grid)
+    np.testing.assert_allclose(deviations, 0.05, rtol=0.01)
+
+
 def tone_and_noise(seconds=1.0, rate_hz=16000):
     time_s = np.arange(int(seconds * rate_hz)) / rate_hz
     sound = 0.3 * np.sin(2 * np.pi * (300 + 400 * time_s) * time_s) * (time_s % 0.25 < 0.15)

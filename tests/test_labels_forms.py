@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from melmask.audio.parts import Sound
 from melmask.errors import ConfigError, InputError
 from melmask.labels.options import TableOptions
+from melmask.labels.segments import files_as_groups
 from melmask.labels.sources import find_sounds
 from melmask.labels.tables import Event, keep_rows, read_clips, read_labels
 
@@ -230,7 +232,7 @@ def test_tables_of_annotation_programs_are_events(folder, name, content):
         ("start,end", "2020-01-01,2020-01-02", "has `start` and `end`, which are no times in seconds"),
         ("start_time,duration", "10:00:00,5", "has `start_time` and `duration`, which are no times in seconds"),
         ("offset,rate", "3,8000", "has `offset` without its counterpart, so it is not used"),
-        ("score,presence", "2,0", "has `score`, `presence`, which nothing here uses"),
+        ("score,presence", "2,0", "has `score`, `presence`, which is not used: every row counts in full"),
         ("Channel", "2", "has `Channel`, which is not used: every row is about all channels"),
         ("start,end", ",", ""),
     ],
@@ -309,6 +311,20 @@ def test_segments_of_one_file_stay_on_one_side_of_a_split(folder, capsys):
     assert len(set(table.groups)) == 5 and "segments of one file stay on one side" in capsys.readouterr().err
     table = read_labels(written(folder / "t.csv", "path,label,start,end\na.wav,x,0,1\na.wav,y,1,2\n"))
     assert table.groups is None and "too few files to hold whole ones out (1)" in capsys.readouterr().err
+
+
+def test_of_segments_of_four_files_no_fifth_fold_could_be_held_out(folder, capsys):
+    for name in range(4):
+        written(folder / f"{name}.wav", b"")
+    rows = "".join(f"{n % 4}.wav,{'xy'[n % 2]},{n},{n + 1}\n" for n in range(20))
+    assert read_labels(written(folder / "t.csv", f"path,label,start,end\n{rows}")).groups is None
+    assert "too few files to hold whole ones out (4)" in capsys.readouterr().err
+
+
+def test_segments_of_files_of_one_name_in_two_folders_are_two_groups():
+    paths = [*(f"{number}.wav" for number in range(4)), "other/0.wav"]
+    groups, _ = files_as_groups([Sound(Path(path), start_s, start_s + 1) for path in paths for start_s in (0.0, 1.0)])
+    assert len(set(groups)) == 5
 
 
 @pytest.mark.parametrize(
@@ -426,7 +442,7 @@ def test_parquet_tables_are_read_without_their_vectors(folder, capsys):
     pq.write_table(pa.table(columns), folder / "t.parquet")
     table = read_clips(folder / "t.parquet")
     assert table.targets == [["x", "y"], ["z"]] and names(table) == ["a.wav", "b.wav"]
-    assert "has `scene`, which hold no text or numbers and are left out" in capsys.readouterr().err
+    assert "has `scene`: lists or other data, which are left out" in capsys.readouterr().err
     (folder / "t.parquet").write_bytes(b"PAR1 broken")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         read_clips(folder / "t.parquet")

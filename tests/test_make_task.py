@@ -41,8 +41,8 @@ def write_csv(path, header, rows):
 
 
 @pytest.fixture
-def labelled(tmp_path):
-    """labelled(header, rows) -> a table of twelve clips c00.wav to c11.wav of half a second; rows(i) gives row i."""
+def labeled(tmp_path):
+    """labeled(header, rows) -> a table of twelve clips c00.wav to c11.wav of half a second; rows(i) gives row i."""
     names = [f"c{i:02d}.wav" for i in range(12)]
     write_sounds(tmp_path / "sounds", names)
 
@@ -56,8 +56,8 @@ def animals(i):
     return ["dog" if i % 2 else "cat"]
 
 
-def test_given_folds_become_the_tasks(labelled, tmp_path):
-    table = labelled("path,label,group,fold", lambda i: [*animals(i), f"g{i // 4}", ["1", "2", "10"][i // 4]])
+def test_given_folds_become_the_tasks(labeled, tmp_path):
+    table = labeled("path,label,group,fold", lambda i: [*animals(i), f"g{i // 4}", ["1", "2", "10"][i // 4]])
     report = make_task(table, tmp_path / "tasks", threads=1)
     task = read_task(tmp_path / "tasks" / "pets-v1-full")
     assert report.folder == task.folder
@@ -69,8 +69,8 @@ def test_given_folds_become_the_tasks(labelled, tmp_path):
     assert str(report).endswith("12 clips of 0.5 s, 2 classes; presplit_kfold: fold00 4, fold01 4, fold02 4")
 
 
-def test_sounds_are_16_bit_mono_at_each_rate_and_unchanged_at_their_own(labelled, tmp_path):
-    make_task(labelled("path,label", animals), tmp_path, folds=3, rates_hz=(RATE_HZ, 16000))
+def test_sounds_are_16_bit_mono_at_each_rate_and_unchanged_at_their_own(labeled, tmp_path):
+    make_task(labeled("path,label", animals), tmp_path, folds=3, rates_hz=(RATE_HZ, 16000))
     task = read_task(tmp_path / "pets-v1-full")
     for split in task.splits:
         for name in task.files[split]:
@@ -81,20 +81,20 @@ def test_sounds_are_16_bit_mono_at_each_rate_and_unchanged_at_their_own(labelled
             assert (double.samplerate, double.frames, double.channels, double.subtype) == (16000, 8000, 1, "PCM_16")
 
 
-def test_a_rate_asked_for_twice_is_written_once(labelled, tmp_path):
-    folder = make_task(labelled("path,label", animals), tmp_path, rates_hz=(RATE_HZ, RATE_HZ)).folder
+def test_a_rate_asked_for_twice_is_written_once(labeled, tmp_path):
+    folder = make_task(labeled("path,label", animals), tmp_path, rates_hz=(RATE_HZ, RATE_HZ)).folder
     assert [path.name for path in folder.iterdir() if path.is_dir()] == [str(RATE_HZ)]
 
 
-def test_labels_of_which_some_are_numbers_stay_as_they_are(labelled, tmp_path):
+def test_labels_of_which_some_are_numbers_stay_as_they_are(labeled, tmp_path):
     names = ["007", "7", "dog"]
-    task = read_task(make_task(labelled("path,label", lambda i: [names[i % 3]]), tmp_path, folds=3).folder)
+    task = read_task(make_task(labeled("path,label", lambda i: [names[i % 3]]), tmp_path, folds=3).folder)
     assert set(task.labels) == set(names)
     assert {label for clips in task.files.values() for (label,) in clips.values()} == set(names)
 
 
-def test_two_jobs_do_not_make_one_task(labelled, tmp_path):
-    table = labelled("path,label", animals)
+def test_two_jobs_do_not_make_one_task(labeled, tmp_path):
+    table = labeled("path,label", animals)
     lock = ensure_folder(tmp_path / ".pets-v1-full.partial") / ".lock"
     busy = pytest.raises(OutputError, match=r"another melmask is writing to .*pets-v1-full; wait")
     with locked(lock, tmp_path), busy:
@@ -107,8 +107,8 @@ def test_two_jobs_do_not_make_one_task(labelled, tmp_path):
     assert not (folder / "train.json").exists()
 
 
-def test_the_metadata_have_every_key_the_kit_reads(labelled, tmp_path):
-    table = labelled("path,label", animals)
+def test_the_metadata_have_every_key_the_kit_reads(labeled, tmp_path):
+    table = labeled("path,label", animals)
     folder = make_task(table, tmp_path, name="zoo", version="v2", mode="small").folder
     assert folder.name == "zoo-v2-small"
     metadata = json.loads((folder / "task_metadata.json").read_text())
@@ -130,8 +130,8 @@ def test_the_metadata_have_every_key_the_kit_reads(labelled, tmp_path):
     assert (folder / "labelvocabulary.csv").read_text() == "idx,label\n0,cat\n1,dog\n"
 
 
-def test_given_splits_are_kept_and_valid_is_made_of_whole_groups_of_train(labelled, tmp_path):
-    table = labelled("path,label,group,split", lambda i: [*animals(i), f"g{i // 2}", "test" if i > 9 else "train"])
+def test_given_splits_are_kept_and_valid_is_made_of_whole_groups_of_train(labeled, tmp_path):
+    table = labeled("path,label,group,split", lambda i: [*animals(i), f"g{i // 2}", "test" if i > 9 else "train"])
     report = make_task(table, tmp_path)
     assert report.sizes == {"train": 8, "valid": 2, "test": 2}
     assert report.notes == ("the table has no validation rows: 2 of 10 training clips became valid, groups kept whole",)
@@ -141,26 +141,26 @@ def test_given_splits_are_kept_and_valid_is_made_of_whole_groups_of_train(labell
     assert sorted(task.files["test"]) == ["c10.wav", "c11.wav"]
 
 
-def test_few_groups_make_a_larger_valid(labelled, tmp_path):
-    table = labelled("path,label,group,split", lambda i: [*animals(i), f"g{i % 3}", "test" if i > 8 else "train"])
+def test_few_groups_make_a_larger_valid(labeled, tmp_path):
+    table = labeled("path,label,group,split", lambda i: [*animals(i), f"g{i % 3}", "test" if i > 8 else "train"])
     assert make_task(table, tmp_path).sizes == {"train": 6, "valid": 3, "test": 3}
 
 
-def test_a_group_that_is_tested_and_trained_on_is_reported(labelled, tmp_path):
+def test_a_group_that_is_tested_and_trained_on_is_reported(labeled, tmp_path):
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
-    table = labelled("path,label,group,split", lambda i: [*animals(i), f"g{i % 6}", splits[i]])
+    table = labeled("path,label,group,split", lambda i: [*animals(i), f"g{i % 6}", splits[i]])
     assert "3 groups both tested and trained on, because the table says so" in make_task(table, tmp_path).notes
 
 
 @pytest.mark.parametrize("column", ["labels", "label"])
-def test_labels_apart_by_semicolons_make_a_multilabel_task(labelled, tmp_path, column):
-    table = labelled(f"path,{column}", lambda i: [["dog; cat", "cat;cat", ""][i % 3]])
+def test_labels_apart_by_semicolons_make_a_multilabel_task(labeled, tmp_path, column):
+    table = labeled(f"path,{column}", lambda i: [["dog; cat", "cat;cat", ""][i % 3]])
     task = read_task(make_task(table, tmp_path, folds=3).folder)
     assert (task.embedding_type, task.prediction_type) == ("scene", "multilabel")
     assert task.metrics == ("mAP", "d_prime", "aucroc")
     labels = {name: items for files in task.files.values() for name, items in files.items()}
     assert [labels[f"c{i:02d}.wav"] for i in range(3)] == [["dog", "cat"], ["cat"], []]
-    table = labelled("path,label", lambda i: [["dog; cat", "cat"][i % 2]])
+    table = labeled("path,label", lambda i: [["dog; cat", "cat"][i % 2]])
     task = read_task(make_task(table, tmp_path / "one", kind="multiclass", folds=3).folder)
     assert task.labels == ("cat", "dog; cat")
 
@@ -213,8 +213,8 @@ def test_the_length_of_clips(tmp_path, lengths_s, duration_s, expected):
     assert report.sample_duration_s == read_task(report.folder).sample_duration_s == expected
 
 
-def test_files_that_cannot_be_read_are_left_out_and_listed(labelled, tmp_path):
-    table = labelled("path,label", animals)
+def test_files_that_cannot_be_read_are_left_out_and_listed(labeled, tmp_path):
+    table = labeled("path,label", animals)
     (tmp_path / "sounds" / "c05.wav").write_text("this is no sound\n" * 50)
     (tmp_path / "sounds" / "c06.wav").unlink()
     report = make_task(table, tmp_path)
@@ -235,8 +235,8 @@ def test_nothing_is_left_where_no_file_can_be_read(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_task_is_replaced_only_if_that_is_wanted(labelled, tmp_path):
-    table = labelled("path,label", animals)
+def test_a_task_is_replaced_only_if_that_is_wanted(labeled, tmp_path):
+    table = labeled("path,label", animals)
     folder = make_task(table, tmp_path / "out").folder
     with pytest.raises(OutputError, match="pets-v1-full exists; choose another --name"):
         make_task(table, tmp_path / "out", folds=3)
@@ -246,12 +246,12 @@ def test_a_task_is_replaced_only_if_that_is_wanted(labelled, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pets-v1-full"]
 
 
-def test_a_folder_that_is_no_task_is_never_replaced(labelled, tmp_path):
+def test_a_folder_that_is_no_task_is_never_replaced(labeled, tmp_path):
     precious = tmp_path / "pets-v1-full" / "precious.txt"
     precious.parent.mkdir()
     precious.touch()
     with pytest.raises(OutputError, match="is no task folder"):
-        make_task(labelled("path,label", animals), tmp_path, overwrite=True)
+        make_task(labeled("path,label", animals), tmp_path, overwrite=True)
     assert precious.exists()
 
 
@@ -299,19 +299,19 @@ def test_single_clips_are_spread_exactly(tmp_path):
         ("path,label,split", lambda i: ["train"], None, "new_split_kfold"),
     ],
 )
-def test_which_division_a_table_gets(labelled, header, row, scheme, mode):
-    table = read_clips(labelled(header, lambda i: [*animals(i), *row(i)]))
+def test_which_division_a_table_gets(labeled, header, row, scheme, mode):
+    table = read_clips(labeled(header, lambda i: [*animals(i), *row(i)]))
     assert divide(table, TaskOptions(scheme=scheme)).mode == mode
 
 
-def test_numbers_are_labels_as_the_kit_reads_them(labelled, tmp_path):
-    report = make_task(labelled("path,label", lambda i: [f"0{i % 2}"]), tmp_path)
+def test_numbers_are_labels_as_the_kit_reads_them(labeled, tmp_path):
+    report = make_task(labeled("path,label", lambda i: [f"0{i % 2}"]), tmp_path)
     assert read_task(report.folder).labels == ("0", "1")
     assert report.notes == ("labels are written as the HEAR kit reads them, '00' as '0'",)
 
 
-def test_classes_that_a_split_lacks_are_named(labelled, tmp_path):
-    table = labelled("path,label,fold", lambda i: ["rare" if i == 0 else animals(i)[0], str(i % 3)])
+def test_classes_that_a_split_lacks_are_named(labeled, tmp_path):
+    table = labeled("path,label,fold", lambda i: ["rare" if i == 0 else animals(i)[0], str(i % 3)])
     notes = make_task(table, tmp_path).notes
     gap = "has no clip of 1 of 3 classes (rare), so a mean over classes says little about it"
     assert notes == (f"fold01 {gap}", f"fold02 {gap}")
@@ -325,8 +325,8 @@ def pets(i):
     ("header", "row", "options", "error", "message"),
     [
         ("path,label", animals, {"folds": 2}, ConfigError, "2 folds were asked for; expected 3 or more"),
-        ("path,label", animals, {"folds": 13}, InputError, "12 clips are too few for 13 splits"),
-        ("path,label,group", pets, {}, InputError, "1 groups are too few for 5 splits"),
+        ("path,label", animals, {"folds": 13}, InputError, "13 splits need 13 clips or more, found 12"),
+        ("path,label,group", pets, {}, InputError, "5 splits need 5 groups or more, found 1"),
         ("path,label,fold", pets, {"scheme": "fold"}, InputError, "has 1 as folds; expected 3 or more"),
         ("path,label", animals, {"scheme": "split"}, InputError, "splits are none; expected train and test"),
         ("path,label", animals, {"name": "a/b"}, ConfigError, "the task's name is 'a/b'"),
@@ -349,9 +349,9 @@ def pets(i):
         ("path,label", lambda i: ["01" if i else "1"], {}, InputError, "the HEAR kit reads some of"),
     ],
 )
-def test_what_cannot_become_a_task_is_refused_in_one_line(labelled, tmp_path, header, row, options, error, message):
+def test_what_cannot_become_a_task_is_refused_in_one_line(labeled, tmp_path, header, row, options, error, message):
     with pytest.raises(error, match=re.escape(message)) as refusal:
-        make_task(labelled(header, row), tmp_path / "out", **options)
+        make_task(labeled(header, row), tmp_path / "out", **options)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
 

@@ -40,6 +40,13 @@ def test_the_default_draws_what_it_always_drew():
     assert np.flatnonzero(~draw_masks(MaskingConfig(), grid, 0, 0, 1)[0].numpy()).tolist() == drawn
 
 
+def test_blocks_are_drawn_as_they_always_were():
+    masking = MaskingConfig(strategy="inverse-blocks")
+    drawn = draw_masks(masking, PatchGrid(5, 13), 0, 0, 1)[0].numpy()
+    # A run that is resumed with a later version goes on as it began.
+    assert np.flatnonzero(~drawn).tolist() == [0, 1, 2, 3, 12, 13, 14, 15, 16, 17, 28, 29, 30, 41, 42, 43]
+
+
 @pytest.mark.parametrize(("strategy", "axis"), [("time", 2), ("frequency", 1)])
 def test_stripes_are_whole_but_for_one(strategy, axis):
     grid = PatchGrid(5, 13)

@@ -228,7 +228,7 @@ def test_the_decoder_of_a_shorter_unit_uses_each_patchs_trained_position(positio
     assert torch.equal(short[:first], decoder.positions[:first])
 
 
-def test_positions_are_neither_stored_nor_learnt():
+def test_positions_are_neither_stored_nor_learned():
     model = Network(TOY)
     assert not [name for name in model.state_dict() if "positions" in name]
 

@@ -35,9 +35,9 @@ def short_sound(kind, seed):
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
     """Tones and noises, which any network tells apart; rows (path, label, split), test files do not exist."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     rows = []
     for split, count in PER_SPLIT.items():
         for number in range(count):
@@ -157,19 +157,19 @@ def test_units_lie_evenly_and_inside_their_clips():
     assert _even_units(np.array([20, 20, 20]), 40, 3) == [(0, 0), (1, 0), (2, 0)]
 
 
-def test_separable_classes_score_one(store, configure, state, labelled, write_table):
-    hook = NearestNeighbors(write_table(labelled), store, configure())
+def test_separable_classes_score_one(store, configure, state, labeled, write_table):
+    hook = NearestNeighbors(write_table(labeled), store, configure())
     assert hook(state) == {"knn_accuracy": 1.0}
     assert (hook.clips, hook.errors) == (20, {})
 
 
-def test_several_labels_a_clip_are_scored_by_mean_average_precision(store, configure, state, labelled, write_table):
-    together = [row | {"label": f"{row['label']};all {row['label']}"} for row in labelled]
+def test_several_labels_a_clip_are_scored_by_mean_average_precision(store, configure, state, labeled, write_table):
+    together = [row | {"label": f"{row['label']};all {row['label']}"} for row in labeled]
     assert NearestNeighbors(write_table(together), store, configure())(state) == {"knn_map": 1.0}
     # A label without rhyme or reason costs as much as one of two labels can.
-    mixed = [row | {"label": row["label"] + ";odd" * (i // 2 % 2)} for i, row in enumerate(labelled)]
+    mixed = [row | {"label": row["label"] + ";odd" * (i // 2 % 2)} for i, row in enumerate(labeled)]
     assert 0.6 < NearestNeighbors(write_table(mixed), store, configure())(state)["knn_map"] < 0.95
-    unlabeled = [row | {"label": "" if row["split"] == "valid" else f"{row['label']};x"} for row in labelled]
+    unlabeled = [row | {"label": "" if row["split"] == "valid" else f"{row['label']};x"} for row in labeled]
     with pytest.raises(InputError, match="no clip of a held-out part has a label"):
         NearestNeighbors(write_table(unlabeled), store, configure())
 
@@ -187,12 +187,12 @@ def test_shuffled_labels_score_near_chance(store, configure, state, tmp_path, wr
 
 @pytest.mark.parametrize("together", [1, 60_000])
 def test_vectors_are_those_of_the_encoder_and_train_rows_vote_on_valid_rows(
-    store, configure, state, labelled, write_table, probed, monkeypatch, together
+    store, configure, state, labeled, write_table, probed, monkeypatch, together
 ):
     monkeypatch.setattr(whitening, "FRAMES_TOGETHER", together)
     rng = np.random.default_rng(0)
     # Labels without rhyme or reason, so that the score is one that only the right rows give; folds play no part.
-    rows = [row | {"label": str(rng.integers(2)), "fold": str(i % 3)} for i, row in enumerate(labelled)]
+    rows = [row | {"label": str(rng.integers(2)), "fold": str(i % 3)} for i, row in enumerate(labeled)]
     result = NearestNeighbors(write_table(rows), store, configure())(state)
     used = [row for row in rows if row["split"] != "test"]
     scenes = np.stack([encoder_of(state).embed(row["path"]).scene for row in used])
@@ -206,13 +206,13 @@ def test_vectors_are_those_of_the_encoder_and_train_rows_vote_on_valid_rows(
     assert result == {"knn_accuracy": call.score.mean}
 
 
-def test_files_of_test_rows_are_not_even_opened(store, configure, labelled, write_table, monkeypatch):
+def test_files_of_test_rows_are_not_even_opened(store, configure, labeled, write_table, monkeypatch):
     opened = []
     read = monitor.read_audio_blocks
     noted = lambda sound, *how: opened.append(sound.path) or read(sound, *how)  # noqa: E731
     monkeypatch.setattr(monitor, "read_audio_blocks", noted)
-    hook = NearestNeighbors(write_table(labelled), store, configure())
-    assert opened == [row["path"] for row in labelled if row["split"] != "test"]
+    hook = NearestNeighbors(write_table(labeled), store, configure())
+    assert opened == [row["path"] for row in labeled if row["split"] != "test"]
     assert hook.errors == {}
 
 
@@ -225,9 +225,9 @@ def test_files_of_test_rows_are_not_even_opened(store, configure, labelled, writ
     ],
 )
 def test_rows_without_a_valid_part_are_held_out_in_turn(
-    store, configure, state, labelled, write_table, probed, columns, names
+    store, configure, state, labeled, write_table, probed, columns, names
 ):
-    rows = [row | {name: of(i) for name, of in columns.items()} for i, row in enumerate(labelled)]
+    rows = [row | {name: of(i) for name, of in columns.items()} for i, row in enumerate(labeled)]
     hook = NearestNeighbors(write_table(rows), store, configure())
     assert hook.clips == 20
     assert hook(state)["knn_accuracy"] > 0.9
@@ -236,8 +236,8 @@ def test_rows_without_a_valid_part_are_held_out_in_turn(
     assert sorted(np.concatenate([split.test for split in call.splits])) == list(range(20))
 
 
-def test_a_sample_keeps_the_valid_part(store, configure, state, labelled, write_table, probed):
-    path = write_table(labelled)
+def test_a_sample_keeps_the_valid_part(store, configure, state, labeled, write_table, probed):
+    path = write_table(labeled)
     for limit, train, valid in ((8, 4, 4), (18, 10, 8), (20, 12, 8)):
         hook = NearestNeighbors(path, store, configure(), limit=limit)
         hook(state)
@@ -245,11 +245,9 @@ def test_a_sample_keeps_the_valid_part(store, configure, state, labelled, write_
         assert (hook.clips, len(split.train), len(split.test)) == (limit, train, valid)
 
 
-def test_unreadable_files_are_left_out_and_counted(
-    store, configure, state, labelled, write_table, sound_folder, probed
-):
+def test_unreadable_files_are_left_out_and_counted(store, configure, state, labeled, write_table, sound_folder, probed):
     broken = {"path": sound_folder / "broken.wav", "label": "tone", "split": "train"}
-    hook = NearestNeighbors(write_table([broken, *labelled]), store, configure())
+    hook = NearestNeighbors(write_table([broken, *labeled]), store, configure())
     ((sound, reason),) = hook.errors.items()
     assert sound.path == sound_folder / "broken.wav" and "cannot be read as sound" in reason
     assert hook.clips == 20
@@ -258,35 +256,35 @@ def test_unreadable_files_are_left_out_and_counted(
 
 
 def test_tables_that_nothing_can_be_held_out_of_are_refused_before_files_are_read(
-    store, configure, labelled, write_table, monkeypatch
+    store, configure, labeled, write_table, monkeypatch
 ):
     def refuse(path, rate_hz):
         pytest.fail("a file was opened")
 
     monkeypatch.setattr(monitor, "read_audio_blocks", refuse)
-    only_test = [row | {"split": "test"} for row in labelled]
-    one_class = [row | {"label": f"{row['label']} {row['split'] == 'test'}"} for row in labelled[1::2]]
-    one_fold = [row | {"fold": "a"} for row in without(labelled, "split")]
+    only_test = [row | {"split": "test"} for row in labeled]
+    one_class = [row | {"label": f"{row['label']} {row['split'] == 'test'}"} for row in labeled[1::2]]
+    one_fold = [row | {"fold": "a"} for row in without(labeled, "split")]
     for rows, message in (
         (only_test, r"labels.csv has only test rows"),
         (one_class, r"labels.csv has 10 usable rows .*: split trains on 1 class"),
         (one_fold, r"labels.csv has 24 usable rows .*: all rows are in fold 'a'; mark"),
-        (without(labelled[:4], "split"), r"labels.csv has 4 usable rows .* mark rows train and valid"),
+        (without(labeled[:4], "split"), r"labels.csv has 4 usable rows .* mark rows train and valid"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             NearestNeighbors(write_table(rows), store, configure())
         assert "\n" not in str(caught.value)
 
 
-def test_a_table_without_readable_files_is_refused(store, configure, labelled, write_table, tmp_path):
-    rows = [row | {"path": tmp_path / "gone" / row["path"].name} for row in labelled]
+def test_a_table_without_readable_files_is_refused(store, configure, labeled, write_table, tmp_path):
+    rows = [row | {"path": tmp_path / "gone" / row["path"].name} for row in labeled]
     with pytest.raises(InputError, match=r"none of 20 files of .*labels.csv could be read, as .* does not exist"):
         NearestNeighbors(write_table(rows), store, configure())
 
 
 @pytest.mark.parametrize("block_samples", [3000, 1 << 20])
 def test_only_the_beginning_of_a_long_file_counts(
-    store, configure, state, labelled, write_table, encoded, monkeypatch, block_samples
+    store, configure, state, labeled, write_table, encoded, monkeypatch, block_samples
 ):
     monkeypatch.setattr(monitor, "LONGEST_S", 0.4)
     monkeypatch.setattr("melmask.audio.files._BLOCK_FRAMES", block_samples)
@@ -298,9 +296,9 @@ def test_only_the_beginning_of_a_long_file_counts(
             yield block
 
     monkeypatch.setattr(monitor, "read_audio_blocks", counted)
-    NearestNeighbors(write_table(labelled), store, configure())(state)
+    NearestNeighbors(write_table(labeled), store, configure())(state)
     ((_, frames),) = encoded
-    used = [1 + soundfile.info(row["path"]).frames // 160 for row in labelled if row["split"] != "test"]
+    used = [1 + soundfile.info(row["path"]).frames // 160 for row in labeled if row["split"] != "test"]
     assert frames == [min(41, known) for known in used]
     assert 41 in frames and min(frames) < 41
     # 41 frames need 6,600 samples; of 14,000 no more are read.
@@ -318,21 +316,21 @@ def test_bfloat16_changes_the_rank_little(store, configure, state):
     assert quick["feature_rank"] == pytest.approx(exact["feature_rank"], rel=0.01)
 
 
-def test_a_broken_model_gets_no_numbers(store, configure, state, labelled, write_table):
-    hooks = [FeatureRank(store, configure()), NearestNeighbors(write_table(labelled), store, configure())]
+def test_a_broken_model_gets_no_numbers(store, configure, state, labeled, write_table):
+    hooks = [FeatureRank(store, configure()), NearestNeighbors(write_table(labeled), store, configure())]
     with torch.no_grad():
         next(state.model.encoder.parameters()).fill_(math.nan)
     assert [hook(state) for hook in hooks] == [{}, {}]
 
 
-def test_the_model_and_the_random_states_are_left_as_they_were(store, configure, state, labelled, write_table):
+def test_the_model_and_the_random_states_are_left_as_they_were(store, configure, state, labeled, write_table):
     weights = copy.deepcopy(state.model.state_dict())
     state.model.train()
     trained = [(p.requires_grad, id(p)) for p in state.model.parameters()]
     assert any(requires for requires, _ in trained)
     randomness = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     threads, product_precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    hooks = FeatureRank(store, configure()), NearestNeighbors(write_table(labelled), store, configure())
+    hooks = FeatureRank(store, configure()), NearestNeighbors(write_table(labeled), store, configure())
     assert all(hook(state) for hook in hooks)
     assert torch.equal(torch.random.get_rng_state(), randomness[0])
     assert np.array_equal(np.random.get_state()[1], randomness[1])
@@ -342,9 +340,9 @@ def test_the_model_and_the_random_states_are_left_as_they_were(store, configure,
     assert all(torch.equal(weights[name], tensor) for name, tensor in state.model.state_dict().items())
 
 
-def test_a_run_with_hooks_is_the_run_without(store, configure, labelled, write_table, tmp_path):
+def test_a_run_with_hooks_is_the_run_without(store, configure, labeled, write_table, tmp_path):
     config = configure("optimizer.steps=4", "run.picture_interval_steps=1")
-    hooks = [FeatureRank(store, config), NearestNeighbors(write_table(labelled), store, config)]
+    hooks = [FeatureRank(store, config), NearestNeighbors(write_table(labeled), store, config)]
     seen = []
     pretrain(store, tmp_path / "plain", config)
     pretrain(store, tmp_path / "watched", config, [*hooks, lambda state: seen.append(state.step) or {}])

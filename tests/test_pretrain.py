@@ -81,12 +81,6 @@ def test_the_loss_falls_below_what_can_be_had_without_looking_at_the_visible_pat
     assert outcome.loss == losses[-1] < 0.1
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(whole_run, store, configure, tmp_path):
-    pretrain(store, tmp_path, configure())
-    assert_same_weights(tmp_path, whole_run)
-    assert logged(tmp_path, "step", "loss") == logged(whole_run, "step", "loss")
-
-
 def test_another_seed_gives_other_weights(whole_run, store, configure, tmp_path):
     pretrain(store, tmp_path, configure("run.seed=1"))
     ours, theirs = last_weights(tmp_path), last_weights(whole_run)
@@ -294,7 +288,7 @@ def test_a_snapshot_of_odd_content_is_refused_in_one_line(store, configure, tmp_
         pretrain(store, tmp_path, configure(ONE_STEP))
 
 
-def test_values_that_are_no_numbers_end_the_run_and_keep_the_last_snapshot(store, configure, tmp_path, monkeypatch):
+def test_values_that_are_no_numbers_end_the_run_and_keep_the_last_snapshot(configure, tmp_path, monkeypatch):
     block = np.random.default_rng(0).normal(-7, 4, (64, 80))
     good = store_of(tmp_path / "good", [block])
     bad = store_of(tmp_path / "bad", [np.where(block > 0, np.nan, block)])

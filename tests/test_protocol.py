@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hear_folders import RATE_HZ, grid, write_event_task, write_fold_task, write_tag_task
+from hear_folders import RATE_HZ, write_event_task, write_fold_task, write_tag_task
 from sklearn.model_selection import ParameterGrid
 
 from melmask.embedding.choice import FeatureChoice
@@ -19,7 +19,7 @@ from melmask.errors import ConfigError, InputError
 from melmask.evaluate import protocols as protocol
 from melmask.evaluate.embeddings import SplitEmbeddings, embed_task
 from melmask.evaluate.evaluation import evaluate, table_text
-from melmask.evaluate.heads import HeadConfig, StoppedError, Validation
+from melmask.evaluate.heads import StoppedError, Validation
 from melmask.evaluate.models import open_client
 from melmask.evaluate.options import EvaluateOptions
 from melmask.evaluate.protocols import LINEAR_SEEDS, grid_of, run_splits
@@ -491,10 +491,3 @@ def test_the_precision_of_the_heads_is_recorded(hear_folder, tmp_path):
         assert outcome.score.mean > 0.8
     with pytest.raises(ConfigError, match="unknown head precision 'fp16'; the nearest is 'bf16'"):
         evaluated(["logmel"], hear_folder, tmp_path / "x", head_precision="fp16")
-
-
-def test_the_grid_of_the_tests_is_read(rows_of):
-    data = rows_of("pitches-v1-full")
-    assert grid()["task_specific_param_grid"]["hidden_dim"] == [32]
-    assert {config.hidden_dim for config in grid_of(data.task)} == {32}
-    assert all(isinstance(config, HeadConfig) for config in grid_of(data.task))

@@ -88,6 +88,10 @@ def test_a_tone_is_loudest_in_the_band_that_it_is_the_center_of(scale):
         assert centers_hz[0] == pytest.approx(8000 / 2 ** (80 / 12))
 
 
+def test_the_bands_of_a_resolution_end_where_its_settings_say():
+    assert band_edges_hz(THREE, 2)[-1] == 4000.0
+
+
 @pytest.mark.parametrize("config", [TWO, THREE], ids=["two", "three"])
 def test_every_band_hears_white_noise_at_the_same_level(config):
     power = LogMelSpectrogram(config)(noise(160_000))[0].exp().mean(1)
@@ -158,7 +162,7 @@ def test_settings_of_resolutions_are_read_from_json_and_checked():
             with_overrides(ONE, [f"further_resolutions={value}"])
 
 
-def test_a_store_holds_the_log_mels_and_the_statistics_of_both(two_store, store, good_paths):
+def test_a_store_holds_the_log_mels_and_the_statistics_of_both(two_store, store):
     assert two_store.front_end == TWO and list(two_store.frames) == list(store.frames)
     clip = int(np.argmax(store.frames))
     crops = [np.empty((64, bands), dtype="<f2") for bands in (160, 80)]
@@ -297,7 +301,7 @@ def test_every_band_has_a_second_resolution_that_hears(rate_hz):
     assert torch.isfinite(logmel).all() and (logmel[:, 80:].std(-1) > 0).all()
 
 
-def test_what_does_not_fit_is_refused_with_what_to_type(store, two, configure, tmp_path, capsys):
+def test_what_does_not_fit_is_refused_with_what_to_type(store, two, tmp_path, capsys):
     assert main(["pretrain", str(store.folder), "--recipe", "tiny", "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--resolutions 2, or set model.resolutions=1" in line

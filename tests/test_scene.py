@@ -5,12 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import melmask
 from melmask.adapters import hear
 from melmask.cli import main
 from melmask.embedding.extract import embed_files
 from melmask.embedding.tables import read_settings
-from melmask.errors import ConfigError
 
 RATE_HZ, HOP_SAMPLES, PATCH_FRAMES = 16000, 160, 16
 
@@ -76,8 +74,3 @@ def test_hear_takes_it(run_folder, sound, monkeypatch):
     scenes = hear.get_scene_embeddings(torch.from_numpy(sound(1.0, 0))[None], model)
     assert scenes.shape == (1, model.scene_embedding_size)
     assert model.scene_embedding_size == 2 * model.timestamp_embedding_size
-
-
-def test_another_word_is_refused(run_folder, sound):
-    with pytest.raises(ConfigError, match=r"scene is 'median'; known are mean, mean\+std"):
-        melmask.load(run_folder, device="cpu").embed(sound(1.0, 0), RATE_HZ, scene="median")

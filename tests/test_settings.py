@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -91,10 +92,11 @@ def test_an_unknown_key_names_the_nearest_known_one(written, meant):
     assert f"the nearest is {meant!r}" in message
 
 
-@pytest.mark.parametrize("path", leaves(PretrainConfig()))
-def test_a_key_without_its_section_names_the_whole_key(path):
-    name = path.rsplit(".", 1)[1]
-    assert f"the nearest is {path!r}" in message_of(lambda: with_overrides(PretrainConfig(), [f"{name}=1"]))
+def test_a_key_without_its_section_names_the_whole_key():
+    for path in leaves(PretrainConfig()):
+        name = path.rsplit(".", 1)[1]
+        with pytest.raises(ConfigError, match=re.escape(f"the nearest is {path!r}")):
+            with_overrides(PretrainConfig(), [f"{name}=1"])
 
 
 def test_a_key_like_no_other_lists_what_there_is():

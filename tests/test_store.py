@@ -128,7 +128,7 @@ def test_the_size_of_shards_does_not_change_the_clips(store, finished):
         np.testing.assert_array_equal(stored_clip(split, clip), stored_clip(store, clip))
 
 
-def test_preparing_leaves_the_number_of_threads_as_it_was(finished, sound_folder, tmp_path):
+def test_preparing_leaves_the_number_of_threads_as_it_was(sound_folder, tmp_path):
     before = torch.get_num_threads()
     prepare([sound_folder], tmp_path / "again", FRONT_END, threads=2)
     assert torch.get_num_threads() == before
@@ -222,7 +222,7 @@ def test_preparing_a_finished_store_decodes_nothing_but_the_failures(finished, s
     assert content_of(finished)[1:] == expected
 
 
-def test_a_repaired_file_leaves_the_list_of_failures(sound_folder, tmp_path, sound):
+def test_a_repaired_file_leaves_the_list_of_failures(tmp_path, sound):
     folder, source = tmp_path / "store", tmp_path / "sounds"
     source.mkdir()
     soundfile.write(source / "a.wav", sound(1, 0), 16000)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from melmask.audio.bands import front_end_of
+from melmask.audio.bands import front_end_of, with_second_resolution
 from melmask.audio.logmel import LogMelSpectrogram
 from melmask.cli import main
 from melmask.config import DataConfig, FrontEndConfig, ResolutionConfig
@@ -16,9 +16,10 @@ from melmask.corpus.stream import CropStream
 from melmask.corpus.synthetic import SyntheticCorpus, synthetic_corpus
 from melmask.errors import ConfigError
 from melmask.pages.run import write_run_page
+from melmask.synth import scenes
 from melmask.synth.draw import Draw
 from melmask.synth.scenes import SILENT_SHARE, draw_sound
-from melmask.synth.sources import SOURCES
+from melmask.synth.sources import SOURCES, _rung
 from melmask.train.bench import run_bench
 from melmask.train.pretrain import pretrain
 from melmask.train.record import read_run_file
@@ -73,6 +74,33 @@ def test_a_source_draws_finite_sounds_that_all_differ(name):
     assert sum(not sound.any() for sound in drawn) < 5
     levels = {float(np.abs(sound).sum()) for sound in drawn if sound.any()}
     assert len(levels) == sum(sound.any() for sound in drawn)
+
+
+def test_everything_lasts_longer_where_the_hop_is_longer():
+    """Calls of whales are slow: at a hop of 40 ms, notes of the length of speech would be clicks."""
+    speech, whales = (Draw.for_crop(FRONT_ENDS[name], FRAMES, (0, 0)) for name in ("speech", "hydrophone"))
+    assert whales.slowness == 4
+    assert whales.span_s(0.1, 1.0) == pytest.approx(4 * speech.span_s(0.1, 1.0))
+
+
+def test_a_strike_begins_at_0_so_that_it_does_not_click():
+    ring = _rung(Draw.for_crop(SPEECH, FRAMES, (0, 0)), np.array([200.0, 330.0]), np.array([0.2, 0.1]), np.ones(2))
+    assert ring[0] == 0 and np.abs(ring).max() > 0.5
+
+
+def test_sources_are_drawn_as_often_as_their_weights_say(monkeypatch):
+    drawn = []
+
+    def named(name):
+        return lambda draw: drawn.append(name) or np.ones(draw.samples, np.float32)
+
+    monkeypatch.setattr(scenes, "_SOUNDS", tuple(named(name) for name in SOURCES))
+    for number in range(2000):
+        scenes._mixed(Draw(np.random.default_rng(number), 16, 16000))
+    weights = {name: weight for name, (_, weight) in SOURCES.items()}
+    shares = {name: drawn.count(name) / len(drawn) for name in SOURCES}
+    # Of about 3,900 layers, the share of a source is within 0.008 of its weight in two of three cases.
+    assert shares == pytest.approx(weights, abs=0.025)
 
 
 def test_the_sounds_cover_the_levels_and_spectra_of_real_ones():
@@ -138,7 +166,7 @@ def test_the_statistics_without_a_store_are_those_of_a_fixed_sample(configure):
         assert values.mean(dtype=np.float64) == pytest.approx(mean, abs=1e-3)
         assert values.std(dtype=np.float64) == pytest.approx(std, abs=1e-3)
     bats = synthetic_corpus(configure("data.synth_share=1", "data.synth_band=bats", "model.resolutions=2"))
-    assert bats.front_end == replace(front_end_of("bats"), further_resolutions=(ResolutionConfig(),))
+    assert bats.front_end == with_second_resolution(front_end_of("bats"))
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])

@@ -104,7 +104,7 @@ def test_joined_mp3s_of_two_rates_are_all_read(tmp_path):
     assert read_audio(path, 16000).size == pytest.approx(3 * SECONDS * 16000, abs=2000)
 
 
-def test_an_mp3_that_counts_more_frames_than_it_has_is_refused(read, tmp_path, capfd):
+def test_an_mp3_that_counts_more_frames_than_it_has_is_refused(read, capfd):
     content = mp3()
     for kept in (len(content) // 2, len(content) * 9 // 10):
         with pytest.raises(AudioFileError, match="breaks off"):
@@ -249,8 +249,8 @@ def test_a_caf_rifx_or_w64_that_holds_more_than_its_header_says_is_read_whole(re
         np.testing.assert_array_equal(read(bytes(content)), expected)
 
 
-@pytest.mark.parametrize(("kind", "options", "layout", "sizes"), SIZES, ids=["CAF", "RIFX", "W64"])
-def test_a_caf_rifx_or_w64_that_is_cut_is_refused(read, kind, options, layout, sizes):
+@pytest.mark.parametrize(("kind", "options"), [row[:2] for row in SIZES], ids=["CAF", "RIFX", "W64"])
+def test_a_caf_rifx_or_w64_that_is_cut_is_refused(read, kind, options):
     content = encoded(kind, subtype="PCM_16", **options)
     with pytest.raises(AudioFileError, match=r"breaks off after \d+ of 132[23]\d\d samples"):
         read(content[: len(content) // 2])

@@ -15,7 +15,7 @@ from melmask.embedding.choice import FeatureChoice
 from melmask.embedding.encoder import AudioEncoder, load, untrained
 from melmask.embedding.export import export_onnx
 from melmask.embedding.extract import embed_files
-from melmask.embedding.whitening import set_features, whitened_card
+from melmask.embedding.whitening import _read, _stretches, set_features, whitened_card
 from melmask.errors import CheckpointError, ConfigError, InputError
 from melmask.models.network import build_network
 from melmask.models.whitening import fit_whitening
@@ -89,6 +89,33 @@ def test_a_number_that_never_changes_is_not_blown_up():
     scenes = np.random.default_rng(0).normal(size=(80, 6))
     scenes[:, 2] = 3.0
     assert np.abs(fit_whitening(scenes, 2)(scenes + 1e-6 * np.eye(80, 6))).max() < 10
+
+
+def of_three_sounds():
+    """A whitening that was learned from many copies of three different vectors, which have two directions."""
+    return fit_whitening(np.random.default_rng(0).normal(size=(3, 40))[np.arange(80) % 3], 8)
+
+
+def test_copies_of_few_sounds_leave_every_direction_a_hundredth_of_its_amplitude():
+    assert len(of_three_sounds().gains) == 8
+    assert (of_three_sounds().gains > 0.0099).all()
+
+
+def test_copies_of_few_sounds_make_nothing_stronger():
+    assert (of_three_sounds().gains <= 1).all()
+
+
+def test_long_clips_are_cut_into_equal_stretches_and_few_of_many_are_drawn():
+    assert sorted(_stretches(np.array([2500, 900]))) == [(0, 0, 833), (0, 833, 1666), (0, 1666, 2500), (1, 0, 900)]
+    assert len(set(_stretches(np.full(3000, 10)))) == 2048
+
+
+def test_a_stretch_is_read_from_its_first_frame_on(store):
+    clip = len(store) - 1
+    whole = np.empty((store.frames[clip], 80), np.float16)
+    store.read_into(whole, clip, 0)
+    (logmel,) = _read(store, [(clip, 23, 33)])
+    np.testing.assert_array_equal(logmel.T, whole[23:33])
 
 
 def test_scene_vectors_are_whitened_wherever_they_are_made(whitened, tmp_path):

@@ -97,6 +97,7 @@ def fit_whitening(scenes: Float[np.ndarray, "clips S"], directions: int) -> Whit
     found = (standardized.T @ vectors[:, strongest]).T
     # Of fewer different sounds than directions, nothing else is left.
     level = max(_LEAST_SHARE * variances[-1], variances[-1 - _LEVEL * count])
-    gains = (level / variances[strongest]) ** _STRENGTH
+    # A direction of less than that is of rounding errors, and stays as it is.
+    gains = (level / np.maximum(variances[strongest], level)) ** _STRENGTH
     arrays = {"mean": mean, "deviation": deviation, "directions": found, "gains": gains}
     return Whitening.of_arrays(arrays)
