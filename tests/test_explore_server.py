@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from datetime import datetime
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -229,6 +230,7 @@ def test_names_and_items_are_text_and_no_paths(page, collection):
     assert item["duration_s"] is None and "cannot be read as sound" in item["error"]
     item = page.get(f"/api/items/{point_of(collection, 'deep/e.wav')}").json()
     assert item["duration_s"] == 2.5 and item["columns"]["what"] == HTML and item["columns"]["folder"] == "deep"
+    datetime.strptime(item["columns"]["modified"], "%Y-%m-%d %H:%M:%S")
 
 
 def test_a_spectrogram_is_the_one_that_the_model_sees(page, collection):

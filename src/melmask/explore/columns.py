@@ -40,10 +40,13 @@ class Column:
         return len(np.unique(self.values[np.isfinite(self.values)]))
 
     def value(self, row: int) -> str | float | None:
-        """Return the value of one point; None where absent."""
+        """Return the value of one point, a time as text; None where absent."""
         if self.values is not None:
             number = float(self.values[row])
-            return number if math.isfinite(number) else None
+            if not math.isfinite(number):
+                return None
+            # A file may say that it was modified in any year.
+            return str(np.datetime64(int(number), "s")).replace("T", " ") if self.kind == "time" else number
         assert self.codes is not None
         code = int(self.codes[row])
         return None if code == ABSENT else self.categories[code]
