@@ -111,7 +111,7 @@ def test_a_stopped_run_keeps_its_plan(store, configure, tmp_path, monkeypatch):
         ("tiny_025", [], 200),
         ("tiny", [], 286),
         ("demo", [], 60),
-        ("small", [], 150),
+        ("small", [], 217),
         ("tiny", ["optimizer.steps=150"], 11),
         ("tiny", ["optimizer.steps=150", "optimizer.warmup_steps=3"], 3),
         ("tiny", ["optimizer.warmup_steps=0"], 0),
