@@ -237,7 +237,7 @@ def test_an_example_is_short_and_says_how_to_run_it():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_and_its_settings_can_be_listed(name, capsys):
     config = recipe(name)
-    visible = {"msm_mae_512": 40, "msm_mae_608": 47, "tiny": 13}.get(name, 16)
+    visible = {"msm_mae_512": 40, "msm_mae_608": 47, "tiny": 13, "small": 13}.get(name, 16)
     assert build_network(config.model).encoder.grid.visible_patches(config.masking.ratio) == visible
     assert main(["settings", name]) == 0
     assert f"optimizer.steps = {config.optimizer.steps}" in capsys.readouterr().out
