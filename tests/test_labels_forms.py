@@ -232,7 +232,7 @@ def test_tables_of_annotation_programs_are_events(folder, name, content):
         ("start,end", "2020-01-01,2020-01-02", "has `start` and `end`, which are no times in seconds"),
         ("start_time,duration", "10:00:00,5", "has `start_time` and `duration`, which are no times in seconds"),
         ("offset,rate", "3,8000", "has `offset` without its counterpart, so it is not used"),
-        ("score,presence", "2,0", "has `score`, `presence`, which is not used: every row counts in full"),
+        ("score,presence", "2,0", "has `score`, `presence`, not used here: every row counts in full"),
         ("Channel", "2", "has `Channel`, which is not used: every row is about all channels"),
         ("start,end", ",", ""),
     ],

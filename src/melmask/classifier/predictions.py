@@ -14,8 +14,8 @@ from melmask.system.files import atomic_write, locked, output_error, remove_part
 from melmask.system.reading import open_file, parse_json, read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_COLUMNS = {"probability", "error"}
-"""A table of predictions has the first or, of a sound that cannot be read, the second one."""
+_COLUMNS = ({"path", "label", "probability"}, {"path", "error"})
+"""What a table of predictions has, and a line of JSON about a sound that cannot be read."""
 _LONGEST_HEAD = 1 << 16
 
 
@@ -55,7 +55,7 @@ def check_table_path(out: Path) -> None:
     """
     if out.suffix not in SUFFIXES or out.is_dir():
         raise ConfigError(f"{out} cannot be the table; give a file that ends in {', '.join(SUFFIXES)}")
-    if out.exists() and out.stat().st_size and not _COLUMNS & _columns_of(out):
+    if out.exists() and out.stat().st_size and not any(columns <= _columns_of(out) for columns in _COLUMNS):
         raise OutputError(f"{out} is there and holds no predictions; it would be lost, so give --out another name")
 
 

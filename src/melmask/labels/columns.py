@@ -185,7 +185,7 @@ def name_columns(sheet: Sheet, options: TableOptions, *, several: bool | None = 
     values |= times
     notes = [*sheet.notes, *_renaming_notes(sheet, names, found), *notes]
     if unused := [f"`{sheet.header[index]}`" for key, index in names.items() if key in _MEANINGFUL]:
-        notes.append(f"has {', '.join(unused)}, which is not used: every row counts in full")
+        notes.append(f"has {', '.join(unused)}, not used here: every row counts in full")
     if "channel" in names:
         notes.append(f"has `{sheet.header[names['channel']]}`, which is not used: every row is about all channels")
     paths: list[Path] = []
